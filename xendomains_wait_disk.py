@@ -1,0 +1,2020 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Wait, at boot, for the disks of the Xen guests that are about to start.
+
+xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose
+disk is not there yet fails to start and stays down. This program runs just before: it finds the disks which
+those guests need, and returns when all of them are ready or when the timeout is over.
+
+The module reads from top to bottom in the order in which the data flows:
+
+    settings                /etc/xen-wait-disk.conf
+    xendomains' settings    which directories hold the guests, and whether saved ones are restored
+    configurations          xl.cfg(5), and the header which xl save writes
+    disk specifications     xl-disk-configuration(5)
+    what to look for        a path on this host, or nothing and why
+    readiness               ready or not, and why
+    survey                  all of the above, for all guests, even if a file system does not answer
+    wait                    until everything is ready or time is over
+    output                  journal, systemd's status, table, JSON
+    command line            options, main()
+
+Every time is in seconds, unless its name says otherwise.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import stat
+import sys
+import time
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from threading import Event, Lock, Thread
+from typing import (
+    IO,
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Union,
+)
+
+# What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
+# pyudev, python-systemd, socket and tenacity together take several times as long as all that the common boot does.
+if TYPE_CHECKING:
+    from types import FrameType
+
+__version__ = "2.0.0"
+
+COMMAND = "xendomains-wait-disk"
+CONFFILE = "/etc/xen-wait-disk.conf"
+
+EXIT_READY = 0
+EXIT_TIMED_OUT = 1
+EXIT_USAGE = 2
+EXIT_NO_XENDOMAINS = 6
+
+# syslog(3)
+ERR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
+LOG_LEVELS = {"emerg": 0, "alert": 1, "crit": 2, "err": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
+
+# A configuration is a few hundred bytes. What is larger than this is something else, and xl would take long to say so.
+LARGEST_CONFIGURATION = 1 << 20
+
+
+class Refusal(ValueError):
+    """A file or a value cannot be used; the text says why, in words that follow the name of the file or key."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings: /etc/xen-wait-disk.conf
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Settings(NamedTuple):
+    """What /etc/xen-wait-disk.conf says; a value not given there is the default below."""
+
+    timeout: float = 300.0
+    log_level: int = WARNING
+    xendomains: tuple[str, ...] = (
+        "/etc/sysconfig/xendomains",
+        "/etc/default/xendomains",
+        "/etc/conf.d/xendomains",
+    )
+    auto: str = ""
+    save: str = ""
+    first: float = 0.1
+    longest: float = 1.0
+    factor: float = 2.0
+    ignored_domains: tuple[str, ...] = ()
+    ignored_disks: tuple[str, ...] = ()
+
+
+# Each key of the file, its field in Settings and its check.
+SETTINGS_KEYS = (
+    ("", "timeout", "timeout", "time_span(default=None)"),
+    ("", "log_level", "log_level", "log_level(default=None)"),
+    ("paths", "xendomains", "xendomains", "paths(default=None)"),
+    ("paths", "auto", "auto", "path(default=None)"),
+    ("paths", "save", "save", "path(default=None)"),
+    ("polling", "first", "first", "time_span(10ms, default=None)"),
+    ("polling", "longest", "longest", "time_span(10ms, default=None)"),
+    ("polling", "factor", "factor", "factor(default=None)"),
+    ("ignore", "domains", "ignored_domains", "patterns(default=None)"),
+    ("ignore", "disks", "ignored_disks", "patterns(default=None)"),
+)
+
+# systemd.time(7), "Parsing time spans"
+TIME_UNITS = {
+    "usec": 1e-6, "us": 1e-6, "µs": 1e-6, "μs": 1e-6,
+    "msec": 1e-3, "ms": 1e-3,
+    "": 1.0, "seconds": 1.0, "second": 1.0, "sec": 1.0, "s": 1.0,
+    "minutes": 60.0, "minute": 60.0, "min": 60.0, "m": 60.0,
+    "hours": 3600.0, "hour": 3600.0, "hr": 3600.0, "h": 3600.0,
+    "days": 86400.0, "day": 86400.0, "d": 86400.0,
+    "weeks": 604800.0, "week": 604800.0, "w": 604800.0,
+}  # fmt: skip
+
+
+def parse_time_span(text: str) -> float:
+    """Seconds in a time span such as "5min", "90" or "1min 30s" (systemd.time(7)).
+
+    Raises Refusal if it is none. "infinity" is none either: a boot must not wait for ever.
+    """
+    if not re.fullmatch(r"(\s*[0-9]+(\.[0-9]+)?\s*[a-zµμ]*)+\s*", text):
+        raise Refusal(f"is no time span: '{text}' (write for example 5min, 90 or 1min 30s)")
+    seconds = 0.0
+    for number, unit in re.findall(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]*)", text):
+        if unit not in TIME_UNITS:
+            raise Refusal(f"has the unknown unit '{unit}' in '{text}' (use ms, s, min, h or d)")
+        seconds += float(number) * TIME_UNITS[unit]
+    return seconds
+
+
+def format_time_span(seconds: float) -> str:
+    """A time span as a person writes it: 330 is "5min 30s"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms" if seconds else "0s"
+    minutes, rest = divmod(round(seconds, 1), 60)
+    parts = [f"{minutes:.0f}min"] if minutes else []
+    return " ".join(parts + ([f"{rest:g}s"] if rest else []))
+
+
+def parse_log_level(text: str) -> int:
+    """The number of a syslog level given by name or number; raises Refusal if there is none such."""
+    level = text.strip().lower()
+    if level in LOG_LEVELS:
+        return LOG_LEVELS[level]
+    if level in map(str, LOG_LEVELS.values()):
+        return int(level)
+    raise Refusal(f"is no log level: '{text}' (use one of {', '.join(LOG_LEVELS)}, or 0 to 7)")
+
+
+def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, list[str]]:
+    """The settings in the file at `path`, and a sentence for everything wrong in it.
+
+    A wrong value is left at its default, and a file that does not exist means defaults (with must_exist, that is
+    wrong as well), so that the settings can always be used.
+    """
+    try:
+        lines = os.fsdecode(read_file(path)).splitlines()
+    except FileNotFoundError:
+        return Settings(), [f"{path} does not exist; the defaults are used."] if must_exist else []
+    except (OSError, Refusal) as error:
+        return Settings(), [f"{path} cannot be read ({reason(error)}); the defaults are used."]
+    if not any(sets_something(line) for line in lines):
+        return Settings(), []
+    return parse_settings(path, lines)
+
+
+def sets_something(line: str) -> bool:
+    """Whether configobj has to look at this line; in the file as it is shipped, it need not look at any."""
+    return line.strip() not in ("", "[paths]", "[polling]", "[ignore]") and not line.lstrip().startswith("#")
+
+
+def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]]:
+    """The settings in these lines, and a sentence for everything wrong in them; `path` is for the sentences."""
+    from configobj import ConfigObj, ConfigObjError, flatten_errors, get_extra_values
+    from configobj.validate import ValidateError, Validator
+
+    def configobj_check(check: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(value: str | list[str], *arguments: str) -> Any:
+            try:
+                return check(value, *arguments)
+            except Refusal as error:
+                raise ValidateError(str(error)) from None
+
+        return checked
+
+    spec: list[str] = []
+    for section, key, _, check in SETTINGS_KEYS:
+        if section and f"[{section}]" not in spec:
+            spec.append(f"[{section}]")
+        spec.append(f"{key} = {check}")
+    problems: list[str] = []
+    try:
+        config = ConfigObj(list(lines), configspec=spec, interpolation=False)
+    except ConfigObjError as error:
+        problems += [f"{path}: {problem} This line is ignored." for problem in getattr(error, "errors", [error])]
+        config = error.config
+    results = config.validate(Validator({name: configobj_check(c) for name, c in CHECKS.items()}), preserve_errors=True)
+
+    wrong = set()
+    for sections, key, problem in flatten_errors(config, results):
+        name = ".".join([*sections, key or ""]).rstrip(".")
+        wrong.add(name)
+        problems.append(f"{path}: {name} {problem or 'is no section'}; the default is used.")
+    for sections, key in get_extra_values(config):
+        name = ".".join([*sections, key])
+        if name not in wrong:
+            problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
+
+    values: dict[str, Any] = {}
+    for section, key, field, _ in SETTINGS_KEYS:
+        holder = config.get(section) if section else config
+        value = holder.get(key) if isinstance(holder, dict) else None
+        if value is not None and not {section, f"{section}.{key}".lstrip(".")} & wrong:
+            values[field] = tuple(value) if isinstance(value, list) else value
+    return Settings()._replace(**values), problems
+
+
+def check_time_span(value: str | list[str], least: str = "0") -> float:
+    """Seconds in a time span of at least `least`."""
+    seconds = parse_time_span(single(value))
+    if seconds < parse_time_span(least):
+        raise Refusal(f"is too short: '{value}' (at least {least})")
+    return seconds
+
+
+def check_log_level(value: str | list[str]) -> int:
+    """The number of a log level."""
+    return parse_log_level(single(value))
+
+
+def check_factor(value: str | list[str]) -> float:
+    """The factor by which pauses grow."""
+    try:
+        factor = float(single(value))
+    except ValueError:
+        raise Refusal(f"is no number: '{value}'") from None
+    if not 1 <= factor <= 100:
+        raise Refusal(f"is out of range: '{value}' (1 to 100)")
+    return factor
+
+
+def check_path(value: str | list[str]) -> str:
+    """One absolute path, or nothing."""
+    path = single(value)
+    if path and not path.startswith("/"):
+        raise Refusal(f"is no absolute path: '{path}'")
+    return path
+
+
+def check_paths(value: str | list[str]) -> list[str]:
+    """Absolute paths, separated by commas."""
+    return [check_path(path) for path in ([value] if isinstance(value, str) else value)]
+
+
+def check_patterns(value: str | list[str]) -> list[str]:
+    """Shell patterns, separated by commas."""
+    return [pattern for pattern in ([value] if isinstance(value, str) else value) if pattern]
+
+
+def single(value: str | list[str]) -> str:
+    """A value that must not be a list, which is what configobj makes of a comma outside quotes."""
+    if isinstance(value, list):
+        raise Refusal(f"is a list: '{', '.join(value)}' (one value is wanted; put one with a comma into quotes)")
+    return value
+
+
+CHECKS: Mapping[str, Callable[..., Any]] = {
+    "time_span": check_time_span,
+    "log_level": check_log_level,
+    "factor": check_factor,
+    "path": check_path,
+    "paths": check_paths,
+    "patterns": check_patterns,
+}
+
+
+def closest_key(name: str) -> str:
+    """A hint for somebody who wrote an unknown key."""
+    import difflib
+
+    known = [f"{section}.{key}".lstrip(".") for section, key, *_ in SETTINGS_KEYS]
+    similar = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {similar[0]}?" if similar else f"known are {', '.join(known)}"
+
+
+def read_file(path: str) -> bytes:
+    """The content of a small regular file.
+
+    Raises OSError, or Refusal if it is too large or no regular file: opening a FIFO may block for ever, and opening
+    a device may do anything (a watchdog starts to count, a tape rewinds).
+    """
+    status = os.stat(path)
+    require_regular_file(status)
+    if status.st_size > LARGEST_CONFIGURATION:
+        raise Refusal(f"has {status.st_size} bytes; more than {LARGEST_CONFIGURATION} are no configuration")
+    with open_regular_file(path) as file:
+        return file.read(LARGEST_CONFIGURATION)
+
+
+def open_regular_file(path: str) -> IO[bytes]:
+    """The file opened for reading without a buffer, and without blocking should it have become a FIFO."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return open(descriptor, "rb", buffering=0)
+
+
+def require_regular_file(status: os.stat_result) -> None:
+    """Raises Refusal if it is none; xl, too, reads nothing else."""
+    if not stat.S_ISREG(status.st_mode):
+        raise Refusal(f"is {kind_of_file(status.st_mode)}, not a regular file")
+
+
+def kind_of_file(mode: int) -> str:
+    """What a file is, as in "a directory"."""
+    return FILE_KINDS.get(stat.S_IFMT(mode), "something unknown")
+
+
+FILE_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFREG: "a regular file",
+}
+
+
+def reason(error: Exception) -> str:
+    """Why it failed, without the path, which the sentence around it names."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# xendomains' settings: which directories hold the guests, and whether saved ones are restored
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Xendomains(NamedTuple):
+    """What xendomains will do when it starts."""
+
+    settings: str
+    auto: str = ""  # directory of configurations; empty: starts none
+    save: str = ""  # directory of saved domains; empty: restores none
+
+
+# Where Xen's own settings file puts them.
+DEFAULT_AUTO = "/etc/xen/auto"
+DEFAULT_SAVE = "/var/lib/xen/save"
+
+# Sourcing it takes milliseconds; xendomains itself would wait for ever.
+SOURCING_LIMIT = 10.0
+
+# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe.
+SOURCE_SETTINGS = r"""
+. "$1" </dev/null >/dev/null 2>&1
+status=$?
+complaint=
+if [ "$status" != 0 ]; then complaint=$("$BASH" -n "$1" 2>&1 </dev/null); fi
+builtin printf '%s\0' "$status" "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
+"""
+
+
+def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None, list[str]]:
+    """What xendomains will do, and a sentence for everything wrong with its settings.
+
+    Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
+    A file which cannot be sourced within `limit` seconds (or at all) counts as if it held Xen's own defaults.
+    """
+    path = next((path for path in settings.xendomains if os.path.exists(path)), None)
+    if path is None:
+        return None, [f"None of {', '.join(settings.xendomains)} exists, so xendomains starts no guests."]
+    try:
+        auto, save, restore, problems = source_xendomains(path, limit)
+    except (OSError, Refusal) as error:
+        auto, save, restore = DEFAULT_AUTO, DEFAULT_SAVE, "true"
+        problems = [f"{path} {reason(error)}; the guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead."]
+    restores = restore != "" if is_debians(path) else restore == "true"
+    return (
+        Xendomains(
+            settings=path,
+            auto=settings.auto or in_root(auto),
+            save=(settings.save or in_root(save)) if restores else "",
+        ),
+        problems,
+    )
+
+
+def is_debians(path: str) -> bool:
+    """Whether Debian's own xendomains reads these settings, which takes any text in XENDOMAINS_RESTORE for a yes.
+
+    Upstream's reads the same place where Xen was configured for it; its init script only calls a helper program.
+    """
+    etc, leaf = os.path.split(os.path.dirname(path))
+    if leaf != "default":
+        return False
+    try:
+        return b"LIBEXEC_BIN" not in read_file(os.path.join(etc, "init.d", "xendomains"))
+    except (OSError, Refusal):
+        return True
+
+
+def in_root(directory: str) -> str:
+    """The directory as xendomains sees it: systemd runs it in /."""
+    return os.path.join("/", directory) if directory else ""
+
+
+def source_xendomains(path: str, limit: float) -> tuple[str, str, str, list[str]]:
+    """XENDOMAINS_AUTO, XENDOMAINS_SAVE and XENDOMAINS_RESTORE as bash finds them in the file, and what was wrong.
+
+    bash sources the file as xendomains does, without input or output. Raises OSError if there is no bash, and
+    Refusal if the file takes longer than `limit` seconds or ends the shell.
+    """
+    require_regular_file(os.stat(path))
+    answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), 5, limit)
+    if len(answer) < 5:
+        raise Refusal("ends the shell that reads it" if ended else f"was not read within {format_time_span(limit)}")
+    status, complaint, auto, save, restore = answer[:5]
+    if complaint:
+        # bash begins each line of it with its own name and the file's.
+        complaint = complaint.splitlines()[0].split(f"{path}: ", 1)[-1]
+        return auto, save, restore, [f"{path} has a syntax error ({complaint}); what stands before it counts."]
+    if status != "0":
+        return auto, save, restore, [f"{path} ends with status {status}; xendomains goes on all the same."]
+    return auto, save, restore, []
+
+
+def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[list[str], bool]:
+    """The fields (each ended by NUL) which a bash script prints within `limit` seconds, and whether it ended itself.
+
+    This is not left to subprocess, which costs the boot as much as everything else here together.
+    """
+    import select
+
+    reading, writing = os.pipe()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XENDOMAINS_", "BASH_"))}
+    process = os.posix_spawnp(
+        "bash",
+        ["bash", "--norc", "--noprofile", "-c", script, "bash", argument],
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, writing, 1),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+        ],
+        setpgroup=0,
+        setsigdef=[signal.SIGPIPE],
+    )
+    os.close(writing)
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    deadline = time.monotonic() + limit
+    printed = b""
+    ended = False
+    while printed.count(b"\0") < fields and len(printed) < LARGEST_CONFIGURATION and not ended:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            break
+        data = os.read(reading, 65536)
+        printed += data
+        ended = not data
+    os.close(reading)
+    if not ended:
+        os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return [os.fsdecode(field) for field in printed.split(b"\0")[:-1]], ended
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configurations: xl.cfg(5), and the header which xl save writes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Disk(NamedTuple):
+    """A disk as a configuration states it, xl-disk-configuration(5)."""
+
+    vdev: str
+    target: str = ""
+    format: str = ""
+    backend: str = ""  # the domain that holds the disk; empty: this host
+    backendtype: str = ""
+    script: str = ""
+    cdrom: bool = False
+
+
+class Domain(NamedTuple):
+    """A guest that xendomains is about to start (kind "auto") or to restore (kind "saved")."""
+
+    name: str
+    source: str
+    kind: str
+    disks: tuple[Disk, ...] = ()
+    error: str = ""  # why xl will refuse it, or why it cannot be read
+    pending: bool = False  # it cannot be read yet: something to wait for
+    warnings: tuple[str, ...] = ()
+
+
+XlValue = Union[str, list[Any]]
+
+
+class XlSetting(NamedTuple):
+    """A value in an xl.cfg and the line it ends in."""
+
+    value: XlValue
+    line: int
+
+
+class Token(NamedTuple):
+    """A token of xl.cfg: its kind (the name of a group in XL_TOKEN), its text and its line."""
+
+    kind: str
+    text: str
+    line: int
+
+    def __str__(self) -> str:
+        return {"newline": "the end of the line", "end": "the end of the file"}.get(self.kind, f"'{self.text}'")
+
+
+# xl's scanner (libxlu_cfg_l.l). A comment without a newline behind it is an error there, and so it is here.
+XL_TOKEN = re.compile(
+    r"""[ \t]+
+    | (?P<newline> \n | \#[^\n]*\n )
+    | (?P<name>    [a-z][._0-9a-z]* )
+    | (?P<number>  [0-9][0-9a-fx]* )
+    | (?P<string>  "[^"\\\n]*(?:\\.[^"\\\n]*)*" | '[^'\\\n]*(?:\\.[^'\\\n]*)*' )
+    | (?P<mark>    \+= | [][=,;] )
+    | (?P<bad>     [^\n] )""",
+    re.VERBOSE,
+)
+
+# Deeper nested lists overflow the stack of xl's parser (measured with libxlutil 4.17).
+DEEPEST_LIST = 4996
+
+
+def parse_xl_config(text: str) -> dict[str, XlSetting]:
+    """The settings of an xl.cfg(5), by name: exactly what xl takes from it. Raises Refusal, with the line.
+
+    Source: xl's grammar, libxlu_cfg_y.y and libxlu_cfg.c in Xen's tools/libs/util.
+    """
+    settings: dict[str, XlSetting] = {}
+    tokens = xl_tokens(text)
+    token = next(tokens)
+    while token.kind != "end":
+        if token.kind == "newline" or token.text == ";":
+            token = next(tokens)
+            continue
+        if token.kind != "name":
+            raise syntax_error(token, "the name of a setting")
+        name, operator = token.text, next(tokens)
+        if operator.text not in ("=", "+="):
+            raise syntax_error(operator, "= or +=")
+        value, line = xl_value(tokens)
+        if operator.text == "+=" and name in settings:
+            value = joined(settings[name].value, value, line)
+        settings[name] = XlSetting(value, line)
+        token = next(tokens)
+        if token.kind not in ("newline", "end") and token.text != ";":
+            raise syntax_error(token, "the end of the line or ;")
+    return settings
+
+
+def xl_tokens(text: str) -> Iterator[Token]:
+    """The tokens of an xl.cfg, without blanks; an endless series of tokens of kind "end" follows the last."""
+    line = 1
+    for match in XL_TOKEN.finditer(text):
+        kind = match.lastgroup
+        if kind is None:
+            continue
+        yield Token(kind, match.group(kind), line)
+        if kind == "newline":
+            line += 1
+    while True:
+        yield Token("end", "", line)
+
+
+def xl_value(tokens: Iterator[Token]) -> tuple[XlValue, int]:
+    """The value that comes next, a string or a list, and the line it ends in."""
+    lists: list[list[Any]] = []
+    after_value = False
+    for token in tokens:
+        value: XlValue
+        if token.kind in ("string", "number") and not after_value:
+            value = token.text if token.kind == "number" else xl_string(token)
+        elif token.text == "[" and token.kind == "mark" and not after_value:
+            if len(lists) == DEEPEST_LIST:
+                raise syntax_error(token, "no list nested that deep")
+            lists.append([])
+            continue
+        elif token.text == "]" and token.kind == "mark" and lists:
+            # A trailing comma is fine, but [,] is not: a comma needs a value before it.
+            value = lists.pop()
+        elif token.text == "," and token.kind == "mark" and lists and after_value:
+            after_value = False
+            continue
+        elif token.kind == "newline" and lists:
+            continue
+        else:
+            raise syntax_error(token, ", or ]" if after_value else "a string, a number or [")
+        if not lists:
+            return value, token.line
+        lists[-1].append(value)
+        after_value = True
+    raise AssertionError("xl_tokens() is endless")
+
+
+def xl_string(token: Token) -> str:
+    """What stands between the quotes, with backslash escapes replaced."""
+    text = token.text
+    if "\0" in text:
+        # xl compares the quotes of a string that ends at the NUL, and aborts.
+        raise Refusal(f"line {token.line}: a NUL byte in the string {quoted(text)}")
+    if "\\" not in text:
+        return text[1:-1]
+    try:
+        return XL_ESCAPE.sub(replace_escape, text[1:-1])
+    except Refusal as error:
+        raise Refusal(f"line {token.line}: {error} in {quoted(text)}") from None
+
+
+# xl means to take the digits of an octal number here, but takes up to three characters that strtoul(3) likes in
+# base 10 after the first digit, wants at least two of them, and puts nothing in their place.
+XL_ESCAPE = re.compile(r"\\(?:[0-7]([ \t\v\f\r]*[+-]?[0-9]*)|(.))")
+XL_ESCAPES = {
+    '"': '"', "'": "'", "\\": "\\",
+    "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v",
+}  # fmt: skip
+
+
+def replace_escape(match: re.Match[str]) -> str:
+    """What xl puts in the place of a backslash and what follows it; raises Refusal if xl would not take it."""
+    number, character = match.groups()
+    if number is not None:
+        digits = number[:3]
+        if len(digits) < 2 or not digits[-1].isdigit():
+            raise Refusal("too few digits after a backslash")
+        return number[3:]
+    if character not in XL_ESCAPES:
+        raise Refusal(f"an invalid character '{character}' after a backslash")
+    return XL_ESCAPES[character]
+
+
+def joined(before: XlValue, added: XlValue, line: int) -> XlValue:
+    """What += makes of two values."""
+    if isinstance(before, str) and isinstance(added, str):
+        return before + added
+    if isinstance(before, list) and isinstance(added, list):
+        return before + added
+    raise Refusal(f"line {line}: += cannot join a list and a string")
+
+
+def syntax_error(token: Token, expected: str) -> Refusal:
+    """The error of xl's parser at this token."""
+    if token.kind == "bad":
+        hint = BAD_CHARACTERS.get(token.text, "a character that xl does not know")
+        return Refusal(f"line {token.line}: lexical error near {token}, {hint}")
+    return Refusal(f"line {token.line}: syntax error near {token}, expected {expected}")
+
+
+BAD_CHARACTERS = {
+    '"': "a string that does not end in its line",
+    "'": "a string that does not end in its line",
+    "#": "a comment on the last line needs a newline at its end",
+    "\r": "the file has the line ends of Windows",
+}
+
+
+def quoted(text: str) -> str:
+    """Text from a file, cut to what fits into a message."""
+    return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
+
+
+def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
+    """The domain an xl.cfg describes. Raises Refusal, as xl would."""
+    settings = parse_xl_config(text)
+    name = settings.get("name")
+    if name is None:
+        raise Refusal('names no domain (name = "…" is missing)')
+    if not isinstance(name.value, str):
+        raise Refusal(f"line {name.line}: name is a list, not a string")
+    disk = settings.get("disk")
+    if disk is None:
+        return Domain(name.value, source, kind)
+    if isinstance(disk.value, str):
+        warning = f"line {disk.line}: disk is a string, not a list, so xl gives the domain no disks"
+        return Domain(name.value, source, kind, warnings=(warning,))
+    disks: list[Disk] = []
+    for specification in disk.value:
+        if not isinstance(specification, str):
+            break  # xl takes this for the end of the list
+        try:
+            disks.append(parse_disk(specification))
+        except Refusal as error:
+            raise Refusal(f"disk {quoted(specification)}: {error} (the list ends in line {disk.line})") from None
+    return Domain(name.value, source, kind, tuple(disks))
+
+
+# xl_cmdimpl.c and xl.h in Xen's tools/xl: 32 bytes of magic, then 32-bit words in the byte order of the first.
+SAVED_MAGIC = b"Xen saved domain, xl format\n \0 \r"
+SAVED_PREFIX = b"Xen saved domain"  # all that xendomains looks at
+SAVED_BYTE_ORDER = 0x01020304
+SAVED_JSON, SAVED_STREAM_V2 = 1, 2
+
+
+def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
+    """The configuration in a file that xl save wrote, and whether it is JSON (else it is an xl.cfg).
+
+    Reads the header and never the memory image behind it. Raises Refusal if xl restore would.
+    """
+    header = file.read(len(SAVED_MAGIC) + 16)
+    if not header.startswith(SAVED_PREFIX):
+        raise Refusal("is no saved domain")
+    if not header.startswith(SAVED_MAGIC):
+        raise Refusal("was not written by xl save, or is damaged")
+    words = header[len(SAVED_MAGIC) :]
+    if len(words) < 16:
+        raise Refusal("ends within its header")
+    order = next((o for o in BYTE_ORDERS if int.from_bytes(words[:4], o) == SAVED_BYTE_ORDER), None)
+    if order is None:
+        raise Refusal(f"has an unknown byte order: {words[:4].hex()}")
+    flags = int.from_bytes(words[4:8], order)
+    if flags & ~(SAVED_JSON | SAVED_STREAM_V2):
+        raise Refusal(f"needs what xl does not know: mandatory flags {flags:#x}")
+    optional = int.from_bytes(words[12:16], order)
+    size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
+    if size > optional - 4:
+        raise Refusal(f"claims {size} bytes of configuration in {optional} bytes of optional data")
+    if size > LARGEST_CONFIGURATION:
+        raise Refusal(f"claims {size} bytes of configuration; at most {LARGEST_CONFIGURATION} are read")
+    configuration = file.read(size)
+    if len(configuration) < size:
+        raise Refusal(f"ends within its configuration: {len(configuration)} of {size} bytes")
+    return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
+
+
+BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
+
+
+def domain_from_json(text: str, source: str, kind: str) -> Domain:
+    """The domain in the JSON that libxl writes for it (libxl_domain_config_to_json). Raises Refusal."""
+    import json
+
+    try:
+        config = json.loads(text)
+        name = config["c_info"]["name"]
+        disks = tuple(disk_from_json(disk) for disk in config.get("disks") or ())
+    except RecursionError:
+        raise Refusal("holds JSON that is nested too deep") from None
+    except ValueError as error:
+        raise Refusal(f"holds no valid JSON: {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Refusal(f"holds JSON that describes no domain ({type(error).__name__}: {error})") from None
+    if not isinstance(name, str):
+        raise Refusal("holds JSON whose domain has no name")
+    return Domain(name, source, kind, disks)
+
+
+def disk_from_json(disk: Mapping[str, Any]) -> Disk:
+    """A disk in libxl's JSON (libxl_types.idl, libxl_device_disk); values at their default are left out there."""
+    backend = disk.get("backend_domname") or disk.get("backend_domid") or ""
+    return Disk(
+        vdev=str(disk.get("vdev") or ""),
+        target=str(disk.get("pdev_path") or ""),
+        format=str(disk.get("format") or ""),
+        backend=str(backend),
+        backendtype=str(disk.get("backend") or ""),
+        script=str(disk.get("script") or ""),
+        cdrom=bool(disk.get("is_cdrom")),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Disk specifications: xl-disk-configuration(5)
+# ---------------------------------------------------------------------------------------------------------------------
+
+DISK_FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed", "empty")
+DISK_BACKENDTYPES = ("phy", "tap", "qdisk", "standalone")
+DISK_SPECIFICATIONS = ("xen", "virtio")
+DISK_ACCESS = ("", "r", "ro", "w", "rw")
+DISK_FLAGS = {
+    "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
+}  # fmt: skip
+DISK_STRINGS = {"backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk"}
+DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
+# dmmd and npiv are SUSE's; their scripts are block-dmmd and block-npiv.
+DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd", "dmmd", "npiv")
+DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu")
+
+DISK_BLANKS = re.compile(r"[ \t\n]+")
+DISK_POSITIONAL = re.compile(r"[^=,]*,?")
+DISK_PREFIX = re.compile(r"[a-z][a-z0-9]*:")
+DISK_KEY = re.compile(r"([a-z][-_a-z0-9]*)=")
+
+
+class DiskWords:
+    """The parts of a disk specification that have been read so far."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.after_prefix = False
+        self.cdrom = False
+
+    def set_string(self, key: str, value: str) -> None:
+        """Raises Refusal if it is set already; xl does not mind if it was set to nothing."""
+        if self.values.get(key):
+            raise Refusal(f"{key} is given twice, the second time as {quoted(value)}")
+        self.values[key] = value
+
+    def set_word(self, key: str, value: str, known: Sequence[str]) -> None:
+        """Raises Refusal if it is none of the known words, or set already to another."""
+        if value not in known:
+            raise Refusal(f"unknown {key} {quoted(value)}")
+        if self.values.get(key, value) != value:
+            raise Refusal(f"{key} is given twice, the second time as {quoted(value)}")
+        self.values[key] = value
+
+    def set_format(self, value: str) -> None:
+        """An empty format means raw."""
+        self.set_word("format", value or "raw", DISK_FORMATS)
+
+    def set_devtype(self, value: str) -> None:
+        """Whether the disk is a CD drive."""
+        if value not in ("cdrom", "disk"):
+            raise Refusal(f"unknown devtype {quoted(value)}")
+        self.cdrom = value == "cdrom"
+
+    def set_key(self, key: str, value: str) -> None:
+        """A parameter written as key=value."""
+        if key in DISK_STRINGS:
+            self.set_string(key, value)
+        elif key == "format":
+            self.set_format(value)
+        elif key == "backendtype":
+            self.set_word(key, value, DISK_BACKENDTYPES)
+        elif key == "specification":
+            self.set_word(key, value, DISK_SPECIFICATIONS)
+        elif key == "devtype":
+            self.set_devtype(value)
+        elif key == "access":
+            if value not in DISK_ACCESS:
+                raise Refusal(f"unknown access {quoted(value)}")
+        elif key == "grant_usage":
+            if value not in ("0", "1"):
+                raise Refusal(f"unknown grant_usage {quoted(value)}")
+        elif key == "colo-port":
+            if not re.match(r"[ \t\n\v\f\r]*[+-]?0*[1-9]", value):
+                raise Refusal(f"no colo-port: {quoted(value)}")
+        else:
+            raise Refusal(f"unknown parameter {quoted(key)}")
+
+    def set_positional(self, value: str) -> None:
+        """A parameter without a key: target, format, vdev, access, in this order; those set already are left out."""
+        if "target" not in self.values:
+            self.values["target"] = value
+        elif "format" not in self.values and not self.after_prefix:
+            if self.values["target"] == "" and ":" in value:
+                self.set_vdev_and_devtype(value)
+                self.values["format"] = "empty"
+            else:
+                self.set_format(value)
+        elif "vdev" not in self.values:
+            if ":" in value:
+                self.set_vdev_and_devtype(value)
+            else:
+                self.values["vdev"] = value
+        elif "access" not in self.values:
+            if value not in DISK_ACCESS:
+                raise Refusal(f"unknown access {quoted(value)}")
+            self.values["access"] = value
+        else:
+            raise Refusal(f"too many positional parameters, at {quoted(value)}")
+
+    def set_vdev_and_devtype(self, value: str) -> None:
+        """A vdev with the type of the device behind it, as in hdc:cdrom."""
+        vdev, _, devtype = value.rpartition(":")
+        self.set_string("vdev", vdev)
+        self.set_devtype(devtype)
+
+
+def parse_disk(specification: str) -> Disk:
+    """The disk in one item of an xl.cfg's disk list. Raises Refusal exactly where xl does.
+
+    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util. At each place the rule that matches most
+    wins, and a rule that looks ahead counts what it saw up to the end of the line; this decides only where a target
+    holds a newline, which is why `line_end` is compared with `positional_end` below.
+    """
+    words = DiskWords()
+    place = 0
+    while place < len(specification):
+        positional = match_at(DISK_POSITIONAL, specification, place)
+        positional_end = place + len(positional)
+        blanks = match_at(DISK_BLANKS, specification, place)
+        prefix = match_at(DISK_PREFIX, specification, place)
+        key = match_at(DISK_KEY, specification, place)
+        if blanks and line_end(specification, place + len(blanks)) >= positional_end:
+            place += len(blanks)
+        elif prefix and prefix_reach(specification, place + len(prefix), prefix[:-1]) >= positional_end:
+            place += len(prefix)
+            read_prefix(words, prefix[:-1])
+        elif key == "target=":
+            end = line_end(specification, place)
+            target = specification[place + len(key) : end]
+            words.set_string("target", target[:-1] if target.endswith(",") else target)
+            place = end
+        elif key:
+            value, comma, _ = specification[place + len(key) :].partition(",")
+            words.set_key(key[:-1], value)
+            place += len(key) + len(value) + len(comma)
+        elif positional.rstrip(",") in DISK_FLAGS:
+            words.cdrom = words.cdrom or positional.startswith("cdrom")
+            place = positional_end
+        elif positional:
+            words.set_positional(positional[:-1] if positional.endswith(",") else positional)
+            place = positional_end
+        else:
+            raise Refusal(f"bad syntax at {quoted(specification[place:])}")
+    return disk_from_words(words)
+
+
+def match_at(pattern: re.Pattern[str], text: str, place: int) -> str:
+    """What the pattern matches at this place of the text, or nothing."""
+    match = pattern.match(text, place)
+    return match.group() if match else ""
+
+
+def line_end(text: str, place: int) -> int:
+    """The place of the next newline, or the end of the text."""
+    end = text.find("\n", place)
+    return len(text) if end < 0 else end
+
+
+def prefix_reach(specification: str, place: int, prefix: str) -> int:
+    """How far xl's scanner looks for a prefix which ends at this place; see parse_disk()."""
+    if prefix in DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES:
+        return line_end(specification, place)
+    following = specification[place : place + 1]
+    if not following or (following.isascii() and (following.isdigit() or following.islower())):
+        return place
+    return line_end(specification, place + 1)
+
+
+def read_prefix(words: DiskWords, prefix: str) -> None:
+    """A prefix of old, as in phy:/dev/vg0/web."""
+    words.after_prefix = True
+    if prefix in DISK_FORMAT_PREFIXES:
+        words.set_format(prefix)
+    elif prefix in DISK_SCRIPT_PREFIXES:
+        words.set_string("script", f"block-{prefix}")
+    elif prefix not in DISK_DROPPED_PREFIXES:
+        raise Refusal(f"unknown prefix '{prefix}:'")
+
+
+def disk_from_words(words: DiskWords) -> Disk:
+    """The disk that these parts describe. Raises Refusal if xl would miss one."""
+    values = words.values
+    if "vdev" not in values:
+        raise Refusal("no vdev given")
+    if "target" not in values and not words.cdrom:
+        raise Refusal("no target given")
+    empty = words.cdrom and not values.get("target")
+    return Disk(
+        vdev=values["vdev"],
+        target=values.get("target", ""),
+        format="empty" if empty else values.get("format", "raw"),
+        backend=values.get("backend", ""),
+        backendtype=values.get("backendtype", ""),
+        script=values.get("script", ""),
+        cdrom=words.cdrom,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What to look for on this host
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Wanted(NamedTuple):
+    """What a disk needs on this host: one of these paths; without any, nothing, and `reason` says why."""
+
+    paths: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def wanted(disk: Disk) -> Wanted:
+    """What this host must have before the domain with this disk can start."""
+    script = os.path.basename(disk.script)
+    if disk.backend not in ("", "0", "Domain-0"):
+        return Wanted(reason=f"the driver domain {disk.backend} holds it")
+    if disk.format == "empty" or not disk.target:
+        return Wanted(reason="the drive is empty")
+    if script == "block-drbd":
+        # DRBD 9 has a directory of volumes for each resource, DRBD 8 a link (drbd.rules).
+        by_resource = f"/dev/drbd/by-res/{disk.target}"
+        return Wanted(paths=(f"{by_resource}/0", by_resource))
+    # "block" is the script that xl runs when none is given (xl-disk-configuration(5)).
+    if script not in ("", "block"):
+        return Wanted(reason=f"the script {script} attaches it")
+    if disk.target.startswith("/"):
+        return Wanted(paths=(disk.target,))
+    if disk.backendtype == "qdisk":
+        return Wanted(reason="QEMU opens it")
+    return Wanted(paths=(f"/{disk.target}",))
+
+
+def wanted_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Wanted:
+    """What this host must have for this disk, if the administrator does not want it ignored."""
+    want = wanted(disk)
+    if want.paths:
+        names = (domain.name, os.path.basename(domain.source))
+        if matches_any(names, settings.ignored_domains):
+            return Wanted(reason="[ignore] domains names its domain")
+        if matches_any((*want.paths, disk.target), settings.ignored_disks):
+            return Wanted(reason="[ignore] disks names it")
+    return want
+
+
+def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
+    """Whether one of the shell patterns matches one of the names."""
+    if not patterns:
+        return False
+    from fnmatch import fnmatchcase
+
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Readiness
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class State(Enum):
+    """What a look at a disk found; the values are the words the user reads."""
+
+    READY = "ready"
+    MISSING = "missing"
+    NOT_READY = "not-ready"
+    SKIPPED = "skipped"
+
+
+class Look(NamedTuple):
+    """What a look at a path found, and if it is not ready, why."""
+
+    state: State
+    reason: str = ""
+
+
+READY = Look(State.READY)
+
+# The properties udev keeps for a device number, or nothing while udev has not finished with the device.
+UdevLookup = Callable[[int], Optional[Mapping[str, str]]]
+
+
+class Kernel(NamedTuple):
+    """Where this host tells about its block devices."""
+
+    sys: str = "/sys"
+    run_udev: str = "/run/udev"
+    udev: UdevLookup | None = None  # how to ask udev, if not by reading its database
+
+    def udev_runs(self) -> bool:
+        """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
+        return os.path.exists(f"{self.run_udev}/control")
+
+
+def look_at(paths: Sequence[str], kernel: Kernel) -> Look:
+    """Whether one of the paths is a usable disk; if none is, what the first one lacks.
+
+    May block for as long as a file system does not answer.
+    """
+    looks = []
+    for path in paths:
+        looks.append(look_at_path(path, kernel))
+        if looks[-1].state is State.READY:
+            return READY
+    return looks[0]
+
+
+def look_at_path(path: str, kernel: Kernel) -> Look:
+    """Whether this path, links resolved, is a usable block device or a regular file."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return Look(State.MISSING, why_missing(path))
+    except (OSError, ValueError) as error:
+        return Look(State.NOT_READY, f"cannot be looked at: {reason(error)}")
+    if stat.S_ISREG(status.st_mode):
+        return READY
+    if not stat.S_ISBLK(status.st_mode):
+        return Look(State.NOT_READY, f"is {kind_of_file(status.st_mode)}, neither a block device nor a regular file")
+    try:
+        return look_at_block_device(status.st_rdev, kernel)
+    except OSError as error:
+        return Look(State.NOT_READY, f"cannot be looked at: {reason(error)}")
+
+
+def why_missing(path: str) -> str:
+    """In which way a path does not exist: a link may dangle, or a directory on the way may not be there yet."""
+    target = link_target(path)
+    if target:
+        return f"is a link to {target}, which does not exist"
+    parent = os.path.dirname(path)
+    return "does not exist" if os.path.isdir(parent) else f"does not exist, nor does the directory {parent}"
+
+
+def link_target(path: str) -> str:
+    """Where a symbolic link points to; nothing if it is none."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def look_at_block_device(number: int, kernel: Kernel) -> Look:
+    """Whether the kernel and udev say that the block device with this number can be used.
+
+    Sources: the attributes that systemd's 99-systemd.rules looks at, and sysfs-block in the kernel's Documentation/ABI.
+    """
+    directory = f"{kernel.sys}/dev/block/{os.major(number)}:{os.minor(number)}"
+    try:
+        name = os.path.basename(os.readlink(directory))
+    except OSError:
+        return Look(State.NOT_READY, "is a device file, but the kernel has no such block device")
+    lack = lack_in_sysfs(directory, name) or (lack_in_udev(number, kernel) if kernel.udev_runs() else "")
+    return Look(State.NOT_READY, lack) if lack else READY
+
+
+def lack_in_sysfs(directory: str, name: str) -> str:
+    """What a block device lacks according to the kernel, or nothing."""
+    if name.startswith("md"):
+        array = attribute(directory, "md/array_state")
+        if array in MD_LACKS:
+            return MD_LACKS[array]
+    elif name.startswith("loop") and "p" not in name[4:]:
+        if attribute(directory, "loop/backing_file") is None:
+            return "loop device has no file"
+    elif name.startswith("nbd") and "p" not in name:
+        if attribute(directory, "pid") is None:
+            return "nbd device is not connected to a server"
+    elif name.startswith("dm-") and attribute(directory, "dm/suspended") == "1":
+        return "device-mapper device is suspended"
+    if attribute(directory, "size") == "0" and not name.startswith("sr"):
+        return "DRBD device has size 0: it has no disk and no peer" if name.startswith("drbd") else "has size 0"
+    return ""
+
+
+# array_state in the kernel's Documentation/admin-guide/md.rst
+MD_LACKS = {
+    "clear": "md array is empty",
+    "inactive": "md array is inactive",
+    "suspended": "md array is suspended",
+    "broken": "md array is broken",
+}
+
+
+def attribute(directory: str, name: str) -> str | None:
+    """An attribute in sysfs, or nothing if the device has none of this name."""
+    try:
+        descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(descriptor, 4096).decode(errors="replace").strip()
+    finally:
+        os.close(descriptor)
+
+
+def lack_in_udev(number: int, kernel: Kernel) -> str:
+    """What a block device lacks according to udev, or nothing."""
+    properties = kernel.udev(number) if kernel.udev else read_udev_database(number, kernel.run_udev)
+    if properties is None:
+        return "udev has not finished with it"
+    if properties.get("SYSTEMD_READY") != "0" or is_blank_crypt_volume(properties):
+        return ""
+    if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
+        return "is one path of a multipath device; use the multipath device instead"
+    return "udev says that it is not ready (SYSTEMD_READY=0)"
+
+
+def is_blank_crypt_volume(properties: Mapping[str, str]) -> bool:
+    """Whether udev calls it not ready only because nothing was written to it yet.
+
+    99-systemd.rules does so for an opened crypt volume without a known content, lest systemd mount it while it is
+    being formatted. For a guest it is a disk like any other: the guest formats it.
+    """
+    return (
+        properties.get("DM_UUID", "").startswith("CRYPT-")
+        and properties.get("DM_UDEV_DISABLE_OTHER_RULES_FLAG") != "1"
+        and not properties.get("ID_FS_USAGE")
+        and not properties.get("ID_PART_TABLE_TYPE")
+    )
+
+
+def read_udev_database(number: int, run_udev: str) -> Mapping[str, str] | None:
+    """The properties udev has stored for a block device, or nothing while it has not finished with it.
+
+    libudev reads the same file, one line a fact, "E:KEY=VALUE" for a property (sd-device.c in systemd). Loading
+    libudev takes longer than all else here, so this is how the first look is done; should the format ever change,
+    that look fails and the wait asks libudev through pyudev.
+    """
+    try:
+        with open(f"{run_udev}/data/b{os.major(number)}:{os.minor(number)}", errors="replace") as file:
+            properties = [line[2:].rstrip("\n").partition("=") for line in file if line.startswith("E:")]
+    except FileNotFoundError:
+        return None
+    return {key: value for key, _, value in properties}
+
+
+def pyudev_lookup() -> UdevLookup | None:
+    """A way to ask libudev, or nothing where pyudev is not installed."""
+    try:
+        import pyudev
+    except ImportError:
+        return None
+    context = pyudev.Context()
+
+    # libudev is not thread-safe, and a thread that was left behind may come back at any time.
+    one_at_a_time = Lock()
+
+    def lookup(number: int) -> Mapping[str, str] | None:
+        with one_at_a_time:
+            try:
+                device = pyudev.Devices.from_device_number(context, "block", number)
+            except pyudev.DeviceNotFoundError:
+                return None
+            return dict(device.properties) if device.is_initialized else None
+
+    return lookup
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Survey: all guests and all their disks, even if a file system does not answer
+# ---------------------------------------------------------------------------------------------------------------------
+
+Key = Hashable
+Call = Callable[[], Any]
+
+
+class Scouts:
+    """Threads that look at what may block for ever, such as a file on an NFS server that is gone.
+
+    One thread makes all the calls. If it does not come back from one, it is left behind and the next thread goes on
+    with the others; that call is not made again before the thread is back. Threads cannot be ended, but they do not
+    keep the process from ending either.
+    """
+
+    PATIENCE = 0.5  # a call that takes longer is left behind
+    PATIENCE_LOST = 0.1  # the same, once one was left behind: more on the same server may follow
+
+    def __init__(self) -> None:
+        self._stuck: dict[Key, Event] = {}
+
+    def run(self, calls: Mapping[Any, Call], deadline: float) -> dict[Any, Any]:
+        """The results of the calls that came back, at the latest at `deadline` (on the monotonic clock)."""
+        self._stuck = {key: back for key, back in self._stuck.items() if not back.is_set()}
+        todo = [(key, call) for key, call in calls.items() if key not in self._stuck]
+        todo.reverse()
+        results: dict[Any, Any] = {}
+        while todo:
+            scout = Scout(todo)
+            try:
+                Thread(target=scout.run, daemon=True).start()
+            except RuntimeError:  # the process has as many threads as it may have
+                break
+            self._await(scout, deadline)
+            results.update(scout.results)
+            if not scout.back.is_set() and scout.current is not None:
+                self._stuck[scout.current] = scout.back
+            todo = scout.todo
+            if time.monotonic() > deadline:
+                break
+        return results
+
+    def _await(self, scout: Scout, deadline: float) -> None:
+        patience = self.PATIENCE_LOST if self._stuck else self.PATIENCE
+        done = 0
+        while not scout.back.wait(max(0.0, min(patience, deadline - time.monotonic()))):
+            if len(scout.results) == done or time.monotonic() > deadline:
+                scout.leave_behind()
+                return
+            done = len(scout.results)
+
+
+class Scout:
+    """One such thread: makes the calls from the end of the list on, until it is left behind."""
+
+    def __init__(self, todo: list[tuple[Key, Call]]) -> None:
+        self.todo = todo
+        self.results: dict[Key, Any] = {}
+        self.current: Key | None = None
+        self.back = Event()
+
+    def run(self) -> None:
+        """Makes the calls."""
+        todo, results = self.todo, self.results
+        try:
+            while todo:
+                self.current, call = todo.pop()
+                results[self.current] = call()
+        except IndexError:
+            pass  # left behind between looking at the list and taking from it
+        finally:
+            self.back.set()
+
+    def leave_behind(self) -> None:
+        """Takes what it has not done yet out of its hands."""
+        self.todo, left = list(self.todo), self.todo
+        left.clear()
+        self.results = dict(self.results)
+
+
+class Entry(NamedTuple):
+    """A file in one of xendomains' directories: its state when it was read, and the domain in it."""
+
+    signature: tuple[int, ...]
+    domain: Domain
+    wants: tuple[Wanted, ...] = ()
+
+    def disks(self) -> Iterator[tuple[Disk, Wanted]]:
+        """Each disk and what it needs on this host."""
+        return zip(self.domain.disks, self.wants)
+
+
+class Survey(NamedTuple):
+    """What is known of all the guests about to start: by file, the domain; by path, how its disk looks."""
+
+    entries: Mapping[str, Entry] = {}
+    looks: Mapping[str, Look] = {}
+
+    def domains(self) -> list[Domain]:
+        """The domains, in the order in which xendomains starts them."""
+        return [entry.domain for entry in self.entries.values()]
+
+    def missing(self) -> list[Missing]:
+        """What the start of the guests still waits for, each path once."""
+        found: dict[str, Missing] = {}
+        for entry in self.entries.values():
+            if entry.domain.pending:
+                found[entry.domain.source] = Missing(
+                    entry.domain.source, State.MISSING, entry.domain.error, (entry.domain.name,)
+                )
+            for want in entry.wants:
+                look = self.look(want)
+                if look.state in (State.MISSING, State.NOT_READY):
+                    path = want.paths[0]
+                    domains = found[path].domains if path in found else ()
+                    if entry.domain.name not in domains:
+                        found[path] = Missing(path, look.state, look.reason, (*domains, entry.domain.name))
+        return list(found.values())
+
+    def look(self, want: Wanted) -> Look:
+        """How the disk looks that wants this."""
+        if not want.paths:
+            return Look(State.SKIPPED, want.reason)
+        return self.looks.get(want.paths[0], NO_ANSWER)
+
+
+class Missing(NamedTuple):
+    """A disk, or a configuration, that is waited for, and the domains that need it."""
+
+    path: str
+    state: State
+    reason: str
+    domains: tuple[str, ...]
+
+
+NO_ANSWER = Look(State.NOT_READY, "does not answer; is the server of its file system gone?")
+
+
+def survey(
+    xendomains: Xendomains, settings: Settings, kernel: Kernel, scouts: Scouts, known: Survey, deadline: float
+) -> Survey:
+    """Reads what has changed since `known` and looks at what was not ready then, until `deadline` at the latest."""
+    directories = [(xendomains.save, "saved"), (xendomains.auto, "auto")]
+    listers: dict[Key, Call] = {(d, kind): partial(list_entries, d) for d, kind in directories if d}
+    listings = scouts.run(listers, deadline)
+    files = {path: kind for d, kind in directories if d for path in listings.get((d, kind), [d])}
+
+    readers: dict[Key, Call] = {
+        path: partial(read_entry, path, kind, known.entries.get(path), settings) for path, kind in files.items()
+    }
+    read = scouts.run(readers, deadline)
+    entries: dict[str, Entry] = {}
+    for path, kind in files.items():
+        entry = read[path] if path in read else known.entries.get(path) or unanswered(path, kind)
+        if entry is not None:
+            entries[path] = entry
+
+    wants = {want.paths[0]: want.paths for entry in entries.values() for want in entry.wants if want.paths}
+    looks = {path: known.looks[path] for path in wants if known.looks.get(path) is READY}
+    calls: dict[Key, Call] = {p: partial(look_at, paths, kernel) for p, paths in wants.items() if p not in looks}
+    return Survey(entries, {**looks, **scouts.run(calls, deadline)})
+
+
+def list_entries(directory: str) -> list[str]:
+    """The files in a directory that the shell's * matches, in order; none if it is no directory, as for xendomains.
+
+    A directory behind a link that dangles stands for its files, which come when what the link points to is mounted.
+    """
+    try:
+        names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    except FileNotFoundError:
+        return [directory] if link_target(directory) else []
+    except OSError:
+        return []
+    return [os.path.join(directory, name) for name in names]
+
+
+def unanswered(path: str, kind: str) -> Entry:
+    """The entry for a file that could not even be looked at."""
+    return Entry((), Domain(os.path.basename(path), path, kind, error=NO_ANSWER.reason, pending=True))
+
+
+def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) -> Entry | None:
+    """What is in this file: `known` again if the file has not changed, nothing if it was removed meanwhile.
+
+    May block for as long as a file system does not answer.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return unreadable_link(path, kind, error, settings)
+    signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if known and known.signature == signature:
+        return known
+    domain = read_domain(path, kind, status)
+    return Entry(signature, domain, tuple(wanted_unless_ignored(domain, disk, settings) for disk in domain.disks))
+
+
+def unreadable_link(path: str, kind: str, error: OSError, settings: Settings) -> Entry | None:
+    """The entry for a link to nothing, which may come yet, or one that cannot be followed; nothing if it is no link."""
+    target = link_target(path)
+    if not target:
+        return None
+    name = os.path.basename(path)
+    if not isinstance(error, FileNotFoundError):
+        return Entry((), Domain(name, path, kind, error=reason(error)))
+    pending = not matches_any((name,), settings.ignored_domains)
+    return Entry((), Domain(name, path, kind, error=f"is a link to {target}, which does not exist", pending=pending))
+
+
+def read_domain(path: str, kind: str, status: os.stat_result) -> Domain:
+    """The domain in this file, with an error if xl will refuse it."""
+    try:
+        require_regular_file(status)
+        if kind == "auto":
+            return with_warnings(domain_from_xl_config(os.fsdecode(read_file(path)), path, kind))
+        with open_regular_file(path) as file:
+            text, is_json = saved_configuration(file)
+        parse = domain_from_json if is_json else domain_from_xl_config
+        return with_warnings(parse(text, path, kind))
+    except (OSError, Refusal) as error:
+        return Domain(os.path.basename(path), path, kind, error=reason(error))
+
+
+def with_warnings(domain: Domain) -> Domain:
+    """The domain, with a warning for each disk whose target is a relative path."""
+    relative = tuple(
+        f"the target '{disk.target}' of disk {disk.vdev} is relative; libxl looks for /{disk.target}"
+        for disk in domain.disks
+        if wanted(disk).paths == (f"/{disk.target}",)
+    )
+    return domain._replace(warnings=domain.warnings + relative) if relative else domain
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Wait: until everything is ready or time is over
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """A signal asks the wait to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop_on_signals() -> None:
+    """From now on SIGTERM and SIGINT raise Stopped in the main thread."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)  # the second one is not to be argued with
+        raise Stopped(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def wait(
+    look_again: Callable[[Survey], Survey],
+    tell: Callable[[Survey], None],
+    known: Survey,
+    settings: Settings,
+    kernel: Kernel,
+    deadline: float,
+) -> Survey:
+    """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has come.
+
+    `look_again` makes the next survey from the last, and `tell` is told each. The pauses grow as [polling] says; an
+    event of a block device ends one early.
+    """
+    from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential
+
+    # The events are collected from before the first look on, so that none can fall between a look and a pause.
+    alarm = UdevAlarm(kernel, deadline)
+
+    def attempt() -> Survey:
+        nonlocal known
+        known = look_again(known)
+        if not known.missing():
+            # What became ready first may have gone again.
+            known = look_again(known._replace(looks={}))
+        tell(known)
+        return known
+
+    def is_over(_: RetryCallState) -> bool:
+        return time.monotonic() >= deadline
+
+    def last_survey(_: RetryCallState) -> Survey:
+        return known
+
+    retrying = Retrying(
+        sleep=alarm.sleep,
+        wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
+        retry=retry_if_result(lambda survey: bool(survey.missing())),
+        stop=is_over,
+        retry_error_callback=last_survey,
+    )
+    return retrying(attempt)
+
+
+class UdevAlarm:
+    """Sleeps, and wakes up early when something happens to a block device."""
+
+    SHORTEST = 0.02  # between two looks in a storm of events
+
+    def __init__(self, kernel: Kernel, deadline: float) -> None:
+        self._deadline = deadline
+        self._monitor = None
+        try:
+            import pyudev
+
+            # Without udev the kernel's own events are all there is.
+            self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if kernel.udev_runs() else "kernel")
+            self._monitor.filter_by("block")
+            self._monitor.start()
+        except (ImportError, OSError):
+            self._monitor = None
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps for that long, until an event, or until the deadline, whatever comes first."""
+        started = time.monotonic()
+        seconds = max(0.0, min(seconds, self._deadline - started))
+        if self._monitor is None:
+            time.sleep(seconds)
+        elif self._event_within(seconds):
+            time.sleep(max(0.0, min(self.SHORTEST, started + seconds - time.monotonic())))
+            while self._event_within(0) and time.monotonic() < started + seconds:
+                pass
+
+    def _event_within(self, seconds: float) -> bool:
+        assert self._monitor is not None
+        try:
+            return self._monitor.poll(seconds) is not None
+        except OSError as error:
+            # So many events that the kernel dropped some (ENOBUFS): look, rather than believe that nothing happened.
+            return error.errno == errno.ENOBUFS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output: journal, systemd's status, table, JSON
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """The text with an escape for whatever a terminal or the journal would not show as it is.
+
+    A file name with control characters must not be able to forge a message.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else escaped(c) for c in text)
+
+
+def escaped(character: str) -> str:
+    """The character as an escape; a byte of a file name that is no UTF-8 as \\xNN."""
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+class Journal:
+    """Where messages go: to systemd's journal, or to standard error.
+
+    Under systemd they go through python-systemd with fields, or where that is missing, with their priority in front
+    as sd-daemon(3) describes.
+    """
+
+    def __init__(self, level: int, stream: IO[str] | None) -> None:
+        self.level = level
+        self._stream = stream
+        self._is_journal = is_journal(stream)
+        self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
+        self._shows_progress = False
+
+    def say(self, level: int, text: str, **fields: str) -> None:
+        """One message, with fields such as DISK= for the journal."""
+        if level > self.level:
+            return
+        text = printable(text)
+        if self._is_journal:
+            try:
+                from systemd import journal
+
+                fields = {name: printable(value) for name, value in fields.items()}
+                journal.send(text, PRIORITY=str(level), SYSLOG_IDENTIFIER=COMMAND, **fields)
+                return
+            except (ImportError, OSError):
+                text = f"<{level}>{text}"
+        self._write(f"{text}\n")
+
+    def progress(self, text: str) -> None:
+        """On a terminal, one line that is written over each time."""
+        if self._is_terminal and self.level > ERR:
+            self._write(printable(text)[: terminal_width() - 1])
+            self._shows_progress = True
+
+    def end_progress(self) -> None:
+        """Takes that line away."""
+        if self._shows_progress:
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        if self._shows_progress:
+            text = f"\r\033[K{text}"
+            self._shows_progress = False
+        try:
+            if self._stream is not None:
+                self._stream.write(text)
+                self._stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody listens; the wait goes on
+
+
+def is_journal(stream: IO[str] | None) -> bool:
+    """Whether the stream is connected to the journal: $JOURNAL_STREAM in systemd.exec(5)."""
+    try:
+        status = os.fstat(stream.fileno()) if stream is not None else None
+    except (OSError, ValueError):
+        return False
+    return status is not None and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def terminal_width() -> int:
+    """Columns of the terminal."""
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def notify(*assignments: str) -> None:
+    """Tells systemd, if it listens: sd_notify(3), whose protocol is stable and meant to be spoken directly."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    import socket
+
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as unix:
+            unix.setblocking(False)
+            unix.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+            unix.sendall("\n".join(map(printable, assignments)).encode())
+    except OSError:
+        pass  # the status is for people to read; nothing depends on it
+
+
+class Herald:
+    """Tells what the surveys find: to the journal what is news, to systemd and to a terminal how things stand."""
+
+    FIRST_REMINDER = 5.0  # the gaps between reminders double from here
+
+    def __init__(self, journal: Journal, started: float, timeout: float) -> None:
+        self._journal = journal
+        self._started = started
+        self._timeout = timeout
+        self._told: dict[str, Domain] = {}
+        self._awaited: dict[str, Missing] = {}
+        self._reminder = started
+        self._gap = self.FIRST_REMINDER
+        self._status = ""
+
+    def tell(self, survey: Survey) -> None:
+        """Tells what is new since the last survey."""
+        self._tell_of_domains(survey)
+        missing = {m.path: m for m in survey.missing()}
+        for path, before in self._awaited.items():
+            if path not in missing:
+                self._tell_end_of(before, survey)
+        now = time.monotonic()
+        remind = now >= self._reminder
+        if remind:
+            self._reminder = now + self._gap
+            self._gap *= 2
+        for path, one in missing.items():
+            before_domains = self._awaited[path].domains if path in self._awaited else ()
+            for domain in one.domains:
+                if remind or domain not in before_domains:
+                    self._journal.say(WARNING, f"still waiting for {path} for {domain}...", DISK=path, DOMAIN=domain)
+        self._awaited = missing
+        self._tell_status()
+
+    def _tell_of_domains(self, survey: Survey) -> None:
+        for domain in survey.domains():
+            before = self._told.get(domain.source)
+            if domain == before:
+                continue
+            self._told[domain.source] = domain
+            for text in problems_of(domain):
+                self._journal.say(WARNING, text, DOMAIN=domain.name)
+
+    def _tell_end_of(self, one: Missing, survey: Survey) -> None:
+        seconds = time.monotonic() - self._started
+        entry = survey.entries.get(one.path)
+        if survey.looks.get(one.path) is READY:
+            text = f"disk {one.path} found (after {seconds:.0f} seconds)"
+        elif entry and not entry.domain.pending:
+            text = f"configuration {one.path} found (after {seconds:.0f} seconds)"
+        else:
+            text = f"{one.path} is no longer needed (after {seconds:.0f} seconds)"
+        self._journal.say(WARNING, text, DISK=one.path, DOMAIN=", ".join(one.domains))
+
+    def _tell_status(self) -> None:
+        missing = list(self._awaited.values())
+        if not missing:
+            if not self._status:
+                return  # there was never anything to wait for
+            self._journal.end_progress()
+            status = "Everything that the guests need is ready."
+        else:
+            seconds = time.monotonic() - self._started
+            status = f"Waiting for {summary(missing)}"
+            self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
+        if status != self._status:
+            left = self._started + self._timeout - time.monotonic()
+            # More than is left, because a survey that has to leave threads behind takes a little longer.
+            notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}")
+            self._status = status
+
+    def tell_timeout(self) -> None:
+        """Tells what is still missing at the end."""
+        self._journal.end_progress()
+        after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
+        for one in self._awaited.values():
+            for domain in one.domains:
+                text = f"{one.path} for {domain} is {STATE_WORDS[one.state]}{after}: {one.reason}"
+                self._journal.say(ERR, text, DISK=one.path, DOMAIN=domain)
+        domains = sorted({domain for one in self._awaited.values() for domain in one.domains})
+        self._journal.say(ERR, f"xendomains starts now; these guests will probably not come up: {', '.join(domains)}.")
+        notify(f"STATUS=Timed out waiting for {summary(list(self._awaited.values()))}")
+
+    def tell_stopped(self, number: int) -> None:
+        """Tells what was still missing when a signal came."""
+        self._journal.end_progress()
+        seconds = time.monotonic() - self._started
+        missing = "; ".join(f"{m.path} for {', '.join(m.domains)} ({m.reason})" for m in self._awaited.values())
+        self._journal.say(
+            WARNING,
+            f"Stopped by {signal.Signals(number).name} after {seconds:.0f} seconds, still waiting for {missing}."
+            if missing
+            else f"Stopped by {signal.Signals(number).name} after {seconds:.0f} seconds.",
+        )
+
+
+STATE_WORDS = {State.MISSING: "still missing", State.NOT_READY: "still not ready"}
+
+
+def summary(missing: Sequence[Missing]) -> str:
+    """The first few of what is missing, on one line."""
+    named = [f"{m.path} for {', '.join(m.domains)} ({m.reason})" for m in missing[:3]]
+    more = [f"{len(missing) - 3} more"] if len(missing) > 3 else []
+    return ", ".join(named + more)
+
+
+def problems_of(domain: Domain) -> list[str]:
+    """A sentence for everything wrong with the configuration of a domain."""
+    if domain.pending:
+        return []  # something to wait for, which has messages of its own
+    if domain.error:
+        does = "start" if domain.kind == "auto" else "restore"
+        return [f"{domain.source}: {domain.error}. xl will not {does} it, and nothing is waited for."]
+    return [f"{domain.source}: {warning}." for warning in domain.warnings]
+
+
+def as_json(survey: Survey) -> str:
+    """The survey for programs."""
+    import json
+
+    domains = [
+        {
+            "name": well_formed(entry.domain.name),
+            "source": well_formed(entry.domain.source),
+            "kind": entry.domain.kind,
+            "error": well_formed(entry.domain.error) or None,
+            "disks": [disk_as_json(disk, want, survey.look(want)) for disk, want in entry.disks()],
+        }
+        for entry in survey.entries.values()
+    ]
+    return json.dumps({"ready": not survey.missing(), "domains": domains}, indent=2)
+
+
+def disk_as_json(disk: Disk, want: Wanted, look: Look) -> dict[str, str | None]:
+    """A disk for programs."""
+    return {
+        "vdev": well_formed(disk.vdev),
+        "target": well_formed(disk.target),
+        "path": well_formed(want.paths[0]) if want.paths else None,
+        "state": look.state.value,
+        "reason": well_formed(look.reason) or None,
+    }
+
+
+def well_formed(text: str) -> str:
+    """The text without halves of surrogate pairs, which stand for bytes that are no UTF-8, and are no JSON."""
+    return re.sub("[\ud800-\udfff]", lambda match: escaped(match.group()), text)
+
+
+def as_table(survey: Survey) -> str:
+    """The survey for people."""
+    rows = [("DOMAIN", "KIND", "VDEV", "DISK", "STATE", "REASON")]
+    for entry in survey.entries.values():
+        domain = entry.domain
+        if domain.error:
+            state = "missing" if domain.pending else "refused"
+            rows.append((domain.name, domain.kind, "-", domain.source, state, domain.error))
+        elif not domain.disks:
+            rows.append((domain.name, domain.kind, "-", "-", "no disks", ""))
+        for disk, want in entry.disks():
+            look = survey.look(want)
+            path = want.paths[0] if want.paths else disk.target or "-"
+            rows.append((domain.name, domain.kind, disk.vdev, path, look.state.value, look.reason))
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Options(NamedTuple):
+    """The command line; at boot there is nothing on it."""
+
+    command: str = "wait"
+    config: str = ""
+    timeout: float | None = None
+    verbose: int = 0
+    quiet: bool = False
+    json: bool = False
+
+
+def parse_arguments(arguments: Sequence[str]) -> Options:
+    """The options on the command line. Ends the program if they are wrong (status 2), or asked for help or version."""
+    if not arguments:
+        return Options()
+    import argparse
+
+    def time_span(text: str) -> float:
+        try:
+            return parse_time_span(text)
+        except Refusal as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Wait until the disks of the Xen guests that are about to start are ready, or say what is missing.",
+        epilog="Exit status: 0 every disk is ready, 1 timed out, 2 wrong usage or configuration, "
+        "6 no settings of xendomains.",
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        default="wait",
+        choices=("wait", "list", "check"),
+        help="wait: wait for the disks (the default); list: show them and how they are; "
+        "check: say what is wrong in the configuration files",
+    )
+    parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
+    parser.add_argument(
+        "--timeout", metavar="TIME", type=time_span, help="wait at most this long, as in 90 or 5min; 0: look once"
+    )
+    parser.add_argument("--json", action="store_true", help="with list: for programs")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: even more")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    options = parser.parse_args(arguments)
+    if options.json and options.command != "list":
+        parser.error("--json goes with list")
+    return Options(**vars(options))
+
+
+def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
+    """The level up to which messages are shown, and a sentence for each wrong value in the environment.
+
+    The command line goes before the environment, and that before the file.
+    """
+    problems = []
+    level = settings.log_level
+    for name in ("SYSTEMD_LOG_LEVEL", "LOGLEVEL"):
+        if environment.get(name):
+            try:
+                level = parse_log_level(environment[name])
+            except Refusal as error:
+                problems.append(f"${name} {error}; it is ignored.")
+    if options.quiet:
+        level = ERR
+    elif options.verbose:
+        level = max(level, INFO if options.verbose == 1 else DEBUG)
+    return level, problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what the command line asks for, and returns the exit status."""
+    started = time.monotonic()
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
+    if options.timeout is not None:
+        settings = settings._replace(timeout=options.timeout)
+    level, level_problems = log_level(settings, options, os.environ)
+    journal = Journal(level, sys.stderr)
+    xendomains, more_problems = read_xendomains(settings, min(SOURCING_LIMIT, max(settings.timeout, 0.5)))
+    problems += level_problems + more_problems
+    for problem in problems:
+        journal.say(ERR, problem)
+    if xendomains is None:
+        return EXIT_NO_XENDOMAINS
+
+    if options.command == "wait":
+        return wait_and_tell(xendomains, settings, journal, started)
+    found = survey(xendomains, settings, Kernel(udev=pyudev_lookup()), Scouts(), Survey(), started + ONE_LOOK)
+    if options.command == "check":
+        for domain in found.domains():
+            for text in problems_of(domain):
+                journal.say(ERR if domain.error else WARNING, text)
+        wrong = problems or any(domain.error and not domain.pending for domain in found.domains())
+        if not wrong:
+            print(f"Nothing is wrong in the configuration of {in_numbers(found)}.")
+        return EXIT_USAGE if wrong else EXIT_READY
+    print(as_json(found) if options.json else as_table(found))
+    if problems:
+        return EXIT_USAGE
+    return EXIT_TIMED_OUT if found.missing() else EXIT_READY
+
+
+# How long list and check give a file system to answer.
+ONE_LOOK = 10.0
+
+
+def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, started: float) -> int:
+    """Waits and says what it waits for; returns the exit status."""
+    deadline = started + settings.timeout
+    kernel = Kernel()
+    scouts = Scouts()
+    herald = Herald(journal, started, settings.timeout)
+
+    def look(kernel: Kernel, known: Survey) -> Survey:
+        return survey(xendomains, settings, kernel, scouts, known, max(deadline, time.monotonic() + scouts.PATIENCE))
+
+    try:
+        stop_on_signals()
+        found = look(kernel, Survey())
+        herald.tell(found)
+        if found.missing() and settings.timeout:
+            kernel = kernel._replace(udev=pyudev_lookup())
+            found = wait(partial(look, kernel), herald.tell, found, settings, kernel, deadline)
+    except Stopped as stopped:
+        herald.tell_stopped(stopped.number)
+        os.kill(os.getpid(), stopped.number)
+        raise
+    if found.missing():
+        herald.tell_timeout()
+        return EXIT_TIMED_OUT
+    journal.say(INFO, f"Everything is ready for {in_numbers(found)}.")
+    return EXIT_READY
+
+
+def in_numbers(survey: Survey) -> str:
+    """How many guests and disks there are."""
+    disks = sum(len(domain.disks) for domain in survey.domains())
+    return f"{len(survey.entries)} guest{'s' * (len(survey.entries) != 1)} with {disks} disk{'s' * (disks != 1)}"
+
+
+def run() -> NoReturn:
+    """The command: main(), and out.
+
+    Leaves at once, because tearing down the interpreter takes longer than the look at a disk, and because a thread
+    that hangs must not hold up the boot.
+    """
+    status = EXIT_TIMED_OUT
+    try:
+        status = main()
+        sys.stdout.flush()
+    except SystemExit as end:  # argparse
+        status = end.code if isinstance(end.code, int) else EXIT_USAGE
+    except (BrokenPipeError, KeyboardInterrupt):
+        pass
+    except Exception as error:
+        text = f"{COMMAND}: internal error, please report it: {type(error).__name__}: {error}"
+        Journal(ERR, sys.stderr).say(ERR, f"{text}. The guests start without waiting for their disks.")
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    run()
