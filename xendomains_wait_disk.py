@@ -30,26 +30,40 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import namedtuple
 from enum import Enum
 from functools import partial
 from threading import Event, Lock, Thread
-from typing import (
-    IO,
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    Literal,
-    NamedTuple,
-    NoReturn,
-    Optional,
-    Union,
-)
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
 # pyudev, python-systemd, socket and tenacity together take several times as long as all that the common boot does.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
+    from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, Optional, Union
+
+    XlValue = Union[str, list[Any]]
+    # The properties udev keeps for a device number, or nothing while udev has not finished with the device.
+    UdevLookup = Callable[[int], Optional[Mapping[str, str]]]
+    Key = Hashable
+    Call = Callable[[], Any]
+else:
+
+    class NamedTupleMeta(type):
+        """Makes the classes below as typing would, whose import costs the common boot a third more time."""
+
+        def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
+            """Makes the class."""
+            if not bases:
+                return super().__new__(cls, name, bases, body)
+            fields = list(body["__annotations__"])
+            defaults = [body.pop(field) for field in fields if field in body]
+            return type(name, (namedtuple(name, fields, defaults=defaults),), {"__slots__": (), **body})
+
+    class NamedTuple(metaclass=NamedTupleMeta):
+        """An immutable record; see typing.NamedTuple."""
+
 
 __version__ = "2.0.0"
 
@@ -304,7 +318,7 @@ def read_file(path: str) -> bytes:
     if status.st_size > LARGEST_CONFIGURATION:
         raise Refusal(f"has {status.st_size} bytes; more than {LARGEST_CONFIGURATION} are no configuration")
     with open_regular_file(path) as file:
-        return file.read(LARGEST_CONFIGURATION)
+        return file.read(status.st_size + 1)
 
 
 def open_regular_file(path: str) -> IO[bytes]:
@@ -504,9 +518,6 @@ class Domain(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-XlValue = Union[str, list[Any]]
-
-
 class XlSetting(NamedTuple):
     """A value in an xl.cfg and the line it ends in."""
 
@@ -621,14 +632,14 @@ def xl_string(token: Token) -> str:
     if "\\" not in text:
         return text[1:-1]
     try:
-        return XL_ESCAPE.sub(replace_escape, text[1:-1])
+        return re.sub(XL_ESCAPE, replace_escape, text[1:-1])
     except Refusal as error:
         raise Refusal(f"line {token.line}: {error} in {quoted(text)}") from None
 
 
 # xl means to take the digits of an octal number here, but takes up to three characters that strtoul(3) likes in
 # base 10 after the first digit, wants at least two of them, and puts nothing in their place.
-XL_ESCAPE = re.compile(r"\\(?:[0-7]([ \t\v\f\r]*[+-]?[0-9]*)|(.))")
+XL_ESCAPE = r"\\(?:[0-7]([ \t\v\f\r]*[+-]?[0-9]*)|(.))"
 XL_ESCAPES = {
     '"': '"', "'": "'", "\\": "\\",
     "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v",
@@ -794,10 +805,8 @@ DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd", "dmmd", "npiv")
 DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu")
 
-DISK_BLANKS = re.compile(r"[ \t\n]+")
-DISK_POSITIONAL = re.compile(r"[^=,]*,?")
-DISK_PREFIX = re.compile(r"[a-z][a-z0-9]*:")
-DISK_KEY = re.compile(r"([a-z][-_a-z0-9]*)=")
+# What a parameter may begin with: a prefix of old, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
+DISK_WORD = re.compile(r"([a-z][a-z0-9]*):|([a-z][-_a-z0-9]*)=")
 
 
 class DiskWords:
@@ -895,40 +904,37 @@ def parse_disk(specification: str) -> Disk:
     words = DiskWords()
     place = 0
     while place < len(specification):
-        positional = match_at(DISK_POSITIONAL, specification, place)
-        positional_end = place + len(positional)
-        blanks = match_at(DISK_BLANKS, specification, place)
-        prefix = match_at(DISK_PREFIX, specification, place)
-        key = match_at(DISK_KEY, specification, place)
-        if blanks and line_end(specification, place + len(blanks)) >= positional_end:
-            place += len(blanks)
-        elif prefix and prefix_reach(specification, place + len(prefix), prefix[:-1]) >= positional_end:
-            place += len(prefix)
-            read_prefix(words, prefix[:-1])
-        elif key == "target=":
+        rest = specification[place:]
+        positional, comma, _ = rest.partition(",")
+        if "=" in positional:
+            positional, comma = positional.partition("=")[0], ""
+        positional_end = place + len(positional) + len(comma)
+        blanks = len(rest) - len(rest.lstrip(" \t\n"))
+        match = DISK_WORD.match(rest)
+        prefix, key = match.groups() if match else (None, None)
+        if blanks and line_end(specification, place + blanks) >= positional_end:
+            place += blanks
+        elif prefix and prefix_reach(specification, place + len(prefix) + 1, prefix) >= positional_end:
+            place += len(prefix) + 1
+            read_prefix(words, prefix)
+        elif key == "target":
             end = line_end(specification, place)
-            target = specification[place + len(key) : end]
+            target = specification[place + len("target=") : end]
             words.set_string("target", target[:-1] if target.endswith(",") else target)
             place = end
         elif key:
-            value, comma, _ = specification[place + len(key) :].partition(",")
-            words.set_key(key[:-1], value)
-            place += len(key) + len(value) + len(comma)
-        elif positional.rstrip(",") in DISK_FLAGS:
-            words.cdrom = words.cdrom or positional.startswith("cdrom")
+            value, comma, _ = rest[len(key) + 1 :].partition(",")
+            words.set_key(key, value)
+            place += len(key) + 1 + len(value) + len(comma)
+        elif positional in DISK_FLAGS:
+            words.cdrom = words.cdrom or positional == "cdrom"
             place = positional_end
-        elif positional:
-            words.set_positional(positional[:-1] if positional.endswith(",") else positional)
+        elif positional or comma:
+            words.set_positional(positional)
             place = positional_end
         else:
-            raise Refusal(f"bad syntax at {quoted(specification[place:])}")
+            raise Refusal(f"bad syntax at {quoted(rest)}")
     return disk_from_words(words)
-
-
-def match_at(pattern: re.Pattern[str], text: str, place: int) -> str:
-    """What the pattern matches at this place of the text, or nothing."""
-    match = pattern.match(text, place)
-    return match.group() if match else ""
 
 
 def line_end(text: str, place: int) -> int:
@@ -1053,9 +1059,6 @@ class Look(NamedTuple):
 
 
 READY = Look(State.READY)
-
-# The properties udev keeps for a device number, or nothing while udev has not finished with the device.
-UdevLookup = Callable[[int], Optional[Mapping[str, str]]]
 
 
 class Kernel(NamedTuple):
@@ -1238,9 +1241,6 @@ def pyudev_lookup() -> UdevLookup | None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Survey: all guests and all their disks, even if a file system does not answer
 # ---------------------------------------------------------------------------------------------------------------------
-
-Key = Hashable
-Call = Callable[[], Any]
 
 
 class Scouts:
