@@ -586,6 +586,8 @@ def xl_tokens(text: str) -> Iterator[Token]:
         kind = match.lastgroup
         if kind is None:
             continue
+        if kind == "bad" and match.end() == len(text):
+            break  # xl reports a bad character together with what follows it, and here nothing does
         yield Token(kind, match.group(kind), line)
         if kind == "newline":
             line += 1
@@ -796,10 +798,14 @@ DISK_FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed", "empty")
 DISK_BACKENDTYPES = ("phy", "tap", "qdisk", "standalone")
 DISK_SPECIFICATIONS = ("xen", "virtio")
 DISK_ACCESS = ("", "r", "ro", "w", "rw")
+# trusted, untrusted and grant_usage are unknown to xl 4.17; what stands there is a parameter like any other.
 DISK_FLAGS = {
     "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
 }  # fmt: skip
 DISK_STRINGS = {"backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk"}
+DISK_KEYS = {
+    *DISK_STRINGS, "target", "format", "access", "backendtype", "specification", "devtype", "colo-port", "grant_usage",
+}  # fmt: skip
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 # dmmd and npiv are SUSE's; their scripts are block-dmmd and block-npiv.
 DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd", "dmmd", "npiv")
@@ -922,7 +928,7 @@ def parse_disk(specification: str) -> Disk:
             target = specification[place + len("target=") : end]
             words.set_string("target", target[:-1] if target.endswith(",") else target)
             place = end
-        elif key:
+        elif key and (key in DISK_KEYS or rest[len(key) + 1 :][:1] not in ("", ",")):
             value, comma, _ = rest[len(key) + 1 :].partition(",")
             words.set_key(key, value)
             place += len(key) + 1 + len(value) + len(comma)
@@ -932,6 +938,8 @@ def parse_disk(specification: str) -> Disk:
         elif positional or comma:
             words.set_positional(positional)
             place = positional_end
+        elif len(rest) == 1:
+            break  # xl reports bad syntax together with what follows it, and here nothing does
         else:
             raise Refusal(f"bad syntax at {quoted(rest)}")
     return disk_from_words(words)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our reading of xl.cfg and of disk specifications agrees with that of Xen's own library, on thousands of files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from strategies import any_configuration, quoted, specification
+
+import xendomains_wait_disk as xwd
+
+HEADER = Path("/usr/include/libxlutil.h")
+EXAMPLES = 1500
+
+pytestmark = pytest.mark.skipif(
+    not HEADER.exists() or not shutil.which("cc"),
+    reason=f"there is no {HEADER} (Debian's package libxen-dev) or no C compiler",
+)
+
+Answer = tuple[str, ...]
+REFUSED: Answer = ("refused",)
+
+
+class Oracle:
+    """libxlutil, behind tests/xlu_oracle.c."""
+
+    def __init__(self, program: Path) -> None:
+        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin and self._process.stdout
+        self._questions, self._answers = self._process.stdin, self._process.stdout
+        self.asked = self.accepted = 0
+
+    def ask(self, configuration: bytes) -> Answer:
+        """ "refused", or the domain's name and then vdev and target of each disk."""
+        self._questions.write(struct.pack("<I", len(configuration)) + configuration)
+        self._questions.flush()
+        verdict, *words = self._answers.readline().decode().split()
+        self.asked += 1
+        if verdict == "refused":
+            return REFUSED
+        self.accepted += 1
+        return tuple(os.fsdecode(bytes.fromhex(word[1:])) for word in words)
+
+    def close(self) -> None:
+        self._questions.close()
+        assert self._process.wait() == 0
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
+    program = tmp_path_factory.mktemp("oracle") / "xlu_oracle"
+    source = Path(__file__).with_name("xlu_oracle.c")
+    subprocess.run(["cc", "-O1", "-o", program, source, "-lxlutil", "-lxenlight"], check=True)
+    oracle = Oracle(program)
+    yield oracle
+    oracle.close()
+
+
+def ours(configuration: bytes) -> Answer:
+    """The same from our parser."""
+    try:
+        domain = xwd.domain_from_xl_config(os.fsdecode(configuration), "configuration", "auto")
+    except xwd.Refusal:
+        return REFUSED
+    return (domain.name, *(word for disk in domain.disks for word in (disk.vdev, disk.target)))
+
+
+def check(examples: int = EXAMPLES) -> settings:
+    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@given(any_configuration)
+@check()
+def test_configurations_are_read_as_xl_reads_them(oracle: Oracle, text: str) -> None:
+    configuration = text.encode("latin-1")
+    assert ours(configuration) == oracle.ask(configuration)
+
+
+@given(specification)
+@check()
+def test_disk_specifications_are_read_as_xl_reads_them(oracle: Oracle, text: str) -> None:
+    configuration = f'name="web"\ndisk=[{quoted(text)}]\n'.encode("latin-1")
+    assert ours(configuration) == oracle.ask(configuration)
+
+
+@pytest.mark.parametrize("depth", [4995, 4996, 4997, 4998])
+def test_lists_may_be_nested_as_deep_as_xl_allows(oracle: Oracle, depth: int) -> None:
+    configuration = b'name="web"\nnested=' + b"[" * depth + b"]" * depth + b"\n"
+    assert ours(configuration) == oracle.ask(configuration)
+
+
+def test_thousands_of_configurations_were_compared_and_many_of_them_accepted(oracle: Oracle) -> None:
+    assert oracle.asked >= 2 * EXAMPLES - 100
+    assert oracle.accepted >= oracle.asked // 10
+    print(f"{oracle.asked} configurations compared, {oracle.accepted} of them accepted by xl")
