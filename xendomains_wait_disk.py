@@ -207,36 +207,60 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
 
         return checked
 
-    spec: list[str] = []
-    for section, key, _, check in SETTINGS_KEYS:
-        if section and f"[{section}]" not in spec:
-            spec.append(f"[{section}]")
-        spec.append(f"{key} = {check}")
     problems: list[str] = []
     try:
-        config = ConfigObj(list(lines), configspec=spec, interpolation=False)
+        given = ConfigObj(list(lines), interpolation=False)
     except ConfigObjError as error:
         problems += [f"{path}: {problem} This line is ignored." for problem in getattr(error, "errors", [error])]
-        config = error.config
+        given = error.config
+    values = given.dict()
+    problems += [f"{path}: {problem}" for problem in drop_misplaced(values)]
+    config = ConfigObj(values, configspec=configspec(), interpolation=False)
     results = config.validate(Validator({name: configobj_check(c) for name, c in CHECKS.items()}), preserve_errors=True)
 
     wrong = set()
     for sections, key, problem in flatten_errors(config, results):
-        name = ".".join([*sections, key or ""]).rstrip(".")
-        wrong.add(name)
-        problems.append(f"{path}: {name} {problem or 'is no section'}; the default is used.")
+        wrong.add((*sections, key))
+        problems.append(f"{path}: {'.'.join([*sections, key])} {problem}; the default is used.")
     for sections, key in get_extra_values(config):
         name = ".".join([*sections, key])
-        if name not in wrong:
-            problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
+        problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
 
-    values: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for section, key, field, _ in SETTINGS_KEYS:
-        holder = config.get(section) if section else config
-        value = holder.get(key) if isinstance(holder, dict) else None
-        if value is not None and not {section, f"{section}.{key}".lstrip(".")} & wrong:
-            values[field] = tuple(value) if isinstance(value, list) else value
-    return Settings()._replace(**values), problems
+        value = config[section][key] if section else config[key]
+        if value is not None and ((section, key) if section else (key,)) not in wrong:
+            settings[field] = tuple(value) if isinstance(value, list) else value
+    return Settings()._replace(**settings), problems
+
+
+def configspec() -> list[str]:
+    """The keys and their checks, as configobj wants them."""
+    spec = []
+    sections = {""}
+    for section, key, _, check in SETTINGS_KEYS:
+        if section not in sections:
+            sections.add(section)
+            spec.append(f"[{section}]")
+        spec.append(f"{key} = {check}")
+    return spec
+
+
+def drop_misplaced(values: dict[str, Any]) -> list[str]:
+    """Takes away sections named like a key and keys named like a section, which confuse configobj's validation.
+
+    Returns what is wrong with each.
+    """
+    problems = []
+    for section in ("", "paths", "polling", "ignore"):
+        if not isinstance(values.get(section, values), dict):
+            del values[section]
+            problems.append(f"{section} is a section; its keys belong below a line [{section}].")
+        holder = values.get(section, {}) if section else values
+        for key in [key for other, key, *_ in SETTINGS_KEYS if other == section and isinstance(holder.get(key), dict)]:
+            del holder[key]
+            problems.append(f"{key} is a key, not a section; the default is used.")
+    return problems
 
 
 def check_time_span(value: str | list[str], least: str = "0") -> float:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The header that xl save writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from conftest import CORPUS, Host, saved_file
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xendomains_wait_disk as xwd
+
+REAL = (CORPUS / "saved-web.head").read_bytes()
+XL_CONFIGURATION = b'name="web"\ndisk=["/dev/mapper/web,raw,xvda,rw"]\n'
+
+
+def read(content: bytes) -> tuple[str, bool]:
+    return xwd.saved_configuration(io.BytesIO(content))
+
+
+def refusal(content: bytes) -> str:
+    with pytest.raises(xwd.Refusal) as refused:
+        read(content)
+    return str(refused.value)
+
+
+def test_a_file_of_the_real_xl_is_read() -> None:
+    text, is_json = read(REAL)
+    domain = xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved")
+    assert is_json
+    assert domain.name == "web"
+    assert domain.disks == (xwd.Disk("xvda", "/dev/mapper/web", "raw"),)
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_both_byte_orders_are_read(order: Literal["little", "big"]) -> None:
+    configuration = REAL[52 : 52 + 1041]
+    assert read(saved_file(configuration, order=order)) == read(REAL)
+
+
+def test_a_configuration_as_text_is_read() -> None:
+    text, is_json = read(saved_file(XL_CONFIGURATION, flags=xwd.SAVED_STREAM_V2))
+    assert (text.encode(), is_json) == (XL_CONFIGURATION, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no saved domain"),
+        (b"name = 'web'\n", "is no saved domain"),
+        (b"Xen saved domain, some other format\n", "was not written by xl save, or is damaged"),
+        (REAL[:20], "was not written by xl save, or is damaged"),
+        (REAL[:40], "ends within its header"),
+        (REAL[:32] + b"\1\1\1\1" + REAL[36:], "has an unknown byte order: 01010101"),
+        (saved_file(b"{}", flags=5), "needs what xl does not know: mandatory flags 0x5"),
+        (saved_file(b"{}", optional=0), "claims 0 bytes of configuration in 0 bytes of optional data"),
+        (saved_file(b"{}", optional=3), "claims 0 bytes of configuration in 3 bytes of optional data"),
+        (saved_file(b"{}", size=7), "claims 7 bytes of configuration in 6 bytes of optional data"),
+        (saved_file(b"{}", size=2**32 - 5, optional=2**32 - 1), "claims 4294967291 bytes of configuration; at most"),
+        (saved_file(b"{}", size=50, optional=54, image=b""), "ends within its configuration: 2 of 50 bytes"),
+    ],
+)
+def test_a_damaged_file_is_refused(content: bytes, message: str) -> None:
+    assert refusal(content).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "holds no valid JSON"),
+        ("", "holds no valid JSON"),
+        ("[]", "holds JSON that describes no domain"),
+        ("{}", "holds JSON that describes no domain"),
+        ('{"c_info": {"name": 5}}', "holds JSON whose domain has no name"),
+        ('{"c_info": {"name": "web"}, "disks": [5]}', "holds JSON that describes no domain"),
+        ('{"c_info": {"name": "web"}, "disks": 5}', "holds JSON that describes no domain"),
+        ("[" * 100_000, "holds JSON that is nested too deep"),
+    ],
+)
+def test_json_that_is_no_domain_is_refused(text: str, message: str) -> None:
+    with pytest.raises(xwd.Refusal, match=message):
+        xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved")
+
+
+def test_every_field_of_a_disk_is_taken_from_json() -> None:
+    disk = {
+        "pdev_path": "r0", "vdev": "hdc", "format": "qcow2", "backend_domname": "storage", "backend": "qdisk",
+        "script": "block-drbd", "is_cdrom": 1,
+    }  # fmt: skip
+    text = json.dumps({"c_info": {"name": "web"}, "disks": [disk, {"backend_domid": 3, "vdev": "xvdb"}]})
+    first, second = xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved").disks
+    assert first == xwd.Disk("hdc", "r0", "qcow2", "storage", "qdisk", "block-drbd", True)
+    assert second == xwd.Disk("xvdb", "", "", "3")
+
+
+@given(st.binary(), st.integers(0, len(REAL)))
+def test_no_file_does_anything_but_be_read_or_refused(noise: bytes, keep: int) -> None:
+    try:
+        text, is_json = read(REAL[:keep] + noise)
+        parse = xwd.domain_from_json if is_json else xwd.domain_from_xl_config
+        assert parse(text, "/save/web", "saved").name
+    except xwd.Refusal as refused:
+        assert str(refused)
+
+
+def test_a_huge_memory_image_is_not_read(host: Host) -> None:
+    file = host.save / "web"
+    file.write_bytes(REAL)
+    with file.open("r+b") as image:
+        image.truncate(100 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.monotonic()
+    domain = xwd.read_domain(str(file), "saved", file.stat())
+    assert time.monotonic() - started < 0.1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB
+    assert domain.name == "web"
+
+
+def test_a_saved_domains_disk_is_waited_for(host: Host) -> None:
+    host.saved("web", host.images / "web")
+    assert [(d["name"], d["kind"], d["disks"][0]["state"]) for d in host.list()["domains"]] == [
+        ("web", "saved", "missing")
+    ]
+
+
+def test_saved_domains_come_before_the_others_as_xendomains_starts_them(host: Host, tmp_path: Path) -> None:
+    host.guest("auto", host.image("a"))
+    host.saved("saved", host.image("b"))
+    assert [domain["kind"] for domain in host.list()["domains"]] == ["saved", "auto"]

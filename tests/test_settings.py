@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""/etc/xen-wait-disk.conf."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+import pytest
+from conftest import MODULE, Host, texts
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xendomains_wait_disk as xwd
+
+SHIPPED = MODULE.parent / "etc" / "xen-wait-disk.conf"
+
+
+def read(tmp_path: Path, text: str) -> tuple[xwd.Settings, str]:
+    file = tmp_path / "xen-wait-disk.conf"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    settings, problems = xwd.read_settings(str(file))
+    return settings, texts(problems)
+
+
+def test_every_key_can_be_set(tmp_path: Path) -> None:
+    settings, problems = read(
+        tmp_path,
+        """
+        timeout = 1min 30s
+        log_level = debug
+        [paths]
+        xendomains = /a, /b
+        auto = "/etc/xen/auto with, comma"
+        save = /var/save
+        [polling]
+        first = 50ms
+        longest = 2
+        factor = 1.5
+        [ignore]
+        domains = test-*, scratch
+        disks = /dev/sr?
+        """,
+    )
+    assert problems == ""
+    assert settings == xwd.Settings(
+        timeout=90.0,
+        log_level=xwd.DEBUG,
+        xendomains=("/a", "/b"),
+        auto="/etc/xen/auto with, comma",
+        save="/var/save",
+        first=0.05,
+        longest=2.0,
+        factor=1.5,
+        ignored_domains=("test-*", "scratch"),
+        ignored_disks=("/dev/sr?",),
+    )
+
+
+def test_the_shipped_file_changes_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, SHIPPED.read_text()) == (xwd.Settings(), "")
+
+
+def test_the_shipped_file_shows_every_key_at_its_default(tmp_path: Path) -> None:
+    uncommented = re.sub(r"(?m)^#\s?(\w+ *=)", r"\1", SHIPPED.read_text())
+    assert uncommented.count("=") - SHIPPED.read_text().count("=") == 0
+    keys = {f"{section}.{key}".lstrip(".") for section, key, *_ in xwd.SETTINGS_KEYS}
+    assert set(keys_in(uncommented)) == keys
+    assert read(tmp_path, uncommented) == (xwd.Settings(), "")
+
+
+def keys_in(text: str) -> list[str]:
+    keys, section = [], ""
+    for line in text.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]") + "."
+        elif match := re.match(r"(\w+) *=", line):
+            keys.append(section + match.group(1))
+    return keys
+
+
+def test_a_missing_file_means_defaults(tmp_path: Path) -> None:
+    assert xwd.read_settings(str(tmp_path / "none")) == (xwd.Settings(), [])
+
+
+def test_a_file_named_on_the_command_line_must_exist(tmp_path: Path) -> None:
+    settings, problems = xwd.read_settings(str(tmp_path / "none"), must_exist=True)
+    assert settings == xwd.Settings()
+    assert "none does not exist" in texts(problems)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("timeout = soon", "timeout is no time span: 'soon'"),
+        ("timeout = infinity", "timeout is no time span: 'infinity'"),
+        ("timeout = -5", "timeout is no time span: '-5'"),
+        ("timeout = 3 fortnights", "timeout has the unknown unit 'fortnights'"),
+        ("timeout = 1, 2", "timeout is a list: '1, 2'"),
+        ("log_level = loud", "log_level is no log level: 'loud'"),
+        ("[polling]\nfirst = 0", "polling.first is too short: '0'"),
+        ("[polling]\nfactor = 0.5", "polling.factor is out of range: '0.5'"),
+        ("[polling]\nfactor = nan", "polling.factor is out of range: 'nan'"),
+        ("[polling]\nfactor = x", "polling.factor is no number: 'x'"),
+        ("[paths]\nauto = xen/auto", "paths.auto is no absolute path: 'xen/auto'"),
+        ("[paths]\nauto = /a, /b", "paths.auto is a list: '/a, /b'"),
+        ("paths = /a", "paths is a section; its keys belong below a line [paths]"),
+        ("[timeout]\nx = 1", "timeout is a key, not a section"),
+        ("[polling]\n[[first]]\nx = 1", "first is a key, not a section"),
+    ],
+)
+def test_a_wrong_value_is_named_and_left_at_its_default(tmp_path: Path, line: str, complaint: str) -> None:
+    settings, problems = read(tmp_path, f"{line}\n")
+    assert settings == xwd.Settings()
+    assert f"{tmp_path}/xen-wait-disk.conf: {complaint}" in problems
+
+
+def test_a_wrong_value_does_not_spoil_the_others(tmp_path: Path) -> None:
+    settings, problems = read(tmp_path, "timeout = soon\nlog_level = info\n[polling]\nlongest = 2s\n")
+    assert "timeout is no time span" in problems
+    assert settings == xwd.Settings(log_level=xwd.INFO, longest=2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("timeuot = 5\n", "timeuot is unknown and ignored (did you mean timeout?)"),
+        ("[polling]\ntimeout = 5\n", "polling.timeout is unknown and ignored"),
+        ("[colour]\nred = 1\n", "colour is unknown and ignored"),
+    ],
+)
+def test_unknown_keys_are_named(tmp_path: Path, text: str, complaint: str) -> None:
+    settings, problems = read(tmp_path, text)
+    assert settings == xwd.Settings()
+    assert complaint in problems
+
+
+def test_a_line_that_is_none_is_named_and_the_rest_counts(tmp_path: Path) -> None:
+    settings, problems = read(tmp_path, "timeout 5\nlog_level = info\n")
+    assert "timeout 5" in problems and "line 1" in problems.replace('"1"', "1")
+    assert settings.log_level == xwd.INFO
+
+
+@pytest.mark.parametrize(
+    "content", ["\0\1\2\udcff\udcfe\n" * 9, "[[[", "= =\n", "a = '''", '"', "[x\n", "%(x)s = $x\n"]
+)
+def test_binary_or_broken_files_cost_only_messages(tmp_path: Path, content: str) -> None:
+    settings, problems = read(tmp_path, content)
+    assert settings == xwd.Settings()
+    assert "xen-wait-disk.conf" in problems
+
+
+def test_a_directory_in_its_place_is_named(tmp_path: Path) -> None:
+    settings, problems = xwd.read_settings(str(tmp_path))
+    assert settings == xwd.Settings()
+    assert "is a directory, not a regular file" in texts(problems)
+
+
+def test_a_wrong_value_does_not_cost_the_wait_at_boot(host: Host) -> None:
+    host.configure("timeout = soon")
+    host.guest("web", host.image("web"))
+    result = host.run()
+    assert result.status == xwd.EXIT_READY
+    assert "timeout is no time span: 'soon'" in result.messages
+
+
+@pytest.mark.parametrize("command", ["list", "check"])
+def test_away_from_boot_a_wrong_value_is_an_error(host: Host, command: str) -> None:
+    host.configure("timeout = soon")
+    host.guest("web", host.image("web"))
+    result = host.run(command)
+    assert result.status == xwd.EXIT_USAGE
+    assert "timeout is no time span: 'soon'" in result.messages
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90), ("5min", 300), ("1min 30s", 90), ("1min30s", 90), ("100ms", 0.1), ("2h", 7200), ("1.5s", 1.5),
+        ("500us", 0.0005), ("1d", 86400), ("1 week", 604800), (" 5 ", 5), ("0", 0), ("2 min 3", 123), ("7µs", 7e-6),
+    ],
+)  # fmt: skip
+def test_time_spans_are_those_of_systemd(text: str, seconds: float) -> None:
+    assert xwd.parse_time_span(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", " ", "s", "5 minutos", "1..5s", "five", "1e3", "5,5", "٣"])
+def test_what_is_no_time_span_is_refused(text: str) -> None:
+    with pytest.raises(xwd.Refusal):
+        xwd.parse_time_span(text)
+
+
+@given(st.integers(1, 10**6))
+def test_a_time_span_survives_being_written_and_read(seconds: int) -> None:
+    assert xwd.parse_time_span(xwd.format_time_span(seconds)) == seconds
+
+
+@given(st.text())
+def test_no_text_is_anything_but_a_time_span_or_refused(text: str) -> None:
+    with contextlib.suppress(xwd.Refusal):
+        assert xwd.parse_time_span(text) >= 0

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What each disk means for this host."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Host
+
+import xendomains_wait_disk as xwd
+
+DRBD = ("/dev/drbd/by-res/r0/0", "/dev/drbd/by-res/r0")
+
+
+@pytest.mark.parametrize(
+    ("specification", "paths"),
+    [
+        ("/dev/vg0/web,raw,xvda,rw", ("/dev/vg0/web",)),
+        ("file:/srv/web.img,xvda,w", ("/srv/web.img",)),
+        ("backend=0,vdev=xvda,target=/dev/vg0/web", ("/dev/vg0/web",)),
+        ("backend=Domain-0,vdev=xvda,target=/dev/vg0/web", ("/dev/vg0/web",)),
+        ("script=block,vdev=xvda,target=/dev/vg0/web", ("/dev/vg0/web",)),
+        ("backendtype=qdisk,vdev=xvda,target=/srv/web.qcow2", ("/srv/web.qcow2",)),
+        ("/srv/install.iso,,hdc,cdrom", ("/srv/install.iso",)),
+        ("drbd:r0,xvda,w", DRBD),
+        ("script=block-drbd,vdev=xvda,target=r0", DRBD),
+        ("script=/etc/xen/scripts/block-drbd,vdev=xvda,target=r0", DRBD),
+        ("vg0/web,raw,xvda,rw", ("/vg0/web",)),
+    ],
+)
+def test_a_path_to_wait_for(specification: str, paths: tuple[str, ...]) -> None:
+    assert xwd.wanted(xwd.parse_disk(specification)) == xwd.Wanted(paths)
+
+
+@pytest.mark.parametrize(
+    ("specification", "reason"),
+    [
+        (",,hdc:cdrom,r", "the drive is empty"),
+        ("vdev=hdc,devtype=cdrom,format=empty", "the drive is empty"),
+        (",raw,xvda", "the drive is empty"),
+        ("backend=storage,vdev=xvda,target=/dev/vg0/web", "the driver domain storage holds it"),
+        ("backend=3,vdev=xvda,target=/dev/vg0/web", "the driver domain 3 holds it"),
+        ("backend=storage,script=block-drbd,vdev=xvda,target=r0", "the driver domain storage holds it"),
+        ("script=block-iscsi,vdev=xvda,target=iqn=x,portal=y", "the script block-iscsi attaches it"),
+        ("iscsi:iqn.x:y,xvda,w", "the script block-iscsi attaches it"),
+        ("script=block-x,vdev=xvda,target=/dev/vg0/web", "the script block-x attaches it"),
+        ("dmmd:md;/dev/md0,xvda,w", "the script block-dmmd attaches it"),
+        ("backendtype=qdisk,vdev=xvda,target=rbd:pool/image", "QEMU opens it"),
+    ],
+)
+def test_nothing_to_wait_for(specification: str, reason: str) -> None:
+    assert xwd.wanted(xwd.parse_disk(specification)) == xwd.Wanted(reason=reason)
+
+
+def test_guests_with_nothing_to_wait_for_do_not_hold_the_boot(host: Host) -> None:
+    host.guest("diskless")
+    host.guest("empty-drive", ",,hdc:cdrom,r")
+    host.guest("driver-domain", "backend=storage,vdev=xvda,target=/dev/vg0/none")
+    host.guest("scripted", "script=block-iscsi,vdev=xvda,target=iqn=x")
+    host.guest("network", "backendtype=qdisk,vdev=xvda,target=rbd:pool/image")
+    result = host.run()
+    assert (result.status, result.messages) == (xwd.EXIT_READY, "")
+    assert result.seconds < 2
+
+
+def test_a_relative_target_is_warned_of(host: Host) -> None:
+    file = host.guest("web", "no/such/image,raw,xvda,rw")
+    result = host.run("--timeout", "0")
+    assert (
+        f"{file}: the target 'no/such/image' of disk xvda is relative; libxl looks for /no/such/image."
+        in result.messages
+    )
+    assert "still waiting for /no/such/image for web..." in result.messages
+
+
+def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
+    missing = host.images / "shared"
+    host.guest("one", missing)
+    host.guest("two", missing)
+    messages = host.run("--timeout", "0").messages
+    assert f"still waiting for {missing} for one...\nstill waiting for {missing} for two...\n" in messages
+
+
+def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two", "three"):
+        host.guest(name, host.images / "shared")
+    looked = []
+
+    def look_at(paths: tuple[str, ...], kernel: xwd.Kernel) -> xwd.Look:
+        looked.append(paths)
+        return xwd.READY
+
+    monkeypatch.setattr(xwd, "look_at", look_at)
+    xendomains = xwd.Xendomains(str(host.settings), str(host.auto))
+    survey = xwd.survey(xendomains, xwd.Settings(), xwd.Kernel(), xwd.Scouts(), xwd.Survey(), float("inf"))
+    assert looked == [(str(host.images / "shared"),)]
+    assert survey.missing() == []
+
+
+def test_ignored_domains_are_not_waited_for_and_say_so(host: Host) -> None:
+    host.configure("[ignore]\ndomains = test-*, other\n")
+    host.guest("test-1", host.images / "none")
+    (disk,) = host.list()["domains"][0]["disks"]
+    assert (disk["state"], disk["path"], disk["reason"]) == ("skipped", None, "[ignore] domains names its domain")
+    assert host.run().status == xwd.EXIT_READY
+
+
+def test_ignored_disks_are_not_waited_for_and_say_so(host: Host) -> None:
+    host.configure(f"[ignore]\ndisks = {host.images}/scratch*\n")
+    host.guest("web", host.images / "scratch1", host.image("web"))
+    scratch, web = host.list()["domains"][0]["disks"]
+    assert (scratch["state"], scratch["reason"]) == ("skipped", "[ignore] disks names it")
+    assert web["state"] == "ready"
+
+
+def test_a_link_that_dangles_can_be_ignored_by_its_name(host: Host) -> None:
+    host.configure("[ignore]\ndomains = web.cfg\n")
+    (host.auto / "web.cfg").symlink_to("/nowhere")
+    assert host.run().status == xwd.EXIT_READY

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""xl.cfg and disk specifications: what the real xl said of 31 files, and what the messages say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import CORPUS
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import any_configuration, specification
+
+import xendomains_wait_disk as xwd
+
+# Refused by xl for its usbdev, which says nothing about disks and is not looked at here.
+FOR_OTHER_REASONS = "25-nested-and-numbers"
+
+CONFIGURATIONS = sorted(CORPUS.glob("*.cfg"))
+
+
+def parse(text: str) -> xwd.Domain:
+    return xwd.domain_from_xl_config(text, "/etc/xen/auto/web.cfg", "auto")
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(xwd.Refusal) as refused:
+        parse(text)
+    return str(refused.value)
+
+
+def test_the_corpus_is_complete() -> None:
+    assert len(CONFIGURATIONS) == 31
+
+
+@pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda file: file.stem)
+def test_the_corpus_is_read_as_xl_read_it(file: Path) -> None:
+    answer = file.with_suffix(".json")
+    text = file.read_bytes().decode()
+    if not answer.exists() and file.stem != FOR_OTHER_REASONS:
+        refusal(text)
+        return
+    domain = parse(text)
+    if file.stem == FOR_OTHER_REASONS:
+        assert [disk.target for disk in domain.disks] == ["/dev/vg0/nest", "/dev/vg0/nest2"]
+        return
+    xl = json.loads(answer.read_text())
+    assert domain.name == xl["c_info"]["name"]
+    # xl.json and a saved domain say the same in the same words, so that both ways of reading must agree.
+    assert list(domain.disks) == [xwd.disk_from_json({"format": "raw", **disk}) for disk in xl.get("disks", [])]
+
+
+def lines_xl_names() -> Iterator[tuple[str, str]]:
+    """The configurations for which xl names the line of an error, and that line."""
+    for file in CONFIGURATIONS:
+        errors = file.with_suffix(".err")
+        if errors.exists() and (line := re.match(r"[^:]+:(\d+): config parsing error", errors.read_text())):
+            yield file.name, line.group(1)
+
+
+@pytest.mark.parametrize(("name", "line"), list(lines_xl_names()))
+def test_errors_name_the_line_that_xl_names(name: str, line: str) -> None:
+    assert refusal((CORPUS / name).read_bytes().decode()).startswith(f"line {line}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name="a"\r\n', "line 1: lexical error near '\r', the file has the line ends of Windows"),
+        ('name="a\n', "line 1: lexical error near '\"', a string that does not end in its line"),
+        ('name="a"\n# end', "line 2: lexical error near '#', a comment on the last line needs a newline at its end"),
+        ("import os\n", "line 1: syntax error near 'os', expected = or +="),
+        ('disk=["a"\nvcpus=1\n', "line 2: syntax error near 'vcpus', expected , or ]"),
+        ('disk=["a"', "line 1: syntax error near the end of the file, expected , or ]"),
+        ("a=1 b=2\n", "line 1: syntax error near 'b', expected the end of the line or ;"),
+        ("a=\n1\n", "line 1: syntax error near the end of the line, expected a string, a number or ["),
+        ("a=[,]\n", "line 1: syntax error near ',', expected a string, a number or ["),
+        ('a="x"\na+=[1]\n', "line 2: += cannot join a list and a string"),
+        ('\na="\\q"\n', "line 2: an invalid character 'q' after a backslash in '\"\\q\"'"),
+        ('a="\\7"\n', "line 1: too few digits after a backslash in '\"\\7\"'"),
+        ('a="\0"\n', "line 1: a NUL byte in the string '\"\0\"'"),
+        ("memory=1\n", 'names no domain (name = "…" is missing)'),
+        ('name=["a"]\n', "line 1: name is a list, not a string"),
+        ('name="a"\ndisk=["/x"]\n', "disk '/x': no vdev given (the list ends in line 2)"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_line_and_the_text(text: str, message: str) -> None:
+    assert refusal(text) == message
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        ("/dev/x,raw,xvda,rw,more", "too many positional parameters, at 'more'"),
+        ("/dev/x,rw,xvda", "unknown format 'rw'"),
+        ("/dev/x,raw,xvda,x", "unknown access 'x'"),
+        ("/dev/x,raw,xvda:tape", "unknown devtype 'tape'"),
+        ("phony:/dev/x,xvda", "unknown prefix 'phony:'"),
+        ("colour=red,vdev=xvda,target=/x", "unknown parameter 'colour'"),
+        ("vdev=xvda,vdev=xvdb,target=/x", "vdev is given twice, the second time as 'xvdb'"),
+        ("raw:/dev/x,xvda,format=qcow2", "format is given twice, the second time as 'qcow2'"),
+        ("drbd:x,xvda,w,script=other", "script is given twice, the second time as 'other'"),
+        ("vdev=xvda", "no target given"),
+        ("vdev=xvda,=,", "bad syntax at '=,'"),
+        ("backendtype=floppy,vdev=xvda,target=/x", "unknown backendtype 'floppy'"),
+    ],
+)
+def test_an_error_in_a_disk_says_what_is_wrong(specification: str, message: str) -> None:
+    assert refusal(f'name="web"\ndisk=["{specification}"]\n').startswith(f"disk '{specification}': {message}")
+
+
+@pytest.mark.parametrize("prefix", ["dmmd", "npiv"])
+def test_suses_prefixes_set_a_script(prefix: str) -> None:
+    assert xwd.parse_disk(f"{prefix}:md;/dev/md0,xvda,w").script == f"block-{prefix}"
+
+
+def test_a_disk_that_is_a_string_is_no_disk_and_warned_of() -> None:
+    domain = parse('name="web"\ndisk="/dev/x,raw,xvda"\n')
+    assert domain.disks == ()
+    assert domain.warnings == ("line 2: disk is a string, not a list, so xl gives the domain no disks",)
+
+
+def test_the_list_of_disks_ends_at_the_first_list_in_it() -> None:
+    assert len(parse('name="web"\ndisk=["/a,raw,xvda", ["/b,raw,xvdb"], "/c,raw,xvdc"]\n').disks) == 1
+
+
+def test_bytes_that_are_no_utf8_reach_the_file_system_unchanged() -> None:
+    target = parse(b'name="w"\ndisk=["/srv/b\xfcro.img,raw,xvda"]\n'.decode("utf-8", "surrogateescape")).disks[0].target
+    assert target.encode("utf-8", "surrogateescape") == b"/srv/b\xfcro.img"
+
+
+@given(any_configuration)
+def test_no_configuration_does_anything_but_be_read_or_refused(text: str) -> None:
+    try:
+        assert parse(text).source == "/etc/xen/auto/web.cfg"
+    except xwd.Refusal as refused:
+        assert str(refused)
+
+
+@given(specification)
+def test_no_disk_specification_does_anything_but_be_read_or_refused(text: str) -> None:
+    try:
+        assert xwd.parse_disk(text) == xwd.parse_disk(text)
+    except xwd.Refusal as refused:
+        assert str(refused)
+
+
+@given(st.text(st.characters(blacklist_characters="\0\n\r"), max_size=30))
+def test_any_target_survives_its_way_through_a_configuration(target: str) -> None:
+    quoted = json.dumps(target, ensure_ascii=False).replace("\\b", "\b").replace("\\f", "\f").replace("\\t", "\t")
+    plain = re.sub(r"\\u00[01][0-9a-f]", lambda match: chr(int(match.group()[2:], 16)), quoted)
+    disk = parse(f'name="web"\ndisk=["vdev=xvda,target="]\ndisk+=[{plain[0]}vdev=xvda,target={plain[1:]}]\n').disks[1]
+    assert disk.target == target.removesuffix(",")
