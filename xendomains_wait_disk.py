@@ -1982,12 +1982,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 journal.say(ERR if domain.error else WARNING, text)
         wrong = problems or any(domain.error and not domain.pending for domain in found.domains())
         if not wrong:
-            print(f"Nothing is wrong in the configuration of {in_numbers(found)}.")
+            show(f"Nothing is wrong in the configuration of {in_numbers(found)}.")
         return EXIT_USAGE if wrong else EXIT_READY
-    print(as_json(found) if options.json else as_table(found))
+    show(as_json(found) if options.json else as_table(found))
     if problems:
         return EXIT_USAGE
     return EXIT_TIMED_OUT if found.missing() else EXIT_READY
+
+
+def show(text: str) -> None:
+    """Prints to standard output; what its encoding has no character for is shown as an escape."""
+    encoding = sys.stdout.encoding or "ascii"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 # How long list and check give a file system to answer.

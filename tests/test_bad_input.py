@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whatever lies in xendomains' directories: it is reported with its name and a reason, and all others are handled."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import CORPUS, Host, as_root
+
+import xendomains_wait_disk as xwd
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(b'name = "huge"\n' * (50_000_000 // 14))
+
+
+def huge_saved(path: Path) -> None:
+    path.write_bytes((CORPUS / "saved-web.head").read_bytes()[:36] + b"\xff" * 50_000_000)
+
+
+def link_to(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+def bind_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(path))
+
+
+def binary(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 100)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes((CORPUS / "saved-web.head").read_bytes()[:500])
+
+
+def utf16(path: Path) -> None:
+    path.write_bytes('name="web"\ndisk=["/x,raw,xvda"]\n'.encode("utf-16"))
+
+
+CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
+    ("binary", binary, "line 1: lexical error"),
+    ("huge", huge, "bytes; more than 1048576 are no configuration"),
+    ("empty", Path.touch, "names no domain"),
+    ("directory", Path.mkdir, "is a directory, not a regular file"),
+    ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
+    ("socket", bind_socket, "is a socket, not a regular file"),
+    ("device", link_to("/dev/zero"), "is a character device, not a regular file"),
+    ("loop", link_to("bad"), "Too many levels of symbolic links"),
+    ("utf16", utf16, "line 1: lexical error"),
+    ("saved", truncated, "line 1: lexical error"),
+    ("proc", link_to("/proc/self/mem"), ""),
+]
+
+SAVED: list[tuple[str, Callable[[Path], None], str]] = [
+    ("binary", binary, "is no saved domain"),
+    ("huge", huge, "is no saved domain"),
+    ("huge saved", huge_saved, "needs what xl does not know: mandatory flags 0xffffffff"),
+    ("empty", Path.touch, "is no saved domain"),
+    ("directory", Path.mkdir, "is a directory, not a regular file"),
+    ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
+    ("socket", bind_socket, "is a socket, not a regular file"),
+    ("device", link_to("/dev/zero"), "is a character device, not a regular file"),
+    ("loop", link_to("bad"), "Too many levels of symbolic links"),
+    ("truncated", truncated, "ends within its configuration: 448 of 1041 bytes"),
+    ("utf16", utf16, "is no saved domain"),
+]
+
+
+def survey_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd.Domain:
+    """The domain found for the bad file, next to a good guest that is found all the same."""
+    host.guest("good", host.image("good"))
+    make(directory / "bad")
+    xendomains = xwd.Xendomains(str(host.settings), str(host.auto), str(host.save))
+    found = xwd.survey(xendomains, xwd.Settings(), xwd.Kernel(), xwd.Scouts(), xwd.Survey(), float("inf"))
+    domains = {domain.name: domain for domain in found.domains()}
+    assert domains["good"].error == ""
+    assert len(domains) == 2
+    assert found.missing() == []
+    return domains["bad"]
+
+
+@pytest.mark.parametrize(("make", "error"), [row[1:] for row in CONFIGURATIONS], ids=[row[0] for row in CONFIGURATIONS])
+def test_in_the_auto_directory(host: Host, make: Callable[[Path], None], error: str) -> None:
+    domain = survey_with(host, host.auto, make)
+    assert domain.error and error in domain.error
+    assert xwd.problems_of(domain)[0].startswith(f"{host.auto}/bad: {domain.error}")
+
+
+@pytest.mark.parametrize(("make", "error"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
+def test_in_the_directory_of_saved_domains(host: Host, make: Callable[[Path], None], error: str) -> None:
+    domain = survey_with(host, host.save, make)
+    assert error in domain.error
+    assert xwd.problems_of(domain)[0].startswith(f"{host.save}/bad: {domain.error}")
+
+
+@as_root
+@pytest.mark.parametrize("directory", ["auto", "save"])
+def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str) -> None:
+    """Root may read everything, so this runs as somebody else."""
+    host.guest("good", host.image("good"))
+    bad = host.root / directory / "bad"
+    bad.write_text("secret")
+    bad.chmod(0)
+    for path in (host.root, *host.root.parents):
+        if path.stat().st_mode & 0o005 != 0o005:
+            path.chmod(0o755)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        domain = xwd.read_domain(str(bad), "auto" if directory == "auto" else "saved", bad.stat())
+        os._exit(0 if domain.error == "Permission denied" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_everything_at_once_holds_nothing_up(host: Host) -> None:
+    host.guest("good", host.image("good"))
+    for name, make, _ in CONFIGURATIONS:
+        if name != "loop":
+            make(host.auto / name)
+    for name, make, _ in SAVED:
+        if name != "loop":
+            make(host.save / name)
+    result = host.run()
+    assert result.status == xwd.EXIT_READY
+    assert result.seconds < 3
+    for name, _, _ in CONFIGURATIONS:
+        if name != "loop":
+            assert f"{host.auto}/{name}: " in result.messages
+
+
+def test_a_name_that_is_no_utf8_is_told_of(host: Host) -> None:
+    Path(os.fsdecode(os.fsencode(host.auto) + b"/b\xfcro.cfg")).write_text("what is this\n")
+    assert rf"{host.auto}/b\xfcro.cfg: line 1: " in host.run().messages
+
+
+def test_one_guest_without_a_good_configuration_does_not_hold_up_one_that_waits(host: Host) -> None:
+    (host.auto / "bad").mkdir()
+    host.guest("web", host.images / "a")
+    result = host.run("--timeout", "1")
+    assert result.status == xwd.EXIT_TIMED_OUT
+    assert result.messages.endswith("will probably not come up: web.\n")
