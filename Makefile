@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Debian's and openSUSE's packages of configobj, tenacity, pyudev and systemd are for the distribution's own Python.
+PYTHON ?= $(if $(wildcard /usr/bin/python3 /usr/bin/apt-get),/usr/bin/python3,python3)
+VENV_PYTHON = .venv/bin/python
+TIME = 60
+
+PREFIX = /usr
+SBINDIR = $(PREFIX)/sbin
+SYSCONFDIR = /etc
+PURELIB = $(shell $(PYTHON) -c '$(FIND_PURELIB)' '$(PREFIX)')
+
+# Debian's Python knows where packages of the distribution go, and what is installed beside them, by names of its own.
+define FIND_PURELIB
+import sys, sysconfig
+prefix = sys.argv[1]
+scheme = {"/usr": "deb_system", "/usr/local": "posix_local"}.get(prefix)
+if scheme not in sysconfig.get_scheme_names(): scheme = "posix_prefix"
+print(sysconfig.get_path("purelib", scheme, {"base": "/usr" if scheme == "posix_local" else prefix}))
+endef
+
+MODULE = xendomains_wait_disk.py
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo $(wildcard tests/*.py)
+SHELL_FILES = .ci/run tests/setup
+
+export PYTHON
+
+.PHONY: help demo check bench lint test fuzz install clean setup-demo setup-check setup-bench
+
+help: ## list what make can do here (the default)
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: setup-demo ## show the program at work on a made-up host; ten seconds
+	@$(PYTHON) tests/demo
+
+check: lint test ## what has to pass before a change is taken: lint and test
+
+bench: setup-bench ## measure start, wait and latency; two minutes, needs root
+	@$(PYTHON) tests/bench $(BENCH_ARGS)
+
+lint: setup-check ## style, types, oldest Python, shell scripts
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy --scripts-are-modules $(PYTHON_FILES)
+	.venv/bin/vermin --no-tips -t=3.9- $(MODULE) bin/xendomains-wait-disk
+	shellcheck $(SHELL_FILES)
+
+test: setup-check ## the tests
+	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+fuzz: setup-check ## feed the parsers broken input, for TIME=60 seconds each
+	$(VENV_PYTHON) tests/fuzz.py $(TIME)
+
+setup-demo setup-check setup-bench: setup-%:
+	@tests/setup $*
+
+install: ## install below PREFIX=/usr, for a package with DESTDIR=
+	install -d '$(DESTDIR)$(PURELIB)' '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(SYSCONFDIR)'
+	install -p -m 644 $(MODULE) '$(DESTDIR)$(PURELIB)/$(MODULE)'
+	$(PYTHON) -m compileall -q -f -s '$(DESTDIR)' -p / '$(DESTDIR)$(PURELIB)/$(MODULE)'
+	install -m 755 bin/xendomains-wait-disk '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
+	sed -i "1s|/usr/bin/python3|$$($(PYTHON) -c 'import sys; print(sys.executable)')|" \
+	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
+	[ -e '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf' ] || \
+	    install -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf'
+
+clean: ## remove what make made here
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
