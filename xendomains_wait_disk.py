@@ -1458,38 +1458,39 @@ def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) ->
     try:
         status = os.stat(path)
     except OSError as error:
-        return unreadable_link(path, kind, error, settings)
+        return unreadable(path, kind, error, settings)
     signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if known and known.signature == signature:
         return known
-    domain = read_domain(path, kind, status)
+    try:
+        domain = read_domain(path, kind)
+    except OSError as error:
+        return unreadable(path, kind, error, settings)  # and without a signature, so that it is tried again
+    except Refusal as error:
+        domain = Domain(os.path.basename(path), path, kind, error=reason(error))
     return Entry(signature, domain, tuple(wanted_unless_ignored(domain, disk, settings) for disk in domain.disks))
 
 
-def unreadable_link(path: str, kind: str, error: OSError, settings: Settings) -> Entry | None:
-    """The entry for a link to nothing, which may come yet, or one that cannot be followed; nothing if it is no link."""
-    target = link_target(path)
-    if not target:
-        return None
+def unreadable(path: str, kind: str, error: OSError, settings: Settings) -> Entry | None:
+    """The entry for a file that cannot be looked at; nothing if it was removed since its directory was read."""
     name = os.path.basename(path)
     if not isinstance(error, FileNotFoundError):
         return Entry((), Domain(name, path, kind, error=reason(error)))
+    target = link_target(path)
+    if not target:
+        return None
     pending = not matches_any((name,), settings.ignored_domains)
     return Entry((), Domain(name, path, kind, error=f"is a link to {target}, which does not exist", pending=pending))
 
 
-def read_domain(path: str, kind: str, status: os.stat_result) -> Domain:
-    """The domain in this file, with an error if xl will refuse it."""
-    try:
-        require_regular_file(status)
-        if kind == "auto":
-            return with_warnings(domain_from_xl_config(os.fsdecode(read_file(path)), path, kind))
-        with open_regular_file(path) as file:
-            text, is_json = saved_configuration(file)
-        parse = domain_from_json if is_json else domain_from_xl_config
-        return with_warnings(parse(text, path, kind))
-    except (OSError, Refusal) as error:
-        return Domain(os.path.basename(path), path, kind, error=reason(error))
+def read_domain(path: str, kind: str) -> Domain:
+    """The domain in this file. Raises OSError if it cannot be read, and Refusal if xl will refuse it."""
+    if kind == "auto":
+        return with_warnings(domain_from_xl_config(os.fsdecode(read_file(path)), path, kind))
+    require_regular_file(os.stat(path))
+    with open_regular_file(path) as file:
+        text, is_json = saved_configuration(file)
+    return with_warnings((domain_from_json if is_json else domain_from_xl_config)(text, path, kind))
 
 
 def with_warnings(domain: Domain) -> Domain:
