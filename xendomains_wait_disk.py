@@ -39,6 +39,7 @@ from threading import Event, Lock, Thread
 # pyudev, python-systemd, socket and tenacity together take several times as long as all that the common boot does.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, Optional, Union
@@ -78,6 +79,11 @@ EXIT_NO_XENDOMAINS = 6
 # syslog(3)
 ERR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
 LOG_LEVELS = {"emerg": 0, "alert": 1, "crit": 2, "err": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
+
+# packaging/systemd/xendomains-wait-disk.catalog explains these in the journal.
+MESSAGE_MISSING = "c73c68bb58c64bc68febe2f6cd319bcd"
+MESSAGE_REFUSED = "5673123f0bca4e4491a3bf4dd74c6dc6"
+MESSAGE_SETTINGS = "3a7b5633a5a94b02ae3188726f21d967"
 
 # A configuration is a few hundred bytes. What is larger than this is something else, and xl would take long to say so.
 LARGEST_CONFIGURATION = 1 << 20
@@ -1754,8 +1760,9 @@ class Herald:
             if domain == before:
                 continue
             self._told[domain.source] = domain
+            fields = {"MESSAGE_ID": MESSAGE_REFUSED} if domain.error else {}
             for text in problems_of(domain):
-                self._journal.say(WARNING, text, DOMAIN=domain.name)
+                self._journal.say(WARNING, text, DOMAIN=domain.name, SOURCE=domain.source, **fields)
 
     def _tell_end_of(self, one: Missing, survey: Survey) -> None:
         seconds = time.monotonic() - self._started
@@ -1792,7 +1799,7 @@ class Herald:
         for one in self._awaited.values():
             for domain in one.domains:
                 text = f"{one.path} for {domain} is {STATE_WORDS[one.state]}{after}: {one.reason}"
-                self._journal.say(ERR, text, DISK=one.path, DOMAIN=domain)
+                self._journal.say(ERR, text, DISK=one.path, DOMAIN=domain, MESSAGE_ID=MESSAGE_MISSING)
         domains = sorted({domain for one in self._awaited.values() for domain in one.domains})
         self._journal.say(ERR, f"xendomains starts now; these guests will probably not come up: {', '.join(domains)}.")
         notify(f"STATUS=Timed out waiting for {summary(list(self._awaited.values()))}")
@@ -1902,6 +1909,15 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     """The options on the command line. Ends the program if they are wrong (status 2), or asked for help or version."""
     if not arguments:
         return Options()
+    parser = argument_parser()
+    options = parser.parse_args(arguments)
+    if options.json and options.command != "list":
+        parser.error("--json goes with list")
+    return Options(**vars(options))
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """What may stand on the command line."""
     import argparse
 
     def time_span(text: str) -> float:
@@ -1932,10 +1948,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: even more")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    options = parser.parse_args(arguments)
-    if options.json and options.command != "list":
-        parser.error("--json goes with list")
-    return Options(**vars(options))
+    return parser
 
 
 def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
@@ -1970,7 +1983,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     xendomains, more_problems = read_xendomains(settings, min(SOURCING_LIMIT, max(settings.timeout, 0.5)))
     problems += level_problems + more_problems
     for problem in problems:
-        journal.say(ERR, problem)
+        journal.say(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None:
         return EXIT_NO_XENDOMAINS
 
