@@ -8,6 +8,14 @@ TIME = 60
 PREFIX = /usr
 SBINDIR = $(PREFIX)/sbin
 SYSCONFDIR = /etc
+MANDIR = $(PREFIX)/share/man
+DOCDIR = $(PREFIX)/share/doc/xendomains-wait-disk
+COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
+UNITDIR = $(PREFIX)/lib/systemd/system
+PRESETDIR = $(PREFIX)/lib/systemd/system-preset
+CATALOGDIR = $(PREFIX)/lib/systemd/catalog
+# Where the script that this program replaces was.
+REPLACED = $(PREFIX)/lib/xen-tools-xendomains-wait-disk/bin/xendomains-wait-disks
 PURELIB = $(shell $(PYTHON) -c '$(FIND_PURELIB)' '$(PREFIX)')
 
 # Debian's Python knows where packages of the distribution go, and what is installed beside them, by names of its own.
@@ -55,14 +63,24 @@ setup-demo setup-check setup-bench: setup-%:
 	@tests/setup $*
 
 install: ## install below PREFIX=/usr, for a package with DESTDIR=
-	install -d '$(DESTDIR)$(PURELIB)' '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(SYSCONFDIR)'
-	install -p -m 644 $(MODULE) '$(DESTDIR)$(PURELIB)/$(MODULE)'
+	install -D -p -m 644 $(MODULE) '$(DESTDIR)$(PURELIB)/$(MODULE)'
 	$(PYTHON) -m compileall -q -f -s '$(DESTDIR)' -p / '$(DESTDIR)$(PURELIB)/$(MODULE)'
-	install -m 755 bin/xendomains-wait-disk '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
+	install -D -m 755 bin/xendomains-wait-disk '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
 	sed -i "1s|/usr/bin/python3|$$($(PYTHON) -c 'import sys; print(sys.executable)')|" \
 	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
+	install -d '$(DESTDIR)$(dir $(REPLACED))'
+	ln -sf '$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)'
 	[ -e '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf' ] || \
-	    install -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf'
+	    install -D -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf'
+	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.service \
+	    '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service'
+	install -D -p -m 644 packaging/systemd/90-xendomains-wait-disk.preset \
+	    '$(DESTDIR)$(PRESETDIR)/90-xendomains-wait-disk.preset'
+	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.catalog \
+	    '$(DESTDIR)$(CATALOGDIR)/xendomains-wait-disk.catalog'
+	install -D -p -m 644 man/xendomains-wait-disk.8 '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8'
+	install -D -p -m 644 man/xen-wait-disk.conf.5 '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5'
+	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
 
 clean: ## remove what make made here
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

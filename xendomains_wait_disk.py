@@ -1601,7 +1601,7 @@ class UdevAlarm:
         if self._monitor is None:
             time.sleep(seconds)
         elif self._event_within(seconds):
-            time.sleep(max(0.0, min(self.SHORTEST, started + seconds - time.monotonic())))
+            time.sleep(max(0.0, started + min(self.SHORTEST, seconds) - time.monotonic()))
             while self._event_within(0) and time.monotonic() < started + seconds:
                 pass
 
