@@ -390,12 +390,23 @@ def reason(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Sourced(NamedTuple):
+    """What bash says after it has sourced a settings file."""
+
+    status: str = "0"
+    complaint: str = ""  # about a syntax error
+    auto: str = ""
+    save: str = ""
+    restore: str = ""
+
+
 class Xendomains(NamedTuple):
     """What xendomains will do when it starts."""
 
     settings: str
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
+    remark: str = ""  # a sentence about the file that may be of interest, though nothing need be wrong
 
 
 # Where Xen's own settings file puts them.
@@ -424,17 +435,24 @@ def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None
     path = next((path for path in settings.xendomains if os.path.exists(path)), None)
     if path is None:
         return None, [f"None of {', '.join(settings.xendomains)} exists, so xendomains starts no guests."]
+    problems = []
     try:
-        auto, save, restore, problems = source_xendomains(path, limit)
+        sourced = source_xendomains(path, limit)
     except (OSError, Refusal) as error:
-        auto, save, restore = DEFAULT_AUTO, DEFAULT_SAVE, "true"
-        problems = [f"{path} {reason(error)}; the guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead."]
-    restores = restore != "" if is_debians(path) else restore == "true"
+        sourced = Sourced(auto=DEFAULT_AUTO, save=DEFAULT_SAVE, restore="true")
+        problems.append(f"{path} {reason(error)}; the guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead.")
+    remark = ""
+    if sourced.complaint:
+        problems.append(f"{path} has a syntax error ({sourced.complaint}); what stands before it counts.")
+    elif sourced.status != "0":
+        remark = f"{path} ends with status {sourced.status}; xendomains goes on all the same."
+    restores = sourced.restore != "" if is_debians(path) else sourced.restore == "true"
     return (
         Xendomains(
             settings=path,
-            auto=settings.auto or in_root(auto),
-            save=(settings.save or in_root(save)) if restores else "",
+            auto=settings.auto or in_root(sourced.auto),
+            save=(settings.save or in_root(sourced.save)) if restores else "",
+            remark=remark,
         ),
         problems,
     )
@@ -459,24 +477,19 @@ def in_root(directory: str) -> str:
     return os.path.join("/", directory) if directory else ""
 
 
-def source_xendomains(path: str, limit: float) -> tuple[str, str, str, list[str]]:
-    """XENDOMAINS_AUTO, XENDOMAINS_SAVE and XENDOMAINS_RESTORE as bash finds them in the file, and what was wrong.
+def source_xendomains(path: str, limit: float) -> Sourced:
+    """The variables of xendomains as bash finds them in the file, and what it complains of.
 
-    bash sources the file as xendomains does, without input or output. Raises OSError if there is no bash, and
-    Refusal if the file takes longer than `limit` seconds or ends the shell.
+    bash sources the file as xendomains does, without input or output. Raises OSError if the file cannot be read, and
+    Refusal if there is no bash, or if the file takes longer than `limit` seconds or ends the shell.
     """
     require_regular_file(os.stat(path))
-    answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), 5, limit)
-    if len(answer) < 5:
+    answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), len(Sourced._fields), limit)
+    if len(answer) < len(Sourced._fields):
         raise Refusal("ends the shell that reads it" if ended else f"was not read within {format_time_span(limit)}")
-    status, complaint, auto, save, restore = answer[:5]
-    if complaint:
-        # bash begins each line of it with its own name and the file's.
-        complaint = complaint.splitlines()[0].split(f"{path}: ", 1)[-1]
-        return auto, save, restore, [f"{path} has a syntax error ({complaint}); what stands before it counts."]
-    if status != "0":
-        return auto, save, restore, [f"{path} ends with status {status}; xendomains goes on all the same."]
-    return auto, save, restore, []
+    sourced = Sourced(*answer[: len(Sourced._fields)])
+    # bash begins each line of a complaint with its own name and the file's.
+    return sourced._replace(complaint=sourced.complaint.partition("\n")[0].split(f"{path}: ", 1)[-1])
 
 
 def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[list[str], bool]:
@@ -488,19 +501,24 @@ def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[lis
 
     reading, writing = os.pipe()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XENDOMAINS_", "BASH_"))}
-    process = os.posix_spawnp(
-        "bash",
-        ["bash", "--norc", "--noprofile", "-c", script, "bash", argument],
-        environment,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, writing, 1),
-            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-        ],
-        setpgroup=0,
-        setsigdef=[signal.SIGPIPE],
-    )
-    os.close(writing)
+    try:
+        process = os.posix_spawnp(
+            "bash",
+            ["bash", "--norc", "--noprofile", "-c", script, "bash", argument],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, writing, 1),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+            ],
+            setpgroup=0,
+            setsigdef=[signal.SIGPIPE],
+        )
+    except OSError as error:
+        os.close(reading)
+        raise Refusal(f"needs bash, which does not start ({reason(error)})") from None
+    finally:
+        os.close(writing)
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     deadline = time.monotonic() + limit
@@ -1986,6 +2004,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         journal.say(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None:
         return EXIT_NO_XENDOMAINS
+    if xendomains.remark:
+        journal.say(WARNING, xendomains.remark)
 
     if options.command == "wait":
         return wait_and_tell(xendomains, settings, journal, started)
