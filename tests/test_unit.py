@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The unit: runs before xendomains, never holds it up, and may do no more than it has to."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import MODULE
+
+import xendomains_wait_disk as xwd
+
+ROOT = MODULE.parent
+DIRECTORY = ROOT / "packaging" / "systemd"
+UNIT = DIRECTORY / "xendomains-wait-disk.service"
+PRESET = DIRECTORY / "90-xendomains-wait-disk.preset"
+
+MOST_EXPOSED = 1.5
+
+needs_systemd_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+
+
+def settings() -> dict[str, list[str]]:
+    """The settings of the unit, with the words of each; an assignment after another adds words."""
+    found: dict[str, list[str]] = {}
+    for line in UNIT.read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, value = line.split("=", 1)
+            found.setdefault(key, []).extend(value.split())
+    return found
+
+
+def systemd_version() -> int:
+    found = re.match(
+        r"systemd (\d+)", subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True).stdout
+    )
+    return int(found[1]) if found else 0
+
+
+def test_it_runs_the_command() -> None:
+    assert settings()["ExecStart"] == [f"/usr/sbin/{xwd.COMMAND}"]
+    assert "SBINDIR = $(PREFIX)/sbin" in (ROOT / "Makefile").read_text()
+
+
+def test_it_runs_before_xendomains_and_with_it() -> None:
+    unit = settings()
+    assert unit["Before"] == unit["WantedBy"] == ["xendomains.service"]
+
+
+def test_its_failure_keeps_no_guest_down() -> None:
+    assert not {"RequiredBy", "UpheldBy", "Requires", "Requisite", "BindsTo", "PartOf", "OnFailure", "Conflicts"} & set(
+        settings()
+    )
+
+
+def test_it_waits_for_remote_file_systems_only() -> None:
+    assert settings()["After"] == ["remote-fs.target"]
+
+
+def test_it_runs_again_each_time_xendomains_starts() -> None:
+    unit = settings()
+    assert unit["Type"] == ["oneshot"]
+    assert "RemainAfterExit" not in unit
+
+
+def test_its_timeout_is_longer_than_what_comes_before_the_first_look() -> None:
+    (timeout,) = settings()["TimeoutStartSec"]
+    assert xwd.parse_time_span(timeout) > xwd.SOURCING_LIMIT * 2
+    assert settings()["NotifyAccess"] == ["main"]
+
+
+def test_it_goes_by_the_name_of_the_one_it_replaces() -> None:
+    assert settings()["Alias"] == ["xendomains-wait-disks.service"]
+
+
+def test_it_is_for_hosts_only() -> None:
+    unit = settings()
+    assert unit["ConditionPathExists"] == ["/sys/hypervisor/type"]
+    assert unit["ConditionVirtualization"] == ["!xen", "!container"]
+
+
+def test_it_names_pages_that_exist() -> None:
+    for page in settings()["Documentation"]:
+        found = re.fullmatch(r"man:(.+)\((\d)\)", page)
+        assert found and (ROOT / "man" / f"{found[1]}.{found[2]}").exists()
+
+
+def test_the_preset_enables_it() -> None:
+    lines = [line for line in PRESET.read_text().splitlines() if line and not line.startswith("#")]
+    assert lines == [f"enable {UNIT.name}"]
+
+
+@needs_systemd_analyze
+def test_systemd_finds_nothing_wrong(tmp_path: Path) -> None:
+    # The program and the pages are not where they will be installed.
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace(f"/usr/sbin/{xwd.COMMAND}", str(ROOT / "bin" / xwd.COMMAND)))
+    process = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
+    assert (process.returncode, process.stdout + process.stderr) == (0, "")
+
+
+@needs_systemd_analyze
+def test_it_is_locked_down() -> None:
+    if systemd_version() < 250:
+        pytest.skip("this systemd cannot judge a unit that is not loaded")
+    process = subprocess.run(
+        ["systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={MOST_EXPOSED * 10:.0f}", UNIT],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout
+
+
+def test_it_still_sees_what_it_has_to() -> None:
+    unit = settings()
+    # Home directories of others, the disks themselves, images in temporary directories.
+    assert unit["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
+    assert unit["BindReadOnlyPaths"] == ["/dev", "-/tmp", "-/var/tmp"]
+    assert unit["ProtectHome"] == ["read-only"]
+    # The journal and sd_notify, udev's events.
+    assert set(unit["RestrictAddressFamilies"]) == {"AF_UNIX", "AF_NETLINK"}
+    assert not {"PrivateNetwork", "PrivateUsers", "User", "DynamicUser", "RootDirectory"} & set(unit)
