@@ -29,19 +29,25 @@ endef
 
 MODULE = xendomains_wait_disk.py
 PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo $(wildcard tests/*.py)
-SHELL_FILES = .ci/run tests/setup
+SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk packaging/debian/build \
+    packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip
 
 export PYTHON
 
-.PHONY: help demo check bench lint test fuzz install clean setup-demo setup-check setup-bench
+.PHONY: help demo check check-packages bench lint test fuzz deb rpm install clean setup-demo setup-check setup-bench
 
 help: ## list what make can do here (the default)
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: setup-demo ## show the program at work on a made-up host; ten seconds
 	@$(PYTHON) tests/demo
 
 check: lint test ## what has to pass before a change is taken: lint and test
+
+check-packages: ## build the packages, install, upgrade and remove them; as root
+	tests/packages/deb
+	tests/packages/rpm
+	tests/packages/pip
 
 bench: setup-bench ## measure start, wait and latency; two minutes, needs root
 	@$(PYTHON) tests/bench $(BENCH_ARGS)
@@ -51,13 +57,19 @@ lint: setup-check ## style, types, oldest Python, shell scripts
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy --scripts-are-modules $(PYTHON_FILES)
 	.venv/bin/vermin --no-tips -t=3.9- $(MODULE) bin/xendomains-wait-disk
-	shellcheck $(SHELL_FILES)
+	shellcheck -x $(SHELL_FILES)
 
 test: setup-check ## the tests
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
 fuzz: setup-check ## feed the parsers broken input, for TIME=60 seconds each
 	$(VENV_PYTHON) tests/fuzz.py $(TIME)
+
+deb: ## build the Debian package into dist
+	@packaging/debian/build dist
+
+rpm: ## build the RPM package into dist
+	@packaging/rpm/build dist
 
 setup-demo setup-check setup-bench: setup-%:
 	@tests/setup $*
@@ -69,11 +81,12 @@ install: ## install below PREFIX=/usr, for a package with DESTDIR=
 	sed -i "1s|/usr/bin/python3|$$($(PYTHON) -c 'import sys; print(sys.executable)')|" \
 	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
 	install -d '$(DESTDIR)$(dir $(REPLACED))'
-	ln -sf '$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)'
+	ln -sfr '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)'
 	[ -e '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf' ] || \
 	    install -D -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf'
 	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.service \
 	    '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service'
+	sed -i 's|^ExecStart=/usr/sbin|ExecStart=$(SBINDIR)|' '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service'
 	install -D -p -m 644 packaging/systemd/90-xendomains-wait-disk.preset \
 	    '$(DESTDIR)$(PRESETDIR)/90-xendomains-wait-disk.preset'
 	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.catalog \
