@@ -29,7 +29,8 @@ endef
 
 MODULE = xendomains_wait_disk.py
 PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo $(wildcard tests/*.py)
-SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk packaging/debian/build \
+SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk \
+    packaging/debian/build packaging/debian/tests/command packaging/debian/xendomains-wait-disk.postinst \
     packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip
 
 export PYTHON

@@ -434,7 +434,8 @@ def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None
     """
     path = next((path for path in settings.xendomains if os.path.exists(path)), None)
     if path is None:
-        return None, [f"None of {', '.join(settings.xendomains)} exists, so xendomains starts no guests."]
+        text = f"none of {', '.join(settings.xendomains)} exists, so xendomains starts no guests."
+        return None, [f"{kind_of_host('/sys')}: {text}"]
     problems = []
     try:
         sourced = source_xendomains(path, limit)
@@ -456,6 +457,25 @@ def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None
         ),
         problems,
     )
+
+
+def kind_of_host(sysfs: str) -> str:
+    """What this host is to Xen, for a message; `sysfs` is where that is mounted.
+
+    Source: sysfs-hypervisor-xen in the kernel's Documentation/ABI, and features.h in Xen's headers.
+    """
+    try:
+        if attribute(f"{sysfs}/hypervisor", "type") != "xen":
+            return "This host does not run Xen"
+        features = attribute(f"{sysfs}/hypervisor/properties", "features")
+        if features and not int(features, 16) & 1 << XENFEAT_DOM0:
+            return "This is a Xen guest, not a Xen host"
+    except OSError:
+        pass  # only root may know
+    return "This Xen host has no settings for xendomains"
+
+
+XENFEAT_DOM0 = 11
 
 
 def is_debians(path: str) -> bool:
@@ -2079,6 +2099,7 @@ def run() -> NoReturn:
         status = main()
         sys.stdout.flush()
     except SystemExit as end:  # argparse
+        sys.stdout.flush()
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
     except (BrokenPipeError, KeyboardInterrupt):
         pass

@@ -114,7 +114,7 @@ def finish(process: subprocess.Popen[str], started: float) -> Result:
 
 def clean_environment() -> dict[str, str]:
     """The environment without what would change messages or where they go."""
-    ours = ("LOGLEVEL", "SYSTEMD_LOG_LEVEL", "NOTIFY_SOCKET", "JOURNAL_STREAM")
+    ours = ("LOGLEVEL", "SYSTEMD_LOG_LEVEL", "NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONUNBUFFERED")
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 

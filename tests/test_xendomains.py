@@ -159,7 +159,24 @@ def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
     host.settings.unlink()
     result = host.run()
     assert result.status == xwd.EXIT_NO_XENDOMAINS
-    assert result.messages == f"None of {host.settings} exists, so xendomains starts no guests.\n"
+    assert result.messages.endswith(f": none of {host.settings} exists, so xendomains starts no guests.\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        ({}, "This host does not run Xen"),
+        ({"type": "xen", "properties/features": "00000705"}, "This is a Xen guest, not a Xen host"),
+        ({"type": "xen", "properties/features": "00002f05"}, "This Xen host has no settings for xendomains"),
+        ({"type": "xen"}, "This Xen host has no settings for xendomains"),
+    ],
+)
+def test_the_message_tells_a_host_from_a_guest(tmp_path: Path, files: dict[str, str], kind: str) -> None:
+    for name, content in files.items():
+        file = tmp_path / "hypervisor" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content + "\n")
+    assert xwd.kind_of_host(str(tmp_path)) == kind
 
 
 def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:
