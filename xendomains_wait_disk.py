@@ -40,14 +40,14 @@ from threading import Event, Lock, Thread
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, Optional, Union
 
     XlValue = Union[str, list[Any]]
     # The properties udev keeps for a device number, or nothing while udev has not finished with the device.
     UdevLookup = Callable[[int], Optional[Mapping[str, str]]]
-    Key = Hashable
+    Key = tuple[str, str]
     Call = Callable[[], Any]
 else:
 
@@ -143,18 +143,25 @@ TIME_UNITS = {
 }  # fmt: skip
 
 
+LONGEST_TIME = TIME_UNITS["week"]
+
+
 def parse_time_span(text: str) -> float:
     """Seconds in a time span such as "5min", "90" or "1min 30s" (systemd.time(7)).
 
     Raises Refusal if it is none. "infinity" is none either: a boot must not wait for ever.
     """
-    if not re.fullmatch(r"(\s*[0-9]+(\.[0-9]+)?\s*[a-zµμ]*)+\s*", text):
-        raise Refusal(f"is no time span: '{text}' (write for example 5min, 90 or 1min 30s)")
+    part = r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]*)"
+    parts = re.findall(part, text)
+    if not parts or re.sub(part, "", text).strip():
+        raise Refusal(f"is no time span: {quoted(text)} (write for example 5min, 90 or 1min 30s)")
     seconds = 0.0
-    for number, unit in re.findall(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]*)", text):
+    for number, unit in parts:
         if unit not in TIME_UNITS:
-            raise Refusal(f"has the unknown unit '{unit}' in '{text}' (use ms, s, min, h or d)")
+            raise Refusal(f"has the unknown unit '{unit}' in {quoted(text)} (use ms, s, min, h or d)")
         seconds += float(number) * TIME_UNITS[unit]
+    if seconds > LONGEST_TIME:
+        raise Refusal(f"is too long: {quoted(text)} (at most 1 week)")
     return seconds
 
 
@@ -184,7 +191,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
     wrong as well), so that the settings can always be used.
     """
     try:
-        lines = os.fsdecode(read_file(path)).splitlines()
+        lines = os.fsdecode(read_file(path)).lstrip("\ufeff").splitlines()
     except FileNotFoundError:
         return Settings(), [f"{path} does not exist; the defaults are used."] if must_exist else []
     except (OSError, Refusal) as error:
@@ -235,7 +242,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     settings: dict[str, Any] = {}
     for section, key, field, _ in SETTINGS_KEYS:
         value = config[section][key] if section else config[key]
-        if value is not None and ((section, key) if section else (key,)) not in wrong:
+        if value not in (None, []) and ((section, key) if section else (key,)) not in wrong:
             settings[field] = tuple(value) if isinstance(value, list) else value
     return Settings()._replace(**settings), problems
 
@@ -303,7 +310,7 @@ def check_path(value: str | list[str]) -> str:
 
 def check_paths(value: str | list[str]) -> list[str]:
     """Absolute paths, separated by commas."""
-    return [check_path(path) for path in ([value] if isinstance(value, str) else value)]
+    return [check_path(path) for path in check_patterns(value)]
 
 
 def check_patterns(value: str | list[str]) -> list[str]:
@@ -553,7 +560,11 @@ def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[lis
     os.close(reading)
     if not ended:
         os.killpg(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+    for _ in range(1000):
+        # Not for as long as it takes: where a file system hangs, even what is killed may stay.
+        if os.waitpid(process, os.WNOHANG)[0]:
+            break
+        time.sleep(0.0001)
     return [os.fsdecode(field) for field in printed.split(b"\0")[:-1]], ended
 
 
@@ -654,8 +665,8 @@ def xl_tokens(text: str) -> Iterator[Token]:
         kind = match.lastgroup
         if kind is None:
             continue
-        if kind == "bad" and match.end() == len(text):
-            break  # xl reports a bad character together with what follows it, and here nothing does
+        if kind == "bad" and match.end() == len(text) and len(os.fsencode(match.group())) == 1:
+            break  # xl reports a bad byte together with what follows it, and here nothing does
         yield Token(kind, match.group(kind), line)
         if kind == "newline":
             line += 1
@@ -734,7 +745,8 @@ def joined(before: XlValue, added: XlValue, line: int) -> XlValue:
     if isinstance(before, str) and isinstance(added, str):
         return before + added
     if isinstance(before, list) and isinstance(added, list):
-        return before + added
+        before.extend(added)  # in place: a file may do this thousands of times
+        return before
     raise Refusal(f"line {line}: += cannot join a list and a string")
 
 
@@ -1182,19 +1194,10 @@ def look_at_path(path: str, kernel: Kernel) -> Look:
 
 def why_missing(path: str) -> str:
     """In which way a path does not exist: a link may dangle, or a directory on the way may not be there yet."""
-    target = link_target(path)
-    if target:
-        return f"is a link to {target}, which does not exist"
+    if os.path.islink(path):
+        return f"is a link to {os.path.realpath(path)}, which does not exist"
     parent = os.path.dirname(path)
     return "does not exist" if os.path.isdir(parent) else f"does not exist, nor does the directory {parent}"
-
-
-def link_target(path: str) -> str:
-    """Where a symbolic link points to; nothing if it is none."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
 
 
 def look_at_block_device(number: int, kernel: Kernel) -> Look:
@@ -1256,19 +1259,22 @@ def lack_in_udev(number: int, kernel: Kernel) -> str:
     properties = kernel.udev(number) if kernel.udev else read_udev_database(number, kernel.run_udev)
     if properties is None:
         return "udev has not finished with it"
-    if properties.get("SYSTEMD_READY") != "0" or is_blank_crypt_volume(properties):
+    if properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
         return ""
     if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
         return "is one path of a multipath device; use the multipath device instead"
     return "udev says that it is not ready (SYSTEMD_READY=0)"
 
 
-def is_blank_crypt_volume(properties: Mapping[str, str]) -> bool:
-    """Whether udev calls it not ready only because nothing was written to it yet.
+def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
+    """Whether udev calls it not ready for a reason that concerns this host only, and not a guest.
 
     99-systemd.rules does so for an opened crypt volume without a known content, lest systemd mount it while it is
-    being formatted. For a guest it is a disk like any other: the guest formats it.
+    being formatted; a guest formats it. 64-btrfs.rules does so while other members of its file system are missing;
+    they may be disks of the guest as well, and are waited for if they are, or the guest does without them.
     """
+    if properties.get("ID_BTRFS_READY") == "0":
+        return True
     return (
         properties.get("DM_UUID", "").startswith("CRYPT-")
         and properties.get("DM_UDEV_DISABLE_OTHER_RULES_FLAG") != "1"
@@ -1322,74 +1328,108 @@ def pyudev_lookup() -> UdevLookup | None:
 class Scouts:
     """Threads that look at what may block for ever, such as a file on an NFS server that is gone.
 
-    One thread makes all the calls. If it does not come back from one, it is left behind and the next thread goes on
-    with the others; that call is not made again before the thread is back. Threads cannot be ended, but they do not
-    keep the process from ending either.
+    One thread makes all the calls. If it does not come back from one, it is left behind, and each of the other calls
+    gets a thread of its own, because more on the same server may follow. What a thread brings that comes back later
+    counts the next time. Threads cannot be ended, but they do not keep the interpreter from ending either.
     """
 
-    PATIENCE = 0.5  # a call that takes longer is left behind
-    PATIENCE_LOST = 0.1  # the same, once one was left behind: more on the same server may follow
+    PATIENCE = 0.3  # a call that takes longer is left behind
+    PATIENCE_LOST = 0.1  # the same, once one was left behind
+    AT_ONCE = 64
 
     def __init__(self) -> None:
-        self._stuck: dict[Key, Event] = {}
+        self._lost: dict[Key, Scout] = {}
 
-    def run(self, calls: Mapping[Any, Call], deadline: float) -> dict[Any, Any]:
-        """The results of the calls that came back, at the latest at `deadline` (on the monotonic clock)."""
-        self._stuck = {key: back for key, back in self._stuck.items() if not back.is_set()}
-        todo = [(key, call) for key, call in calls.items() if key not in self._stuck]
-        todo.reverse()
-        results: dict[Any, Any] = {}
-        while todo:
-            scout = Scout(todo)
+    def run(self, errand: str, calls: Mapping[str, Call], deadline: float) -> dict[str, Any]:
+        """The results of the calls that came back, at the latest at `deadline` (on the monotonic clock).
+
+        A call is known by what it is for and by its key, a path.
+        """
+        results: dict[Key, Any] = {}
+        keyed = {(errand, path): call for path, call in calls.items()}
+        for key in keyed.keys() & self._lost.keys():
+            if self._lost[key].back.is_set():
+                results.update(self._lost.pop(key).result_for(key))
+        todo = [(key, call) for key, call in keyed.items() if key not in self._lost and key not in results]
+        patience = self.PATIENCE
+        groups = [todo]
+        while todo and time.monotonic() < deadline:
+            scouts = [Scout(group) for group in groups]
             try:
-                Thread(target=scout.run, daemon=True).start()
+                for scout in scouts:
+                    Thread(target=scout.run, daemon=True).start()
             except RuntimeError:  # the process has as many threads as it may have
                 break
-            self._await(scout, deadline)
-            results.update(scout.results)
-            if not scout.back.is_set() and scout.current is not None:
-                self._stuck[scout.current] = scout.back
-            todo = scout.todo
-            if time.monotonic() > deadline:
-                break
-        return results
+            todo = self._gather(scouts, results, patience, deadline) + todo[sum(map(len, groups)) :]
+            groups = [[pair] for pair in todo[: self.AT_ONCE]]
+            patience = self.PATIENCE_LOST
+        return {path: result for (_, path), result in results.items()}
 
-    def _await(self, scout: Scout, deadline: float) -> None:
-        patience = self.PATIENCE_LOST if self._stuck else self.PATIENCE
-        done = 0
-        while not scout.back.wait(max(0.0, min(patience, deadline - time.monotonic()))):
-            if len(scout.results) == done or time.monotonic() > deadline:
-                scout.leave_behind()
-                return
-            done = len(scout.results)
+    def _gather(
+        self, scouts: list[Scout], results: dict[Key, Any], patience: float, deadline: float
+    ) -> list[tuple[Key, Call]]:
+        """Adds to the results what the scouts bring; returns the calls that they left undone."""
+        undone = []
+        end = time.monotonic() + patience
+        for scout in scouts:
+            done = 0
+            while not scout.back.wait(max(0.0, min(end, deadline) - time.monotonic())):
+                if len(scout.results) == done or time.monotonic() >= deadline:
+                    break
+                done = len(scout.results)
+                end = time.monotonic() + patience
+            undone += scout.leave_behind()
+            results.update(scout.results_so_far())
+            if not scout.back.is_set() and scout.current is not None and scout.current not in results:
+                self._lost[scout.current] = scout
+        return undone
 
 
 class Scout:
-    """One such thread: makes the calls from the end of the list on, until it is left behind."""
+    """One such thread: makes the calls one after the other, until it is left behind."""
 
-    def __init__(self, todo: list[tuple[Key, Call]]) -> None:
-        self.todo = todo
+    def __init__(self, calls: Sequence[tuple[Key, Call]]) -> None:
+        self.todo = list(reversed(calls))
         self.results: dict[Key, Any] = {}
+        self.error: Exception | None = None
         self.current: Key | None = None
         self.back = Event()
 
     def run(self) -> None:
         """Makes the calls."""
-        todo, results = self.todo, self.results
         try:
-            while todo:
-                self.current, call = todo.pop()
-                results[self.current] = call()
-        except IndexError:
-            pass  # left behind between looking at the list and taking from it
+            while True:
+                try:
+                    key, call = self.todo.pop()
+                except IndexError:
+                    break
+                self.current = key
+                self.results[key] = call()
+        except Exception as error:
+            self.error = error  # to be raised where it can be told of
         finally:
             self.back.set()
 
-    def leave_behind(self) -> None:
-        """Takes what it has not done yet out of its hands."""
-        self.todo, left = list(self.todo), self.todo
-        left.clear()
-        self.results = dict(self.results)
+    def leave_behind(self) -> list[tuple[Key, Call]]:
+        """Takes the calls that it has not made yet out of its hands."""
+        undone = []
+        while self.todo:
+            try:
+                undone.append(self.todo.pop())
+            except IndexError:
+                break  # it has just taken the last one itself
+        return undone
+
+    def results_so_far(self) -> dict[Key, Any]:
+        """What it has brought. Raises the error that ended it, if there was one."""
+        if self.error is not None:
+            raise self.error
+        return dict(self.results)
+
+    def result_for(self, key: Key) -> dict[Key, Any]:
+        """What it has brought for this call."""
+        results = self.results_so_far()
+        return {key: results[key]} if key in results else {}
 
 
 class Entry(NamedTuple):
@@ -1451,42 +1491,66 @@ NO_ANSWER = Look(State.NOT_READY, "does not answer; is the server of its file sy
 
 
 def survey(
-    xendomains: Xendomains, settings: Settings, kernel: Kernel, scouts: Scouts, known: Survey, deadline: float
+    xendomains: Xendomains,
+    settings: Settings,
+    kernel: Kernel,
+    scouts: Scouts,
+    known: Survey,
+    deadline: float,
+    again: bool = False,
 ) -> Survey:
-    """Reads what has changed since `known` and looks at what was not ready then, until `deadline` at the latest."""
-    directories = [(xendomains.save, "saved"), (xendomains.auto, "auto")]
-    listers: dict[Key, Call] = {(d, kind): partial(list_entries, d) for d, kind in directories if d}
-    listings = scouts.run(listers, deadline)
-    files = {path: kind for d, kind in directories if d for path in listings.get((d, kind), [d])}
+    """Reads what has changed since `known` and looks at what was not ready then, until `deadline` at the latest.
 
-    readers: dict[Key, Call] = {
-        path: partial(read_entry, path, kind, known.entries.get(path), settings) for path, kind in files.items()
-    }
-    read = scouts.run(readers, deadline)
+    With `again` it looks at what was ready as well, which remains ready if there is no answer.
+    """
+    directories = {d: kind for d, kind in ((xendomains.save, "saved"), (xendomains.auto, "auto")) if d}
+    listers: dict[str, Call] = {d: partial(list_entries, d, kind, settings) for d, kind in directories.items()}
+    listings: dict[str, Listing] = scouts.run("list", listers, deadline)
     entries: dict[str, Entry] = {}
-    for path, kind in files.items():
-        entry = read[path] if path in read else known.entries.get(path) or unanswered(path, kind)
-        if entry is not None:
-            entries[path] = entry
+    readers: dict[str, Call] = {}
+    for directory, kind in directories.items():
+        if directory not in listings:
+            known_files = [file for file in known.entries if os.path.dirname(file) == directory]
+            listings[directory] = Listing(known_files, unanswered(directory, kind))
+        listing = listings[directory]
+        if listing.trouble:
+            entries[directory] = listing.trouble
+        for file in listing.files:
+            entries[file] = known.entries.get(file) or unanswered(file, kind)
+            readers[file] = partial(read_entry, file, kind, known.entries.get(file), settings)
+    for file, entry in scouts.run("read", readers, deadline).items():
+        if entry is None:
+            del entries[file]
+        else:
+            entries[file] = entry
 
     wants = {want.paths[0]: want.paths for entry in entries.values() for want in entry.wants if want.paths}
-    looks = {path: known.looks[path] for path in wants if known.looks.get(path) is READY}
-    calls: dict[Key, Call] = {p: partial(look_at, paths, kernel) for p, paths in wants.items() if p not in looks}
-    return Survey(entries, {**looks, **scouts.run(calls, deadline)})
+    ready = {path: READY for path in wants if known.looks.get(path) is READY}
+    calls: dict[str, Call] = {
+        p: partial(look_at, paths, kernel) for p, paths in wants.items() if again or p not in ready
+    }
+    return Survey(entries, {**ready, **scouts.run("look", calls, deadline)})
 
 
-def list_entries(directory: str) -> list[str]:
+class Listing(NamedTuple):
+    """The files in one of xendomains' directories, and what is wrong with the directory itself, if anything is."""
+
+    files: Sequence[str] = ()
+    trouble: Entry | None = None
+
+
+def list_entries(directory: str, kind: str, settings: Settings) -> Listing:
     """The files in a directory that the shell's * matches, in order; none if it is no directory, as for xendomains.
 
-    A directory behind a link that dangles stands for its files, which come when what the link points to is mounted.
+    A directory behind a link that dangles is in trouble: its files come when what the link points to is mounted.
     """
     try:
         names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
-    except FileNotFoundError:
-        return [directory] if link_target(directory) else []
-    except OSError:
-        return []
-    return [os.path.join(directory, name) for name in names]
+    except NotADirectoryError:
+        return Listing()
+    except OSError as error:
+        return Listing(trouble=unreadable(directory, kind, error, settings))
+    return Listing([os.path.join(directory, name) for name in names])
 
 
 def unanswered(path: str, kind: str) -> Entry:
@@ -1515,16 +1579,24 @@ def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) ->
     return Entry(signature, domain, tuple(wanted_unless_ignored(domain, disk, settings) for disk in domain.disks))
 
 
+# Nobody needs to wait for the end of these.
+LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
 def unreadable(path: str, kind: str, error: OSError, settings: Settings) -> Entry | None:
-    """The entry for a file that cannot be looked at; nothing if it was removed since its directory was read."""
+    """The entry for what cannot be read; nothing if it does not exist (any more).
+
+    A link to nothing is waited for, and so is the end of an error that a file system may have for a while.
+    """
     name = os.path.basename(path)
-    if not isinstance(error, FileNotFoundError):
-        return Entry((), Domain(name, path, kind, error=reason(error)))
-    target = link_target(path)
-    if not target:
+    if error.errno != errno.ENOENT:
+        text = f"cannot be read: {reason(error)}"
+    elif os.path.islink(path):
+        text = why_missing(path)
+    else:
         return None
-    pending = not matches_any((name,), settings.ignored_domains)
-    return Entry((), Domain(name, path, kind, error=f"is a link to {target}, which does not exist", pending=pending))
+    pending = error.errno not in LASTING_ERRORS and not matches_any((name,), settings.ignored_domains)
+    return Entry((), Domain(name, path, kind, error=text, pending=pending))
 
 
 def read_domain(path: str, kind: str) -> Domain:
@@ -1564,15 +1636,21 @@ def stop_on_signals() -> None:
     """From now on SIGTERM and SIGINT raise Stopped in the main thread."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        signal.signal(number, signal.SIG_DFL)  # the second one is not to be argued with
+        obey_signals()  # the second one is not to be argued with
         raise Stopped(number)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
 
 
+def obey_signals() -> None:
+    """From now on SIGTERM and SIGINT end the process."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait(
-    look_again: Callable[[Survey], Survey],
+    look_again: Callable[..., Survey],
     tell: Callable[[Survey], None],
     known: Survey,
     settings: Settings,
@@ -1581,8 +1659,8 @@ def wait(
 ) -> Survey:
     """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has come.
 
-    `look_again` makes the next survey from the last, and `tell` is told each. The pauses grow as [polling] says; an
-    event of a block device ends one early.
+    `look_again` makes the next survey from the last, with again=True also of what was ready, and `tell` is told each.
+    The pauses grow as [polling] says; an event of a block device ends one early.
     """
     from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential
 
@@ -1594,7 +1672,7 @@ def wait(
         known = look_again(known)
         if not known.missing():
             # What became ready first may have gone again.
-            known = look_again(known._replace(looks={}))
+            known = look_again(known, again=True)
         tell(known)
         return known
 
@@ -1620,36 +1698,44 @@ class UdevAlarm:
     SHORTEST = 0.02  # between two looks in a storm of events
 
     def __init__(self, kernel: Kernel, deadline: float) -> None:
+        self._kernel = kernel
         self._deadline = deadline
-        self._monitor = None
-        try:
-            import pyudev
-
-            # Without udev the kernel's own events are all there is.
-            self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if kernel.udev_runs() else "kernel")
-            self._monitor.filter_by("block")
-            self._monitor.start()
-        except (ImportError, OSError):
-            self._monitor = None
+        self._monitor = block_events(kernel)
 
     def sleep(self, seconds: float) -> None:
         """Sleeps for that long, until an event, or until the deadline, whatever comes first."""
         started = time.monotonic()
         seconds = max(0.0, min(seconds, self._deadline - started))
-        if self._monitor is None:
-            time.sleep(seconds)
-        elif self._event_within(seconds):
+        if self._event_within(seconds):
             time.sleep(max(0.0, started + min(self.SHORTEST, seconds) - time.monotonic()))
             while self._event_within(0) and time.monotonic() < started + seconds:
                 pass
 
     def _event_within(self, seconds: float) -> bool:
-        assert self._monitor is not None
+        if self._monitor is None:
+            time.sleep(seconds)
+            return False
         try:
             return self._monitor.poll(seconds) is not None
-        except OSError as error:
-            # So many events that the kernel dropped some (ENOBUFS): look, rather than believe that nothing happened.
-            return error.errno == errno.ENOBUFS
+        except OSError:
+            # There were more events than the kernel keeps, and some are lost, which is as good as one. The monitor
+            # would fail again and again.
+            self._monitor = block_events(self._kernel)
+            return True
+
+
+def block_events(kernel: Kernel) -> Any:
+    """A pyudev monitor that listens to the events of block devices; nothing where pyudev or netlink is missing."""
+    try:
+        import pyudev
+
+        # Without udev the kernel's own events are all there is.
+        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if kernel.udev_runs() else "kernel")
+        monitor.filter_by("block")
+        monitor.start()
+    except (ImportError, OSError):
+        return None
+    return monitor
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1948,7 +2034,10 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     if not arguments:
         return Options()
     parser = argument_parser()
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    finally:
+        show("", end="")  # help or version, which the end in run() would not write out
     if options.json and options.command != "list":
         parser.error("--json goes with list")
     return Options(**vars(options))
@@ -2031,27 +2120,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return wait_and_tell(xendomains, settings, journal, started)
     found = survey(xendomains, settings, Kernel(udev=pyudev_lookup()), Scouts(), Survey(), started + ONE_LOOK)
     if options.command == "check":
-        for domain in found.domains():
-            for text in problems_of(domain):
-                journal.say(ERR if domain.error else WARNING, text)
-        wrong = problems or any(domain.error and not domain.pending for domain in found.domains())
-        if not wrong:
-            show(f"Nothing is wrong in the configuration of {in_numbers(found)}.")
-        return EXIT_USAGE if wrong else EXIT_READY
+        return tell_what_is_wrong(found, journal, problems)
     show(as_json(found) if options.json else as_table(found))
     if problems:
         return EXIT_USAGE
     return EXIT_TIMED_OUT if found.missing() else EXIT_READY
 
 
-def show(text: str) -> None:
+def tell_what_is_wrong(found: Survey, journal: Journal, problems: Sequence[str]) -> int:
+    """Tells of everything wrong in the configurations; returns the exit status, to which `problems` add."""
+    wrong = bool(problems)
+    remarks = []
+    for domain in found.domains():
+        if domain.pending:
+            remarks.append(f"{domain.source}: {domain.error}. The boot would wait for it.")
+        elif domain.error:
+            wrong = True
+        remarks += problems_of(domain)
+    for text in remarks:
+        journal.say(ERR, text)
+    if not remarks and not wrong:
+        show(f"Nothing is wrong in the configuration of {in_numbers(found)}.")
+    return EXIT_USAGE if wrong else EXIT_READY
+
+
+def show(text: str, end: str = "\n") -> None:
     """Prints to standard output; what its encoding has no character for is shown as an escape."""
+    if sys.stdout is None:  # it was closed when the program started
+        return
     encoding = sys.stdout.encoding or "ascii"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+    except BrokenPipeError:
+        pass  # the reader has seen enough
+    except OSError as error:
+        raise Refusal(f"the output cannot be written: {reason(error)}") from None
 
 
 # How long list and check give a file system to answer.
 ONE_LOOK = 10.0
+
+# How long a look may take though the timeout is over: some scouts may have to be left behind.
+SHORTEST_LOOK = 0.7
 
 
 def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, started: float) -> int:
@@ -2061,8 +2171,9 @@ def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, 
     scouts = Scouts()
     herald = Herald(journal, started, settings.timeout)
 
-    def look(kernel: Kernel, known: Survey) -> Survey:
-        return survey(xendomains, settings, kernel, scouts, known, max(deadline, time.monotonic() + scouts.PATIENCE))
+    def look(kernel: Kernel, known: Survey, again: bool = False) -> Survey:
+        end = max(deadline, time.monotonic() + SHORTEST_LOOK)
+        return survey(xendomains, settings, kernel, scouts, known, end, again)
 
     try:
         stop_on_signals()
@@ -2071,6 +2182,7 @@ def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, 
         if found.missing() and settings.timeout:
             kernel = kernel._replace(udev=pyudev_lookup())
             found = wait(partial(look, kernel), herald.tell, found, settings, kernel, deadline)
+        obey_signals()
     except Stopped as stopped:
         herald.tell_stopped(stopped.number)
         os.kill(os.getpid(), stopped.number)
@@ -2091,21 +2203,21 @@ def in_numbers(survey: Survey) -> str:
 def run() -> NoReturn:
     """The command: main(), and out.
 
-    Leaves at once, because tearing down the interpreter takes longer than the look at a disk, and because a thread
-    that hangs must not hold up the boot.
+    Leaves at once, because tearing down the interpreter takes longer than the look at a disk. Threads that hang do not
+    keep it, unless they hang where even SIGKILL does not reach them; then it is up to systemd's timeouts to go on.
     """
     status = EXIT_TIMED_OUT
     try:
         status = main()
-        sys.stdout.flush()
     except SystemExit as end:  # argparse
-        sys.stdout.flush()
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
-    except (BrokenPipeError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         pass
+    except Refusal as error:
+        Journal(ERR, sys.stderr).say(ERR, f"{COMMAND}: {error}.")
     except Exception as error:
         text = f"{COMMAND}: internal error, please report it: {type(error).__name__}: {error}"
-        Journal(ERR, sys.stderr).say(ERR, f"{text}. The guests start without waiting for their disks.")
+        Journal(ERR, sys.stderr).say(ERR, text)
     os._exit(status)
 
 

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import CORPUS, Host, as_root
@@ -44,6 +47,8 @@ def utf16(path: Path) -> None:
     path.write_bytes('name="web"\ndisk=["/x,raw,xvda"]\n'.encode("utf-16"))
 
 
+NOTHING = xwd.Survey()
+
 CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
     ("binary", binary, "line 1: lexical error"),
     ("huge", huge, "bytes; more than 1048576 are no configuration"),
@@ -55,7 +60,7 @@ CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
     ("loop", link_to("bad"), "Too many levels of symbolic links"),
     ("utf16", utf16, "line 1: lexical error"),
     ("saved", truncated, "line 1: lexical error"),
-    ("proc", link_to("/proc/self/mem"), ""),
+    ("proc", link_to("/proc/version"), "names no domain"),
 ]
 
 SAVED: list[tuple[str, Callable[[Path], None], str]] = [
@@ -73,12 +78,17 @@ SAVED: list[tuple[str, Callable[[Path], None], str]] = [
 ]
 
 
+def survey_of(host: Host, known: xwd.Survey = NOTHING, scouts: xwd.Scouts | None = None) -> xwd.Survey:
+    xendomains = xwd.Xendomains(str(host.settings), str(host.auto), str(host.save))
+    deadline = time.monotonic() + 5
+    return xwd.survey(xendomains, xwd.Settings(), xwd.Kernel(), scouts or xwd.Scouts(), known, deadline)
+
+
 def survey_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd.Domain:
     """The domain found for the bad file, next to a good guest that is found all the same."""
     host.guest("good", host.image("good"))
     make(directory / "bad")
-    xendomains = xwd.Xendomains(str(host.settings), str(host.auto), str(host.save))
-    found = xwd.survey(xendomains, xwd.Settings(), xwd.Kernel(), xwd.Scouts(), xwd.Survey(), float("inf"))
+    found = survey_of(host)
     domains = {domain.name: domain for domain in found.domains()}
     assert domains["good"].error == ""
     assert len(domains) == 2
@@ -115,7 +125,7 @@ def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str) -> N
     if child == 0:
         os.setuid(65534)
         entry = xwd.read_entry(str(bad), "auto" if directory == "auto" else "saved", None, xwd.Settings())
-        os._exit(0 if entry and entry.domain.error == "Permission denied" else 1)
+        os._exit(0 if entry and entry.domain.error == "cannot be read: Permission denied" else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -146,3 +156,67 @@ def test_one_guest_without_a_good_configuration_does_not_hold_up_one_that_waits(
     result = host.run("--timeout", "1")
     assert result.status == xwd.EXIT_TIMED_OUT
     assert result.messages.endswith("will probably not come up: web.\n")
+
+
+def failing(number: int) -> Callable[..., Any]:
+    """A call of the operating system that fails."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
+@pytest.mark.parametrize("call", ["listdir", "stat", "open"])
+def test_an_error_that_may_pass_is_waited_for(
+    host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    host.guest("web", host.image("a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"xendomains_wait_disk.os.{call}", failing(number))
+        found = survey_of(host)
+    assert [missing.reason for missing in found.missing()]
+    assert all(missing.reason == f"cannot be read: {os.strerror(number)}" for missing in found.missing())
+    assert survey_of(host, found).missing() == []
+
+
+def test_a_directory_that_may_not_be_read_is_told_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xendomains_wait_disk.os.listdir", failing(errno.EACCES))
+    errors = [domain.error for domain in survey_of(host).domains()]
+    assert errors == ["cannot be read: Permission denied"] * 2
+
+
+def test_a_directory_whose_listing_comes_late_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.guest("web", host.images / "missing")
+    scouts = xwd.Scouts()
+    list_entries = xwd.list_entries
+
+    def slow(directory: str, kind: str, settings: xwd.Settings) -> xwd.Listing:
+        time.sleep(0.5)
+        return list_entries(directory, kind, settings)
+
+    monkeypatch.setattr(xwd, "list_entries", slow)
+    found = survey_of(host, scouts=scouts)
+    assert {missing.path for missing in found.missing()} == {str(host.auto), str(host.save)}
+    time.sleep(0.6)
+    found = survey_of(host, found, scouts)
+    assert [missing.path for missing in found.missing()] == [f"{host.images}/missing"]
+    found = survey_of(host, found, scouts)
+    assert f"{host.images}/missing" in {missing.path for missing in found.missing()}, "known guests are not forgotten"
+
+
+def test_a_disk_that_always_answers_late_becomes_ready(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.guest("web", host.image("a"))
+    scouts = xwd.Scouts()
+    look_at = xwd.look_at
+
+    def slow(paths: tuple[str, ...], kernel: xwd.Kernel) -> xwd.Look:
+        time.sleep(0.5)
+        return look_at(paths, kernel)
+
+    monkeypatch.setattr(xwd, "look_at", slow)
+    found = survey_of(host, scouts=scouts)
+    assert [missing.reason for missing in found.missing()] == [xwd.NO_ANSWER.reason]
+    time.sleep(0.6)
+    assert survey_of(host, found, scouts).missing() == []

@@ -98,6 +98,15 @@ def test_check_finds_nothing_wrong(host: Host) -> None:
     assert result.output == "Nothing is wrong in the configuration of 2 guests with 1 disk.\n"
 
 
+def test_check_names_links_that_dangle_and_relative_targets(host: Host) -> None:
+    (host.auto / "web.cfg").symlink_to("/nowhere")
+    host.guest("mail", "vg0/mail,raw,xvda,rw")
+    result = host.run("check")
+    assert (result.status, result.output) == (xwd.EXIT_READY, "")
+    assert "web.cfg: is a link to /nowhere, which does not exist. The boot would wait for it." in result.messages
+    assert "the target 'vg0/mail' of disk xvda is relative" in result.messages
+
+
 def test_check_names_what_xl_will_refuse(host: Host) -> None:
     file = host.auto / "web.cfg"
     file.write_text("name=web\n")
@@ -242,6 +251,22 @@ def test_a_closed_standard_error_does_not_matter(host: Host) -> None:
     assert subprocess.run(["sh", "-c", command], timeout=30).returncode == xwd.EXIT_TIMED_OUT
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_other_closed_streams_do_not_matter(host: Host, closed: str) -> None:
+    host.guest("web", host.image("a"))
+    for command in ("wait", "list"):
+        line = f"exec {sys.executable} {MODULE} --config {host.conf} {command} {closed}"
+        result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30)
+        assert (result.returncode, result.stderr) == (xwd.EXIT_READY, "")
+
+
+def test_output_that_cannot_be_written_is_told_of(host: Host) -> None:
+    line = f"exec {sys.executable} {MODULE} --config {host.conf} list >/dev/full"
+    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30)
+    assert result.returncode == xwd.EXIT_TIMED_OUT
+    assert result.stderr == "xendomains-wait-disk: the output cannot be written: No space left on device.\n"
+
+
 def test_a_reader_of_list_may_leave_early(host: Host) -> None:
     for number in range(300):
         host.guest(f"web{number}", host.images / str(number))
@@ -270,4 +295,4 @@ def test_on_a_terminal_one_line_shows_how_things_stand(host: Host) -> None:
     text = shown.decode()
     assert f"still waiting for {host.images}/a for web...\r\n" in text
     assert re.search(r"\r\x1b\[K\d+s of 10s: Waiting for ", text)
-    assert f"disk {host.images}/a found (after " in text.split("\x1b[K")[-1] or "found" in text
+    assert f"\r\x1b[Kdisk {host.images}/a found (after " in text

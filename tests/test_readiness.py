@@ -54,6 +54,12 @@ def test_a_link_to_nothing_is_missing_and_names_its_target(tmp_path: Path) -> No
     assert look(tmp_path / "link") == missing("is a link to /dev/dm-99, which does not exist")
 
 
+def test_a_link_to_a_link_to_nothing_names_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("/dev/dm-99")
+    assert look(tmp_path / "one") == missing("is a link to /dev/dm-99, which does not exist")
+
+
 def test_a_path_through_a_file_is_missing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert look(tmp_path / "file" / "web").state is xwd.State.MISSING
@@ -211,6 +217,12 @@ def test_a_path_of_a_multipath_device_is_not_ready(machine: Machine) -> None:
 def test_an_opened_crypt_volume_without_content_is_ready_for_a_guest(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=CRYPT-LUKS2-abc", "SYSTEMD_READY=0")
+    assert machine.look() == xwd.READY
+
+
+def test_a_member_of_a_btrfs_that_is_not_complete_is_ready_for_a_guest(machine: Machine) -> None:
+    machine.device("sda")
+    machine.udev("ID_BTRFS_READY=0", "SYSTEMD_READY=0")
     assert machine.look() == xwd.READY
 
 

@@ -250,25 +250,86 @@ def test_a_settings_file_that_hangs_does_not_outlast_the_timeout(host: Host) -> 
     assert f"{host.settings} was not read within 1s" in result.messages
 
 
-def test_a_scout_that_comes_back_late_is_sent_again() -> None:
+def test_what_a_scout_brings_late_counts_the_next_time() -> None:
     scouts = xwd.Scouts()
     released = Event()
     calls = {"slow": released.wait, "quick": lambda: True}
-    assert scouts.run(calls, time.monotonic() + 5) == {"quick": True}
-    assert scouts.run(calls, time.monotonic() + 5) == {"quick": True}
+    assert scouts.run("look", calls, time.monotonic() + 5) == {"quick": True}
+    assert scouts.run("look", calls, time.monotonic() + 5) == {"quick": True}
     released.set()
-    wait_until(lambda: "slow" in scouts.run(calls, time.monotonic() + 5))
+    calls["slow"] = Event().wait
+    wait_until(lambda: scouts.run("look", calls, time.monotonic() + 5) == {"slow": True, "quick": True})
+
+
+def test_many_calls_that_hang_hold_up_others_for_a_moment_only() -> None:
+    calls = {str(number): Event().wait for number in range(100)}
+    started = time.monotonic()
+    assert xwd.Scouts().run("look", {**calls, "quick": lambda: True}, started + 20) == {"quick": True}
+    assert time.monotonic() - started < 2
+
+
+def test_an_error_in_a_call_is_not_lost() -> None:
+    with pytest.raises(ZeroDivisionError):
+        xwd.Scouts().run("look", {"wrong": lambda: 1 // 0}, time.monotonic() + 5)
+
+
+@as_root
+def test_looking_once_finds_the_others_though_a_file_system_does_not_answer(host: Host) -> None:
+    with deaf_file_system(host.root / "nfs") as nfs:
+        host.guest("deaf", nfs / "web.img")
+        host.guest("here", host.image("here"))
+        messages = host.run("--timeout", "0").messages
+    assert messages.endswith("these guests will probably not come up: deaf.\n")
+
+
+def test_a_second_signal_ends_it_as_well(host: Host) -> None:
+    host.guest("web", host.images / "a")
+    with waiting(host) as waiter:
+        time.sleep(0.5)
+        waiter.process.send_signal(signal.SIGINT)
+        waiter.process.send_signal(signal.SIGTERM)
+        assert waiter.end().status in (-signal.SIGINT, -signal.SIGTERM)
+
+
+def test_a_signal_while_it_tells_of_the_timeout_is_no_error(host: Host) -> None:
+    for number in range(300):
+        host.guest(f"web{number}", host.images / str(number))
+    for delay in (0.05, 0.1, 0.15, 0.2, 0.3):
+        process = host.start("--timeout", "0")
+        started = time.monotonic()
+        time.sleep(delay)
+        process.send_signal(signal.SIGTERM)
+        assert finish(process, started).status in (-signal.SIGTERM, xwd.EXIT_TIMED_OUT)
+
+
+def test_an_overrun_of_events_is_an_event_and_gets_a_new_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Overrun:
+        def poll(self, timeout: float) -> None:
+            raise OSError("Error while polling fd: 3")
+
+    class Quiet:
+        def poll(self, timeout: float) -> None:
+            time.sleep(timeout)
+
+    monitors = [Overrun(), Quiet()]
+    monkeypatch.setattr(xwd, "block_events", lambda kernel: monitors.pop(0))
+    alarm = xwd.UdevAlarm(xwd.Kernel(), time.monotonic() + 10)
+    started = time.monotonic()
+    alarm.sleep(1)
+    assert xwd.UdevAlarm.SHORTEST <= time.monotonic() - started < 0.5
+    alarm.sleep(0.3)
+    assert time.monotonic() - started >= 0.3
 
 
 def test_scouts_give_up_at_the_deadline() -> None:
     started = time.monotonic()
-    assert xwd.Scouts().run({"slow": Event().wait}, started + 0.2) == {}
+    assert xwd.Scouts().run("look", {"slow": Event().wait}, started + 0.2) == {}
     assert time.monotonic() - started < 0.4
 
 
 def test_scouts_do_not_give_up_on_many_quick_calls() -> None:
-    calls = {number: lambda: time.sleep(0.01) for number in range(100)}
-    assert len(xwd.Scouts().run(calls, time.monotonic() + 5)) == 100
+    calls = {str(number): lambda: time.sleep(0.01) for number in range(100)}
+    assert len(xwd.Scouts().run("look", calls, time.monotonic() + 5)) == 100
 
 
 def imported_by(statement: str) -> set[str]:
