@@ -458,8 +458,8 @@ def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None
     return (
         Xendomains(
             settings=path,
-            auto=settings.auto or in_root(sourced.auto),
-            save=(settings.save or in_root(sourced.save)) if restores else "",
+            auto=in_root(settings.auto or sourced.auto),
+            save=in_root(settings.save or sourced.save) if restores else "",
             remark=remark,
         ),
         problems,
@@ -501,7 +501,7 @@ def is_debians(path: str) -> bool:
 
 def in_root(directory: str) -> str:
     """The directory as xendomains sees it: systemd runs it in /."""
-    return os.path.join("/", directory) if directory else ""
+    return os.path.join("/", directory.rstrip("/")) if directory else ""
 
 
 def source_xendomains(path: str, limit: float) -> Sourced:
@@ -1501,7 +1501,8 @@ def survey(
 ) -> Survey:
     """Reads what has changed since `known` and looks at what was not ready then, until `deadline` at the latest.
 
-    With `again` it looks at what was ready as well, which remains ready if there is no answer.
+    With `again` it looks at what was ready as well. What does not answer then remains as it was: something that is
+    always slow must not look new each time.
     """
     directories = {d: kind for d, kind in ((xendomains.save, "saved"), (xendomains.auto, "auto")) if d}
     listers: dict[str, Call] = {d: partial(list_entries, d, kind, settings) for d, kind in directories.items()}
@@ -1511,7 +1512,7 @@ def survey(
     for directory, kind in directories.items():
         if directory not in listings:
             known_files = [file for file in known.entries if os.path.dirname(file) == directory]
-            listings[directory] = Listing(known_files, unanswered(directory, kind))
+            listings[directory] = Listing(known_files, None if again else unanswered(directory, kind))
         listing = listings[directory]
         if listing.trouble:
             entries[directory] = listing.trouble

@@ -78,10 +78,12 @@ SAVED: list[tuple[str, Callable[[Path], None], str]] = [
 ]
 
 
-def survey_of(host: Host, known: xwd.Survey = NOTHING, scouts: xwd.Scouts | None = None) -> xwd.Survey:
+def survey_of(
+    host: Host, known: xwd.Survey = NOTHING, scouts: xwd.Scouts | None = None, again: bool = False
+) -> xwd.Survey:
     xendomains = xwd.Xendomains(str(host.settings), str(host.auto), str(host.save))
     deadline = time.monotonic() + 5
-    return xwd.survey(xendomains, xwd.Settings(), xwd.Kernel(), scouts or xwd.Scouts(), known, deadline)
+    return xwd.survey(xendomains, xwd.Settings(), xwd.Kernel(), scouts or xwd.Scouts(), known, deadline, again)
 
 
 def survey_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd.Domain:
@@ -202,8 +204,13 @@ def test_a_directory_whose_listing_comes_late_is_waited_for(host: Host, monkeypa
     time.sleep(0.6)
     found = survey_of(host, found, scouts)
     assert [missing.path for missing in found.missing()] == [f"{host.images}/missing"]
+    forgetful = survey_of(host, found, scouts)
+    assert f"{host.images}/missing" in {missing.path for missing in forgetful.missing()}
+    time.sleep(0.6)
+    host.image("missing")
     found = survey_of(host, found, scouts)
-    assert f"{host.images}/missing" in {missing.path for missing in found.missing()}, "known guests are not forgotten"
+    assert found.missing() == []
+    assert survey_of(host, found, scouts, again=True).missing() == []
 
 
 def test_a_disk_that_always_answers_late_becomes_ready(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,11 @@ def test_the_directories_are_taken_from_it(sysconfig: Path) -> None:
     assert (xendomains.auto, xendomains.save, problems) == ("/etc/xen/auto", "/var/lib/xen/save", "")
 
 
+@pytest.mark.parametrize("directory", ["/etc/xen/auto/", "etc/xen/auto"])
+def test_a_slash_too_many_or_too_few_does_not_matter(sysconfig: Path, directory: str) -> None:
+    assert read(sysconfig, f"XENDOMAINS_AUTO={directory}\n")[0].auto == "/etc/xen/auto"
+
+
 def test_bash_evaluates_it(sysconfig: Path) -> None:
     xendomains, _ = read(sysconfig, 'if true; then XENDOMAINS_AUTO="/etc/xen/$(echo "$((40 + 2))")"; fi\n')
     assert xendomains.auto == "/etc/xen/42"
