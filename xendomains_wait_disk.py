@@ -77,7 +77,7 @@ EXIT_USAGE = 2
 EXIT_NO_XENDOMAINS = 6
 
 # syslog(3)
-ERR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
+ERR, WARNING, INFO, DEBUG = 3, 4, 6, 7
 LOG_LEVELS = {"emerg": 0, "alert": 1, "crit": 2, "err": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
 
 # packaging/systemd/xendomains-wait-disk.catalog explains these in the journal.
@@ -1486,6 +1486,9 @@ class Missing(NamedTuple):
     reason: str
     domains: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.path} for {', '.join(self.domains)} ({self.reason})"
+
 
 NO_ANSWER = Look(State.NOT_READY, "does not answer; is the server of its file system gone?")
 
@@ -1634,11 +1637,14 @@ class Stopped(Exception):
 
 
 def stop_on_signals() -> None:
-    """From now on SIGTERM and SIGINT raise Stopped in the main thread."""
+    """From now on the first SIGTERM or SIGINT raises Stopped in the main thread."""
+    stopping = False
 
-    def stop(number: int, _: FrameType | None) -> NoReturn:
-        obey_signals()  # the second one is not to be argued with
-        raise Stopped(number)
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            raise Stopped(number)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -1933,13 +1939,9 @@ class Herald:
         """Tells what was still missing when a signal came."""
         self._journal.end_progress()
         seconds = time.monotonic() - self._started
-        missing = "; ".join(f"{m.path} for {', '.join(m.domains)} ({m.reason})" for m in self._awaited.values())
-        self._journal.say(
-            WARNING,
-            f"Stopped by {signal.Signals(number).name} after {seconds:.0f} seconds, still waiting for {missing}."
-            if missing
-            else f"Stopped by {signal.Signals(number).name} after {seconds:.0f} seconds.",
-        )
+        missing = "; ".join(map(str, self._awaited.values()))
+        waiting = f", still waiting for {missing}" if missing else ""
+        self._journal.say(WARNING, f"Stopped by {signal.Signals(number).name} after {seconds:.0f} seconds{waiting}.")
 
 
 STATE_WORDS = {State.MISSING: "still missing", State.NOT_READY: "still not ready"}
@@ -1947,7 +1949,7 @@ STATE_WORDS = {State.MISSING: "still missing", State.NOT_READY: "still not ready
 
 def summary(missing: Sequence[Missing]) -> str:
     """The first few of what is missing, on one line."""
-    named = [f"{m.path} for {', '.join(m.domains)} ({m.reason})" for m in missing[:3]]
+    named = [str(one) for one in missing[:3]]
     more = [f"{len(missing) - 3} more"] if len(missing) > 3 else []
     return ", ".join(named + more)
 
@@ -2186,6 +2188,7 @@ def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, 
         obey_signals()
     except Stopped as stopped:
         herald.tell_stopped(stopped.number)
+        obey_signals()
         os.kill(os.getpid(), stopped.number)
         raise
     if found.missing():
