@@ -31,11 +31,15 @@ MODULE = xendomains_wait_disk.py
 PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo $(wildcard tests/*.py)
 SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk \
     packaging/debian/build packaging/debian/tests/command packaging/debian/xendomains-wait-disk.postinst \
-    packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip
+    packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip \
+    tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
+    tests/xen/install-package tests/xen/make-image
+# Apart from the others, because there is a conftest.py here and one there.
+XEN_PYTHON_FILES = tests/xen/extract-kernel $(wildcard tests/xen/*.py)
 
 export PYTHON
 
-.PHONY: help demo check check-packages bench lint test fuzz deb rpm install clean setup-demo setup-check setup-bench
+.PHONY: help demo check check-packages check-xen bench bench-xen lint test fuzz deb rpm install clean setup-demo setup-check setup-bench setup-xen
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -50,6 +54,12 @@ check-packages: ## build the packages, install, upgrade and remove them; as root
 	tests/packages/rpm
 	tests/packages/pip
 
+check-xen: setup-xen ## boot a real Xen host in a virtual machine, for SCENARIO=name or all; half an hour, as root
+	@$(VENV_PYTHON) -m pytest $(PYTEST_ARGS) $(or $(SCENARIO:%=tests/xen/test_$(subst -,_,$(SCENARIO)).py),tests/xen)
+
+bench-xen: setup-xen ## measure on a real Xen host in a virtual machine; ten minutes, as root
+	@$(VENV_PYTHON) tests/xen/bench
+
 bench: setup-bench ## measure start, wait and latency; two minutes, needs root
 	@$(PYTHON) tests/bench $(BENCH_ARGS)
 
@@ -57,6 +67,7 @@ lint: setup-check ## style, types, oldest Python, shell scripts
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy --scripts-are-modules $(PYTHON_FILES)
+	MYPYPATH=tests/xen $(VENV_PYTHON) -m mypy --scripts-are-modules $(XEN_PYTHON_FILES)
 	.venv/bin/vermin --no-tips -t=3.9- $(MODULE) bin/xendomains-wait-disk
 	shellcheck -x $(SHELL_FILES)
 
@@ -72,7 +83,7 @@ deb: ## build the Debian package into dist
 rpm: ## build the RPM package into dist
 	@packaging/rpm/build dist
 
-setup-demo setup-check setup-bench: setup-%:
+setup-demo setup-check setup-bench setup-xen: setup-%:
 	@tests/setup $*
 
 install: ## install below PREFIX=/usr, for a package with DESTDIR=

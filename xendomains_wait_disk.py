@@ -1298,6 +1298,31 @@ def read_udev_database(number: int, run_udev: str) -> Mapping[str, str] | None:
     return {key: value for key, _, value in properties}
 
 
+def lvm_clones(kernel: Kernel) -> list[list[str]]:
+    """The names of block devices that hold one and the same LVM physical volume, such as a LUN and its clone.
+
+    LVM then activates no volume group of that physical volume, so the paths of its logical volumes do not appear.
+    The paths of a multipath device are one disk and do not count.
+    """
+    try:
+        files = sorted(os.listdir(f"{kernel.run_udev}/data"))
+    except OSError:
+        return []
+    holders: dict[str, list[str]] = {}
+    for file in files:
+        if not re.fullmatch("b[0-9]+:[0-9]+", file):
+            continue
+        try:
+            name = os.path.basename(os.readlink(f"{kernel.sys}/dev/block/{file[1:]}"))
+            major, minor = map(int, file[1:].split(":"))
+            properties = read_udev_database(os.makedev(major, minor), kernel.run_udev) or {}
+        except OSError:
+            continue
+        if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
+            holders.setdefault(properties.get("ID_FS_UUID", name), []).append(name)
+    return [names for names in holders.values() if len(names) > 1]
+
+
 def pyudev_lookup() -> UdevLookup | None:
     """A way to ask libudev, or nothing where pyudev is not installed."""
     try:
@@ -1923,14 +1948,21 @@ class Herald:
             notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}")
             self._status = status
 
-    def tell_timeout(self) -> None:
-        """Tells what is still missing at the end."""
+    def tell_timeout(self, clones: Sequence[Sequence[str]] = ()) -> None:
+        """Tells what is still missing at the end, and of clones in LVM that may be the reason."""
         self._journal.end_progress()
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
         for one in self._awaited.values():
             for domain in one.domains:
                 text = f"{one.path} for {domain} is {STATE_WORDS[one.state]}{after}: {one.reason}"
                 self._journal.say(ERR, text, DISK=one.path, DOMAIN=domain, MESSAGE_ID=MESSAGE_MISSING)
+        if any(one.path.startswith("/dev/") for one in self._awaited.values()):
+            for names in clones:
+                text = (
+                    f"{' and '.join(names)} hold the same LVM physical volume, as a disk and its clone do: LVM does not"
+                    " activate its volume group. Detach the clone, or give it its own identifiers (vgimportclone(8))."
+                )
+                self._journal.say(ERR, text)
         domains = sorted({domain for one in self._awaited.values() for domain in one.domains})
         self._journal.say(ERR, f"xendomains starts now; these guests will probably not come up: {', '.join(domains)}.")
         notify(f"STATUS=Timed out waiting for {summary(list(self._awaited.values()))}")
@@ -2192,7 +2224,7 @@ def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, 
         os.kill(os.getpid(), stopped.number)
         raise
     if found.missing():
-        herald.tell_timeout()
+        herald.tell_timeout(lvm_clones(kernel))
         return EXIT_TIMED_OUT
     journal.say(INFO, f"Everything is ready for {in_numbers(found)}.")
     return EXIT_READY

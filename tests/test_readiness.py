@@ -116,25 +116,28 @@ class Machine:
         self.run_udev = root / "run" / "udev"
         self.run_udev.mkdir(parents=True)
 
-    def device(self, name: str, size: int = 2048, **attributes: str) -> None:
+    def device(self, name: str, size: int = 2048, number: str = "259:77", **attributes: str) -> None:
         directory = self.sys / "devices" / name
         for attribute, value in {"size": str(size), **attributes}.items():
             file = directory / attribute.replace("__", "/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(value + "\n")
-        link = self.sys / "dev" / "block" / "259:77"
-        link.parent.mkdir(parents=True)
+        link = self.sys / "dev" / "block" / number
+        link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(directory)
 
-    def udev(self, *properties: str, finished: bool = True) -> None:
+    def udev(self, *properties: str, finished: bool = True, number: str = "259:77") -> None:
         (self.run_udev / "control").touch()
         if finished:
-            database = self.run_udev / "data" / "b259:77"
-            database.parent.mkdir()
+            database = self.run_udev / "data" / f"b{number}"
+            database.parent.mkdir(exist_ok=True)
             database.write_text("".join(["S:disk/by-id/x\n", "I:1234\n", *(f"E:{p}\n" for p in properties), "V:1\n"]))
 
+    def kernel(self) -> xwd.Kernel:
+        return xwd.Kernel(str(self.sys), str(self.run_udev))
+
     def look(self) -> xwd.Look:
-        return xwd.look_at_block_device(self.NUMBER, xwd.Kernel(str(self.sys), str(self.run_udev)))
+        return xwd.look_at_block_device(self.NUMBER, self.kernel())
 
 
 @pytest.fixture
@@ -306,3 +309,21 @@ def test_a_loop_device_that_becomes_ready_ends_the_wait_before_the_next_look_is_
     assert result.status == xwd.EXIT_READY
     assert result.seconds < 5
     assert f"disk {device} found (after " in result.messages
+
+
+def test_disks_with_the_same_lvm_identifier_are_clones(machine: Machine) -> None:
+    for number, name, uuid in [("8:0", "sda", "one"), ("8:16", "sdb", "one"), ("8:32", "sdc", "other")]:
+        machine.device(name, number=number)
+        machine.udev("ID_FS_TYPE=LVM2_member", f"ID_FS_UUID={uuid}", number=number)
+    assert xwd.lvm_clones(machine.kernel()) == [["sda", "sdb"]]
+
+
+def test_the_paths_of_a_multipath_device_are_no_clones(machine: Machine) -> None:
+    for number, name, more in [("8:0", "sda", "DM_MULTIPATH_DEVICE_PATH=1"), ("254:0", "dm-0", "DM_NAME=mpatha")]:
+        machine.device(name, number=number)
+        machine.udev("ID_FS_TYPE=LVM2_member", "ID_FS_UUID=one", more, number=number)
+    assert xwd.lvm_clones(machine.kernel()) == []
+
+
+def test_without_udev_no_clones_are_known(machine: Machine) -> None:
+    assert xwd.lvm_clones(machine.kernel()) == []

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""200 guests with two disks each, which come late and all at once, in a burst of 400 udev events."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Guest, Host
+
+
+def disks(guest: int) -> tuple[str, str]:
+    """The two disks of a guest."""
+    return (f"/dev/mapper/disk{2 * guest},raw,xvda,w", f"/dev/mapper/disk{2 * guest + 1},raw,xvdb,w")
+
+
+HOST = Host(
+    guests=tuple(Guest(f"guest{number}", disks(number), starts=number in (0, 199)) for number in range(200)),
+    late="""
+        sleep 20
+        for number in $(seq 0 399); do
+            dmsetup create --noudevsync "disk$number" --table '0 16384 zero'
+        done
+    """,
+    # There is no memory for all of them: two stand for the rest.
+    files={"/etc/systemd/system/xendomains.service.d/two.conf": "[Service]\nExecStart=\nExecStart=/scenario/two\n"}
+    | {"/scenario/two": "#!/bin/sh\nfor guest in 0 199; do xl create -q /etc/xen/auto/guest$guest.cfg; done\n"},
+    awaited=tuple(f"/dev/mapper/disk{number}" for number in range(400)),
+)
+
+
+def test_all_are_released_within_a_second_of_the_last(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert 0 < boot.released_after < boot.soon
+    assert boot.xendomains_started > boot.wait_ended
+
+
+def test_the_guests_see_their_disks(boot: Boot) -> None:
+    assert boot.disks_of("guest0") == boot.disks_of("guest199") == {"xvda": 8, "xvdb": 8}

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A LUKS volume that is opened late, and a device-mapper device that is suspended, and resumed still later."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Disk, Guest, Host
+
+HOST = Host(
+    disks=(Disk("luks", 48), Disk("data", 32)),
+    guests=(
+        Guest("secret", ("/dev/mapper/secret,raw,xvda,w",)),
+        Guest("suspended", ("/dev/mapper/suspended,raw,xvda,w",)),
+    ),
+    early="""
+        echo -n password >/root/key
+        cryptsetup luksFormat --batch-mode --pbkdf=pbkdf2 --pbkdf-force-iterations=1000 \
+            /dev/disk/by-id/virtio-luks /root/key
+        dmsetup create suspended --table '0 65536 linear /dev/disk/by-id/virtio-data 0'
+        dmsetup suspend suspended
+    """,
+    late="""
+        sleep 15
+        cryptsetup open --key-file=/root/key /dev/disk/by-id/virtio-luks secret
+        sleep 10
+        ready resumed
+        dmsetup resume suspended
+    """,
+    awaited=("resumed",),
+)
+
+
+def test_the_guests_see_their_disks(boot: Boot) -> None:
+    # 16 MiB are LUKS' own.
+    assert boot.disks_of("secret") == {"xvda": 32}
+    assert boot.disks_of("suspended") == {"xvda": 32}
+
+
+def test_the_wait_lasts_until_the_device_is_resumed(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert boot.waited > 10
+    assert 0 < boot.released_after < boot.soon
+
+
+def test_the_opened_volume_is_found_before(boot: Boot) -> None:
+    messages = boot.messages()
+    found = [message for message in messages if " found " in message]
+    assert [message.split()[1] for message in found] == ["/dev/mapper/secret", "/dev/mapper/suspended"]

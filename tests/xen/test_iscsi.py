@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A LUN of an iSCSI target, to which the host logs in late, by its name below /dev/disk/by-path."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Guest, Host
+
+TARGET = "iqn.2003-01.org.example:disk"
+LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
+HOST = Host(
+    guests=(Guest("web", (f"{LUN},raw,xvda,w",)),),
+    files={"/etc/tgt/conf.d/disk.conf": f"<target {TARGET}>\n  backing-store /srv/lun\n</target>\n"},
+    setup="truncate --size=32M /srv/lun",
+    early="systemctl start tgt iscsid && iscsiadm --mode discovery --type sendtargets --portal 127.0.0.1",
+    late="sleep 20; iscsiadm --mode node --login",
+    awaited=(LUN,),
+)
+
+
+def test_the_guest_sees_the_whole_disk(boot: Boot) -> None:
+    assert boot.disks_of("web") == {"xvda": 32}
+
+
+def test_the_wait_lasts_until_the_lun_is_there(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert boot.waited > 10
+    assert 0 < boot.released_after < boot.soon
+    assert 0 < boot.xendomains_started - boot.wait_ended < boot.soon

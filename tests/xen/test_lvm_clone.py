@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A logical volume on a LUN whose clone, with the same LVM identifiers, is attached as well: LVM activates neither."""
+
+from __future__ import annotations
+
+from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION, SERVE_VOLUME_GROUP, TARGET_WITH_CLONE
+from xenhost import Boot, Guest, Host
+
+HOST = Host(
+    guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",), starts=False),),
+    files={"/etc/tgt/conf.d/group.conf": TARGET_WITH_CLONE, "/etc/xen-wait-disk.conf": "timeout = 40s\n"},
+    early=SERVE_VOLUME_GROUP,
+    # LVM sees both at the same time, as it does when they are there before the host boots.
+    late=f"""
+        {PAUSE_ACTIVATION}
+        iscsiadm --mode node --login
+        udevadm settle
+        {RESUME_ACTIVATION}
+        udevadm trigger --settle --action=add --subsystem-match=block --property-match=ID_FS_TYPE=LVM2_member
+    """,
+)
+
+
+def test_neither_is_taken_for_the_volume(boot: Boot) -> None:
+    assert "duplicate" in boot.text("journal.txt")
+    assert boot.wait["ExecMainStatus"] == "1"
+    assert not boot.came_up("web")
+
+
+def test_what_is_seen_is_told(boot: Boot) -> None:
+    assert boot.said("/dev/vg/lv for web is still missing after 40s: does not exist, nor does the directory /dev/vg")
+    assert boot.said(r"sd[ab] and sd[ab] hold the same LVM physical volume, as a disk and its clone do: .*")

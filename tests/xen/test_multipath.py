@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A multipath device: multipathd makes it when the second path comes, and takes the first one for itself then."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Guest, Host
+
+TARGET = "iqn.2003-01.org.example:disk"
+HOST = Host(
+    guests=(Guest("web", ("/dev/mapper/mpatha,raw,xvda,w",)),),
+    files={
+        "/etc/tgt/conf.d/disk.conf": f"<target {TARGET}>\n  backing-store /srv/lun\n</target>\n",
+        "/etc/multipath.conf": "defaults {\n  user_friendly_names yes\n  find_multipaths yes\n}\n",
+    },
+    setup="truncate --size=32M /srv/lun",
+    early="""
+        systemctl start tgt iscsid multipathd
+        for portal in 127.0.0.1 127.0.0.2; do
+            iscsiadm --mode discovery --type sendtargets --portal "$portal"
+        done
+    """,
+    late="""
+        sleep 5
+        iscsiadm --mode node --portal 127.0.0.1 --login
+        sleep 15
+        iscsiadm --mode node --portal 127.0.0.2 --login
+    """,
+    awaited=("/dev/mapper/mpatha",),
+    after="multipath -ll >/scenario/report/multipath",
+)
+
+
+def test_the_guest_sees_the_disk(boot: Boot) -> None:
+    assert boot.disks_of("web") == {"xvda": 32}
+    assert boot.text("multipath").count("active ready running") == 2
+
+
+def test_the_wait_lasts_until_the_multipath_device_is_there(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert boot.waited > 10
+    assert 0 < boot.released_after < boot.soon

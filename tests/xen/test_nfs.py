@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration of a guest is a link to a file on NFS, and so is its image; NFS is mounted late."""
+
+from __future__ import annotations
+
+import nfs
+from xenhost import Boot, Guest, Host
+
+HOST = Host(
+    guests=(Guest("web", ("file:/mnt/images/web.img,xvda,w",), at="/srv/export/web.cfg"),),
+    files=nfs.FILES,
+    setup="truncate --size=24M /srv/export/web.img; ln -s /mnt/images/web.cfg /etc/xen/auto/web.cfg",
+    early="systemctl start nfs-server",
+    late=f"sleep 20; {nfs.MOUNT} && ready mounted",
+    awaited=("mounted",),
+)
+
+
+def test_the_guest_sees_the_image(boot: Boot) -> None:
+    assert boot.disks_of("web") == {"xvda": 24}
+
+
+def test_the_wait_lasts_until_the_image_is_there(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert boot.waited > 10
+    # Nobody tells of a mount: the next look, a second later at most, sees it.
+    assert boot.released_after < boot.soon + 1
+
+
+def test_the_configuration_is_waited_for_and_told_of(boot: Boot) -> None:
+    assert boot.said(r"still waiting for /etc/xen/auto/web.cfg for web.cfg\.\.\.")
+    assert boot.said(r"configuration /etc/xen/auto/web.cfg found \(after \d+ seconds\)")

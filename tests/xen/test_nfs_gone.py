@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The server of a hard-mounted NFS is gone for good: whatever looks at an image there hangs."""
+
+from __future__ import annotations
+
+import nfs
+from xenhost import Boot, Disk, Guest, Host
+
+HOST = Host(
+    disks=(Disk("data", 32),),
+    guests=(
+        Guest("other", ("/dev/disk/by-id/virtio-data,raw,xvda,w",)),
+        Guest("web", ("file:/mnt/images/web.img,xvda,w",), starts=False),
+    ),
+    files={
+        **nfs.FILES,
+        "/srv/export/placeholder": "",
+        "/etc/xen-wait-disk.conf": "timeout = 30s\n",
+        # xl hangs as well.
+        "/etc/systemd/system/xendomains.service.d/timeout.conf": "[Service]\nTimeoutStartSec=1min\n",
+    },
+    setup="truncate --size=24M /srv/export/web.img",
+    early=f"""
+        systemctl start nfs-server
+        {nfs.MOUNT}
+        ls -l /mnt/images
+        rpc.nfsd 0
+    """,
+)
+
+
+def test_the_timeout_holds(boot: Boot) -> None:
+    assert boot.wait["Result"] == "exit-code"
+    assert boot.wait["ExecMainStatus"] == "1"
+    assert 30 < boot.waited < 30 + boot.start_of_python * 10 + 1
+
+
+def test_the_other_guest_starts_then(boot: Boot) -> None:
+    assert 0 < boot.xendomains_started - boot.wait_ended < boot.soon
+    assert boot.disks_of("other") == {"xvda": 32}
+
+
+def test_the_reason_is_told(boot: Boot) -> None:
+    assert boot.said("/mnt/images/web.img for web is still not ready after 30s: .*does not answer.*")

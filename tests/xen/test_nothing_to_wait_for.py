@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Guests whose disks are no matter of this host: none, an empty drive, a driver domain's, a script's, QEMU's."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Guest, Host
+
+HOST = Host(
+    guests=(
+        Guest("no-disk"),
+        Guest("empty-drive", ("vdev=xvdz,cdrom,format=empty",), starts=False),
+        Guest("driver-domain", ("target=/dev/vg/lv,vdev=xvda,backend=storage",), starts=False),
+        Guest("script", ("vdev=xvda,script=block-none,target=somewhere",), starts=False),
+        Guest("rbd", ("vdev=xvda,backendtype=qdisk,format=raw,target=rbd:pool/image",), starts=False),
+    ),
+    # What xl does with the ones that cannot start takes long.
+    files={"/etc/systemd/system/xendomains.service.d/timeout.conf": "[Service]\nTimeoutStartSec=40s\n"},
+    after="wait_for_guest no-disk",
+)
+
+
+def test_there_is_no_wait(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert boot.wait_ended < boot.xen_active
+    assert boot.messages() == []
+
+
+def test_the_guest_without_disks_starts(boot: Boot) -> None:
+    assert boot.disks_of("no-disk") == {}

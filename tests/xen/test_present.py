@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All disks are there: the boot is as if the package were not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from xenhost import Boot, Disk, Guest, Host
+
+HOST = Host(
+    disks=(Disk("data", 32),),
+    guests=(Guest("web", ("/dev/disk/by-id/virtio-data,raw,xvda,w",)), Guest("image", ("/srv/image,raw,xvda,w",))),
+    setup="truncate --size=16M /srv/image",
+)
+
+
+@pytest.fixture(scope="module")
+def without_package(boot_host: Callable[[Host, str], Boot]) -> Boot:
+    return boot_host(HOST._replace(package=False), "present-without-package")
+
+
+def test_guests_see_their_disks(boot: Boot) -> None:
+    assert boot.disks_of("web") == {"xvda": 32}
+    assert boot.disks_of("image") == {"xvda": 16}
+
+
+def test_the_wait_is_over_before_xens_daemons_are_up(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert boot.wait_ended < boot.xen_active
+
+
+def test_nothing_is_said(boot: Boot) -> None:
+    assert boot.messages() == []
+
+
+def test_xendomains_starts_no_later_than_without_the_package(boot: Boot, without_package: Boot) -> None:
+    # Two boots of one host are not equally long: what counts is what starts xendomains, and how far boots differ.
+    assert boot.xendomains_started - boot.xen_active < boot.soon
+    assert boot.xendomains_started < without_package.xendomains_started * 1.1 + 1
+    assert without_package.came_up("web")

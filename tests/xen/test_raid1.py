@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A RAID1 that misses a member: udev shows an inactive array of size 0 at once, systemd starts it after 30 seconds.
+
+mdadm-last-resort@.timer does that; see mdadm's udev rule 64-md-raid-assembly.rules.
+"""
+
+from __future__ import annotations
+
+from xenhost import Boot, Disk, Guest, Host
+
+WHOLE = Host(
+    disks=(Disk("mirror-a"), Disk("mirror-b")),
+    after="""
+        mdadm --create /dev/md/mirror --homehost=any --run --level=1 --metadata=1.2 --bitmap=none --raid-devices=2 \
+            /dev/disk/by-id/virtio-mirror-a /dev/disk/by-id/virtio-mirror-b
+        mdadm --wait /dev/md/mirror || true
+        mdadm --stop /dev/md/mirror
+    """,
+)
+HOST = Host(
+    disks=(Disk("mirror-a", left_by=WHOLE),),
+    guests=(
+        Guest("by-name", ("/dev/md/mirror,raw,xvda,r",)),
+        Guest("by-node", ("/dev/md127,raw,xvda,r",)),
+    ),
+    awaited=("/dev/md127",),
+)
+
+
+def test_guests_see_the_whole_disk(boot: Boot) -> None:
+    assert boot.disks_of("by-name") == {"xvda": 63}
+    assert boot.disks_of("by-node") == {"xvda": 63}
+
+
+def test_the_wait_lasts_until_the_array_starts(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert 10 < boot.waited < 60
+    assert 0 < boot.released_after < boot.soon
+    assert 0 < boot.xendomains_started - boot.wait_ended < boot.soon
+
+
+def test_it_is_told(boot: Boot) -> None:
+    assert boot.said(r"still waiting for /dev/md127 for by-node\.\.\.")
+    assert boot.said(r"disk /dev/md127 found \(after \d+ seconds\)")

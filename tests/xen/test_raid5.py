@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A RAID5 of which one member of three is there: it never starts, and the other guests start at the timeout."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Disk, Guest, Host
+
+MEMBERS = tuple(Disk(f"stripe-{letter}") for letter in "abc")
+WHOLE = Host(
+    disks=MEMBERS,
+    after="""
+        mdadm --create /dev/md/stripe --homehost=any --run --level=5 --assume-clean --bitmap=none --raid-devices=3 \
+            /dev/disk/by-id/virtio-stripe-[abc]
+        mdadm --stop /dev/md/stripe
+    """,
+)
+HOST = Host(
+    disks=(MEMBERS[0]._replace(left_by=WHOLE), Disk("data", 32)),
+    guests=(
+        Guest("broken", ("/dev/md127,raw,xvda,w",), starts=False),
+        Guest("other", ("/dev/disk/by-id/virtio-data,raw,xvda,w",)),
+    ),
+    files={"/etc/xen-wait-disk.conf": "timeout = 30s\n"},
+)
+
+
+def test_the_timeout_ends_the_wait(boot: Boot) -> None:
+    assert boot.wait["Result"] == "exit-code"
+    assert boot.wait["ExecMainStatus"] == "1"
+    assert boot.wait["ActiveState"] == "failed"
+    assert 30 < boot.waited < 30 + boot.start_of_python * 10 + 1
+
+
+def test_the_other_guest_starts_then(boot: Boot) -> None:
+    assert 0 < boot.xendomains_started - boot.wait_ended < boot.soon
+    assert boot.disks_of("other") == {"xvda": 32}
+    assert not boot.came_up("broken")
+
+
+def test_the_reason_is_told(boot: Boot) -> None:
+    assert boot.said("/dev/md127 for broken is still not ready after 30s: md array is inactive")
+    assert boot.said("xendomains starts now; these guests will probably not come up: broken.")

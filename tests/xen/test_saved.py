@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A guest that xl saved, with a disk that comes late: it is restored."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Disk, Guest, Host
+
+WEB = Guest("web", ("/dev/mapper/late,raw,xvda,w",), at="/root/web.cfg")
+MAKE_DISK = "dmsetup create late --table '0 65536 linear /dev/disk/by-id/virtio-data 0'"
+BEFORE = Host(
+    disks=(Disk("data", 32), Disk("saved", 400)),
+    guests=(WEB._replace(starts=False),),
+    after=f"""
+        mkfs.ext4 -q /dev/disk/by-id/virtio-saved
+        mount /dev/disk/by-id/virtio-saved /mnt
+        {MAKE_DISK}
+        start_guest /root/web.cfg
+        xl save web /mnt/web
+        umount /mnt
+    """,
+)
+HOST = Host(
+    disks=(Disk("data", 32), Disk("saved", left_by=BEFORE)),
+    guests=(WEB,),
+    setup="""
+        mkdir -p /var/lib/xen/save
+        echo '/dev/disk/by-id/virtio-saved /var/lib/xen/save ext4 defaults 0 2' >>/etc/fstab
+    """,
+    late=f"sleep 20; {MAKE_DISK}",
+    awaited=("/dev/mapper/late",),
+)
+
+
+def test_the_guest_is_restored_with_its_disk(boot: Boot) -> None:
+    assert boot.disks_of("web") == {"xvda": 32}
+    assert "restored" in boot.text("journal.txt")
+
+
+def test_the_wait_lasts_until_the_disk_is_there(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert boot.waited > 10
+    assert 0 < boot.released_after < boot.soon

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""xendomains' settings name another directory, with a command in them; there is a dot file in the directory."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Guest, Host
+
+HOST = Host(
+    guests=(
+        Guest("web", ("/dev/mapper/late,raw,xvda,w",), at="/srv/dom0/auto/web.cfg"),
+        Guest("decoy", ("/dev/never,raw,xvda,w",), starts=False),
+    ),
+    files={
+        "/etc/default/xendomains": 'XENDOMAINS_AUTO="/srv/$(hostname)/auto"\nXENDOMAINS_SAVE=/var/lib/xen/save\n',
+        "/srv/dom0/auto/.gitkeep": "",
+    },
+    late="sleep 20; dmsetup create late --table '0 65536 zero'",
+    awaited=("/dev/mapper/late",),
+)
+
+
+def test_the_guest_there_sees_its_disk(boot: Boot) -> None:
+    assert boot.disks_of("web") == {"xvda": 32}
+
+
+def test_only_that_directory_counts(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert boot.waited > 10
+    assert 0 < boot.released_after < boot.soon
+    assert not any("decoy" in message or "gitkeep" in message for message in boot.messages())

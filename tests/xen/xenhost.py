@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real Xen host in a virtual machine: what is on it, and what came of its boot."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+TOP = HERE.parent.parent
+
+# A boot takes 30 to 90 seconds, and more on a busy machine.
+BOOT_TIMEOUT = 600
+REPORT_SIZE = 64 << 20
+
+
+class Disk(NamedTuple):
+    """A disk of the host: /dev/disk/by-id/virtio-NAME; empty, or as that disk of another host was left."""
+
+    name: str
+    mebibytes: int = 64
+    left_by: Host | None = None
+
+
+class Guest(NamedTuple):
+    """A guest that starts at boot, with disks as in xl-disk-configuration(5)."""
+
+    name: str
+    disks: tuple[str, ...] = ()
+    # Whether it is to come up; if not, nobody waits for what it says.
+    starts: bool = True
+    more: str = ""
+    # Where its configuration lies, if not in the auto directory.
+    at: str = ""
+
+    def configuration(self) -> str:
+        """Its xl.cfg."""
+        vdevs = ",".join(vdev for disk in self.disks for vdev in re.findall(r"\bxvd[a-z]\b", disk))
+        return (
+            f'name = "{self.name}"\ntype = "pv"\nkernel = "/boot/guest"\nramdisk = "/boot/guest.img"\nmemory = 160\n'
+            f'extra = "console=hvc0 quiet mitigations=off vdevs={vdevs}"\n'
+            f"disk = {json.dumps(self.disks)}\n{self.more}\n"
+        )
+
+
+class Host(NamedTuple):
+    """What a scenario puts on the host, and does there. The scripts are for a shell, with the functions of dom0."""
+
+    guests: tuple[Guest, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    # Further files, by their paths, and whether our package is installed.
+    files: Mapping[str, str] = {}
+    package: bool = True
+    # Before systemd starts; before remote file systems are mounted; in the background; when the guests have started.
+    setup: str = ""
+    early: str = ""
+    late: str = ""
+    after: str = ""
+    # What the wait has to wait for: paths of block devices, or names that a script calls `ready` with.
+    awaited: tuple[str, ...] = ()
+
+    def all_files(self) -> dict[str, str]:
+        """Everything that is put on it, by path."""
+        files = {guest.at or f"/etc/xen/auto/{guest.name}.cfg": guest.configuration() for guest in self.guests}
+        files.update(self.files)
+        files["/scenario/dom0"] = (HERE / "dom0" / "dom0").read_text()
+        files["/scenario/guests"] = "".join(f"{guest.name}\n" for guest in self.guests if guest.starts)
+        for unit in (HERE / "dom0" / "units").iterdir():
+            files[f"/scenario/units/{unit.name}"] = unit.read_text()
+        for stage in ("setup", "early", "late", "after"):
+            if script := getattr(self, stage):
+                files[f"/scenario/{stage}"] = script
+        return files
+
+    def identity(self) -> str:
+        """Another one for every other host."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+
+class Boot:
+    """What came of a boot of a host. Times are in seconds since the start of the kernel."""
+
+    def __init__(self, host: Host, directory: Path, report: Mapping[str, bytes]) -> None:
+        self.host = host
+        self.directory = directory
+        self._report = report
+
+    def text(self, name: str) -> str:
+        """A file of the report."""
+        return self._report[name].decode(errors="replace")
+
+    def units(self, name: str = "units") -> dict[str, dict[str, str]]:
+        """The properties of the units of interest, by name (without .service), as `times NAME` wrote them."""
+        units = {}
+        for paragraph in self.text(name).strip().split("\n\n"):
+            properties = dict(line.split("=", 1) for line in paragraph.splitlines())
+            units[properties["Id"].removesuffix(".service")] = properties
+        return units
+
+    @cached_property
+    def wait(self) -> dict[str, str]:
+        """The properties of our unit after the boot."""
+        return self.units()["xendomains-wait-disk"]
+
+    @property
+    def wait_started(self) -> float:
+        """When our program was started."""
+        return int(self.wait["ExecMainStartTimestampMonotonic"]) / 1e6
+
+    @property
+    def wait_ended(self) -> float:
+        """When our program was gone."""
+        return int(self.wait["ExecMainExitTimestampMonotonic"]) / 1e6
+
+    @property
+    def waited(self) -> float:
+        """How long our program ran."""
+        return self.wait_ended - self.wait_started
+
+    @property
+    def xen_active(self) -> float:
+        """When Xen's daemons were up."""
+        return int(self.units()["xen"]["ActiveEnterTimestampMonotonic"]) / 1e6
+
+    @property
+    def xendomains_started(self) -> float:
+        """When xendomains was started."""
+        return int(self.units()["xendomains"]["InactiveExitTimestampMonotonic"]) / 1e6
+
+    def ready_at(self, name: str) -> float:
+        """When a script called `ready` with that name; or, of a path, when udev first told that it can be used."""
+        for line in self.text("stamps").splitlines() if "stamps" in self._report else ():
+            if line.rsplit(" ", 1)[0] == name:
+                return float(line.rsplit(" ", 1)[1])
+        for seconds, event in self._events:
+            paths = [event.get("DEVNAME"), *event.get("DEVLINKS", "").split()]
+            if name in paths and event["ACTION"] != "remove" and event.get("SYSTEMD_READY") != "0":
+                return seconds
+        raise LookupError(f"{name} was never ready. What udev told is in {self.directory}/report/events.")
+
+    @cached_property
+    def _events(self) -> list[tuple[float, dict[str, str]]]:
+        events = []
+        for paragraph in self.text("events").split("\n\n"):
+            if found := re.match(r"\s*UDEV +\[([0-9.]+)\]", paragraph):
+                lines = paragraph.strip().splitlines()[1:]
+                events.append((float(found[1]), dict(line.split("=", 1) for line in lines)))
+        return events
+
+    @property
+    def released_after(self) -> float:
+        """How long after the last disk was ready our program was gone."""
+        return self.wait_ended - max(self.ready_at(name) for name in self.host.awaited)
+
+    @cached_property
+    def start_of_python(self) -> float:
+        """How long `python3 -I -c pass` takes on that host, in seconds: a measure of how fast it is."""
+        return float(self.text("start-of-python"))
+
+    @property
+    def soon(self) -> float:
+        """What counts as at once: a second on a host on which Python starts in 0.28 s, longer on a slower one."""
+        return max(1, self.start_of_python / 0.28)
+
+    def messages(self, unit: str = "xendomains-wait-disk.service") -> list[str]:
+        """What a unit's processes said, without what systemd says of it."""
+        entries = (json.loads(line) for line in self.text("journal.json").splitlines())
+        return [
+            entry["MESSAGE"] if isinstance(entry["MESSAGE"], str) else bytes(entry["MESSAGE"]).decode(errors="replace")
+            for entry in entries
+            if entry.get("_SYSTEMD_UNIT") == unit and "MESSAGE" in entry
+        ]
+
+    def said(self, pattern: str) -> bool:
+        """Whether a message of our program, whole, is as the pattern says."""
+        return any(re.fullmatch(pattern, message) for message in self.messages())
+
+    def console(self, guest: str) -> str:
+        """What a guest wrote on its console."""
+        return self._report.get(f"xen/console/guest-{guest}.log", b"").decode(errors="replace")
+
+    def disks_of(self, guest: str) -> dict[str, float]:
+        """The disks that a guest saw and could read to the end: sizes in mebibytes, by vdev. KeyError if it is down."""
+        console = self.console(guest)
+        if "GUEST: up" not in console:
+            raise KeyError(f"The guest {guest} did not come up. Its console is below {self.directory}/report/xen.")
+        found = re.findall(r"GUEST: disk (\S+) has ([0-9]+) sectors, the last is readable", console)
+        return {vdev: int(sectors) * 512 / (1 << 20) for vdev, sectors in found}
+
+    def came_up(self, guest: str) -> bool:
+        """Whether a guest started."""
+        return "GUEST: up" in self.console(guest)
+
+
+class BootFailed(Exception):
+    """The host did not get as far as its report."""
+
+
+class Machine:
+    """Where hosts are booted: the images in one directory, and a directory for the files of each boot."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.image = directory / "image"
+        self._with_package = directory / "with-package.img"
+
+    def make_images(self) -> None:
+        """The host's root file system, without and with our package as it is in the work tree."""
+        subprocess.run([HERE / "make-image", self.image], check=True)
+        package = subprocess.run(
+            [TOP / "packaging" / "debian" / "build", self.directory / "package"],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout.strip()
+        subprocess.run([HERE / "install-package", self.image / "root.img", package, self._with_package], check=True)
+
+    def boot(self, host: Host, name: str) -> Boot:
+        """Boots a host and returns what came of it; what it left is in the directory of that name."""
+        directory = self.directory / "boots" / name
+        subprocess.run(["rm", "-rf", directory], check=True)
+        directory.mkdir(parents=True)
+        disks = [self._disk(disk, directory) for disk in host.disks]
+        return self._run(host, directory, disks)
+
+    def _disk(self, disk: Disk, directory: Path) -> Path:
+        if disk.left_by is not None:
+            return self._left_by(disk.left_by) / f"{disk.name}.img"
+        path = directory / f"{disk.name}.img"
+        make_sparse(path, disk.mebibytes << 20)
+        return path
+
+    def _left_by(self, host: Host) -> Path:
+        name = f"prepared-{host.identity()}"
+        directory = self.directory / "boots" / name
+        if not (directory / "done").exists():
+            boot = self.boot(host, name)
+            if "The script after failed." in boot.messages("scenario-report.service"):
+                raise BootFailed(f"The disks could not be prepared. What the host said is in {directory}.")
+            (directory / "done").touch()
+        return directory
+
+    def _run(self, host: Host, directory: Path, disks: list[Path]) -> Boot:
+        scenario, report = directory / "scenario.tar", directory / "report.img"
+        write_tar(scenario, host.all_files())
+        make_sparse(report, REPORT_SIZE)
+        root = self._with_package if host.package else self.image / "root.img"
+        drives = [(root, "root", True), (scenario, "scenario", True), (report, "report", False)]
+        # A disk that this host made is kept; one that another host left stays as it is.
+        drives += [(disk, disk.stem, disk.parent != directory) for disk in disks]
+        command = [
+            *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,-smap,-svm", "-smp", "2", "-m", "3072"),
+            *("-nodefaults", "-display", "none", "-no-reboot"),
+            *("-serial", f"file:{directory / 'console.log'}"),
+            *("-kernel", str(self.image / "xen")),
+            *("-append", "dom0_mem=1200M,max:1200M com1=115200,8n1 console=com1 noreboot=1 cpufreq=none spec-ctrl=no"),
+            "-initrd",
+            f"{self.image / 'vmlinux'} root=/dev/vda rw console=hvc0 mitigations=off quiet,{self.image / 'initrd.img'}",
+            *(argument for drive in drives for argument in drive_arguments(*drive)),
+        ]
+        (directory / "command").write_text(shlex.join(command) + "\n")
+        try:
+            subprocess.run(command, check=True, timeout=BOOT_TIMEOUT, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            raise BootFailed(f"The host did not power off in {BOOT_TIMEOUT} s: {directory}/console.log.") from None
+        files = read_tar(report)
+        if "units" not in files:
+            raise BootFailed(f"The host crashed, or did not report: {directory}/console.log.")
+        for name, data in files.items():
+            path = directory / "report" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return Boot(host, directory, files)
+
+
+def drive_arguments(path: Path, name: str, temporary: bool) -> list[str]:
+    """What gives QEMU a disk; with temporary, nothing that is written to it stays."""
+    snapshot = "on" if temporary else "off"
+    return [
+        "-drive",
+        f"file={path},id={name},if=none,format=raw,cache=unsafe,snapshot={snapshot}",
+        "-device",
+        f"virtio-blk-pci,drive={name},serial={name}",
+    ]
+
+
+def make_sparse(path: Path, size: int) -> None:
+    """A file of so many zeros."""
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def write_tar(path: Path, files: Mapping[str, str]) -> None:
+    """An archive of these files; what begins with #! can be executed."""
+    with tarfile.open(path, "w") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name.lstrip("/"))
+            data = text.encode()
+            info.size = len(data)
+            info.mode = 0o755 if text.startswith("#!") else 0o644
+            archive.addfile(info, io.BytesIO(data))
+
+
+def read_tar(path: Path) -> dict[str, bytes]:
+    """The files in an archive, by name; none, if there is no archive."""
+    files = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if (file := archive.extractfile(member)) is not None:
+                    files[member.name.removeprefix("./")] = file.read()
+    except tarfile.ReadError:
+        pass
+    return files
