@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION, SERVE_VOLUME_GROUP, TARGET_WITH_CLONE
+from lvm import PAUSE_ACTIVATION, SERVE_VOLUME_GROUP, TARGET_WITH_CLONE
 from xenhost import Boot, Guest, Host
 
 HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",), starts=False),),
     files={"/etc/tgt/conf.d/group.conf": TARGET_WITH_CLONE, "/etc/xen-wait-disk.conf": "timeout = 40s\n"},
     early=SERVE_VOLUME_GROUP,
-    # LVM sees both at the same time, as it does when they are there before the host boots.
+    # As where no event activates it, but a command does that sees both.
     late=f"""
         {PAUSE_ACTIVATION}
         iscsiadm --mode node --login
         udevadm settle
-        {RESUME_ACTIVATION}
-        udevadm trigger --settle --action=add --subsystem-match=block --property-match=ID_FS_TYPE=LVM2_member
+        vgchange --activate=ay vg || true
     """,
 )
 
