@@ -1301,8 +1301,8 @@ def read_udev_database(number: int, run_udev: str) -> Mapping[str, str] | None:
 def lvm_clones(kernel: Kernel) -> list[list[str]]:
     """The names of block devices that hold one and the same LVM physical volume, such as a LUN and its clone.
 
-    LVM then activates no volume group of that physical volume, so the paths of its logical volumes do not appear.
-    The paths of a multipath device are one disk and do not count.
+    LVM then takes one of them or none, depending on which it sees first and what activates the volume group. The
+    paths of a multipath device are one disk and do not count.
     """
     try:
         files = sorted(os.listdir(f"{kernel.run_udev}/data"))
@@ -1948,21 +1948,23 @@ class Herald:
             notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}")
             self._status = status
 
-    def tell_timeout(self, clones: Sequence[Sequence[str]] = ()) -> None:
-        """Tells what is still missing at the end, and of clones in LVM that may be the reason."""
+    def tell_clones(self, clones: Sequence[Sequence[str]]) -> None:
+        """Tells which devices are clones for LVM: a logical volume may be missing, or of the wrong one, for that."""
+        for names in clones:
+            text = (
+                f"{' and '.join(names)} hold the same LVM physical volume, as a disk and its clone do. LVM takes one of"
+                " them or none. Detach the clone, or give it identifiers of its own (vgimportclone(8))."
+            )
+            self._journal.say(WARNING, text)
+
+    def tell_timeout(self) -> None:
+        """Tells what is still missing at the end."""
         self._journal.end_progress()
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
         for one in self._awaited.values():
             for domain in one.domains:
                 text = f"{one.path} for {domain} is {STATE_WORDS[one.state]}{after}: {one.reason}"
                 self._journal.say(ERR, text, DISK=one.path, DOMAIN=domain, MESSAGE_ID=MESSAGE_MISSING)
-        if any(one.path.startswith("/dev/") for one in self._awaited.values()):
-            for names in clones:
-                text = (
-                    f"{' and '.join(names)} hold the same LVM physical volume, as a disk and its clone do: LVM does not"
-                    " activate its volume group. Detach the clone, or give it its own identifiers (vgimportclone(8))."
-                )
-                self._journal.say(ERR, text)
         domains = sorted({domain for one in self._awaited.values() for domain in one.domains})
         self._journal.say(ERR, f"xendomains starts now; these guests will probably not come up: {', '.join(domains)}.")
         notify(f"STATUS=Timed out waiting for {summary(list(self._awaited.values()))}")
@@ -2217,6 +2219,7 @@ def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, 
         if found.missing() and settings.timeout:
             kernel = kernel._replace(udev=pyudev_lookup())
             found = wait(partial(look, kernel), herald.tell, found, settings, kernel, deadline)
+            herald.tell_clones(lvm_clones(kernel))
         obey_signals()
     except Stopped as stopped:
         herald.tell_stopped(stopped.number)
@@ -2224,7 +2227,7 @@ def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, 
         os.kill(os.getpid(), stopped.number)
         raise
     if found.missing():
-        herald.tell_timeout(lvm_clones(kernel))
+        herald.tell_timeout()
         return EXIT_TIMED_OUT
     journal.say(INFO, f"Everything is ready for {in_numbers(found)}.")
     return EXIT_READY
