@@ -137,11 +137,13 @@ class Boot:
         return int(self.units()["xendomains"]["InactiveExitTimestampMonotonic"]) / 1e6
 
     def ready_at(self, name: str) -> float:
-        """When a script called `ready` with that name; or, of a path, when udev first told that it can be used."""
+        """When a script called `ready` with that name; or, of a path, when udev first told the wait that it is usable."""
         for line in self.text("stamps").splitlines() if "stamps" in self._report else ():
             if line.rsplit(" ", 1)[0] == name:
                 return float(line.rsplit(" ", 1)[1])
         for seconds, event in self._events:
+            if seconds < self.wait_started:
+                continue  # a script made it, and took it away again
             paths = [event.get("DEVNAME"), *event.get("DEVLINKS", "").split()]
             if name in paths and event["ACTION"] != "remove" and event.get("SYSTEMD_READY") != "0":
                 return seconds
@@ -170,6 +172,14 @@ class Boot:
     def soon(self) -> float:
         """What counts as at once: a second on a host on which Python starts in 0.28 s, longer on a slower one."""
         return max(1, self.start_of_python / 0.28)
+
+    @property
+    def released_in_time(self) -> bool:
+        """Whether our program was gone soon after the last disk was ready, and no sooner.
+
+        What it sees is udev's database, and udev writes that a moment before it tells of the event.
+        """
+        return -0.5 < self.released_after < self.soon
 
     def messages(self, unit: str = "xendomains-wait-disk.service") -> list[str]:
         """What a unit's processes said, without what systemd says of it."""
