@@ -137,7 +137,7 @@ class Boot:
         return int(self.units()["xendomains"]["InactiveExitTimestampMonotonic"]) / 1e6
 
     def ready_at(self, name: str) -> float:
-        """When a script called `ready` with that name; or, of a path, when udev first told the wait that it is usable."""
+        """When a script called `ready` with that name; of a path, when udev first told the wait that it is usable."""
         for line in self.text("stamps").splitlines() if "stamps" in self._report else ():
             if line.rsplit(" ", 1)[0] == name:
                 return float(line.rsplit(" ", 1)[1])
