@@ -28,14 +28,15 @@ print(sysconfig.get_path("purelib", scheme, {"base": "/usr" if scheme == "posix_
 endef
 
 MODULE = xendomains_wait_disk.py
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo $(wildcard tests/*.py)
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk \
     packaging/debian/build packaging/debian/tests/command packaging/debian/xendomains-wait-disk.postinst \
     packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip
 
 export PYTHON
 
-.PHONY: help demo check check-packages bench lint test fuzz deb rpm install clean setup-demo setup-check setup-bench
+.PHONY: help demo check check-packages bench lint test fuzz deb rpm install clean setup-demo setup-check \
+    setup-bench setup-fuzz
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -63,8 +64,8 @@ lint: setup-check ## style, types, oldest Python, shell scripts
 test: setup-check ## the tests
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
-fuzz: setup-check ## feed the parsers broken input, for TIME=60 seconds each
-	$(VENV_PYTHON) tests/fuzz.py $(TIME)
+fuzz: setup-fuzz ## feed the parsers broken input, for TIME=60 seconds each
+	@$(VENV_PYTHON) tests/fuzz --time $(TIME) $(TARGETS)
 
 deb: ## build the Debian package into dist
 	@packaging/debian/build dist
@@ -72,7 +73,7 @@ deb: ## build the Debian package into dist
 rpm: ## build the RPM package into dist
 	@packaging/rpm/build dist
 
-setup-demo setup-check setup-bench: setup-%:
+setup-demo setup-check setup-bench setup-fuzz: setup-%:
 	@tests/setup $*
 
 install: ## install below PREFIX=/usr, for a package with DESTDIR=
@@ -97,5 +98,5 @@ install: ## install below PREFIX=/usr, for a package with DESTDIR=
 	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
 
 clean: ## remove what make made here
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .fuzz .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
