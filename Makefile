@@ -35,8 +35,8 @@ SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk
 
 export PYTHON
 
-.PHONY: help demo check check-packages bench lint test fuzz deb rpm install clean setup-demo setup-check \
-    setup-bench setup-fuzz
+.PHONY: help demo check check-packages bench lint test fuzz coverage deb rpm install clean setup-demo setup-check \
+    setup-bench setup-fuzz setup-coverage
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -67,13 +67,19 @@ test: setup-check ## the tests
 fuzz: setup-fuzz ## feed the parsers broken input, for TIME=60 seconds each
 	@$(VENV_PYTHON) tests/fuzz --time $(TIME) $(TARGETS)
 
+coverage: setup-coverage ## the tests, and which lines and branches of the module they reach; at least 95 %
+	$(VENV_PYTHON) -m coverage erase
+	$(VENV_PYTHON) -m coverage run -m pytest -q $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m coverage combine -q
+	$(VENV_PYTHON) -m coverage report
+
 deb: ## build the Debian package into dist
 	@packaging/debian/build dist
 
 rpm: ## build the RPM package into dist
 	@packaging/rpm/build dist
 
-setup-demo setup-check setup-bench setup-fuzz: setup-%:
+setup-demo setup-check setup-bench setup-fuzz setup-coverage: setup-%:
 	@tests/setup $*
 
 install: ## install below PREFIX=/usr, for a package with DESTDIR=
@@ -98,5 +104,5 @@ install: ## install below PREFIX=/usr, for a package with DESTDIR=
 	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
 
 clean: ## remove what make made here
-	rm -rf .venv .fuzz .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .coverage* .fuzz .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

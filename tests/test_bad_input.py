@@ -183,6 +183,26 @@ def test_an_error_that_may_pass_is_waited_for(
     assert survey_of(host, found).missing() == []
 
 
+def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.guest("web", host.image("a"))
+    file = host.guest("gone", host.images / "missing")
+    list_entries = xwd.list_entries
+
+    def list_and_remove(directory: str, kind: str, settings: xwd.Settings) -> xwd.Listing:
+        listing = list_entries(directory, kind, settings)
+        if str(file) in listing.files:
+            file.unlink()
+        return listing
+
+    monkeypatch.setattr(xwd, "list_entries", list_and_remove)
+    assert [domain.name for domain in survey_of(host).domains()] == ["web"]
+
+
+def test_a_disk_that_a_guest_has_twice_is_missing_once(host: Host) -> None:
+    host.guest("web", host.images / "a", host.images / "a")
+    assert [missing.domains for missing in survey_of(host).missing()] == [("web",)]
+
+
 def test_a_directory_that_may_not_be_read_is_told_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xendomains_wait_disk.os.listdir", failing(errno.EACCES))
     errors = [domain.error for domain in survey_of(host).domains()]

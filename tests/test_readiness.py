@@ -258,6 +258,28 @@ def test_a_device_file_for_nothing_is_not_ready(tmp_path: Path) -> None:
 
 
 @as_root
+def test_an_error_in_sysfs_is_told_of(machine: Machine, tmp_path: Path) -> None:
+    machine.device("sda")
+    size = machine.sys / "devices" / "sda" / "size"
+    size.unlink()
+    size.mkdir()  # opens, and cannot be read
+    os.mknod(tmp_path / "node", stat.S_IFBLK | 0o600, Machine.NUMBER)
+    kernel = xwd.Kernel(str(machine.sys), str(machine.run_udev))
+    assert look(tmp_path / "node", kernel) == not_ready("cannot be looked at: Is a directory")
+
+
+@pytest.mark.usefixtures("no_pyudev")
+def test_without_pyudev_there_is_nobody_to_ask_but_the_database() -> None:
+    assert xwd.pyudev_lookup() is None
+
+
+def test_libudev_knows_nothing_of_a_device_that_is_gone() -> None:
+    pytest.importorskip("pyudev", reason="pyudev is not installed")
+    lookup = xwd.pyudev_lookup()
+    assert lookup and lookup(Machine.NUMBER) is None
+
+
+@as_root
 @pytest.mark.usefixtures("udev")
 def test_reading_udevs_database_tells_what_libudev_tells(tmp_path: Path) -> None:
     pyudev = pytest.importorskip("pyudev", reason="pyudev is not installed")

@@ -184,6 +184,24 @@ def test_the_message_tells_a_host_from_a_guest(tmp_path: Path, files: dict[str, 
     assert xwd.kind_of_host(str(tmp_path)) == kind
 
 
+def test_a_host_that_does_not_tell_what_it_is_may_be_a_xen_host(tmp_path: Path) -> None:
+    (tmp_path / "hypervisor" / "type").mkdir(parents=True)  # opens, and cannot be read
+    assert xwd.kind_of_host(str(tmp_path)) == "This Xen host has no settings for xendomains"
+
+
+def test_the_boot_is_told_of_settings_that_end_with_a_status(host: Host) -> None:
+    host.settings.write_text(f"{host.settings.read_text()}false\n")
+    result = host.run()
+    assert result.status == xwd.EXIT_READY
+    assert result.messages == f"{host.settings} ends with status 1; xendomains goes on all the same.\n"
+
+
+def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.touch()
+    assert host.list() == {"ready": True, "domains": []}
+
+
 def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:
     host.guest("web", host.image("web"))
     (host.auto / ".gitkeep").touch()

@@ -60,7 +60,7 @@ def fuzz(target: str, seconds: float) -> str:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment)
     said = log.read_text(errors="replace")
     if done.returncode != 0:
-        sys.exit(f"{said[-4000:]}\n{target} failed; see {log}")
+        sys.exit(f"{done.stdout}{said[-4000:]}\n{target} failed; see {log} and the input in {WORK}")
     inputs, refused, took, slowest, slowest_input, warm, grown = json.loads(done.stdout)
     with log.open("a") as messages:
         print(f"slowest: {slowest} s for {slowest_input}", file=messages)
