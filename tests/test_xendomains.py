@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Host, texts
+from conftest import Host, texts, wait_until
 
 import xendomains_wait_disk as xwd
 
@@ -133,6 +133,21 @@ def test_a_file_that_hangs_is_told_of_and_left(sysconfig: Path, text: str) -> No
     assert time.monotonic() - started < 1.5
     assert xendomains.auto == "/etc/xen/auto"
     assert f"{sysconfig} was not read within 300ms" in problems
+
+
+def test_what_a_file_that_hangs_has_started_is_ended_too(sysconfig: Path, tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    read(sysconfig, f"sleep 60 & echo $! >{child}; wait\n", limit=0.5)
+    wait_until(lambda: has_ended(int(child.read_text())))
+
+
+def has_ended(process: int) -> bool:
+    """Whether it is gone, or only waits for its parent to ask for its status."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    return status.rpartition(") ")[2].startswith("Z")
 
 
 def test_it_gets_no_input_and_its_output_is_dropped(sysconfig: Path, capfd: pytest.CaptureFixture[str]) -> None:
