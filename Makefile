@@ -28,15 +28,18 @@ print(sysconfig.get_path("purelib", scheme, {"base": "/usr" if scheme == "posix_
 endef
 
 MODULE = xendomains_wait_disk.py
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo $(wildcard tests/*.py tests/fuzz/*.py)
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo noxfile.py \
+    $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk \
     packaging/debian/build packaging/debian/tests/command packaging/debian/xendomains-wait-disk.postinst \
     packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip
 
 export PYTHON
 
-.PHONY: help demo check check-packages bench lint test fuzz coverage deb rpm install clean setup-demo setup-check \
-    setup-bench setup-fuzz setup-coverage
+SETUPS = setup-demo setup-check setup-bench setup-fuzz setup-coverage setup-mutation setup-environments
+
+.PHONY: help demo check check-packages check-environments bench lint test fuzz coverage mutation deb rpm install clean \
+    $(SETUPS)
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -50,6 +53,9 @@ check-packages: ## build the packages, install, upgrade and remove them; as root
 	tests/packages/deb
 	tests/packages/rpm
 	tests/packages/pip
+
+check-environments: setup-environments ## the tests with other Pythons and other versions of what is imported
+	$(VENV_PYTHON) -m nox $(foreach environment,$(ENVIRONMENTS),-s 'tests($(environment))')
 
 bench: setup-bench ## measure start, wait and latency; two minutes, needs root
 	@$(PYTHON) tests/bench $(BENCH_ARGS)
@@ -73,13 +79,17 @@ coverage: setup-coverage ## the tests, and which lines and branches of the modul
 	$(VENV_PYTHON) -m coverage combine -q
 	$(VENV_PYTHON) -m coverage report
 
+mutation: setup-mutation ## break the module in many small ways, and list what no test notices; MUTANTS='*lack_in*' for some
+	$(VENV_PYTHON) -m mutmut run $(MUTANTS)
+	$(VENV_PYTHON) -m mutmut results
+
 deb: ## build the Debian package into dist
 	@packaging/debian/build dist
 
 rpm: ## build the RPM package into dist
 	@packaging/rpm/build dist
 
-setup-demo setup-check setup-bench setup-fuzz setup-coverage: setup-%:
+$(SETUPS): setup-%:
 	@tests/setup $*
 
 install: ## install below PREFIX=/usr, for a package with DESTDIR=
@@ -104,5 +114,5 @@ install: ## install below PREFIX=/usr, for a package with DESTDIR=
 	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
 
 clean: ## remove what make made here
-	rm -rf .venv .coverage* .fuzz .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .coverage* .fuzz .nox mutants .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,15 @@ def test_a_full_disk_behind_standard_error_does_not_matter(host: Host) -> None:
         assert subprocess.run(command, stderr=full, timeout=30).returncode == xwd.EXIT_TIMED_OUT
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What is started in the background by a shell ignores SIGINT, and so does all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_list_says_nothing(host: Host) -> None:
     host.settings.write_text(f"touch {host.root}/sourced; sleep 3\n")
     process = host.start("list")
