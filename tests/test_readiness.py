@@ -202,6 +202,16 @@ def test_a_device_that_udev_has_finished_with_is_ready(machine: Machine) -> None
     assert machine.look() == xwd.READY
 
 
+def test_libudev_goes_before_udevs_database(machine: Machine) -> None:
+    machine.device("sda")
+    machine.udev("SYSTEMD_READY=0")
+    known: dict[int, dict[str, str]] = {machine.NUMBER: {"SYSTEMD_READY": "1"}}
+    kernel = xwd.Kernel(str(machine.sys), str(machine.run_udev), known.get)
+    assert xwd.look_at_block_device(machine.NUMBER, kernel) == xwd.READY
+    known.clear()
+    assert xwd.look_at_block_device(machine.NUMBER, kernel) == not_ready("udev has not finished with it")
+
+
 def test_a_device_that_udev_calls_not_ready_is_not(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=LVM-abc", "SYSTEMD_READY=0")
