@@ -28,7 +28,8 @@ print(sysconfig.get_path("purelib", scheme, {"base": "/usr" if scheme == "posix_
 endef
 
 MODULE = xendomains_wait_disk.py
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo $(wildcard tests/*.py)
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo noxfile.py \
+    $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk \
     packaging/debian/build packaging/debian/tests/command packaging/debian/xendomains-wait-disk.postinst \
     packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip \
@@ -39,7 +40,10 @@ XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/dom0/measu
 
 export PYTHON
 
-.PHONY: help demo check check-packages check-xen bench bench-xen lint test fuzz deb rpm install clean setup-demo setup-check setup-bench setup-xen
+SETUPS = setup-demo setup-check setup-bench setup-fuzz setup-coverage setup-mutation setup-environments setup-xen
+
+.PHONY: help demo check check-packages check-environments check-xen bench bench-xen lint test fuzz coverage mutation \
+    deb rpm install clean $(SETUPS)
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -53,6 +57,9 @@ check-packages: ## build the packages, install, upgrade and remove them; as root
 	tests/packages/deb
 	tests/packages/rpm
 	tests/packages/pip
+
+check-environments: setup-environments ## the tests with other Pythons and other versions of what is imported
+	$(VENV_PYTHON) -m nox $(foreach environment,$(ENVIRONMENTS),-s 'tests($(environment))')
 
 check-xen: setup-xen ## boot a real Xen host in a virtual machine, for SCENARIO=name or all; half an hour, as root
 	@$(VENV_PYTHON) -m pytest $(PYTEST_ARGS) $(or $(SCENARIO:%=tests/xen/test_$(subst -,_,$(SCENARIO)).py),tests/xen)
@@ -74,8 +81,18 @@ lint: setup-check ## style, types, oldest Python, shell scripts
 test: setup-check ## the tests
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
-fuzz: setup-check ## feed the parsers broken input, for TIME=60 seconds each
-	$(VENV_PYTHON) tests/fuzz.py $(TIME)
+fuzz: setup-fuzz ## feed the parsers broken input, for TIME=60 seconds each
+	@$(VENV_PYTHON) tests/fuzz --time $(TIME) $(TARGETS)
+
+coverage: setup-coverage ## the tests, and which lines and branches of the module they reach; at least 95 %
+	$(VENV_PYTHON) -m coverage erase
+	$(VENV_PYTHON) -m coverage run -m pytest -q $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m coverage combine -q
+	$(VENV_PYTHON) -m coverage report
+
+mutation: setup-mutation ## break the module in many small ways, and list what no test notices; MUTANTS='*lack_in*' for some
+	$(VENV_PYTHON) -m mutmut run $(MUTANTS)
+	$(VENV_PYTHON) -m mutmut results
 
 deb: ## build the Debian package into dist
 	@packaging/debian/build dist
@@ -83,7 +100,7 @@ deb: ## build the Debian package into dist
 rpm: ## build the RPM package into dist
 	@packaging/rpm/build dist
 
-setup-demo setup-check setup-bench setup-xen: setup-%:
+$(SETUPS): setup-%:
 	@tests/setup $*
 
 install: ## install below PREFIX=/usr, for a package with DESTDIR=
@@ -108,5 +125,5 @@ install: ## install below PREFIX=/usr, for a package with DESTDIR=
 	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
 
 clean: ## remove what make made here
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .coverage* .fuzz .nox mutants .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

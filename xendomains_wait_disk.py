@@ -88,6 +88,9 @@ MESSAGE_SETTINGS = "3a7b5633a5a94b02ae3188726f21d967"
 # A configuration is a few hundred bytes. What is larger than this is something else, and xl would take long to say so.
 LARGEST_CONFIGURATION = 1 << 20
 
+# Ours has 2 KiB. configobj takes a minute for 1 MiB of sections, and overflows the stack if they are nested deep.
+LARGEST_SETTINGS = 1 << 15
+
 
 class Refusal(ValueError):
     """A file or a value cannot be used; the text says why, in words that follow the name of the file or key."""
@@ -191,7 +194,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
     wrong as well), so that the settings can always be used.
     """
     try:
-        lines = os.fsdecode(read_file(path)).lstrip("\ufeff").splitlines()
+        lines = os.fsdecode(read_file(path, LARGEST_SETTINGS)).lstrip("\ufeff").splitlines()
     except FileNotFoundError:
         return Settings(), [f"{path} does not exist; the defaults are used."] if must_exist else []
     except (OSError, Refusal) as error:
@@ -344,7 +347,7 @@ def closest_key(name: str) -> str:
     return f"did you mean {similar[0]}?" if similar else f"known are {', '.join(known)}"
 
 
-def read_file(path: str) -> bytes:
+def read_file(path: str, largest: int = LARGEST_CONFIGURATION) -> bytes:
     """The content of a small regular file.
 
     Raises OSError, or Refusal if it is too large or no regular file: opening a FIFO may block for ever, and opening
@@ -352,8 +355,8 @@ def read_file(path: str) -> bytes:
     """
     status = os.stat(path)
     require_regular_file(status)
-    if status.st_size > LARGEST_CONFIGURATION:
-        raise Refusal(f"has {status.st_size} bytes; more than {LARGEST_CONFIGURATION} are no configuration")
+    if status.st_size > largest:
+        raise Refusal(f"has {status.st_size} bytes; more than {largest} are no configuration")
     with open_regular_file(path) as file:
         return file.read(status.st_size + 1)
 

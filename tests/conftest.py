@@ -123,6 +123,12 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
+@pytest.fixture
+def no_pyudev(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where pyudev is not installed."""
+    monkeypatch.setitem(sys.modules, "pyudev", None)  # type: ignore[misc]
+
+
 def saved_file(
     configuration: bytes,
     flags: int = xwd.SAVED_JSON | xwd.SAVED_STREAM_V2,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Made-up configurations, for the tests and the fuzzer: mostly right, and wrong in the ways that people and disks are.
+"""Made-up configurations: mostly right, and wrong in the ways that people and disks are.
 
 Text stands for bytes here, one character (U+0000 to U+00FF) for each.
 """

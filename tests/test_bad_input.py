@@ -183,6 +183,54 @@ def test_an_error_that_may_pass_is_waited_for(
     assert survey_of(host, found).missing() == []
 
 
+def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.guest("web", host.image("a"))
+    file = host.guest("gone", host.images / "missing")
+    list_entries = xwd.list_entries
+
+    def list_and_remove(directory: str, kind: str, settings: xwd.Settings) -> xwd.Listing:
+        listing = list_entries(directory, kind, settings)
+        if str(file) in listing.files:
+            file.unlink()
+        return listing
+
+    monkeypatch.setattr(xwd, "list_entries", list_and_remove)
+    assert [domain.name for domain in survey_of(host).domains()] == ["web"]
+
+
+def test_a_disk_that_a_guest_has_twice_is_missing_once(host: Host) -> None:
+    host.guest("web", host.images / "a", host.images / "a")
+    assert [missing.domains for missing in survey_of(host).missing()] == [("web",)]
+
+
+def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    opened = xwd.Scouts().run("open", {"fifo": lambda: xwd.open_regular_file(str(fifo))}, time.monotonic() + 5)
+    assert "fifo" in opened
+    opened["fifo"].close()
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(host: Host) -> None:
+    file = str(host.guest("web"))
+    entry = xwd.read_entry(file, "auto", None, xwd.Settings())
+    assert entry is not None
+    assert xwd.read_entry(file, "auto", entry, xwd.Settings()) is entry
+
+
+def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) -> None:
+    file = host.guest("old")
+    entry = xwd.read_entry(str(file), "auto", None, xwd.Settings())
+    before = file.stat()
+    time.sleep(0.05)  # the kernel's clock for files ticks more slowly than ours
+    host.guest("new").replace(host.root / "new")
+    file.write_text((host.root / "new").read_text())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    again = xwd.read_entry(str(file), "auto", entry, xwd.Settings())
+    assert again and again.domain.name == "new"
+
+
 def test_a_directory_that_may_not_be_read_is_told_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xendomains_wait_disk.os.listdir", failing(errno.EACCES))
     errors = [domain.error for domain in survey_of(host).domains()]

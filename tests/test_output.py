@@ -7,13 +7,15 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MODULE, Host, clean_environment
+from conftest import MODULE, Host, clean_environment, finish, wait_until
 
 import xendomains_wait_disk as xwd
 
@@ -268,31 +270,86 @@ def test_output_that_cannot_be_written_is_told_of(host: Host) -> None:
 
 
 def test_a_reader_of_list_may_leave_early(host: Host) -> None:
-    for number in range(300):
-        host.guest(f"web{number}", host.images / str(number))
-    command = f"{sys.executable} {MODULE} --config {host.conf} list | head -1"
-    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30)
-    assert result.stdout.startswith("DOMAIN")
-    assert result.stderr == ""
+    host.guest("web", host.image("a"))
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, str(MODULE), "--config", str(host.conf), "list"]
+    result = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=30)
+    os.close(theirs)
+    assert (result.returncode, result.stderr) == (xwd.EXIT_READY, "")
+
+
+def test_a_full_disk_behind_standard_error_does_not_matter(host: Host) -> None:
+    host.guest("web", host.images / "a")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, str(MODULE), "--config", str(host.conf), "--timeout", "0"]
+        assert subprocess.run(command, stderr=full, timeout=30).returncode == xwd.EXIT_TIMED_OUT
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What is started in the background by a shell ignores SIGINT, and so does all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupted_list_says_nothing(host: Host) -> None:
+    host.settings.write_text(f"touch {host.root}/sourced; sleep 3\n")
+    process = host.start("list")
+    wait_until((host.root / "sourced").exists)
+    process.send_signal(signal.SIGINT)
+    result = finish(process, time.monotonic())
+    assert (result.status, result.output, result.messages) == (xwd.EXIT_TIMED_OUT, "", "")
+
+
+def test_an_internal_error_is_one_line_and_lets_the_boot_go_on() -> None:
+    program = "import xendomains_wait_disk as xwd; xwd.main = lambda: [][0]; xwd.run()"
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=MODULE.parent, timeout=30)
+    assert result.returncode == xwd.EXIT_TIMED_OUT
+    assert result.stderr == (
+        "xendomains-wait-disk: internal error, please report it: IndexError: list index out of range\n"
+    )
+
+
+class Terminal:
+    """The command, running on a terminal."""
+
+    def __init__(self, host: Host, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, MODULE, "--config", host.conf, *arguments], stderr=theirs, env=clean_environment()
+        )
+        os.close(theirs)
+
+    def shown(self) -> str:
+        """What is written to the terminal up to the end of the command."""
+        shown = b""
+        try:
+            while data := os.read(self._ours, 4096):
+                shown += data
+        except OSError:
+            pass  # the other side is closed
+        os.close(self._ours)
+        return shown.decode()
+
+
+def test_on_a_terminal_the_line_is_gone_at_the_end(host: Host) -> None:
+    host.guest("web", host.images / "a")
+    terminal = Terminal(host, "--timeout", "1")
+    assert f"\r\x1b[K{host.images}/a for web is still missing after 1s" in terminal.shown()
+    assert terminal.process.wait(10) == xwd.EXIT_TIMED_OUT
 
 
 def test_on_a_terminal_one_line_shows_how_things_stand(host: Host) -> None:
     host.guest("web", host.images / "a")
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, MODULE, "--config", host.conf, "--timeout", "10"], stderr=theirs, env=clean_environment()
-    )
-    os.close(theirs)
+    terminal = Terminal(host, "--timeout", "10")
     time.sleep(1.5)
     host.image("a")
-    assert process.wait(10) == xwd.EXIT_READY
-    shown = b""
-    try:
-        while data := os.read(ours, 4096):
-            shown += data
-    except OSError:
-        pass  # the other side is closed
-    text = shown.decode()
+    assert terminal.process.wait(10) == xwd.EXIT_READY
+    text = terminal.shown()
     assert f"still waiting for {host.images}/a for web...\r\n" in text
     assert re.search(r"\r\x1b\[K\d+s of 10s: Waiting for ", text)
     assert f"\r\x1b[Kdisk {host.images}/a found (after " in text

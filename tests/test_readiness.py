@@ -205,6 +205,16 @@ def test_a_device_that_udev_has_finished_with_is_ready(machine: Machine) -> None
     assert machine.look() == xwd.READY
 
 
+def test_libudev_goes_before_udevs_database(machine: Machine) -> None:
+    machine.device("sda")
+    machine.udev("SYSTEMD_READY=0")
+    known: dict[int, dict[str, str]] = {machine.NUMBER: {"SYSTEMD_READY": "1"}}
+    kernel = xwd.Kernel(str(machine.sys), str(machine.run_udev), known.get)
+    assert xwd.look_at_block_device(machine.NUMBER, kernel) == xwd.READY
+    known.clear()
+    assert xwd.look_at_block_device(machine.NUMBER, kernel) == not_ready("udev has not finished with it")
+
+
 def test_a_device_that_udev_calls_not_ready_is_not(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=LVM-abc", "SYSTEMD_READY=0")
@@ -258,6 +268,28 @@ def test_a_loop_device_of_size_0_is_not_ready(tmp_path: Path) -> None:
 def test_a_device_file_for_nothing_is_not_ready(tmp_path: Path) -> None:
     os.mknod(tmp_path / "node", stat.S_IFBLK | 0o600, os.makedev(259, 0xFFFFF))
     assert look(tmp_path / "node") == not_ready("is a device file, but the kernel has no such block device")
+
+
+@as_root
+def test_an_error_in_sysfs_is_told_of(machine: Machine, tmp_path: Path) -> None:
+    machine.device("sda")
+    size = machine.sys / "devices" / "sda" / "size"
+    size.unlink()
+    size.mkdir()  # opens, and cannot be read
+    os.mknod(tmp_path / "node", stat.S_IFBLK | 0o600, Machine.NUMBER)
+    kernel = xwd.Kernel(str(machine.sys), str(machine.run_udev))
+    assert look(tmp_path / "node", kernel) == not_ready("cannot be looked at: Is a directory")
+
+
+@pytest.mark.usefixtures("no_pyudev")
+def test_without_pyudev_there_is_nobody_to_ask_but_the_database() -> None:
+    assert xwd.pyudev_lookup() is None
+
+
+def test_libudev_knows_nothing_of_a_device_that_is_gone() -> None:
+    pytest.importorskip("pyudev", reason="pyudev is not installed")
+    lookup = xwd.pyudev_lookup()
+    assert lookup and lookup(Machine.NUMBER) is None
 
 
 @as_root

@@ -160,6 +160,30 @@ def test_binary_or_broken_files_cost_only_messages(tmp_path: Path, content: str)
     assert "xen-wait-disk.conf" in problems
 
 
+def test_a_file_that_is_too_large_is_named_and_not_read(tmp_path: Path) -> None:
+    settings, problems = read(tmp_path, "timeout = 1\n" + "# \n" * xwd.LARGEST_SETTINGS)
+    assert settings == xwd.Settings()
+    assert "bytes; more than 32768 are no configuration); the defaults are used." in problems
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["[" * depth + "x" + "]" * depth for depth in range(1, 180)],
+        [f"[s{number}]" for number in range(4200)],
+        [f"key{number} =" for number in range(3200)],
+    ],
+    ids=["nested sections", "many sections", "many keys"],
+)
+def test_the_largest_file_is_read_in_time_whatever_is_in_it(tmp_path: Path, lines: list[str]) -> None:
+    text = "\n".join(["timeout = 1", *lines])
+    assert xwd.LARGEST_SETTINGS * 0.9 < len(text) <= xwd.LARGEST_SETTINGS
+    started = time.process_time()
+    settings, problems = read(tmp_path, text)
+    assert time.process_time() - started < 2
+    assert (settings.timeout, problems != "") == (1, True)
+
+
 def test_a_directory_in_its_place_is_named(tmp_path: Path) -> None:
     settings, problems = xwd.read_settings(str(tmp_path))
     assert settings == xwd.Settings()

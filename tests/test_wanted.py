@@ -37,6 +37,7 @@ def test_a_path_to_wait_for(specification: str, paths: tuple[str, ...]) -> None:
         (",,hdc:cdrom,r", "the drive is empty"),
         ("vdev=hdc,devtype=cdrom,format=empty", "the drive is empty"),
         (",raw,xvda", "the drive is empty"),
+        ("/srv/install.iso,empty,xvda", "the drive is empty"),
         ("backend=storage,vdev=xvda,target=/dev/vg0/web", "the driver domain storage holds it"),
         ("backend=3,vdev=xvda,target=/dev/vg0/web", "the driver domain 3 holds it"),
         ("backend=storage,script=block-drbd,vdev=xvda,target=r0", "the driver domain storage holds it"),
@@ -110,6 +111,30 @@ def test_ignored_disks_are_not_waited_for_and_say_so(host: Host) -> None:
     scratch, web = host.list()["domains"][0]["disks"]
     assert (scratch["state"], scratch["reason"]) == ("skipped", "[ignore] disks names it")
     assert web["state"] == "ready"
+
+
+def wanted_unless_ignored(specification: str, **ignored: tuple[str, ...]) -> xwd.Wanted:
+    domain = xwd.Domain("web", "/etc/xen/auto/10-web.cfg", "auto")
+    return xwd.wanted_unless_ignored(domain, xwd.parse_disk(specification), xwd.Settings()._replace(**ignored))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pattern", ["web", "w?b", "10-web.cfg", "10-*"])
+def test_a_domain_is_ignored_by_its_name_or_its_files(pattern: str) -> None:
+    want = wanted_unless_ignored("/dev/x,raw,xvda", ignored_domains=("none", pattern))
+    assert want == xwd.Wanted(reason="[ignore] domains names its domain")
+
+
+@pytest.mark.parametrize("pattern", ["r0", "/dev/drbd/by-res/r0", "/dev/drbd/by-res/r0/0", "/dev/drbd/*"])
+def test_a_disk_is_ignored_by_its_target_or_any_of_its_paths(pattern: str) -> None:
+    assert wanted_unless_ignored("drbd:r0,xvda,w", ignored_disks=("none", pattern)) == xwd.Wanted(
+        reason="[ignore] disks names it"
+    )
+
+
+@pytest.mark.parametrize("pattern", ["", "we", "WEB", "/etc/xen/auto/10-web.cfg", "drbd"])
+def test_what_no_pattern_matches_is_not_ignored(pattern: str) -> None:
+    ignored = {"ignored_domains": (pattern,), "ignored_disks": (pattern,)}
+    assert wanted_unless_ignored("drbd:r0,xvda,w", **ignored) == xwd.Wanted(DRBD)
 
 
 def test_a_link_that_dangles_can_be_ignored_by_its_name(host: Host) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Host, texts
+from conftest import Host, texts, wait_until
 
 import xendomains_wait_disk as xwd
 
@@ -135,6 +135,21 @@ def test_a_file_that_hangs_is_told_of_and_left(sysconfig: Path, text: str) -> No
     assert f"{sysconfig} was not read within 300ms" in problems
 
 
+def test_what_a_file_that_hangs_has_started_is_ended_too(sysconfig: Path, tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    read(sysconfig, f"sleep 60 & echo $! >{child}; wait\n", limit=0.5)
+    wait_until(lambda: has_ended(int(child.read_text())))
+
+
+def has_ended(process: int) -> bool:
+    """Whether it is gone, or only waits for its parent to ask for its status."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    return status.rpartition(") ")[2].startswith("Z")
+
+
 def test_it_gets_no_input_and_its_output_is_dropped(sysconfig: Path, capfd: pytest.CaptureFixture[str]) -> None:
     xendomains, problems = read(sysconfig, f"echo noise; echo noise >&2; read line || {ALL.splitlines()[0]}\n")
     assert (xendomains.auto, problems) == ("/etc/xen/auto", "")
@@ -182,6 +197,24 @@ def test_the_message_tells_a_host_from_a_guest(tmp_path: Path, files: dict[str, 
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content + "\n")
     assert xwd.kind_of_host(str(tmp_path)) == kind
+
+
+def test_a_host_that_does_not_tell_what_it_is_may_be_a_xen_host(tmp_path: Path) -> None:
+    (tmp_path / "hypervisor" / "type").mkdir(parents=True)  # opens, and cannot be read
+    assert xwd.kind_of_host(str(tmp_path)) == "This Xen host has no settings for xendomains"
+
+
+def test_the_boot_is_told_of_settings_that_end_with_a_status(host: Host) -> None:
+    host.settings.write_text(f"{host.settings.read_text()}false\n")
+    result = host.run()
+    assert result.status == xwd.EXIT_READY
+    assert result.messages == f"{host.settings} ends with status 1; xendomains goes on all the same.\n"
+
+
+def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.touch()
+    assert host.list() == {"ready": True, "domains": []}
 
 
 def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tests with other Pythons and other versions of what the module imports; `make check` has the distribution's own.
+
+Not every combination: each Python, each version and each optional package is there, missing ones included, and so are
+the oldest and the newest of all together. A Python that is not installed is reported and passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import nox
+
+OLDEST = ("configobj==5.0.8", "tenacity==8.2.1")
+NEWEST = ("configobj>=5.0.9", "tenacity")
+PYUDEV = "pyudev"
+SYSTEMD = "systemd-python"
+
+ENVIRONMENTS = [
+    nox.param("3.9", OLDEST, id="3.9-oldest"),
+    nox.param("3.9", (*NEWEST, PYUDEV, SYSTEMD), id="3.9-newest"),
+    nox.param("3.10", ("configobj==5.0.9", "tenacity==8.2.1", "pyudev==0.24.0"), id="3.10-pyudev"),
+    nox.param("3.11", OLDEST, id="3.11-oldest"),
+    nox.param("3.11", (*NEWEST, PYUDEV, SYSTEMD), id="3.11-newest"),
+    nox.param("3.12", ("configobj==5.0.8", "tenacity", SYSTEMD), id="3.12-systemd"),
+    nox.param("3.13", OLDEST, id="3.13-oldest"),
+    nox.param("3.13", (*NEWEST, PYUDEV, SYSTEMD), id="3.13-newest"),
+]
+
+# virtualenv's environments import more at start than Python by itself does, which a test would take for ours.
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False
+nox.options.stop_on_first_error = False
+
+if shutil.which("pyenv"):
+    # It hides the Pythons that are not chosen.
+    versions = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout.split()
+    os.environ.setdefault("PYENV_VERSION", ":".join(versions))
+
+
+@nox.session
+@nox.parametrize(["python", "packages"], ENVIRONMENTS)
+def tests(session: nox.Session, packages: tuple[str, ...]) -> None:
+    """The tests, with these packages and no others."""
+    session.install("pytest>=7.2", "hypothesis>=6.80", *packages)
+    session.run("python", "-m", "pytest", "-q", *session.posargs)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fuzzes the parsers, one after the other: python tests/fuzz [--time SECONDS for each] [TARGET...]
+
+Whatever they are given, they return something or refuse it, in bounded time and without growing. What libFuzzer finds
+interesting is kept in .fuzz, and so is an input that fails; the first of those ends it with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+WORK = HERE.parents[1] / ".fuzz"
+XL_CORPUS = HERE.parent / "data" / "xl-corpus"
+
+# The targets, and what they can use of the files that the real xl has answered for.
+TARGETS = {"xl_config": "*.cfg", "disk": "", "saved": "*.head", "conffile": "", "xendomains": ""}
+LARGEST = 8192  # bytes
+
+
+def main() -> None:
+    """Runs the targets and prints a table."""
+    parser = argparse.ArgumentParser(prog="fuzz", description="Fuzz the parsers.")
+    parser.add_argument("--time", type=float, default=60, metavar="SECONDS", help="for each target (default: 60)")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(TARGETS)} (default: all)")
+    options = parser.parse_args()
+    unknown = set(options.targets) - set(TARGETS)
+    if unknown:
+        parser.error(f"there is no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
+    print(row("target", "inputs", "a second", "refused", "edges", "slowest", "memory", "grown"), flush=True)
+    for target in options.targets or TARGETS:
+        print(fuzz(target, options.time), flush=True)
+
+
+def fuzz(target: str, seconds: float) -> str:
+    """Runs one target; returns its line of the table."""
+    corpus = seeded(target)
+    dictionary = HERE / "dictionaries" / target
+    command = [
+        sys.executable,
+        str(HERE / f"{target}.py"),
+        f"-max_len={LARGEST}",
+        "-timeout=10",
+        "-rss_limit_mb=512",
+        f"-artifact_prefix={WORK}/{target}-",
+        *([f"-dict={dictionary}"] if dictionary.exists() else []),
+        str(corpus),
+    ]
+    log = WORK / f"{target}.log"
+    with log.open("w") as messages:
+        environment = {**os.environ, "FUZZ_TIME": str(seconds)}
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment)
+    said = log.read_text(errors="replace")
+    if done.returncode != 0:
+        sys.exit(f"{done.stdout}{said[-4000:]}\n{target} failed; see {log} and the input in {WORK}")
+    inputs, refused, took, slowest, slowest_input, warm, grown = json.loads(done.stdout)
+    with log.open("a") as messages:
+        print(f"slowest: {slowest} s for {slowest_input}", file=messages)
+    edges = re.findall(r" cov: (\d+) ", said)
+    return row(
+        target,
+        inputs,
+        f"{inputs / took:.0f}",
+        f"{refused / inputs:.0%}",
+        edges[-1] if edges else "-",
+        f"{slowest * 1000:.1f} ms",
+        f"{warm:.1f} MiB",
+        f"{grown:.1f} MiB",
+    )
+
+
+def seeded(target: str) -> Path:
+    """The directory for what is interesting, with the seeds in it."""
+    corpus = WORK / target
+    corpus.mkdir(parents=True, exist_ok=True)
+    seeds = [*(HERE / "corpus" / target).glob("*"), *(XL_CORPUS.glob(TARGETS[target]) if TARGETS[target] else ())]
+    for seed in seeds:
+        shutil.copy(seed, corpus / seed.name)
+    return corpus
+
+
+def row(first: str, *others: Any) -> str:
+    """A line of the table."""
+    return f"{first:12}" + "".join(f"{other!s:>12}" for other in others)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fuzzes our own settings: whatever is in the file, they can be used, and everything wrong is told of."""
+
+from __future__ import annotations
+
+from harness import InMemory, check_sentences, fuzz
+
+import xendomains_wait_disk as xwd
+
+FILE = InMemory()
+
+
+def check(content: bytes) -> bool:
+    """The file is read, and never refused."""
+    settings, problems = xwd.read_settings(FILE.write(content))
+    check_sentences(problems)
+    check_range(settings)
+    assert (settings, problems) == xwd.read_settings(FILE.path)
+    return not problems
+
+
+def check_range(settings: xwd.Settings) -> None:
+    """Every value is one that the wait can use."""
+    assert 0 <= settings.timeout <= xwd.LONGEST_TIME
+    assert 0.01 <= settings.first <= xwd.LONGEST_TIME
+    assert 0.01 <= settings.longest <= xwd.LONGEST_TIME
+    assert 1 <= settings.factor <= 100
+    assert settings.log_level in xwd.LOG_LEVELS.values()
+    assert settings.xendomains
+    for path in (*settings.xendomains, settings.auto or "/", settings.save or "/"):
+        assert path.startswith("/")
+    assert all(isinstance(p, str) and p for p in settings.ignored_domains + settings.ignored_disks)
+
+
+if __name__ == "__main__":
+    fuzz(check)
