@@ -24,6 +24,7 @@ Every time is in seconds, unless its name says otherwise.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
@@ -345,22 +346,33 @@ def closest_key(name: str) -> str:
 
 
 def read_file(path: str) -> bytes:
-    """The content of a small regular file.
-
-    Raises OSError, or Refusal if it is too large or no regular file: opening a FIFO may block for ever, and opening
-    a device may do anything (a watchdog starts to count, a tape rewinds).
-    """
-    status = os.stat(path)
-    require_regular_file(status)
-    if status.st_size > LARGEST_CONFIGURATION:
-        raise Refusal(f"has {status.st_size} bytes; more than {LARGEST_CONFIGURATION} are no configuration")
+    """The content of a small regular file. Raises OSError, or Refusal if it is too large or no regular file."""
     with open_regular_file(path) as file:
-        return file.read(status.st_size + 1)
+        size = file.seek(0, os.SEEK_END)
+        if size > LARGEST_CONFIGURATION:
+            raise Refusal(f"has {size} bytes; more than {LARGEST_CONFIGURATION} are no configuration")
+        file.seek(0)
+        return file.read(size)
 
 
 def open_regular_file(path: str) -> IO[bytes]:
-    """The file opened for reading without a buffer, and without blocking should it have become a FIFO."""
+    """The file opened for reading without a buffer. Raises OSError, or Refusal if it is no regular file.
+
+    It is looked at before it is opened, because opening a FIFO may block for ever, and opening a device may do anything
+    (a watchdog starts to count, a tape rewinds); and after that, because it may have been replaced in between. What is
+    empty is not opened at all: the files in /proc look like that, and reading /proc/kmsg takes messages away from the
+    one who logs them.
+    """
+    status = os.stat(path)
+    require_regular_file(status)
+    if not status.st_size:
+        return io.BytesIO()
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        require_regular_file(os.fstat(descriptor))
+    except Refusal:
+        os.close(descriptor)
+        raise
     return open(descriptor, "rb", buffering=0)
 
 
@@ -510,7 +522,10 @@ def source_xendomains(path: str, limit: float) -> Sourced:
     bash sources the file as xendomains does, without input or output. Raises OSError if the file cannot be read, and
     Refusal if there is no bash, or if the file takes longer than `limit` seconds or ends the shell.
     """
-    require_regular_file(os.stat(path))
+    status = os.stat(path)
+    require_regular_file(status)
+    if status.st_size > LARGEST_CONFIGURATION:
+        raise Refusal(f"has {status.st_size} bytes; more than {LARGEST_CONFIGURATION} are no settings")
     answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), len(Sourced._fields), limit)
     if len(answer) < len(Sourced._fields):
         raise Refusal("ends the shell that reads it" if ended else f"was not read within {format_time_span(limit)}")
@@ -551,21 +566,29 @@ def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[lis
     deadline = time.monotonic() + limit
     printed = b""
     ended = False
-    while printed.count(b"\0") < fields and len(printed) < LARGEST_CONFIGURATION and not ended:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            break
-        data = os.read(reading, 65536)
-        printed += data
-        ended = not data
-    os.close(reading)
-    if not ended:
-        os.killpg(process, signal.SIGKILL)
+    try:
+        while printed.count(b"\0") < fields and not ended:
+            if len(printed) > LARGEST_CONFIGURATION:
+                raise Refusal(f"makes bash print more than {LARGEST_CONFIGURATION} bytes")
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                break
+            data = os.read(reading, 65536)
+            printed += data
+            ended = not data
+    finally:
+        os.close(reading)
+        kill_group(process)
+    return [os.fsdecode(field) for field in printed.split(b"\0")[:-1]], ended
+
+
+def kill_group(leader: int) -> None:
+    """Ends a child and what it left in its process group, even if it has ended itself."""
+    os.killpg(leader, signal.SIGKILL)
     for _ in range(1000):
         # Not for as long as it takes: where a file system hangs, even what is killed may stay.
-        if os.waitpid(process, os.WNOHANG)[0]:
+        if os.waitpid(leader, os.WNOHANG)[0]:
             break
         time.sleep(0.0001)
-    return [os.fsdecode(field) for field in printed.split(b"\0")[:-1]], ended
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -894,6 +917,9 @@ DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu"
 # What a parameter may begin with: a prefix of old, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
 DISK_WORD = re.compile(r"([a-z][a-z0-9]*):|([a-z][-_a-z0-9]*)=")
 
+# A path has 4096 bytes at most, and so has what libxl may write to xenstore about a disk.
+LONGEST_DISK = 1 << 14
+
 
 class DiskWords:
     """The parts of a disk specification that have been read so far."""
@@ -986,7 +1012,12 @@ def parse_disk(specification: str) -> Disk:
     Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util. At each place the rule that matches most
     wins, and a rule that looks ahead counts what it saw up to the end of the line; this decides only where a target
     holds a newline, which is why `line_end` is compared with `positional_end` below.
+
+    One difference: what is too long for any path or script is refused, because the time taken here grows with the
+    square of the length.
     """
+    if len(specification) > LONGEST_DISK:
+        raise Refusal(f"has {len(specification)} characters; more than {LONGEST_DISK} are no disk")
     words = DiskWords()
     place = 0
     while place < len(specification):
@@ -1571,9 +1602,11 @@ def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) ->
         status = os.stat(path)
     except OSError as error:
         return unreadable(path, kind, error, settings)
-    signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    signature: tuple[int, ...] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if known and known.signature == signature:
         return known
+    if abs(time.time() - status.st_ctime) < GRANULARITY:
+        signature = ()  # so that it is read again: what is written to it now may leave no trace in these figures
     try:
         domain = read_domain(path, kind)
     except OSError as error:
@@ -1582,6 +1615,9 @@ def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) ->
         domain = Domain(os.path.basename(path), path, kind, error=reason(error))
     return Entry(signature, domain, tuple(wanted_unless_ignored(domain, disk, settings) for disk in domain.disks))
 
+
+# File systems tell the time in steps of up to 2 seconds (FAT), and most of them in steps of some milliseconds.
+GRANULARITY = 2.0
 
 # Nobody needs to wait for the end of these.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -1607,7 +1643,6 @@ def read_domain(path: str, kind: str) -> Domain:
     """The domain in this file. Raises OSError if it cannot be read, and Refusal if xl will refuse it."""
     if kind == "auto":
         return with_warnings(domain_from_xl_config(os.fsdecode(read_file(path)), path, kind))
-    require_regular_file(os.stat(path))
     with open_regular_file(path) as file:
         text, is_json = saved_configuration(file)
     return with_warnings((domain_from_json if is_json else domain_from_xl_config)(text, path, kind))
