@@ -34,6 +34,7 @@ import time
 from collections import namedtuple
 from enum import Enum
 from functools import partial
+from itertools import chain, islice
 from threading import Event, Lock, Thread
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
@@ -1367,6 +1368,7 @@ class Scouts:
     PATIENCE = 0.3  # a call that takes longer is left behind
     PATIENCE_LOST = 0.1  # the same, once one was left behind
     AT_ONCE = 64
+    MOST_LOST = 1000  # a service may have a few thousand threads, and the memory of a host is for its guests
 
     def __init__(self) -> None:
         self._lost: dict[Key, Scout] = {}
@@ -1384,7 +1386,7 @@ class Scouts:
         todo = [(key, call) for key, call in keyed.items() if key not in self._lost and key not in results]
         patience = self.PATIENCE
         groups = [todo]
-        while todo and time.monotonic() < deadline:
+        while todo and len(self._lost) < self.MOST_LOST and time.monotonic() < deadline:
             scouts = [Scout(group) for group in groups]
             try:
                 for scout in scouts:
@@ -1395,6 +1397,10 @@ class Scouts:
             groups = [[pair] for pair in todo[: self.AT_ONCE]]
             patience = self.PATIENCE_LOST
         return {path: result for (_, path), result in results.items()}
+
+    def silence(self, errand: str, path: str) -> Look:
+        """Why a call brought nothing: it has not come back, or there was no time or no thread to make it."""
+        return NO_ANSWER if (errand, path) in self._lost else NOT_LOOKED_AT
 
     def _gather(
         self, scouts: list[Scout], results: dict[Key, Any], patience: float, deadline: float
@@ -1487,26 +1493,23 @@ class Survey(NamedTuple):
 
     def missing(self) -> list[Missing]:
         """What the start of the guests still waits for, each path once."""
-        found: dict[str, Missing] = {}
+        found: dict[str, Look] = {}
+        domains: dict[str, dict[str, None]] = {}
         for entry in self.entries.values():
+            needs = [(want.paths[0], self.look(want)) for want in entry.wants if want.paths]
             if entry.domain.pending:
-                found[entry.domain.source] = Missing(
-                    entry.domain.source, State.MISSING, entry.domain.error, (entry.domain.name,)
-                )
-            for want in entry.wants:
-                look = self.look(want)
-                if look.state in (State.MISSING, State.NOT_READY):
-                    path = want.paths[0]
-                    domains = found[path].domains if path in found else ()
-                    if entry.domain.name not in domains:
-                        found[path] = Missing(path, look.state, look.reason, (*domains, entry.domain.name))
-        return list(found.values())
+                needs.append((entry.domain.source, Look(State.MISSING, entry.domain.error)))
+            for path, look in needs:
+                if look.state is not State.READY:
+                    found[path] = look
+                    domains.setdefault(path, {})[entry.domain.name] = None
+        return [Missing(path, *look, tuple(domains[path])) for path, look in found.items()]
 
     def look(self, want: Wanted) -> Look:
         """How the disk looks that wants this."""
         if not want.paths:
             return Look(State.SKIPPED, want.reason)
-        return self.looks.get(want.paths[0], NO_ANSWER)
+        return self.looks[want.paths[0]]
 
 
 class Missing(NamedTuple):
@@ -1522,6 +1525,7 @@ class Missing(NamedTuple):
 
 
 NO_ANSWER = Look(State.NOT_READY, "does not answer; is the server of its file system gone?")
+NOT_LOOKED_AT = Look(State.NOT_READY, "could not be looked at yet, because others take so long")
 
 
 def survey(
@@ -1546,16 +1550,21 @@ def survey(
     for directory, kind in directories.items():
         if directory not in listings:
             known_files = [file for file in known.entries if os.path.dirname(file) == directory]
-            listings[directory] = Listing(known_files, None if again else unanswered(directory, kind))
+            silent = unanswered(directory, kind, scouts.silence("list", directory))
+            listings[directory] = Listing(known_files, known.entries.get(directory) if again else silent)
         listing = listings[directory]
         if listing.trouble:
             entries[directory] = listing.trouble
         for file in listing.files:
-            entries[file] = known.entries.get(file) or unanswered(file, kind)
+            entries[file] = known.entries.get(file) or unanswered(file, kind, NOT_LOOKED_AT)
             readers[file] = partial(read_entry, file, kind, known.entries.get(file), settings)
-    for file, entry in scouts.run("read", readers, deadline).items():
+    answers: dict[str, Entry | None] = scouts.run("read", readers, deadline)
+    for file, before in list(entries.items()):
+        entry = answers.get(file, before)
         if entry is None:
             del entries[file]
+        elif entry.domain.error in SILENCES and file in readers:
+            entries[file] = unanswered(file, entry.domain.kind, scouts.silence("read", file))
         else:
             entries[file] = entry
 
@@ -1564,7 +1573,9 @@ def survey(
     calls: dict[str, Call] = {
         p: partial(look_at, paths, kernel) for p, paths in wants.items() if again or p not in ready
     }
-    return Survey(entries, {**ready, **scouts.run("look", calls, deadline)})
+    looks: dict[str, Look] = scouts.run("look", calls, deadline)
+    silences = {path: scouts.silence("look", path) for path in calls if path not in looks and path not in ready}
+    return Survey(entries, {**ready, **silences, **looks})
 
 
 class Listing(NamedTuple):
@@ -1580,17 +1591,40 @@ def list_entries(directory: str, kind: str, settings: Settings) -> Listing:
     A directory behind a link that dangles is in trouble: its files come when what the link points to is mounted.
     """
     try:
-        names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+        with os.scandir(directory) as found:
+            names = (entry.name for entry in found if not entry.name.startswith("."))
+            first = sorted(islice(names, MOST_GUESTS))
+            another = next(names, None)
+            if another is not None:
+                from heapq import nsmallest
+
+                first = nsmallest(MOST_GUESTS, chain(first, (another,), names))
     except NotADirectoryError:
         return Listing()
     except OSError as error:
         return Listing(trouble=unreadable(directory, kind, error, settings))
-    return Listing([os.path.join(directory, name) for name in names])
+    trouble = overcrowded(directory, kind) if another is not None else None
+    return Listing([os.path.join(directory, name) for name in first], trouble)
 
 
-def unanswered(path: str, kind: str) -> Entry:
+# No host starts as many guests; Xen could count to 32752. Where there are more files, something else has put them there,
+# and going through all of them would take time and memory that a boot does not have.
+MOST_GUESTS = 4096
+
+
+def overcrowded(directory: str, kind: str) -> Entry:
+    """The entry for a directory that holds more files than there can be guests."""
+    warning = f"holds more than {MOST_GUESTS} files, and no host has as many guests; only the first are looked at"
+    return Entry((), Domain(os.path.basename(directory), directory, kind, warnings=(warning,)))
+
+
+# What the errors of such entries say.
+SILENCES = (NO_ANSWER.reason, NOT_LOOKED_AT.reason)
+
+
+def unanswered(path: str, kind: str, look: Look) -> Entry:
     """The entry for a file that could not even be looked at."""
-    return Entry((), Domain(os.path.basename(path), path, kind, error=NO_ANSWER.reason, pending=True))
+    return Entry((), Domain(os.path.basename(path), path, kind, error=look.reason, pending=True))
 
 
 def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) -> Entry | None:
@@ -1649,13 +1683,21 @@ def read_domain(path: str, kind: str) -> Domain:
 
 
 def with_warnings(domain: Domain) -> Domain:
-    """The domain, with a warning for each disk whose target is a relative path."""
-    relative = tuple(
+    """The domain, with a warning for each disk whose target is a relative path, and without disks beyond reason."""
+    warnings = [
         f"the target '{disk.target}' of disk {disk.vdev} is relative; libxl looks for /{disk.target}"
-        for disk in domain.disks
+        for disk in domain.disks[:MOST_DISKS]
         if wanted(disk).paths == (f"/{disk.target}",)
-    )
-    return domain._replace(warnings=domain.warnings + relative) if relative else domain
+    ]
+    if len(domain.disks) > MOST_DISKS:
+        warnings.append(f"has {len(domain.disks)} disks; only the first {MOST_DISKS} are waited for")
+    if not warnings:
+        return domain
+    return domain._replace(disks=domain.disks[:MOST_DISKS], warnings=(*domain.warnings, *warnings))
+
+
+# Of one guest.
+MOST_DISKS = 1024
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1721,17 +1763,26 @@ def wait(
     def is_over(_: RetryCallState) -> bool:
         return time.monotonic() >= deadline
 
-    def last_survey(_: RetryCallState) -> Survey:
-        return known
-
-    retrying = Retrying(
+    Retrying(
         sleep=alarm.sleep,
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
-        retry=retry_if_result(lambda survey: bool(survey.missing())),
+        retry=retry_if_result(goes_on),
         stop=is_over,
-        retry_error_callback=last_survey,
-    )
-    return retrying(attempt)
+        retry_error_callback=lambda _: None,
+    )(attempt)
+    return known
+
+
+SETTLING = 1.0
+
+
+def is_rewritten(before: Survey, now: Survey) -> bool:
+    """Whether what had been found of a configuration is no longer so, or the file is gone."""
+    for file, entry in before.entries.items():
+        found = now.entries.get(file)
+        if (found is None or found.domain != entry.domain) and entry.domain.error not in SILENCES:
+            return True
+    return False
 
 
 class UdevAlarm:
