@@ -1745,20 +1745,32 @@ def wait(
 
     `look_again` makes the next survey from the last, with again=True also of what was ready, and `tell` is told each.
     The pauses grow as [polling] says; an event of a block device ends one early.
+
+    It does not end because a configuration has just lost its disks, or is gone: somebody may be writing it anew, or
+    putting a new directory in the old one's place. Unless something is missing again SETTLING later, it is true.
     """
     from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential
 
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
     alarm = UdevAlarm(kernel, deadline)
 
-    def attempt() -> Survey:
-        nonlocal known
+    settled = 0.0
+    missing = known.missing()
+
+    def attempt() -> None:
+        nonlocal known, missing, settled
+        before = known
         known = look_again(known)
-        if not known.missing():
+        if not known.missing() or time.monotonic() >= deadline:
             # What became ready first may have gone again.
             known = look_again(known, again=True)
         tell(known)
-        return known
+        if missing and is_rewritten(before, known):
+            settled = time.monotonic() + SETTLING
+        missing = known.missing()
+
+    def goes_on(_: None) -> bool:
+        return bool(missing) or time.monotonic() < settled
 
     def is_over(_: RetryCallState) -> bool:
         return time.monotonic() >= deadline
@@ -1798,11 +1810,13 @@ class UdevAlarm:
     def sleep(self, seconds: float) -> None:
         """Sleeps for that long, until an event, or until the deadline, whatever comes first."""
         started = time.monotonic()
-        seconds = max(0.0, min(seconds, self._deadline - started))
-        if self._event_within(seconds):
-            time.sleep(max(0.0, started + min(self.SHORTEST, seconds) - time.monotonic()))
-            while self._event_within(0) and time.monotonic() < started + seconds:
-                pass
+        end = min(started + seconds, self._deadline)
+        while not self._event_within(max(0.0, end - time.monotonic())):
+            if time.monotonic() >= end:
+                return
+        time.sleep(max(0.0, min(started + self.SHORTEST, end) - time.monotonic()))
+        while self._event_within(0) and time.monotonic() < end:
+            pass
 
     def _event_within(self, seconds: float) -> bool:
         if self._monitor is None:
@@ -2256,12 +2270,13 @@ SHORTEST_LOOK = 0.7
 def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, started: float) -> int:
     """Waits and says what it waits for; returns the exit status."""
     deadline = started + settings.timeout
+    last = max(deadline, time.monotonic()) + SHORTEST_LOOK
     kernel = Kernel()
     scouts = Scouts()
     herald = Herald(journal, started, settings.timeout)
 
     def look(kernel: Kernel, known: Survey, again: bool = False) -> Survey:
-        end = max(deadline, time.monotonic() + SHORTEST_LOOK)
+        end = min(last, max(deadline, time.monotonic() + SHORTEST_LOOK))
         return survey(xendomains, settings, kernel, scouts, known, end, again)
 
     try:
