@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     UdevLookup = Callable[[int], Optional[Mapping[str, str]]]
     Key = tuple[str, str]
     Call = Callable[[], Any]
+    # The text, and its fields for the journal.
+    Message = tuple[str, dict[str, str]]
 else:
 
     class NamedTupleMeta(type):
@@ -1607,8 +1609,8 @@ def list_entries(directory: str, kind: str, settings: Settings) -> Listing:
     return Listing([os.path.join(directory, name) for name in first], trouble)
 
 
-# No host starts as many guests; Xen could count to 32752. Where there are more files, something else has put them there,
-# and going through all of them would take time and memory that a boot does not have.
+# No host starts as many guests; Xen could count to 32752. Where there are more files, something else has put them
+# there, and going through all of them would take time and memory that a boot does not have.
 MOST_GUESTS = 4096
 
 
@@ -1865,6 +1867,16 @@ def escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+# journald splits what is longer than 48 KiB, and systemd hears nothing of a status longer than a datagram.
+LONGEST_MESSAGE = 1 << 14
+LONGEST_CELL = 1000
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text without its middle if it is longer than that: what is wrong stands at the end."""
+    return text if len(text) <= longest else f"{text[: longest // 2]} […] {text[-(longest // 2) :]}"
+
+
 class Journal:
     """Where messages go: to systemd's journal, or to standard error.
 
@@ -1883,12 +1895,12 @@ class Journal:
         """One message, with fields such as DISK= for the journal."""
         if level > self.level:
             return
-        text = printable(text)
+        text = printable(shortened(text, LONGEST_MESSAGE))
         if self._is_journal:
             try:
                 from systemd import journal
 
-                fields = {name: printable(value) for name, value in fields.items()}
+                fields = {name: printable(shortened(value, LONGEST_MESSAGE)) for name, value in fields.items()}
                 journal.send(text, PRIORITY=str(level), SYSLOG_IDENTIFIER=COMMAND, **fields)
                 return
             except (ImportError, OSError):
@@ -1945,7 +1957,8 @@ def notify(*assignments: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as unix:
             unix.setblocking(False)
             unix.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-            unix.sendall("\n".join(map(printable, assignments)).encode())
+            lines = [printable(shortened(assignment, LONGEST_MESSAGE)) for assignment in assignments]
+            unix.sendall("\n".join(lines).encode())
     except OSError:
         pass  # the status is for people to read; nothing depends on it
 
@@ -1954,6 +1967,9 @@ class Herald:
     """Tells what the surveys find: to the journal what is news, to systemd and to a terminal how things stand."""
 
     FIRST_REMINDER = 5.0  # the gaps between reminders double from here
+    MOST_CHANGES = 10  # of one disk or configuration that are told of between two reminders
+    MOST_LINES = 1000  # that are told at once
+    MOST_NAMES = 100  # of guests in one line
 
     def __init__(self, journal: Journal, started: float, timeout: float) -> None:
         self._journal = journal
@@ -1964,47 +1980,72 @@ class Herald:
         self._reminder = started
         self._gap = self.FIRST_REMINDER
         self._status = ""
+        self._changes: dict[str, int] = {}
 
     def tell(self, survey: Survey) -> None:
         """Tells what is new since the last survey."""
-        self._tell_of_domains(survey)
-        missing = {m.path: m for m in survey.missing()}
-        for path, before in self._awaited.items():
-            if path not in missing:
-                self._tell_end_of(before, survey)
         now = time.monotonic()
         remind = now >= self._reminder
         if remind:
             self._reminder = now + self._gap
             self._gap *= 2
-        for path, one in missing.items():
-            before_domains = self._awaited[path].domains if path in self._awaited else ()
-            for domain in one.domains:
-                if remind or domain not in before_domains:
-                    self._journal.say(WARNING, f"still waiting for {path} for {domain}...", DISK=path, DOMAIN=domain)
-        self._awaited = missing
+            self._changes.clear()
+        before, self._awaited = self._awaited, {one.path: one for one in survey.missing()}
+        self._say_some(WARNING, self._on_domains(survey))
+        self._say_some(WARNING, self._on_ends(before, survey))
+        self._say_some(WARNING, self._on_waits({} if remind else before, remind))
         self._tell_status()
 
-    def _tell_of_domains(self, survey: Survey) -> None:
+    def _say_some(self, level: int, messages: Iterable[Message]) -> None:
+        more = 0
+        for number, (text, fields) in enumerate(messages):
+            if number < self.MOST_LINES:
+                self._journal.say(level, text, **fields)
+            else:
+                more += 1
+        if more:
+            self._journal.say(level, f"There are {more} more messages like these; `{COMMAND} list` shows everything.")
+
+    def _is_news(self, path: str) -> bool:
+        """Whether to tell of a change; what changes all the time must not fill the journal."""
+        self._changes[path] = self._changes.get(path, 0) + 1
+        if self._changes[path] == self.MOST_CHANGES + 1:
+            self._journal.say(WARNING, f"{path} keeps changing; no more is said of that for a while.", DISK=path)
+        return self._changes[path] <= self.MOST_CHANGES
+
+    def _on_domains(self, survey: Survey) -> Iterator[Message]:
         for domain in survey.domains():
-            before = self._told.get(domain.source)
-            if domain == before:
+            if domain == self._told.get(domain.source):
+                continue
+            problems = problems_of(domain)
+            if problems and not self._is_news(domain.source):
                 continue
             self._told[domain.source] = domain
             fields = {"MESSAGE_ID": MESSAGE_REFUSED} if domain.error else {}
-            for text in problems_of(domain):
-                self._journal.say(WARNING, text, DOMAIN=domain.name, SOURCE=domain.source, **fields)
+            for text in problems:
+                yield text, {"DOMAIN": domain.name, "SOURCE": domain.source, **fields}
 
-    def _tell_end_of(self, one: Missing, survey: Survey) -> None:
+    def _on_waits(self, before: Mapping[str, Missing], remind: bool) -> Iterator[Message]:
+        for path, one in self._awaited.items():
+            told = set(before[path].domains) if path in before else ()
+            domains = [domain for domain in one.domains if domain not in told]
+            if domains and (remind or self._is_news(path)):
+                for domain in domains:
+                    yield f"still waiting for {path} for {domain}...", {"DISK": path, "DOMAIN": domain}
+
+    def _on_ends(self, before: Mapping[str, Missing], survey: Survey) -> Iterator[Message]:
         seconds = time.monotonic() - self._started
-        entry = survey.entries.get(one.path)
-        if survey.looks.get(one.path) is READY:
-            text = f"disk {one.path} found (after {seconds:.0f} seconds)"
-        elif entry and not entry.domain.pending:
-            text = f"configuration {one.path} found (after {seconds:.0f} seconds)"
-        else:
-            text = f"{one.path} is no longer needed (after {seconds:.0f} seconds)"
-        self._journal.say(WARNING, text, DISK=one.path, DOMAIN=", ".join(one.domains))
+        for path, one in before.items():
+            if path in self._awaited or not self._is_news(path):
+                continue
+            entry = survey.entries.get(path)
+            if survey.looks.get(path) is READY:
+                text = f"disk {path} found (after {seconds:.0f} seconds)"
+            elif entry and not entry.domain.pending:
+                text = f"configuration {path} found (after {seconds:.0f} seconds)"
+            else:
+                text = f"{path} is no longer needed (after {seconds:.0f} seconds)"
+            yield text, {"DISK": path, "DOMAIN": some(one.domains, self.MOST_NAMES)}
 
     def _tell_status(self) -> None:
         missing = list(self._awaited.values())
@@ -2026,14 +2067,18 @@ class Herald:
     def tell_timeout(self) -> None:
         """Tells what is still missing at the end."""
         self._journal.end_progress()
+        self._say_some(ERR, self._on_timeout())
+        domains = sorted({domain for one in self._awaited.values() for domain in one.domains})
+        guests = some(domains, self.MOST_NAMES)
+        self._journal.say(ERR, f"xendomains starts now; these guests will probably not come up: {guests}.")
+        notify(f"STATUS=Timed out waiting for {summary(list(self._awaited.values()))}")
+
+    def _on_timeout(self) -> Iterator[Message]:
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
         for one in self._awaited.values():
             for domain in one.domains:
                 text = f"{one.path} for {domain} is {STATE_WORDS[one.state]}{after}: {one.reason}"
-                self._journal.say(ERR, text, DISK=one.path, DOMAIN=domain, MESSAGE_ID=MESSAGE_MISSING)
-        domains = sorted({domain for one in self._awaited.values() for domain in one.domains})
-        self._journal.say(ERR, f"xendomains starts now; these guests will probably not come up: {', '.join(domains)}.")
-        notify(f"STATUS=Timed out waiting for {summary(list(self._awaited.values()))}")
+                yield text, {"DISK": one.path, "DOMAIN": domain, "MESSAGE_ID": MESSAGE_MISSING}
 
     def tell_stopped(self, number: int) -> None:
         """Tells what was still missing when a signal came."""
@@ -2049,9 +2094,13 @@ STATE_WORDS = {State.MISSING: "still missing", State.NOT_READY: "still not ready
 
 def summary(missing: Sequence[Missing]) -> str:
     """The first few of what is missing, on one line."""
-    named = [str(one) for one in missing[:3]]
-    more = [f"{len(missing) - 3} more"] if len(missing) > 3 else []
-    return ", ".join(named + more)
+    return some([str(one) for one in missing], 3)
+
+
+def some(texts: Sequence[str], most: int) -> str:
+    """The first of them, and how many more there are."""
+    more = [f"{len(texts) - most} more"] if len(texts) > most else []
+    return ", ".join([*texts[:most], *more])
 
 
 def problems_of(domain: Domain) -> list[str]:
@@ -2111,7 +2160,7 @@ def as_table(survey: Survey) -> str:
             look = survey.look(want)
             path = want.paths[0] if want.paths else disk.target or "-"
             rows.append((domain.name, domain.kind, disk.vdev, path, look.state.value, look.reason))
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[printable(shortened(cell, LONGEST_CELL)) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
