@@ -24,6 +24,7 @@ Every time is in seconds, unless its name says otherwise.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
@@ -33,6 +34,7 @@ import time
 from collections import namedtuple
 from enum import Enum
 from functools import partial
+from itertools import chain, islice
 from threading import Event, Lock, Thread
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     UdevLookup = Callable[[int], Optional[Mapping[str, str]]]
     Key = tuple[str, str]
     Call = Callable[[], Any]
+    # The text, and its fields for the journal.
+    Message = tuple[str, dict[str, str]]
 else:
 
     class NamedTupleMeta(type):
@@ -348,22 +352,33 @@ def closest_key(name: str) -> str:
 
 
 def read_file(path: str, largest: int = LARGEST_CONFIGURATION) -> bytes:
-    """The content of a small regular file.
-
-    Raises OSError, or Refusal if it is too large or no regular file: opening a FIFO may block for ever, and opening
-    a device may do anything (a watchdog starts to count, a tape rewinds).
-    """
-    status = os.stat(path)
-    require_regular_file(status)
-    if status.st_size > largest:
-        raise Refusal(f"has {status.st_size} bytes; more than {largest} are no configuration")
+    """The content of a small regular file. Raises OSError, or Refusal if it is too large or no regular file."""
     with open_regular_file(path) as file:
-        return file.read(status.st_size + 1)
+        size = file.seek(0, os.SEEK_END)
+        if size > largest:
+            raise Refusal(f"has {size} bytes; more than {largest} are no configuration")
+        file.seek(0)
+        return file.read(size)
 
 
 def open_regular_file(path: str) -> IO[bytes]:
-    """The file opened for reading without a buffer, and without blocking should it have become a FIFO."""
+    """The file opened for reading without a buffer. Raises OSError, or Refusal if it is no regular file.
+
+    It is looked at before it is opened, because opening a FIFO may block for ever, and opening a device may do anything
+    (a watchdog starts to count, a tape rewinds); and after that, because it may have been replaced in between. What is
+    empty is not opened at all: the files in /proc look like that, and reading /proc/kmsg takes messages away from the
+    one who logs them.
+    """
+    status = os.stat(path)
+    require_regular_file(status)
+    if not status.st_size:
+        return io.BytesIO()
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        require_regular_file(os.fstat(descriptor))
+    except Refusal:
+        os.close(descriptor)
+        raise
     return open(descriptor, "rb", buffering=0)
 
 
@@ -513,7 +528,10 @@ def source_xendomains(path: str, limit: float) -> Sourced:
     bash sources the file as xendomains does, without input or output. Raises OSError if the file cannot be read, and
     Refusal if there is no bash, or if the file takes longer than `limit` seconds or ends the shell.
     """
-    require_regular_file(os.stat(path))
+    status = os.stat(path)
+    require_regular_file(status)
+    if status.st_size > LARGEST_CONFIGURATION:
+        raise Refusal(f"has {status.st_size} bytes; more than {LARGEST_CONFIGURATION} are no settings")
     answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), len(Sourced._fields), limit)
     if len(answer) < len(Sourced._fields):
         raise Refusal("ends the shell that reads it" if ended else f"was not read within {format_time_span(limit)}")
@@ -554,21 +572,29 @@ def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[lis
     deadline = time.monotonic() + limit
     printed = b""
     ended = False
-    while printed.count(b"\0") < fields and len(printed) < LARGEST_CONFIGURATION and not ended:
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            break
-        data = os.read(reading, 65536)
-        printed += data
-        ended = not data
-    os.close(reading)
-    if not ended:
-        os.killpg(process, signal.SIGKILL)
+    try:
+        while printed.count(b"\0") < fields and not ended:
+            if len(printed) > LARGEST_CONFIGURATION:
+                raise Refusal(f"makes bash print more than {LARGEST_CONFIGURATION} bytes")
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                break
+            data = os.read(reading, 65536)
+            printed += data
+            ended = not data
+    finally:
+        os.close(reading)
+        kill_group(process)
+    return [os.fsdecode(field) for field in printed.split(b"\0")[:-1]], ended
+
+
+def kill_group(leader: int) -> None:
+    """Ends a child and what it left in its process group, even if it has ended itself."""
+    os.killpg(leader, signal.SIGKILL)
     for _ in range(1000):
         # Not for as long as it takes: where a file system hangs, even what is killed may stay.
-        if os.waitpid(process, os.WNOHANG)[0]:
+        if os.waitpid(leader, os.WNOHANG)[0]:
             break
         time.sleep(0.0001)
-    return [os.fsdecode(field) for field in printed.split(b"\0")[:-1]], ended
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -897,6 +923,9 @@ DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu"
 # What a parameter may begin with: a prefix of old, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
 DISK_WORD = re.compile(r"([a-z][a-z0-9]*):|([a-z][-_a-z0-9]*)=")
 
+# A path has 4096 bytes at most, and so has what libxl may write to xenstore about a disk.
+LONGEST_DISK = 1 << 14
+
 
 class DiskWords:
     """The parts of a disk specification that have been read so far."""
@@ -989,7 +1018,12 @@ def parse_disk(specification: str) -> Disk:
     Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util. At each place the rule that matches most
     wins, and a rule that looks ahead counts what it saw up to the end of the line; this decides only where a target
     holds a newline, which is why `line_end` is compared with `positional_end` below.
+
+    One difference: what is too long for any path or script is refused, because the time taken here grows with the
+    square of the length.
     """
+    if len(specification) > LONGEST_DISK:
+        raise Refusal(f"has {len(specification)} characters; more than {LONGEST_DISK} are no disk")
     words = DiskWords()
     place = 0
     while place < len(specification):
@@ -1364,6 +1398,7 @@ class Scouts:
     PATIENCE = 0.3  # a call that takes longer is left behind
     PATIENCE_LOST = 0.1  # the same, once one was left behind
     AT_ONCE = 64
+    MOST_LOST = 1000  # a service may have a few thousand threads, and the memory of a host is for its guests
 
     def __init__(self) -> None:
         self._lost: dict[Key, Scout] = {}
@@ -1381,7 +1416,7 @@ class Scouts:
         todo = [(key, call) for key, call in keyed.items() if key not in self._lost and key not in results]
         patience = self.PATIENCE
         groups = [todo]
-        while todo and time.monotonic() < deadline:
+        while todo and len(self._lost) < self.MOST_LOST and time.monotonic() < deadline:
             scouts = [Scout(group) for group in groups]
             try:
                 for scout in scouts:
@@ -1392,6 +1427,10 @@ class Scouts:
             groups = [[pair] for pair in todo[: self.AT_ONCE]]
             patience = self.PATIENCE_LOST
         return {path: result for (_, path), result in results.items()}
+
+    def silence(self, errand: str, path: str) -> Look:
+        """Why a call brought nothing: it has not come back, or there was no time or no thread to make it."""
+        return NO_ANSWER if (errand, path) in self._lost else NOT_LOOKED_AT
 
     def _gather(
         self, scouts: list[Scout], results: dict[Key, Any], patience: float, deadline: float
@@ -1484,26 +1523,23 @@ class Survey(NamedTuple):
 
     def missing(self) -> list[Missing]:
         """What the start of the guests still waits for, each path once."""
-        found: dict[str, Missing] = {}
+        found: dict[str, Look] = {}
+        domains: dict[str, dict[str, None]] = {}
         for entry in self.entries.values():
+            needs = [(want.paths[0], self.look(want)) for want in entry.wants if want.paths]
             if entry.domain.pending:
-                found[entry.domain.source] = Missing(
-                    entry.domain.source, State.MISSING, entry.domain.error, (entry.domain.name,)
-                )
-            for want in entry.wants:
-                look = self.look(want)
-                if look.state in (State.MISSING, State.NOT_READY):
-                    path = want.paths[0]
-                    domains = found[path].domains if path in found else ()
-                    if entry.domain.name not in domains:
-                        found[path] = Missing(path, look.state, look.reason, (*domains, entry.domain.name))
-        return list(found.values())
+                needs.append((entry.domain.source, Look(State.MISSING, entry.domain.error)))
+            for path, look in needs:
+                if look.state is not State.READY:
+                    found[path] = look
+                    domains.setdefault(path, {})[entry.domain.name] = None
+        return [Missing(path, *look, tuple(domains[path])) for path, look in found.items()]
 
     def look(self, want: Wanted) -> Look:
         """How the disk looks that wants this."""
         if not want.paths:
             return Look(State.SKIPPED, want.reason)
-        return self.looks.get(want.paths[0], NO_ANSWER)
+        return self.looks[want.paths[0]]
 
 
 class Missing(NamedTuple):
@@ -1519,6 +1555,7 @@ class Missing(NamedTuple):
 
 
 NO_ANSWER = Look(State.NOT_READY, "does not answer; is the server of its file system gone?")
+NOT_LOOKED_AT = Look(State.NOT_READY, "could not be looked at yet, because others take so long")
 
 
 def survey(
@@ -1543,16 +1580,21 @@ def survey(
     for directory, kind in directories.items():
         if directory not in listings:
             known_files = [file for file in known.entries if os.path.dirname(file) == directory]
-            listings[directory] = Listing(known_files, None if again else unanswered(directory, kind))
+            silent = unanswered(directory, kind, scouts.silence("list", directory))
+            listings[directory] = Listing(known_files, known.entries.get(directory) if again else silent)
         listing = listings[directory]
         if listing.trouble:
             entries[directory] = listing.trouble
         for file in listing.files:
-            entries[file] = known.entries.get(file) or unanswered(file, kind)
+            entries[file] = known.entries.get(file) or unanswered(file, kind, NOT_LOOKED_AT)
             readers[file] = partial(read_entry, file, kind, known.entries.get(file), settings)
-    for file, entry in scouts.run("read", readers, deadline).items():
+    answers: dict[str, Entry | None] = scouts.run("read", readers, deadline)
+    for file, before in list(entries.items()):
+        entry = answers.get(file, before)
         if entry is None:
             del entries[file]
+        elif entry.domain.error in SILENCES and file in readers:
+            entries[file] = unanswered(file, entry.domain.kind, scouts.silence("read", file))
         else:
             entries[file] = entry
 
@@ -1561,7 +1603,9 @@ def survey(
     calls: dict[str, Call] = {
         p: partial(look_at, paths, kernel) for p, paths in wants.items() if again or p not in ready
     }
-    return Survey(entries, {**ready, **scouts.run("look", calls, deadline)})
+    looks: dict[str, Look] = scouts.run("look", calls, deadline)
+    silences = {path: scouts.silence("look", path) for path in calls if path not in looks and path not in ready}
+    return Survey(entries, {**ready, **silences, **looks})
 
 
 class Listing(NamedTuple):
@@ -1577,17 +1621,40 @@ def list_entries(directory: str, kind: str, settings: Settings) -> Listing:
     A directory behind a link that dangles is in trouble: its files come when what the link points to is mounted.
     """
     try:
-        names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+        with os.scandir(directory) as found:
+            names = (entry.name for entry in found if not entry.name.startswith("."))
+            first = sorted(islice(names, MOST_GUESTS))
+            another = next(names, None)
+            if another is not None:
+                from heapq import nsmallest
+
+                first = nsmallest(MOST_GUESTS, chain(first, (another,), names))
     except NotADirectoryError:
         return Listing()
     except OSError as error:
         return Listing(trouble=unreadable(directory, kind, error, settings))
-    return Listing([os.path.join(directory, name) for name in names])
+    trouble = overcrowded(directory, kind) if another is not None else None
+    return Listing([os.path.join(directory, name) for name in first], trouble)
 
 
-def unanswered(path: str, kind: str) -> Entry:
+# No host starts as many guests; Xen could count to 32752. Where there are more files, something else has put them
+# there, and going through all of them would take time and memory that a boot does not have.
+MOST_GUESTS = 4096
+
+
+def overcrowded(directory: str, kind: str) -> Entry:
+    """The entry for a directory that holds more files than there can be guests."""
+    warning = f"holds more than {MOST_GUESTS} files, and no host has as many guests; only the first are looked at"
+    return Entry((), Domain(os.path.basename(directory), directory, kind, warnings=(warning,)))
+
+
+# What the errors of such entries say.
+SILENCES = (NO_ANSWER.reason, NOT_LOOKED_AT.reason)
+
+
+def unanswered(path: str, kind: str, look: Look) -> Entry:
     """The entry for a file that could not even be looked at."""
-    return Entry((), Domain(os.path.basename(path), path, kind, error=NO_ANSWER.reason, pending=True))
+    return Entry((), Domain(os.path.basename(path), path, kind, error=look.reason, pending=True))
 
 
 def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) -> Entry | None:
@@ -1599,9 +1666,11 @@ def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) ->
         status = os.stat(path)
     except OSError as error:
         return unreadable(path, kind, error, settings)
-    signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    signature: tuple[int, ...] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if known and known.signature == signature:
         return known
+    if abs(time.time() - status.st_ctime) < GRANULARITY:
+        signature = ()  # so that it is read again: what is written to it now may leave no trace in these figures
     try:
         domain = read_domain(path, kind)
     except OSError as error:
@@ -1610,6 +1679,9 @@ def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) ->
         domain = Domain(os.path.basename(path), path, kind, error=reason(error))
     return Entry(signature, domain, tuple(wanted_unless_ignored(domain, disk, settings) for disk in domain.disks))
 
+
+# File systems tell the time in steps of up to 2 seconds (FAT), and most of them in steps of some milliseconds.
+GRANULARITY = 2.0
 
 # Nobody needs to wait for the end of these.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -1635,20 +1707,27 @@ def read_domain(path: str, kind: str) -> Domain:
     """The domain in this file. Raises OSError if it cannot be read, and Refusal if xl will refuse it."""
     if kind == "auto":
         return with_warnings(domain_from_xl_config(os.fsdecode(read_file(path)), path, kind))
-    require_regular_file(os.stat(path))
     with open_regular_file(path) as file:
         text, is_json = saved_configuration(file)
     return with_warnings((domain_from_json if is_json else domain_from_xl_config)(text, path, kind))
 
 
 def with_warnings(domain: Domain) -> Domain:
-    """The domain, with a warning for each disk whose target is a relative path."""
-    relative = tuple(
+    """The domain, with a warning for each disk whose target is a relative path, and without disks beyond reason."""
+    warnings = [
         f"the target '{disk.target}' of disk {disk.vdev} is relative; libxl looks for /{disk.target}"
-        for disk in domain.disks
+        for disk in domain.disks[:MOST_DISKS]
         if wanted(disk).paths == (f"/{disk.target}",)
-    )
-    return domain._replace(warnings=domain.warnings + relative) if relative else domain
+    ]
+    if len(domain.disks) > MOST_DISKS:
+        warnings.append(f"has {len(domain.disks)} disks; only the first {MOST_DISKS} are waited for")
+    if not warnings:
+        return domain
+    return domain._replace(disks=domain.disks[:MOST_DISKS], warnings=(*domain.warnings, *warnings))
+
+
+# Of one guest.
+MOST_DISKS = 1024
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1696,35 +1775,56 @@ def wait(
 
     `look_again` makes the next survey from the last, with again=True also of what was ready, and `tell` is told each.
     The pauses grow as [polling] says; an event of a block device ends one early.
+
+    It does not end because a configuration has just lost its disks, or is gone: somebody may be writing it anew, or
+    putting a new directory in the old one's place. Unless something is missing again SETTLING later, it is true.
     """
     from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential
 
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
     alarm = UdevAlarm(kernel, deadline)
 
-    def attempt() -> Survey:
-        nonlocal known
+    settled = 0.0
+    missing = known.missing()
+
+    def attempt() -> None:
+        nonlocal known, missing, settled
+        before = known
         known = look_again(known)
-        if not known.missing():
+        if not known.missing() or time.monotonic() >= deadline:
             # What became ready first may have gone again.
             known = look_again(known, again=True)
         tell(known)
-        return known
+        if missing and is_rewritten(before, known):
+            settled = time.monotonic() + SETTLING
+        missing = known.missing()
+
+    def goes_on(_: None) -> bool:
+        return bool(missing) or time.monotonic() < settled
 
     def is_over(_: RetryCallState) -> bool:
         return time.monotonic() >= deadline
 
-    def last_survey(_: RetryCallState) -> Survey:
-        return known
-
-    retrying = Retrying(
+    Retrying(
         sleep=alarm.sleep,
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
-        retry=retry_if_result(lambda survey: bool(survey.missing())),
+        retry=retry_if_result(goes_on),
         stop=is_over,
-        retry_error_callback=last_survey,
-    )
-    return retrying(attempt)
+        retry_error_callback=lambda _: None,
+    )(attempt)
+    return known
+
+
+SETTLING = 1.0
+
+
+def is_rewritten(before: Survey, now: Survey) -> bool:
+    """Whether what had been found of a configuration is no longer so, or the file is gone."""
+    for file, entry in before.entries.items():
+        found = now.entries.get(file)
+        if (found is None or found.domain != entry.domain) and entry.domain.error not in SILENCES:
+            return True
+    return False
 
 
 class UdevAlarm:
@@ -1740,11 +1840,13 @@ class UdevAlarm:
     def sleep(self, seconds: float) -> None:
         """Sleeps for that long, until an event, or until the deadline, whatever comes first."""
         started = time.monotonic()
-        seconds = max(0.0, min(seconds, self._deadline - started))
-        if self._event_within(seconds):
-            time.sleep(max(0.0, started + min(self.SHORTEST, seconds) - time.monotonic()))
-            while self._event_within(0) and time.monotonic() < started + seconds:
-                pass
+        end = min(started + seconds, self._deadline)
+        while not self._event_within(max(0.0, end - time.monotonic())):
+            if time.monotonic() >= end:
+                return
+        time.sleep(max(0.0, min(started + self.SHORTEST, end) - time.monotonic()))
+        while self._event_within(0) and time.monotonic() < end:
+            pass
 
     def _event_within(self, seconds: float) -> bool:
         if self._monitor is None:
@@ -1793,6 +1895,16 @@ def escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+# journald splits what is longer than 48 KiB, and systemd hears nothing of a status longer than a datagram.
+LONGEST_MESSAGE = 1 << 14
+LONGEST_CELL = 1000
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text without its middle if it is longer than that: what is wrong stands at the end."""
+    return text if len(text) <= longest else f"{text[: longest // 2]} […] {text[-(longest // 2) :]}"
+
+
 class Journal:
     """Where messages go: to systemd's journal, or to standard error.
 
@@ -1811,12 +1923,12 @@ class Journal:
         """One message, with fields such as DISK= for the journal."""
         if level > self.level:
             return
-        text = printable(text)
+        text = printable(shortened(text, LONGEST_MESSAGE))
         if self._is_journal:
             try:
                 from systemd import journal
 
-                fields = {name: printable(value) for name, value in fields.items()}
+                fields = {name: printable(shortened(value, LONGEST_MESSAGE)) for name, value in fields.items()}
                 journal.send(text, PRIORITY=str(level), SYSLOG_IDENTIFIER=COMMAND, **fields)
                 return
             except (ImportError, OSError):
@@ -1873,7 +1985,8 @@ def notify(*assignments: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as unix:
             unix.setblocking(False)
             unix.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-            unix.sendall("\n".join(map(printable, assignments)).encode())
+            lines = [printable(shortened(assignment, LONGEST_MESSAGE)) for assignment in assignments]
+            unix.sendall("\n".join(lines).encode())
     except OSError:
         pass  # the status is for people to read; nothing depends on it
 
@@ -1882,6 +1995,9 @@ class Herald:
     """Tells what the surveys find: to the journal what is news, to systemd and to a terminal how things stand."""
 
     FIRST_REMINDER = 5.0  # the gaps between reminders double from here
+    MOST_CHANGES = 10  # of one disk or configuration that are told of between two reminders
+    MOST_LINES = 1000  # that are told at once
+    MOST_NAMES = 100  # of guests in one line
 
     def __init__(self, journal: Journal, started: float, timeout: float) -> None:
         self._journal = journal
@@ -1892,47 +2008,72 @@ class Herald:
         self._reminder = started
         self._gap = self.FIRST_REMINDER
         self._status = ""
+        self._changes: dict[str, int] = {}
 
     def tell(self, survey: Survey) -> None:
         """Tells what is new since the last survey."""
-        self._tell_of_domains(survey)
-        missing = {m.path: m for m in survey.missing()}
-        for path, before in self._awaited.items():
-            if path not in missing:
-                self._tell_end_of(before, survey)
         now = time.monotonic()
         remind = now >= self._reminder
         if remind:
             self._reminder = now + self._gap
             self._gap *= 2
-        for path, one in missing.items():
-            before_domains = self._awaited[path].domains if path in self._awaited else ()
-            for domain in one.domains:
-                if remind or domain not in before_domains:
-                    self._journal.say(WARNING, f"still waiting for {path} for {domain}...", DISK=path, DOMAIN=domain)
-        self._awaited = missing
+            self._changes.clear()
+        before, self._awaited = self._awaited, {one.path: one for one in survey.missing()}
+        self._say_some(WARNING, self._on_domains(survey))
+        self._say_some(WARNING, self._on_ends(before, survey))
+        self._say_some(WARNING, self._on_waits({} if remind else before, remind))
         self._tell_status()
 
-    def _tell_of_domains(self, survey: Survey) -> None:
+    def _say_some(self, level: int, messages: Iterable[Message]) -> None:
+        more = 0
+        for number, (text, fields) in enumerate(messages):
+            if number < self.MOST_LINES:
+                self._journal.say(level, text, **fields)
+            else:
+                more += 1
+        if more:
+            self._journal.say(level, f"There are {more} more messages like these; `{COMMAND} list` shows everything.")
+
+    def _is_news(self, path: str) -> bool:
+        """Whether to tell of a change; what changes all the time must not fill the journal."""
+        self._changes[path] = self._changes.get(path, 0) + 1
+        if self._changes[path] == self.MOST_CHANGES + 1:
+            self._journal.say(WARNING, f"{path} keeps changing; no more is said of that for a while.", DISK=path)
+        return self._changes[path] <= self.MOST_CHANGES
+
+    def _on_domains(self, survey: Survey) -> Iterator[Message]:
         for domain in survey.domains():
-            before = self._told.get(domain.source)
-            if domain == before:
+            if domain == self._told.get(domain.source):
+                continue
+            problems = problems_of(domain)
+            if problems and not self._is_news(domain.source):
                 continue
             self._told[domain.source] = domain
             fields = {"MESSAGE_ID": MESSAGE_REFUSED} if domain.error else {}
-            for text in problems_of(domain):
-                self._journal.say(WARNING, text, DOMAIN=domain.name, SOURCE=domain.source, **fields)
+            for text in problems:
+                yield text, {"DOMAIN": domain.name, "SOURCE": domain.source, **fields}
 
-    def _tell_end_of(self, one: Missing, survey: Survey) -> None:
+    def _on_waits(self, before: Mapping[str, Missing], remind: bool) -> Iterator[Message]:
+        for path, one in self._awaited.items():
+            told = set(before[path].domains) if path in before else ()
+            domains = [domain for domain in one.domains if domain not in told]
+            if domains and (remind or self._is_news(path)):
+                for domain in domains:
+                    yield f"still waiting for {path} for {domain}...", {"DISK": path, "DOMAIN": domain}
+
+    def _on_ends(self, before: Mapping[str, Missing], survey: Survey) -> Iterator[Message]:
         seconds = time.monotonic() - self._started
-        entry = survey.entries.get(one.path)
-        if survey.looks.get(one.path) is READY:
-            text = f"disk {one.path} found (after {seconds:.0f} seconds)"
-        elif entry and not entry.domain.pending:
-            text = f"configuration {one.path} found (after {seconds:.0f} seconds)"
-        else:
-            text = f"{one.path} is no longer needed (after {seconds:.0f} seconds)"
-        self._journal.say(WARNING, text, DISK=one.path, DOMAIN=", ".join(one.domains))
+        for path, one in before.items():
+            if path in self._awaited or not self._is_news(path):
+                continue
+            entry = survey.entries.get(path)
+            if survey.looks.get(path) is READY:
+                text = f"disk {path} found (after {seconds:.0f} seconds)"
+            elif entry and not entry.domain.pending:
+                text = f"configuration {path} found (after {seconds:.0f} seconds)"
+            else:
+                text = f"{path} is no longer needed (after {seconds:.0f} seconds)"
+            yield text, {"DISK": path, "DOMAIN": some(one.domains, self.MOST_NAMES)}
 
     def _tell_status(self) -> None:
         missing = list(self._awaited.values())
@@ -1963,14 +2104,18 @@ class Herald:
     def tell_timeout(self) -> None:
         """Tells what is still missing at the end."""
         self._journal.end_progress()
+        self._say_some(ERR, self._on_timeout())
+        domains = sorted({domain for one in self._awaited.values() for domain in one.domains})
+        guests = some(domains, self.MOST_NAMES)
+        self._journal.say(ERR, f"xendomains starts now; these guests will probably not come up: {guests}.")
+        notify(f"STATUS=Timed out waiting for {summary(list(self._awaited.values()))}")
+
+    def _on_timeout(self) -> Iterator[Message]:
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
         for one in self._awaited.values():
             for domain in one.domains:
                 text = f"{one.path} for {domain} is {STATE_WORDS[one.state]}{after}: {one.reason}"
-                self._journal.say(ERR, text, DISK=one.path, DOMAIN=domain, MESSAGE_ID=MESSAGE_MISSING)
-        domains = sorted({domain for one in self._awaited.values() for domain in one.domains})
-        self._journal.say(ERR, f"xendomains starts now; these guests will probably not come up: {', '.join(domains)}.")
-        notify(f"STATUS=Timed out waiting for {summary(list(self._awaited.values()))}")
+                yield text, {"DISK": one.path, "DOMAIN": domain, "MESSAGE_ID": MESSAGE_MISSING}
 
     def tell_stopped(self, number: int) -> None:
         """Tells what was still missing when a signal came."""
@@ -1986,9 +2131,13 @@ STATE_WORDS = {State.MISSING: "still missing", State.NOT_READY: "still not ready
 
 def summary(missing: Sequence[Missing]) -> str:
     """The first few of what is missing, on one line."""
-    named = [str(one) for one in missing[:3]]
-    more = [f"{len(missing) - 3} more"] if len(missing) > 3 else []
-    return ", ".join(named + more)
+    return some([str(one) for one in missing], 3)
+
+
+def some(texts: Sequence[str], most: int) -> str:
+    """The first of them, and how many more there are."""
+    more = [f"{len(texts) - most} more"] if len(texts) > most else []
+    return ", ".join([*texts[:most], *more])
 
 
 def problems_of(domain: Domain) -> list[str]:
@@ -2048,7 +2197,7 @@ def as_table(survey: Survey) -> str:
             look = survey.look(want)
             path = want.paths[0] if want.paths else disk.target or "-"
             rows.append((domain.name, domain.kind, disk.vdev, path, look.state.value, look.reason))
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[printable(shortened(cell, LONGEST_CELL)) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
@@ -2207,12 +2356,13 @@ SHORTEST_LOOK = 0.7
 def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, started: float) -> int:
     """Waits and says what it waits for; returns the exit status."""
     deadline = started + settings.timeout
+    last = max(deadline, time.monotonic()) + SHORTEST_LOOK
     kernel = Kernel()
     scouts = Scouts()
     herald = Herald(journal, started, settings.timeout)
 
     def look(kernel: Kernel, known: Survey, again: bool = False) -> Survey:
-        end = max(deadline, time.monotonic() + SHORTEST_LOOK)
+        end = min(last, max(deadline, time.monotonic() + SHORTEST_LOOK))
         return survey(xendomains, settings, kernel, scouts, known, end, again)
 
     try:

@@ -112,6 +112,18 @@ def finish(process: subprocess.Popen[str], started: float) -> Result:
     return Result(process.returncode, output, messages, time.monotonic() - started)
 
 
+def next_line(process: subprocess.Popen[str]) -> str:
+    """The next line of the command's messages, and nothing of those behind it, which finish() could not see."""
+    assert process.stderr
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(process.stderr.fileno(), 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode()
+
+
 def clean_environment() -> dict[str, str]:
     """The environment without what would change messages or where they go."""
     ours = ("LOGLEVEL", "SYSTEMD_LOG_LEVEL", "NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONUNBUFFERED")

@@ -170,7 +170,7 @@ def failing(number: int) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
-@pytest.mark.parametrize("call", ["listdir", "stat", "open"])
+@pytest.mark.parametrize("call", ["scandir", "stat", "open"])
 def test_an_error_that_may_pass_is_waited_for(
     host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
@@ -232,7 +232,7 @@ def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) 
 
 
 def test_a_directory_that_may_not_be_read_is_told_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xendomains_wait_disk.os.listdir", failing(errno.EACCES))
+    monkeypatch.setattr("xendomains_wait_disk.os.scandir", failing(errno.EACCES))
     errors = [domain.error for domain in survey_of(host).domains()]
     assert errors == ["cannot be read: Permission denied"] * 2
 

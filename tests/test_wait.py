@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Event, Timer
 
 import pytest
-from conftest import MODULE, Host, Result, as_root, deaf_file_system, finish, wait_until
+from conftest import MODULE, Host, Result, as_root, deaf_file_system, finish, next_line, wait_until
 
 import xendomains_wait_disk as xwd
 
@@ -26,9 +26,7 @@ def waiting(host: Host, *arguments: str, **environment: str) -> Iterator[Waiter]
     """The command while it waits: it has said so."""
     process = host.start(*arguments, **environment)
     try:
-        assert process.stderr
-        first = process.stderr.readline()
-        yield Waiter(process, first)
+        yield Waiter(process, next_line(process))
     finally:
         process.kill()
         process.wait()
