@@ -191,11 +191,13 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
     wrong as well), so that the settings can always be used.
     """
     try:
-        lines = os.fsdecode(read_file(path)).lstrip("\ufeff").splitlines()
+        lines = os.fsdecode(read_file(path, trusted=True)).lstrip("\ufeff").splitlines()
     except FileNotFoundError:
         return Settings(), [f"{path} does not exist; the defaults are used."] if must_exist else []
-    except (OSError, Refusal) as error:
+    except OSError as error:
         return Settings(), [f"{path} cannot be read ({reason(error)}); the defaults are used."]
+    except Refusal as error:
+        return Settings(), [f"{path} {error}; the defaults are used."]
     if not any(sets_something(line) for line in lines):
         return Settings(), []
     return parse_settings(path, lines)
@@ -344,24 +346,44 @@ def closest_key(name: str) -> str:
     return f"did you mean {similar[0]}?" if similar else f"known are {', '.join(known)}"
 
 
-def read_file(path: str) -> bytes:
-    """The content of a small regular file.
+def read_file(path: str, *, trusted: bool = False) -> bytes:
+    """The content of a small regular file, which if it is to be `trusted` nobody else may write.
 
-    Raises OSError, or Refusal if it is too large or no regular file: opening a FIFO may block for ever, and opening
-    a device may do anything (a watchdog starts to count, a tape rewinds).
+    Raises OSError, or Refusal if it is anything else.
     """
-    status = os.stat(path)
-    require_regular_file(status)
-    if status.st_size > LARGEST_CONFIGURATION:
-        raise Refusal(f"has {status.st_size} bytes; more than {LARGEST_CONFIGURATION} are no configuration")
     with open_regular_file(path) as file:
+        status = os.fstat(file.fileno())
+        if trusted:
+            require_trust(status)
+        if status.st_size > LARGEST_CONFIGURATION:
+            raise Refusal(f"has {status.st_size} bytes; more than {LARGEST_CONFIGURATION} are no configuration")
         return file.read(status.st_size + 1)
 
 
 def open_regular_file(path: str) -> IO[bytes]:
-    """The file opened for reading without a buffer, and without blocking should it have become a FIFO."""
+    """The file opened for reading without a buffer, and without blocking should it have become a FIFO.
+
+    Raises OSError, or Refusal if it is no regular file: opening a FIFO may block for ever, and opening a device may do
+    anything (a watchdog starts to count, a tape rewinds).
+    """
+    require_regular_file(os.stat(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     return open(descriptor, "rb", buffering=0)
+
+
+def require_trust(status: os.stat_result) -> None:
+    """Raises Refusal if somebody other than root and the caller may have written the file."""
+    if why := why_distrusted(status):
+        raise Refusal(f"is not trusted, because {why}")
+
+
+def why_distrusted(status: os.stat_result) -> str:
+    """Why somebody other than root and the caller may have written the file, and what to do about it; or nothing."""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"it belongs to user {status.st_uid}, not to root (mend that with chown root)"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "others than its owner may write it (mend that with chmod go-w)"
+    return ""
 
 
 def require_regular_file(status: os.stat_result) -> None:
@@ -423,12 +445,16 @@ DEFAULT_SAVE = "/var/lib/xen/save"
 # Sourcing it takes milliseconds; xendomains itself would wait for ever.
 SOURCING_LIMIT = 10.0
 
-# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe.
+# The file that was found trustworthy is standard input. It is sourced from there, where nobody can put another in its
+# place, or where /proc is missing, by its name. bash undoes the redirections after `.`, so that only what is printed
+# below gets into the pipe.
 SOURCE_SETTINGS = r"""
+exec 3<&0 </dev/null
+if [ -e /proc/self/fd/3 ]; then set -- /proc/self/fd/3; fi
 . "$1" </dev/null >/dev/null 2>&1
 status=$?
 complaint=
-if [ "$status" != 0 ]; then complaint=$("$BASH" -n "$1" 2>&1 </dev/null); fi
+if [ "$status" != 0 ]; then complaint=$("$BASH" -n 2>&1 <&3); fi
 builtin printf '%s\0' "$status" "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
 """
 
@@ -437,7 +463,8 @@ def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
     Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
-    A file which cannot be sourced within `limit` seconds (or at all) counts as if it held Xen's own defaults.
+    A file which cannot be sourced within `limit` seconds (or at all), or which bash must not run because others may
+    write it, counts as if it held Xen's own defaults.
     """
     path = next((path for path in settings.xendomains if os.path.exists(path)), None)
     if path is None:
@@ -508,18 +535,20 @@ def source_xendomains(path: str, limit: float) -> Sourced:
     """The variables of xendomains as bash finds them in the file, and what it complains of.
 
     bash sources the file as xendomains does, without input or output. Raises OSError if the file cannot be read, and
-    Refusal if there is no bash, or if the file takes longer than `limit` seconds or ends the shell.
+    Refusal if others may write it, if there is no bash, or if the file takes longer than `limit` seconds or ends the
+    shell.
     """
-    require_regular_file(os.stat(path))
-    answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), len(Sourced._fields), limit)
+    with open_regular_file(path) as file:
+        require_trust(os.fstat(file.fileno()))
+        answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), file.fileno(), len(Sourced._fields), limit)
     if len(answer) < len(Sourced._fields):
         raise Refusal("ends the shell that reads it" if ended else f"was not read within {format_time_span(limit)}")
     sourced = Sourced(*answer[: len(Sourced._fields)])
-    # bash begins each line of a complaint with its own name and the file's.
-    return sourced._replace(complaint=sourced.complaint.partition("\n")[0].split(f"{path}: ", 1)[-1])
+    # bash begins each line of a complaint with its own name.
+    return sourced._replace(complaint=sourced.complaint.partition("\n")[0].partition(": ")[2])
 
 
-def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[list[str], bool]:
+def run_bash(script: str, argument: str, standard_input: int, fields: int, limit: float) -> tuple[list[str], bool]:
     """The fields (each ended by NUL) which a bash script prints within `limit` seconds, and whether it ended itself.
 
     This is not left to subprocess, which costs the boot as much as everything else here together.
@@ -534,7 +563,7 @@ def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[lis
             ["bash", "--norc", "--noprofile", "-c", script, "bash", argument],
             environment,
             file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, standard_input, 0),
                 (os.POSIX_SPAWN_DUP2, writing, 1),
                 (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
             ],
@@ -1580,6 +1609,9 @@ def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) ->
         return unreadable(path, kind, error, settings)  # and without a signature, so that it is tried again
     except Refusal as error:
         domain = Domain(os.path.basename(path), path, kind, error=reason(error))
+    if why := why_distrusted(status):
+        # xl will run it all the same, as root, so its disks are needed.
+        domain = domain._replace(warnings=(*domain.warnings, f"{why}; xl uses it all the same"))
     return Entry(signature, domain, tuple(wanted_unless_ignored(domain, disk, settings) for disk in domain.disks))
 
 
@@ -1607,7 +1639,6 @@ def read_domain(path: str, kind: str) -> Domain:
     """The domain in this file. Raises OSError if it cannot be read, and Refusal if xl will refuse it."""
     if kind == "auto":
         return with_warnings(domain_from_xl_config(os.fsdecode(read_file(path)), path, kind))
-    require_regular_file(os.stat(path))
     with open_regular_file(path) as file:
         text, is_json = saved_configuration(file)
     return with_warnings((domain_from_json if is_json else domain_from_xl_config)(text, path, kind))
