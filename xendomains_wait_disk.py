@@ -30,10 +30,11 @@ import signal
 import stat
 import sys
 import time
+from _thread import start_new_thread
 from collections import namedtuple
 from enum import Enum
 from functools import partial
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
 # pyudev, python-systemd, socket and tenacity together take several times as long as all that the common boot does.
@@ -200,7 +201,10 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
         return Settings(), [f"{path} {error}; the defaults are used."]
     if not any(sets_something(line) for line in lines):
         return Settings(), []
-    return parse_settings(path, lines)
+    try:
+        return parse_settings(path, lines)
+    except ImportError as error:
+        return Settings(), [f"{path} cannot be read without Python's configobj ({error}); the defaults are used."]
 
 
 def sets_something(line: str) -> bool:
@@ -307,6 +311,8 @@ def check_path(value: str | list[str]) -> str:
     path = single(value)
     if path and not path.startswith("/"):
         raise Refusal(f"is no absolute path: '{path}'")
+    if "\0" in path:
+        raise Refusal(f"is no path: '{path}'")
     return path
 
 
@@ -368,6 +374,11 @@ def open_regular_file(path: str) -> IO[bytes]:
     """
     require_regular_file(os.stat(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        require_regular_file(os.fstat(descriptor))  # it may have been replaced just now
+    except Refusal:
+        os.close(descriptor)
+        raise
     return open(descriptor, "rb", buffering=0)
 
 
@@ -447,10 +458,11 @@ SOURCING_LIMIT = 10.0
 
 # The file that was found trustworthy is standard input. It is sourced from there, where nobody can put another in its
 # place, or where /proc is missing, by its name. bash undoes the redirections after `.`, so that only what is printed
-# below gets into the pipe.
+# below gets into the pipe. Where it has not enough file descriptors for that, it ends, lest the file look empty.
 SOURCE_SETTINGS = r"""
-exec 3<&0 </dev/null
+exec 3<&0 </dev/null || exit
 if [ -e /proc/self/fd/3 ]; then set -- /proc/self/fd/3; fi
+{ : 4<"$1" </dev/null >/dev/null 2>&1; } 2>/dev/null || exit
 . "$1" </dev/null >/dev/null 2>&1
 status=$?
 complaint=
@@ -475,7 +487,8 @@ def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None
         sourced = source_xendomains(path, limit)
     except (OSError, Refusal) as error:
         sourced = Sourced(auto=DEFAULT_AUTO, save=DEFAULT_SAVE, restore="true")
-        problems.append(f"{path} {reason(error)}; the guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead.")
+        why = error if isinstance(error, Refusal) else f"cannot be read ({reason(error)})"
+        problems.append(f"{path} {why}; the guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead.")
     remark = ""
     if sourced.complaint:
         problems.append(f"{path} has a syntax error ({sourced.complaint}); what stands before it counts.")
@@ -1238,7 +1251,9 @@ def look_at_block_device(number: int, kernel: Kernel) -> Look:
     try:
         name = os.path.basename(os.readlink(directory))
     except OSError:
-        return Look(State.NOT_READY, "is a device file, but the kernel has no such block device")
+        mounted = os.path.isdir(f"{kernel.sys}/dev/block")
+        lack = "the kernel has no such block device" if mounted else f"{kernel.sys}, which tells of it, is not mounted"
+        return Look(State.NOT_READY, f"is a device file, but {lack}")
     lack = lack_in_sysfs(directory, name) or (lack_in_udev(number, kernel) if kernel.udev_runs() else "")
     return Look(State.NOT_READY, lack) if lack else READY
 
@@ -1331,9 +1346,10 @@ def pyudev_lookup() -> UdevLookup | None:
     """A way to ask libudev, or nothing where pyudev is not installed."""
     try:
         import pyudev
-    except ImportError:
+
+        context = pyudev.Context()
+    except (ImportError, OSError):
         return None
-    context = pyudev.Context()
 
     # libudev is not thread-safe, and a thread that was left behind may come back at any time.
     one_at_a_time = Lock()
@@ -1354,6 +1370,14 @@ def pyudev_lookup() -> UdevLookup | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def start_thread(function: Call) -> None:
+    """Makes the call in a thread that does not keep the interpreter from ending. Raises RuntimeError if there is none.
+
+    Thread.start() of threading would wait for ever for one that finds no memory to begin with.
+    """
+    start_new_thread(function, ())
+
+
 class Scouts:
     """Threads that look at what may block for ever, such as a file on an NFS server that is gone.
 
@@ -1366,7 +1390,8 @@ class Scouts:
     PATIENCE_LOST = 0.1  # the same, once one was left behind
     AT_ONCE = 64
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self._patience = patience
         self._lost: dict[Key, Scout] = {}
 
     def run(self, errand: str, calls: Mapping[str, Call], deadline: float) -> dict[str, Any]:
@@ -1380,15 +1405,17 @@ class Scouts:
             if self._lost[key].back.is_set():
                 results.update(self._lost.pop(key).result_for(key))
         todo = [(key, call) for key, call in keyed.items() if key not in self._lost and key not in results]
-        patience = self.PATIENCE
+        patience = self._patience
         groups = [todo]
         while todo and time.monotonic() < deadline:
             scouts = [Scout(group) for group in groups]
             try:
                 for scout in scouts:
-                    Thread(target=scout.run, daemon=True).start()
+                    start_thread(scout.run)
             except RuntimeError:  # the process has as many threads as it may have
-                break
+                if len(scouts) > 1:
+                    break
+                scouts[0].run()  # nothing is known to hang, and not to look would be worse
             todo = self._gather(scouts, results, patience, deadline) + todo[sum(map(len, groups)) :]
             groups = [[pair] for pair in todo[: self.AT_ONCE]]
             patience = self.PATIENCE_LOST
@@ -1412,6 +1439,11 @@ class Scouts:
             if not scout.back.is_set() and scout.current is not None and scout.current not in results:
                 self._lost[scout.current] = scout
         return undone
+
+
+def answer_within(limit: float, call: Call, otherwise: Any) -> Any:
+    """What the call returns, or `otherwise` if it does not come back within `limit` seconds."""
+    return Scouts(limit).run("ask", {"": call}, time.monotonic() + limit).get("", otherwise)
 
 
 class Scout:
@@ -1659,7 +1691,7 @@ def with_warnings(domain: Domain) -> Domain:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A signal asks the wait to end."""
 
     def __init__(self, number: int) -> None:
@@ -1667,8 +1699,11 @@ class Stopped(Exception):
         self.number = number
 
 
+STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 def stop_on_signals() -> None:
-    """From now on the first SIGTERM or SIGINT raises Stopped in the main thread."""
+    """From now on the first signal that asks to end raises Stopped in the main thread."""
     stopping = False
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -1677,14 +1712,35 @@ def stop_on_signals() -> None:
             stopping = True
             raise Stopped(number)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    def try_again(swallowed: sys.UnraisableHookArgs) -> None:
+        nonlocal stopping
+        if isinstance(swallowed.exc_value, Stopped):
+            stopping = False
+            start_thread(partial(send_soon, swallowed.exc_value.number))
+        elif swallowed.exc_type is not MemoryError:  # a thread ended by that is one that does not come back
+            sys.__unraisablehook__(swallowed)
+
+    # What is raised while an object is being destroyed gets no further than this.
+    sys.unraisablehook = try_again
+    set_signals(stop)
+
+
+def send_soon(number: int) -> None:
+    """Sends this process the signal in a moment."""
+    time.sleep(0.01)
+    os.kill(os.getpid(), number)
 
 
 def obey_signals() -> None:
-    """From now on SIGTERM and SIGINT end the process."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """From now on the signals that ask to end do so, in silence."""
+    set_signals(signal.SIG_DFL)
+
+
+def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
+    for number in STOPPING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, action)
 
 
 def wait(
@@ -1801,11 +1857,21 @@ class Journal:
 
     Under systemd they go through python-systemd with fields, or where that is missing, with their priority in front
     as sd-daemon(3) describes.
+
+    Nobody may hold up the boot by not reading: unless it is to be `patient`, what cannot be delivered soon is left to a
+    thread, and messages are lost until that has come back.
     """
 
-    def __init__(self, level: int, stream: IO[str] | None) -> None:
+    PATIENCE = 0.3
+
+    def __init__(self, level: int, stream: IO[str] | None, *, patient: bool = False) -> None:
         self.level = level
         self._stream = stream
+        self._patient = patient
+        self._patience = self.PATIENCE
+        self._lost = 0
+        self._delivered = Event()
+        self._delivered.set()
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._shows_progress = False
@@ -1814,28 +1880,58 @@ class Journal:
         """One message, with fields such as DISK= for the journal."""
         if level > self.level:
             return
-        text = printable(text)
-        if self._is_journal:
-            try:
-                from systemd import journal
-
-                fields = {name: printable(value) for name, value in fields.items()}
-                journal.send(text, PRIORITY=str(level), SYSLOG_IDENTIFIER=COMMAND, **fields)
-                return
-            except (ImportError, OSError):
-                text = f"<{level}>{text}"
-        self._write(f"{text}\n")
+        self._deliver(partial(self._send, level, printable(text), {n: printable(value) for n, value in fields.items()}))
 
     def progress(self, text: str) -> None:
         """On a terminal, one line that is written over each time."""
         if self._is_terminal and self.level > ERR:
-            self._write(printable(text)[: terminal_width() - 1])
+            self._deliver(partial(self._write, printable(text)[: terminal_width() - 1]))
             self._shows_progress = True
 
     def end_progress(self) -> None:
         """Takes that line away."""
         if self._shows_progress:
-            self._write("")
+            self._deliver(partial(self._write, ""))
+
+    def _deliver(self, call: Call) -> None:
+        if self._patient:
+            call()
+            return
+        if not self._delivered.wait(self._patience):
+            self._patience = 0.0
+            self._lost += 1
+            return
+        delivered = self._delivered = Event()
+
+        def deliver() -> None:
+            try:
+                self._tell_of_lost()
+                call()
+            finally:
+                delivered.set()
+
+        try:
+            start_thread(deliver)
+        except RuntimeError:  # the process has as many threads as it may have
+            deliver()
+        self._patience = self.PATIENCE if delivered.wait(self.PATIENCE) else 0.0
+
+    def _tell_of_lost(self) -> None:
+        if self._lost:
+            text = f"Messages were lost here, because nobody read them: {self._lost}."
+            self._lost = 0
+            self._send(WARNING, text, {})
+
+    def _send(self, level: int, text: str, fields: Mapping[str, str]) -> None:
+        if self._is_journal:
+            try:
+                from systemd import journal
+
+                journal.send(text, PRIORITY=str(level), SYSLOG_IDENTIFIER=COMMAND, **fields)
+                return
+            except (ImportError, OSError):
+                text = f"<{level}>{text}"
+        self._write(f"{text}\n")
 
     def _write(self, text: str) -> None:
         if self._shows_progress:
@@ -2136,12 +2232,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Does what the command line asks for, and returns the exit status."""
     started = time.monotonic()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
-    if options.timeout is not None:
-        settings = settings._replace(timeout=options.timeout)
+    settings, problems = settings_in_time(options)
     level, level_problems = log_level(settings, options, os.environ)
-    journal = Journal(level, sys.stderr)
-    xendomains, more_problems = read_xendomains(settings, min(SOURCING_LIMIT, max(settings.timeout, 0.5)))
+    journal = Journal(level, sys.stderr, patient=options.command != "wait")
+    xendomains, more_problems = xendomains_in_time(settings)
     problems += level_problems + more_problems
     for problem in problems:
         journal.say(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
@@ -2159,6 +2253,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problems:
         return EXIT_USAGE
     return EXIT_TIMED_OUT if found.missing() else EXIT_READY
+
+
+def settings_in_time(options: Options) -> tuple[Settings, list[str]]:
+    """Our settings and what is wrong with them, even if their file system does not answer."""
+    path = options.config or CONFFILE
+    unknown = Settings(), [f"{path} {NO_ANSWER.reason} The defaults are used."]
+    limit = reading_limit(Settings().timeout if options.timeout is None else options.timeout)
+    read = partial(read_settings, path, must_exist=options.config != "")
+    settings, problems = answer_within(limit, read, unknown)
+    if options.timeout is not None:
+        settings = settings._replace(timeout=options.timeout)
+    return settings, problems
+
+
+def xendomains_in_time(settings: Settings) -> tuple[Xendomains | None, list[str]]:
+    """What xendomains will do and what is wrong with its settings, even if their file system does not answer."""
+    paths = ", ".join(settings.xendomains)
+    problem = f"{paths}: {NO_ANSWER.reason} The guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead."
+    unknown = Xendomains("", settings.auto or DEFAULT_AUTO, settings.save or DEFAULT_SAVE), [problem]
+    limit = reading_limit(settings.timeout)
+    # A little more for what follows on a file that hangs, and has a message of its own.
+    answer: tuple[Xendomains | None, list[str]] = answer_within(
+        limit + 0.3, partial(read_xendomains, settings, limit), unknown
+    )
+    return answer
+
+
+def reading_limit(timeout: float) -> float:
+    """How long it may take to read settings."""
+    return min(SOURCING_LIMIT, max(timeout, 0.5))
 
 
 def tell_what_is_wrong(found: Survey, journal: Journal, problems: Sequence[str]) -> int:
@@ -2241,18 +2365,24 @@ def run() -> NoReturn:
     Leaves at once, because tearing down the interpreter takes longer than the look at a disk. Threads that hang do not
     keep it, unless they hang where even SIGKILL does not reach them; then it is up to systemd's timeouts to go on.
     """
+    journal = Journal(ERR, sys.stderr, patient=True)  # later there may be no memory for it
     status = EXIT_TIMED_OUT
+    failure = ""
     try:
+        obey_signals()
         status = main()
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
-    except KeyboardInterrupt:
-        pass
     except Refusal as error:
-        Journal(ERR, sys.stderr).say(ERR, f"{COMMAND}: {error}.")
+        failure = f"{error}."
+    except MemoryError:
+        failure = "there is not enough memory to go on. What is missing is not waited for."
+    except ImportError as error:
+        failure = f"a Python module cannot be loaded ({error}). What is missing is not waited for."
     except Exception as error:
-        text = f"{COMMAND}: internal error, please report it: {type(error).__name__}: {error}"
-        Journal(ERR, sys.stderr).say(ERR, text)
+        failure = f"internal error, please report it: {type(error).__name__}: {error}"
+    if failure:
+        journal.say(ERR, f"{COMMAND}: {failure}")
     os._exit(status)
 
 
