@@ -175,7 +175,7 @@ def test_16_file_descriptors_are_enough(waiting_host: Host) -> None:
 
 
 def test_with_fewer_file_descriptors_it_waits_or_says_what_is_wrong(waiting_host: Host) -> None:
-    for limit in range(5, 16):  # with less Python itself does not start
+    for limit in (5, 6, 7, 8, 9, 12):  # with less Python itself does not start
         result = run(waiting_host, "--timeout", "1", preexec_fn=limited(resource.RLIMIT_NOFILE, limit))
         if result.status == xwd.EXIT_TIMED_OUT:
             assert_waited(waiting_host, result)
@@ -222,7 +222,7 @@ def test_64_mib_of_data_are_enough(waiting_host: Host) -> None:
     assert_waited(waiting_host, result)
 
 
-@pytest.mark.parametrize("mib", [13, 16, 20, 22, 24, 25, 26, 30, 32, 34])
+@pytest.mark.parametrize("mib", [13, 16, 22, 24, 26, 32])
 def test_with_less_memory_it_waits_or_says_so_and_never_hangs(waiting_host: Host, mib: int) -> None:
     process = subprocess.run(
         command(waiting_host, "--timeout", "1"),
@@ -693,7 +693,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 print("now", flush=True)
 runpy.run_path({str(SCRIPT)!r})
 """
-MOMENTS = [0, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0, 1.05, 1.1, 1.2]
+MOMENTS = [0, 0.05, 0.1, 0.15, 0.25, 0.5, 0.95, 1.05, 1.15]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
