@@ -24,18 +24,18 @@ Every time is in seconds, unless its name says otherwise.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import signal
 import stat
 import sys
 import time
+from _thread import start_new_thread
 from collections import namedtuple
 from enum import Enum
 from functools import partial
 from itertools import chain, islice
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
 # pyudev, python-systemd, socket and tenacity together take several times as long as all that the common boot does.
@@ -198,14 +198,19 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
     wrong as well), so that the settings can always be used.
     """
     try:
-        lines = os.fsdecode(read_file(path, LARGEST_SETTINGS)).lstrip("\ufeff").splitlines()
+        lines = os.fsdecode(read_file(path, LARGEST_SETTINGS, trusted=True)).lstrip("\ufeff").splitlines()
     except FileNotFoundError:
         return Settings(), [f"{path} does not exist; the defaults are used."] if must_exist else []
-    except (OSError, Refusal) as error:
+    except OSError as error:
         return Settings(), [f"{path} cannot be read ({reason(error)}); the defaults are used."]
+    except Refusal as error:
+        return Settings(), [f"{path} {error}; the defaults are used."]
     if not any(sets_something(line) for line in lines):
         return Settings(), []
-    return parse_settings(path, lines)
+    try:
+        return parse_settings(path, lines)
+    except ImportError as error:
+        return Settings(), [f"{path} cannot be read without Python's configobj ({error}); the defaults are used."]
 
 
 def sets_something(line: str) -> bool:
@@ -312,6 +317,8 @@ def check_path(value: str | list[str]) -> str:
     path = single(value)
     if path and not path.startswith("/"):
         raise Refusal(f"is no absolute path: '{path}'")
+    if "\0" in path:
+        raise Refusal(f"is no path: '{path}'")
     return path
 
 
@@ -351,9 +358,12 @@ def closest_key(name: str) -> str:
     return f"did you mean {similar[0]}?" if similar else f"known are {', '.join(known)}"
 
 
-def read_file(path: str, largest: int = LARGEST_CONFIGURATION) -> bytes:
-    """The content of a small regular file. Raises OSError, or Refusal if it is too large or no regular file."""
-    with open_regular_file(path) as file:
+def read_file(path: str, largest: int = LARGEST_CONFIGURATION, *, trusted: bool = False) -> bytes:
+    """The content of a small regular file, which if it is to be `trusted` nobody else may write.
+
+    Raises OSError, or Refusal if it is anything else.
+    """
+    with open_regular_file(path, trusted=trusted) as file:
         size = file.seek(0, os.SEEK_END)
         if size > largest:
             raise Refusal(f"has {size} bytes; more than {largest} are no configuration")
@@ -361,25 +371,45 @@ def read_file(path: str, largest: int = LARGEST_CONFIGURATION) -> bytes:
         return file.read(size)
 
 
-def open_regular_file(path: str) -> IO[bytes]:
+def open_regular_file(path: str, *, trusted: bool = False) -> IO[bytes]:
     """The file opened for reading without a buffer. Raises OSError, or Refusal if it is no regular file.
 
     It is looked at before it is opened, because opening a FIFO may block for ever, and opening a device may do anything
     (a watchdog starts to count, a tape rewinds); and after that, because it may have been replaced in between. What is
     empty is not opened at all: the files in /proc look like that, and reading /proc/kmsg takes messages away from the
-    one who logs them.
+    one who logs them. With `trusted`, what others may write is refused as well.
     """
     status = os.stat(path)
     require_regular_file(status)
     if not status.st_size:
-        return io.BytesIO()
+        if trusted:
+            require_trust(status)
+        return open(os.devnull, "rb", buffering=0)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        require_regular_file(os.fstat(descriptor))
+        status = os.fstat(descriptor)
+        require_regular_file(status)
+        if trusted:
+            require_trust(status)
     except Refusal:
         os.close(descriptor)
         raise
     return open(descriptor, "rb", buffering=0)
+
+
+def require_trust(status: os.stat_result) -> None:
+    """Raises Refusal if somebody other than root and the caller may have written the file."""
+    if why := why_distrusted(status):
+        raise Refusal(f"is not trusted, because {why}")
+
+
+def why_distrusted(status: os.stat_result) -> str:
+    """Why somebody other than root and the caller may have written the file, and what to do about it; or nothing."""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"it belongs to user {status.st_uid}, not to root (mend that with chown root)"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "others than its owner may write it (mend that with chmod go-w)"
+    return ""
 
 
 def require_regular_file(status: os.stat_result) -> None:
@@ -441,12 +471,17 @@ DEFAULT_SAVE = "/var/lib/xen/save"
 # Sourcing it takes milliseconds; xendomains itself would wait for ever.
 SOURCING_LIMIT = 10.0
 
-# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe.
+# The file that was found trustworthy is standard input. It is sourced from there, where nobody can put another in its
+# place, or where /proc is missing, by its name. bash undoes the redirections after `.`, so that only what is printed
+# below gets into the pipe. Where it has not enough file descriptors for that, it ends, lest the file look empty.
 SOURCE_SETTINGS = r"""
+exec 3<&0 </dev/null || exit
+if [ -e /proc/self/fd/3 ]; then set -- /proc/self/fd/3; fi
+{ : 4<"$1" </dev/null >/dev/null 2>&1; } 2>/dev/null || exit
 . "$1" </dev/null >/dev/null 2>&1
 status=$?
 complaint=
-if [ "$status" != 0 ]; then complaint=$("$BASH" -n "$1" 2>&1 </dev/null); fi
+if [ "$status" != 0 ]; then complaint=$("$BASH" -n 2>&1 <&3); fi
 builtin printf '%s\0' "$status" "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
 """
 
@@ -455,7 +490,8 @@ def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
     Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
-    A file which cannot be sourced within `limit` seconds (or at all) counts as if it held Xen's own defaults.
+    A file which cannot be sourced within `limit` seconds (or at all), or which bash must not run because others may
+    write it, counts as if it held Xen's own defaults.
     """
     path = next((path for path in settings.xendomains if os.path.exists(path)), None)
     if path is None:
@@ -466,7 +502,8 @@ def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None
         sourced = source_xendomains(path, limit)
     except (OSError, Refusal) as error:
         sourced = Sourced(auto=DEFAULT_AUTO, save=DEFAULT_SAVE, restore="true")
-        problems.append(f"{path} {reason(error)}; the guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead.")
+        why = error if isinstance(error, Refusal) else f"cannot be read ({reason(error)})"
+        problems.append(f"{path} {why}; the guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead.")
     remark = ""
     if sourced.complaint:
         problems.append(f"{path} has a syntax error ({sourced.complaint}); what stands before it counts.")
@@ -526,21 +563,22 @@ def source_xendomains(path: str, limit: float) -> Sourced:
     """The variables of xendomains as bash finds them in the file, and what it complains of.
 
     bash sources the file as xendomains does, without input or output. Raises OSError if the file cannot be read, and
-    Refusal if there is no bash, or if the file takes longer than `limit` seconds or ends the shell.
+    Refusal if others may write it, if there is no bash, or if the file takes longer than `limit` seconds or ends the
+    shell.
     """
-    status = os.stat(path)
-    require_regular_file(status)
-    if status.st_size > LARGEST_CONFIGURATION:
-        raise Refusal(f"has {status.st_size} bytes; more than {LARGEST_CONFIGURATION} are no settings")
-    answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), len(Sourced._fields), limit)
+    with open_regular_file(path, trusted=True) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_CONFIGURATION:
+            raise Refusal(f"has {size} bytes; more than {LARGEST_CONFIGURATION} are no settings")
+        answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), file.fileno(), len(Sourced._fields), limit)
     if len(answer) < len(Sourced._fields):
         raise Refusal("ends the shell that reads it" if ended else f"was not read within {format_time_span(limit)}")
     sourced = Sourced(*answer[: len(Sourced._fields)])
-    # bash begins each line of a complaint with its own name and the file's.
-    return sourced._replace(complaint=sourced.complaint.partition("\n")[0].split(f"{path}: ", 1)[-1])
+    # bash begins each line of a complaint with its own name.
+    return sourced._replace(complaint=sourced.complaint.partition("\n")[0].partition(": ")[2])
 
 
-def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[list[str], bool]:
+def run_bash(script: str, argument: str, standard_input: int, fields: int, limit: float) -> tuple[list[str], bool]:
     """The fields (each ended by NUL) which a bash script prints within `limit` seconds, and whether it ended itself.
 
     This is not left to subprocess, which costs the boot as much as everything else here together.
@@ -555,7 +593,7 @@ def run_bash(script: str, argument: str, fields: int, limit: float) -> tuple[lis
             ["bash", "--norc", "--noprofile", "-c", script, "bash", argument],
             environment,
             file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, standard_input, 0),
                 (os.POSIX_SPAWN_DUP2, writing, 1),
                 (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
             ],
@@ -1246,7 +1284,9 @@ def look_at_block_device(number: int, kernel: Kernel) -> Look:
     try:
         name = os.path.basename(os.readlink(directory))
     except OSError:
-        return Look(State.NOT_READY, "is a device file, but the kernel has no such block device")
+        mounted = os.path.isdir(f"{kernel.sys}/dev/block")
+        lack = "the kernel has no such block device" if mounted else f"{kernel.sys}, which tells of it, is not mounted"
+        return Look(State.NOT_READY, f"is a device file, but {lack}")
     lack = lack_in_sysfs(directory, name) or (lack_in_udev(number, kernel) if kernel.udev_runs() else "")
     return Look(State.NOT_READY, lack) if lack else READY
 
@@ -1364,9 +1404,10 @@ def pyudev_lookup() -> UdevLookup | None:
     """A way to ask libudev, or nothing where pyudev is not installed."""
     try:
         import pyudev
-    except ImportError:
+
+        context = pyudev.Context()
+    except (ImportError, OSError):
         return None
-    context = pyudev.Context()
 
     # libudev is not thread-safe, and a thread that was left behind may come back at any time.
     one_at_a_time = Lock()
@@ -1387,6 +1428,14 @@ def pyudev_lookup() -> UdevLookup | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def start_thread(function: Call) -> None:
+    """Makes the call in a thread that does not keep the interpreter from ending. Raises RuntimeError if there is none.
+
+    Thread.start() of threading would wait for ever for one that finds no memory to begin with.
+    """
+    start_new_thread(function, ())
+
+
 class Scouts:
     """Threads that look at what may block for ever, such as a file on an NFS server that is gone.
 
@@ -1400,7 +1449,8 @@ class Scouts:
     AT_ONCE = 64
     MOST_LOST = 1000  # a service may have a few thousand threads, and the memory of a host is for its guests
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self._patience = patience
         self._lost: dict[Key, Scout] = {}
 
     def run(self, errand: str, calls: Mapping[str, Call], deadline: float) -> dict[str, Any]:
@@ -1414,15 +1464,17 @@ class Scouts:
             if self._lost[key].back.is_set():
                 results.update(self._lost.pop(key).result_for(key))
         todo = [(key, call) for key, call in keyed.items() if key not in self._lost and key not in results]
-        patience = self.PATIENCE
+        patience = self._patience
         groups = [todo]
         while todo and len(self._lost) < self.MOST_LOST and time.monotonic() < deadline:
             scouts = [Scout(group) for group in groups]
             try:
                 for scout in scouts:
-                    Thread(target=scout.run, daemon=True).start()
+                    start_thread(scout.run)
             except RuntimeError:  # the process has as many threads as it may have
-                break
+                if len(scouts) > 1:
+                    break
+                scouts[0].run()  # nothing is known to hang, and not to look would be worse
             todo = self._gather(scouts, results, patience, deadline) + todo[sum(map(len, groups)) :]
             groups = [[pair] for pair in todo[: self.AT_ONCE]]
             patience = self.PATIENCE_LOST
@@ -1450,6 +1502,11 @@ class Scouts:
             if not scout.back.is_set() and scout.current is not None and scout.current not in results:
                 self._lost[scout.current] = scout
         return undone
+
+
+def answer_within(limit: float, call: Call, otherwise: Any) -> Any:
+    """What the call returns, or `otherwise` if it does not come back within `limit` seconds."""
+    return Scouts(limit).run("ask", {"": call}, time.monotonic() + limit).get("", otherwise)
 
 
 class Scout:
@@ -1677,6 +1734,9 @@ def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) ->
         return unreadable(path, kind, error, settings)  # and without a signature, so that it is tried again
     except Refusal as error:
         domain = Domain(os.path.basename(path), path, kind, error=reason(error))
+    if why := why_distrusted(status):
+        # xl will run it all the same, as root, so its disks are needed.
+        domain = domain._replace(warnings=(*domain.warnings, f"{why}; xl uses it all the same"))
     return Entry(signature, domain, tuple(wanted_unless_ignored(domain, disk, settings) for disk in domain.disks))
 
 
@@ -1735,7 +1795,7 @@ MOST_DISKS = 1024
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A signal asks the wait to end."""
 
     def __init__(self, number: int) -> None:
@@ -1743,8 +1803,11 @@ class Stopped(Exception):
         self.number = number
 
 
+STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 def stop_on_signals() -> None:
-    """From now on the first SIGTERM or SIGINT raises Stopped in the main thread."""
+    """From now on the first signal that asks to end raises Stopped in the main thread."""
     stopping = False
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -1753,14 +1816,35 @@ def stop_on_signals() -> None:
             stopping = True
             raise Stopped(number)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    def try_again(swallowed: sys.UnraisableHookArgs) -> None:
+        nonlocal stopping
+        if isinstance(swallowed.exc_value, Stopped):
+            stopping = False
+            start_thread(partial(send_soon, swallowed.exc_value.number))
+        elif swallowed.exc_type is not MemoryError:  # a thread ended by that is one that does not come back
+            sys.__unraisablehook__(swallowed)
+
+    # What is raised while an object is being destroyed gets no further than this.
+    sys.unraisablehook = try_again
+    set_signals(stop)
+
+
+def send_soon(number: int) -> None:
+    """Sends this process the signal in a moment."""
+    time.sleep(0.01)
+    os.kill(os.getpid(), number)
 
 
 def obey_signals() -> None:
-    """From now on SIGTERM and SIGINT end the process."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """From now on the signals that ask to end do so, in silence."""
+    set_signals(signal.SIG_DFL)
+
+
+def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
+    for number in STOPPING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, action)
 
 
 def wait(
@@ -1910,11 +1994,21 @@ class Journal:
 
     Under systemd they go through python-systemd with fields, or where that is missing, with their priority in front
     as sd-daemon(3) describes.
+
+    Nobody may hold up the boot by not reading: unless it is to be `patient`, what cannot be delivered soon is left to a
+    thread, and messages are lost until that has come back.
     """
 
-    def __init__(self, level: int, stream: IO[str] | None) -> None:
+    PATIENCE = 0.3
+
+    def __init__(self, level: int, stream: IO[str] | None, *, patient: bool = False) -> None:
         self.level = level
         self._stream = stream
+        self._patient = patient
+        self._patience = self.PATIENCE
+        self._lost = 0
+        self._delivered = Event()
+        self._delivered.set()
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._shows_progress = False
@@ -1924,27 +2018,59 @@ class Journal:
         if level > self.level:
             return
         text = printable(shortened(text, LONGEST_MESSAGE))
-        if self._is_journal:
-            try:
-                from systemd import journal
-
-                fields = {name: printable(shortened(value, LONGEST_MESSAGE)) for name, value in fields.items()}
-                journal.send(text, PRIORITY=str(level), SYSLOG_IDENTIFIER=COMMAND, **fields)
-                return
-            except (ImportError, OSError):
-                text = f"<{level}>{text}"
-        self._write(f"{text}\n")
+        fields = {name: printable(shortened(value, LONGEST_MESSAGE)) for name, value in fields.items()}
+        self._deliver(partial(self._send, level, text, fields))
 
     def progress(self, text: str) -> None:
         """On a terminal, one line that is written over each time."""
         if self._is_terminal and self.level > ERR:
-            self._write(printable(text)[: terminal_width() - 1])
+            self._deliver(partial(self._write, printable(text)[: terminal_width() - 1]))
             self._shows_progress = True
 
     def end_progress(self) -> None:
         """Takes that line away."""
         if self._shows_progress:
-            self._write("")
+            self._deliver(partial(self._write, ""))
+
+    def _deliver(self, call: Call) -> None:
+        if self._patient:
+            call()
+            return
+        if not self._delivered.wait(self._patience):
+            self._patience = 0.0
+            self._lost += 1
+            return
+        delivered = self._delivered = Event()
+
+        def deliver() -> None:
+            try:
+                self._tell_of_lost()
+                call()
+            finally:
+                delivered.set()
+
+        try:
+            start_thread(deliver)
+        except RuntimeError:  # the process has as many threads as it may have
+            deliver()
+        self._patience = self.PATIENCE if delivered.wait(self.PATIENCE) else 0.0
+
+    def _tell_of_lost(self) -> None:
+        if self._lost:
+            text = f"Messages were lost here, because nobody read them: {self._lost}."
+            self._lost = 0
+            self._send(WARNING, text, {})
+
+    def _send(self, level: int, text: str, fields: Mapping[str, str]) -> None:
+        if self._is_journal:
+            try:
+                from systemd import journal
+
+                journal.send(text, PRIORITY=str(level), SYSLOG_IDENTIFIER=COMMAND, **fields)
+                return
+            except (ImportError, OSError):
+                text = f"<{level}>{text}"
+        self._write(f"{text}\n")
 
     def _write(self, text: str) -> None:
         if self._shows_progress:
@@ -2291,12 +2417,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Does what the command line asks for, and returns the exit status."""
     started = time.monotonic()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
-    if options.timeout is not None:
-        settings = settings._replace(timeout=options.timeout)
+    settings, problems = settings_in_time(options)
     level, level_problems = log_level(settings, options, os.environ)
-    journal = Journal(level, sys.stderr)
-    xendomains, more_problems = read_xendomains(settings, min(SOURCING_LIMIT, max(settings.timeout, 0.5)))
+    journal = Journal(level, sys.stderr, patient=options.command != "wait")
+    xendomains, more_problems = xendomains_in_time(settings)
     problems += level_problems + more_problems
     for problem in problems:
         journal.say(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
@@ -2314,6 +2438,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problems:
         return EXIT_USAGE
     return EXIT_TIMED_OUT if found.missing() else EXIT_READY
+
+
+def settings_in_time(options: Options) -> tuple[Settings, list[str]]:
+    """Our settings and what is wrong with them, even if their file system does not answer."""
+    path = options.config or CONFFILE
+    unknown = Settings(), [f"{path} {NO_ANSWER.reason} The defaults are used."]
+    limit = reading_limit(Settings().timeout if options.timeout is None else options.timeout)
+    read = partial(read_settings, path, must_exist=options.config != "")
+    settings, problems = answer_within(limit, read, unknown)
+    if options.timeout is not None:
+        settings = settings._replace(timeout=options.timeout)
+    return settings, problems
+
+
+def xendomains_in_time(settings: Settings) -> tuple[Xendomains | None, list[str]]:
+    """What xendomains will do and what is wrong with its settings, even if their file system does not answer."""
+    paths = ", ".join(settings.xendomains)
+    problem = f"{paths}: {NO_ANSWER.reason} The guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead."
+    unknown = Xendomains("", settings.auto or DEFAULT_AUTO, settings.save or DEFAULT_SAVE), [problem]
+    limit = reading_limit(settings.timeout)
+    # A little more for what follows on a file that hangs, and has a message of its own.
+    answer: tuple[Xendomains | None, list[str]] = answer_within(
+        limit + 0.3, partial(read_xendomains, settings, limit), unknown
+    )
+    return answer
+
+
+def reading_limit(timeout: float) -> float:
+    """How long it may take to read settings."""
+    return min(SOURCING_LIMIT, max(timeout, 0.5))
 
 
 def tell_what_is_wrong(found: Survey, journal: Journal, problems: Sequence[str]) -> int:
@@ -2398,18 +2552,24 @@ def run() -> NoReturn:
     Leaves at once, because tearing down the interpreter takes longer than the look at a disk. Threads that hang do not
     keep it, unless they hang where even SIGKILL does not reach them; then it is up to systemd's timeouts to go on.
     """
+    journal = Journal(ERR, sys.stderr, patient=True)  # later there may be no memory for it
     status = EXIT_TIMED_OUT
+    failure = ""
     try:
+        obey_signals()
         status = main()
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
-    except KeyboardInterrupt:
-        pass
     except Refusal as error:
-        Journal(ERR, sys.stderr).say(ERR, f"{COMMAND}: {error}.")
+        failure = f"{error}."
+    except MemoryError:
+        failure = "there is not enough memory to go on. What is missing is not waited for."
+    except ImportError as error:
+        failure = f"a Python module cannot be loaded ({error}). What is missing is not waited for."
     except Exception as error:
-        text = f"{COMMAND}: internal error, please report it: {type(error).__name__}: {error}"
-        Journal(ERR, sys.stderr).say(ERR, text)
+        failure = f"internal error, please report it: {type(error).__name__}: {error}"
+    if failure:
+        journal.say(ERR, f"{COMMAND}: {failure}")
     os._exit(status)
 
 

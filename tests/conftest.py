@@ -109,7 +109,7 @@ def finish(process: subprocess.Popen[str], started: float) -> Result:
     except subprocess.TimeoutExpired:
         process.kill()
         raise
-    return Result(process.returncode, output, messages, time.monotonic() - started)
+    return Result(process.returncode, output or "", messages or "", time.monotonic() - started)
 
 
 def next_line(process: subprocess.Popen[str]) -> str:
