@@ -9,7 +9,7 @@ HOST = Host(
     guests=(
         Guest("no-disk"),
         Guest("empty-drive", ("vdev=xvdz,cdrom,format=empty",), starts=False),
-        Guest("driver-domain", ("target=/dev/vg/lv,vdev=xvda,backend=storage",), starts=False),
+        Guest("driver-domain", ("vdev=xvda,backend=storage,target=/dev/vg/lv",), starts=False),
         Guest("script", ("vdev=xvda,script=block-none,target=somewhere",), starts=False),
         Guest("rbd", ("vdev=xvda,backendtype=qdisk,format=raw,target=rbd:pool/image",), starts=False),
     ),

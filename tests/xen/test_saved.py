@@ -33,7 +33,7 @@ HOST = Host(
 
 def test_the_guest_is_restored_with_its_disk(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 32}
-    assert "restored" in boot.text("journal.txt")
+    assert "Restoring Xen domain web" in boot.text("journal.txt")
 
 
 def test_the_wait_lasts_until_the_disk_is_there(boot: Boot) -> None:
