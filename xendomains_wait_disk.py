@@ -1898,7 +1898,6 @@ class Journal:
             call()
             return
         if not self._delivered.wait(self._patience):
-            self._patience = 0.0
             self._lost += 1
             return
         delivered = self._delivered = Event()
