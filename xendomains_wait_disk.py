@@ -2037,7 +2037,6 @@ class Journal:
             call()
             return
         if not self._delivered.wait(self._patience):
-            self._patience = 0.0
             self._lost += 1
             return
         delivered = self._delivered = Event()

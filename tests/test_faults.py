@@ -238,6 +238,18 @@ def test_with_less_memory_it_waits_or_says_so_and_never_hangs(waiting_host: Host
     assert last.startswith(("xendomains starts now", "xendomains-wait-disk: ", str(waiting_host.settings)))
 
 
+def test_a_thread_that_finds_no_memory_to_begin_with_is_not_waited_for() -> None:
+    program = """
+import _thread, threading, time
+threading._start_new_thread = _thread.start_new_thread = lambda *_, **__: None  # it dies before it has done anything
+import xendomains_wait_disk as xwd
+print(xwd.Scouts().run("look", {"path": lambda: True}, time.monotonic() + 1))
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=5, cwd=MODULE.parent)
+    assert (result.stdout, result.stderr) == ("{}\n", "")
+
+
 def test_where_no_thread_can_be_had_it_looks_without(waiting_host: Host) -> None:
     program = (
         "import sys, xendomains_wait_disk as x\n"

@@ -163,7 +163,7 @@ def test_a_disk_that_comes_and_goes_is_waited_for_again(host: Host) -> None:
     assert f"still waiting for {first} for web...\n" in result.messages
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_at_once_and_says_what_was_missing(host: Host, number: signal.Signals) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as waiter:
