@@ -203,6 +203,13 @@ def test_a_disk_that_a_guest_has_twice_is_missing_once(host: Host) -> None:
     assert [missing.domains for missing in survey_of(host).missing()] == [("web",)]
 
 
+def test_a_link_that_dangles_is_waited_for_and_says_where_to(host: Host) -> None:
+    (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
+    (domain,) = survey_of(host).domains()
+    assert (domain.name, domain.kind, domain.pending) == ("web.cfg", "auto", True)
+    assert domain.error == "is a link to /nowhere/web.cfg, which does not exist"
+
+
 def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

@@ -71,6 +71,14 @@ def test_a_damaged_file_is_refused(content: bytes, message: str) -> None:
     assert refusal(content).startswith(message)
 
 
+def test_the_largest_configuration_is_read() -> None:
+    assert len(read(saved_file(b" " * xwd.LARGEST_CONFIGURATION))[0]) == xwd.LARGEST_CONFIGURATION
+
+
+def test_an_empty_configuration_is_read_and_then_refused() -> None:
+    assert read(saved_file(b"")) == ("", True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -98,6 +106,10 @@ def test_every_field_of_a_disk_is_taken_from_json() -> None:
     first, second = xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved").disks
     assert first == xwd.Disk("hdc", "r0", "qcow2", "storage", "qdisk", "block-drbd", True)
     assert second == xwd.Disk("xvdb", "", "", "3")
+
+
+def test_what_json_leaves_out_is_empty() -> None:
+    assert xwd.disk_from_json({}) == xwd.Disk("")
 
 
 @given(st.binary(), st.integers(0, len(REAL)))
