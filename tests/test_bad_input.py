@@ -225,6 +225,24 @@ def test_a_file_that_has_not_changed_is_not_read_again(host: Host) -> None:
     assert xwd.read_entry(file, "auto", entry, xwd.Settings()) is entry
 
 
+def test_the_next_survey_reads_only_what_has_changed(host: Host) -> None:
+    web, mail = str(host.guest("web")), str(host.guest("mail"))
+    found = survey_of(host)
+    host.guest("mail", host.image("a"))
+    again = survey_of(host, found)
+    assert again.entries[web] is found.entries[web]
+    assert again.entries[mail] is not found.entries[mail]
+
+
+def test_what_was_ready_is_looked_at_again_only_if_asked(host: Host) -> None:
+    image = host.image("a")
+    host.guest("web", image)
+    found = survey_of(host)
+    image.unlink()
+    assert survey_of(host, found).missing() == []
+    assert [missing.path for missing in survey_of(host, found, again=True).missing()] == [str(image)]
+
+
 def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) -> None:
     file = host.guest("old")
     entry = xwd.read_entry(str(file), "auto", None, xwd.Settings())

@@ -62,6 +62,7 @@ def test_a_configuration_as_text_is_read() -> None:
         (saved_file(b"{}", flags=5), "needs what xl does not know: mandatory flags 0x5"),
         (saved_file(b"{}", optional=0), "claims 0 bytes of configuration in 0 bytes of optional data"),
         (saved_file(b"{}", optional=3), "claims 0 bytes of configuration in 3 bytes of optional data"),
+        (saved_file(b"{}", size=5, optional=4), "claims 5 bytes of configuration in 4 bytes of optional data"),
         (saved_file(b"{}", size=7), "claims 7 bytes of configuration in 6 bytes of optional data"),
         (saved_file(b"{}", size=2**32 - 5, optional=2**32 - 1), "claims 4294967291 bytes of configuration; at most"),
         (saved_file(b"{}", size=50, optional=54, image=b""), "ends within its configuration: 2 of 50 bytes"),
