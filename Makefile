@@ -61,7 +61,7 @@ check-packages: ## build the packages, install, upgrade and remove them; as root
 	tests/packages/pip
 
 check-environments: setup-environments ## the tests with other Pythons and other versions of what is imported
-	$(VENV_PYTHON) -m nox $(foreach environment,$(ENVIRONMENTS),-s 'tests($(environment))')
+	$(VENV_PYTHON) -m nox --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests)
 
 bench: setup-bench ## measure start, wait and latency; two minutes, needs root
 	@$(PYTHON) tests/bench $(BENCH_ARGS)
