@@ -203,6 +203,13 @@ def test_a_disk_that_a_guest_has_twice_is_missing_once(host: Host) -> None:
     assert [missing.domains for missing in survey_of(host).missing()] == [("web",)]
 
 
+def test_a_link_that_dangles_is_waited_for_and_says_where_to(host: Host) -> None:
+    (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
+    (domain,) = survey_of(host).domains()
+    assert (domain.name, domain.kind, domain.pending) == ("web.cfg", "auto", True)
+    assert domain.error == "is a link to /nowhere/web.cfg, which does not exist"
+
+
 def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -216,6 +223,24 @@ def test_a_file_that_has_not_changed_is_not_read_again(host: Host) -> None:
     entry = xwd.read_entry(file, "auto", None, xwd.Settings())
     assert entry is not None
     assert xwd.read_entry(file, "auto", entry, xwd.Settings()) is entry
+
+
+def test_the_next_survey_reads_only_what_has_changed(host: Host) -> None:
+    web, mail = str(host.guest("web")), str(host.guest("mail"))
+    found = survey_of(host)
+    host.guest("mail", host.image("a"))
+    again = survey_of(host, found)
+    assert again.entries[web] is found.entries[web]
+    assert again.entries[mail] is not found.entries[mail]
+
+
+def test_what_was_ready_is_looked_at_again_only_if_asked(host: Host) -> None:
+    image = host.image("a")
+    host.guest("web", image)
+    found = survey_of(host)
+    image.unlink()
+    assert survey_of(host, found).missing() == []
+    assert [missing.path for missing in survey_of(host, found, again=True).missing()] == [str(image)]
 
 
 def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) -> None:

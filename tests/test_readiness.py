@@ -234,6 +234,27 @@ def test_an_opened_crypt_volume_without_content_is_ready_for_a_guest(machine: Ma
     assert machine.look() == xwd.READY
 
 
+@pytest.mark.parametrize("content", ["ID_FS_USAGE=filesystem", "ID_PART_TABLE_TYPE=gpt"])
+def test_an_opened_crypt_volume_with_content_is_ready_when_udev_says_so(machine: Machine, content: str) -> None:
+    machine.device("dm-3", dm__suspended="0")
+    machine.udev("DM_UUID=CRYPT-LUKS2-abc", content, "SYSTEMD_READY=0")
+    assert machine.look().state is xwd.State.NOT_READY
+
+
+def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> None:
+    database = machine.run_udev / "data" / "b259:77"
+    database.parent.mkdir()
+    database.write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\n")
+    properties = xwd.read_udev_database(machine.NUMBER, str(machine.run_udev))
+    assert properties == {"ID_MODEL": "a=b ", "ID_SERIAL": "\ufffd", "EMPTY": ""}
+
+
+def test_a_loop_device_whose_file_has_a_name_that_is_no_utf8_is_ready(machine: Machine) -> None:
+    machine.device("loop7", loop__backing_file="")
+    (machine.sys / "devices" / "loop7" / "loop" / "backing_file").write_bytes(b"/srv/b\xfcro.img\n")
+    assert machine.look() == xwd.READY
+
+
 def test_a_member_of_a_btrfs_that_is_not_complete_is_ready_for_a_guest(machine: Machine) -> None:
     machine.device("sda")
     machine.udev("ID_BTRFS_READY=0", "SYSTEMD_READY=0")

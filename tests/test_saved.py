@@ -62,6 +62,7 @@ def test_a_configuration_as_text_is_read() -> None:
         (saved_file(b"{}", flags=5), "needs what xl does not know: mandatory flags 0x5"),
         (saved_file(b"{}", optional=0), "claims 0 bytes of configuration in 0 bytes of optional data"),
         (saved_file(b"{}", optional=3), "claims 0 bytes of configuration in 3 bytes of optional data"),
+        (saved_file(b"{}", size=5, optional=4), "claims 5 bytes of configuration in 4 bytes of optional data"),
         (saved_file(b"{}", size=7), "claims 7 bytes of configuration in 6 bytes of optional data"),
         (saved_file(b"{}", size=2**32 - 5, optional=2**32 - 1), "claims 4294967291 bytes of configuration; at most"),
         (saved_file(b"{}", size=50, optional=54, image=b""), "ends within its configuration: 2 of 50 bytes"),
@@ -69,6 +70,14 @@ def test_a_configuration_as_text_is_read() -> None:
 )
 def test_a_damaged_file_is_refused(content: bytes, message: str) -> None:
     assert refusal(content).startswith(message)
+
+
+def test_the_largest_configuration_is_read() -> None:
+    assert len(read(saved_file(b" " * xwd.LARGEST_CONFIGURATION))[0]) == xwd.LARGEST_CONFIGURATION
+
+
+def test_an_empty_configuration_is_read_and_then_refused() -> None:
+    assert read(saved_file(b"")) == ("", True)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +107,10 @@ def test_every_field_of_a_disk_is_taken_from_json() -> None:
     first, second = xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved").disks
     assert first == xwd.Disk("hdc", "r0", "qcow2", "storage", "qdisk", "block-drbd", True)
     assert second == xwd.Disk("xvdb", "", "", "3")
+
+
+def test_what_json_leaves_out_is_empty() -> None:
+    assert xwd.disk_from_json({}) == xwd.Disk("")
 
 
 @given(st.binary(), st.integers(0, len(REAL)))

@@ -309,9 +309,9 @@ def test_an_overrun_of_events_is_an_event_and_gets_a_new_monitor(monkeypatch: py
         def poll(self, timeout: float) -> None:
             time.sleep(timeout)
 
-    monitors = [Overrun(), Quiet()]
-    monkeypatch.setattr(xwd, "block_events", lambda kernel: monitors.pop(0))
-    alarm = xwd.UdevAlarm(xwd.Kernel(), time.monotonic() + 10)
+    monitors: dict[str, list[Overrun | Quiet]] = {"/run/here": [Overrun(), Quiet()]}
+    monkeypatch.setattr(xwd, "block_events", lambda kernel: monitors[kernel.run_udev].pop(0))
+    alarm = xwd.UdevAlarm(xwd.Kernel(run_udev="/run/here"), time.monotonic() + 10)
     started = time.monotonic()
     alarm.sleep(1)
     assert xwd.UdevAlarm.SHORTEST <= time.monotonic() - started < 0.5
@@ -350,6 +350,13 @@ def test_without_a_thread_to_be_had_scouts_come_back_at_once(monkeypatch: pytest
         patch.setattr(xwd, "Thread", NoThread)
         assert scouts.run("look", {"a": lambda: True}, time.monotonic() + 5) == {}
     assert scouts.run("look", {"a": lambda: True}, time.monotonic() + 5) == {"a": True}
+
+
+def test_a_pause_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xwd, "block_events", lambda kernel: None)
+    started = time.monotonic()
+    xwd.UdevAlarm(xwd.Kernel(), started + 0.2).sleep(5)
+    assert 0.2 <= time.monotonic() - started < 0.4
 
 
 def test_scouts_give_up_at_the_deadline() -> None:

@@ -66,6 +66,17 @@ def test_variables_of_the_environment_do_not_count(sysconfig: Path, monkeypatch:
     assert read(sysconfig, "")[0].auto == ""
 
 
+def test_bash_reads_no_other_file_first(sysconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "env").write_text("XENDOMAINS_AUTO=/from/another/file\n")
+    monkeypatch.setenv("BASH_ENV", str(tmp_path / "env"))
+    assert read(sysconfig, "")[0].auto == ""
+
+
+def test_pipes_in_it_end_as_they_do_for_xendomains(sysconfig: Path) -> None:
+    """Python ignores SIGPIPE, and what it starts would inherit that."""
+    assert read(sysconfig, "yes | head -1\nXENDOMAINS_AUTO=/${PIPESTATUS[0]}\n")[0].auto == "/141"
+
+
 @pytest.mark.parametrize(
     ("value", "restores"), [("true", True), ("yes", False), ("1", False), ("TRUE", False), ("", False)]
 )

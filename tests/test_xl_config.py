@@ -107,6 +107,7 @@ def test_an_error_names_the_line_and_the_text(text: str, message: str) -> None:
         ("vdev=xvda,=,", "bad syntax at '=,'"),
         ("backendtype=floppy,vdev=xvda,target=/x", "unknown backendtype 'floppy'"),
         ("access=x,vdev=xvda,target=/x", "unknown access 'x'"),
+        ("specification=vmware,vdev=xvda,target=/x", "unknown specification 'vmware'"),
         ("grant_usage=2,vdev=xvda,target=/x", "unknown grant_usage '2'"),
         ("colo-port=0,vdev=xvda,target=/x", "no colo-port: '0'"),
     ],
@@ -115,7 +116,18 @@ def test_an_error_in_a_disk_says_what_is_wrong(specification: str, message: str)
     assert refusal(f'name="web"\ndisk=["{specification}"]\n').startswith(f"disk '{specification}': {message}")
 
 
-@pytest.mark.parametrize("parameter", ["access=ro", "grant_usage=1", "colo-port=8080", "colo-port= +08", "untrusted"])
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        "access=ro",
+        "grant_usage=0",
+        "grant_usage=1",
+        "colo-port=8080",
+        "colo-port= +08",
+        "specification=virtio",
+        "untrusted",
+    ],
+)
 def test_what_does_not_matter_here_is_read_all_the_same(parameter: str) -> None:
     assert xwd.parse_disk(f"{parameter},vdev=xvda,target=/x") == xwd.Disk("xvda", "/x", "raw")
 
