@@ -1857,7 +1857,8 @@ def wait(
 ) -> Survey:
     """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has come.
 
-    `look_again` makes the next survey from the last, with again=True also of what was ready, and `tell` is told each.
+    `look_again` makes the next survey from the last by the time that it is given, with again=True also of what was
+    ready, and `tell` is told each.
     The pauses grow as [polling] says; an event of a block device ends one early.
 
     It does not end because a configuration has just lost its disks, or is gone: somebody may be writing it anew, or
@@ -1874,10 +1875,11 @@ def wait(
     def attempt() -> None:
         nonlocal known, missing, settled
         before = known
-        known = look_again(known)
+        end = end_of_look(deadline)
+        known = look_again(known, end)
         if not known.missing() or time.monotonic() >= deadline:
             # What became ready first may have gone again.
-            known = look_again(known, again=True)
+            known = look_again(known, end, again=True)
         tell(known)
         if missing and is_rewritten(before, known):
             settled = time.monotonic() + SETTLING
@@ -1900,6 +1902,14 @@ def wait(
 
 
 SETTLING = 1.0
+
+# How long a look may take though the timeout is over: some scouts may have to be left behind.
+SHORTEST_LOOK = 0.7
+
+
+def end_of_look(deadline: float) -> float:
+    """When a look that begins now has to end, if the wait has this deadline."""
+    return max(deadline, time.monotonic() + SHORTEST_LOOK)
 
 
 def is_rewritten(before: Survey, now: Survey) -> bool:
@@ -2502,25 +2512,20 @@ def show(text: str, end: str = "\n") -> None:
 # How long list and check give a file system to answer.
 ONE_LOOK = 10.0
 
-# How long a look may take though the timeout is over: some scouts may have to be left behind.
-SHORTEST_LOOK = 0.7
-
 
 def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, started: float) -> int:
     """Waits and says what it waits for; returns the exit status."""
     deadline = started + settings.timeout
-    last = max(deadline, time.monotonic()) + SHORTEST_LOOK
     kernel = Kernel()
     scouts = Scouts()
     herald = Herald(journal, started, settings.timeout)
 
-    def look(kernel: Kernel, known: Survey, again: bool = False) -> Survey:
-        end = min(last, max(deadline, time.monotonic() + SHORTEST_LOOK))
+    def look(kernel: Kernel, known: Survey, end: float, again: bool = False) -> Survey:
         return survey(xendomains, settings, kernel, scouts, known, end, again)
 
     try:
         stop_on_signals()
-        found = look(kernel, Survey())
+        found = look(kernel, Survey(), end_of_look(deadline))
         herald.tell(found)
         if found.missing() and settings.timeout:
             kernel = kernel._replace(udev=pyudev_lookup())

@@ -23,6 +23,11 @@ MODULE = Path(xwd.__file__)
 DATA = Path(__file__).parent / "data"
 CORPUS = DATA / "xl-corpus"
 
+# What is started in the background or by nohup(1) ignores these, and so would all that it starts; but not what is
+# started by a process that handles them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, lambda *_: None)
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
 
 

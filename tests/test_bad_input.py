@@ -210,14 +210,31 @@ def test_a_link_that_dangles_is_waited_for_and_says_where_to(host: Host) -> None
     assert domain.error == "is a link to /nowhere/web.cfg, which does not exist"
 
 
-def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
+def test_a_file_that_becomes_a_fifo_is_refused_and_does_not_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, fifo = tmp_path / "file", tmp_path / "fifo"
+    file.write_text("what was there")
     os.mkfifo(fifo)
-    opened = xwd.Scouts().run("open", {"fifo": lambda: xwd.open_regular_file(str(fifo))}, time.monotonic() + 5)
-    assert "fifo" in opened
-    opened["fifo"].close()
+    was = os.stat(file)
+    monkeypatch.setattr(xwd.os, "stat", lambda _: was)
+    read = xwd.Scouts().run("read", {"fifo": lambda: reason_to_refuse(str(fifo))}, time.monotonic() + 5)
+    assert read == {"fifo": "is a FIFO, not a regular file"}
 
 
+def reason_to_refuse(path: str) -> str:
+    with pytest.raises(xwd.Refusal) as refusal:
+        xwd.read_file(path)
+    return str(refusal.value)
+
+
+@pytest.fixture
+def settled_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every file had last been written long ago."""
+    monkeypatch.setattr(xwd, "GRANULARITY", 0.0)
+
+
+@pytest.mark.usefixtures("settled_files")
 def test_a_file_that_has_not_changed_is_not_read_again(host: Host) -> None:
     file = str(host.guest("web"))
     entry = xwd.read_entry(file, "auto", None, xwd.Settings())
@@ -225,6 +242,7 @@ def test_a_file_that_has_not_changed_is_not_read_again(host: Host) -> None:
     assert xwd.read_entry(file, "auto", entry, xwd.Settings()) is entry
 
 
+@pytest.mark.usefixtures("settled_files")
 def test_the_next_survey_reads_only_what_has_changed(host: Host) -> None:
     web, mail = str(host.guest("web")), str(host.guest("mail"))
     found = survey_of(host)

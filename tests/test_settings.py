@@ -163,7 +163,7 @@ def test_binary_or_broken_files_cost_only_messages(tmp_path: Path, content: str)
 def test_a_file_that_is_too_large_is_named_and_not_read(tmp_path: Path) -> None:
     settings, problems = read(tmp_path, "timeout = 1\n" + "# \n" * xwd.LARGEST_SETTINGS)
     assert settings == xwd.Settings()
-    assert "bytes; more than 32768 are no configuration); the defaults are used." in problems
+    assert "bytes; more than 32768 are no configuration; the defaults are used." in problems
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Timer, get_ident
 
 import pytest
 from conftest import MODULE, Host, Result, as_root, deaf_file_system, finish, next_line, wait_until
@@ -337,19 +337,28 @@ def test_a_storm_of_events_does_not_make_a_pause_longer(monkeypatch: pytest.Monk
     assert 0.2 <= time.monotonic() - started < 0.4
 
 
-def test_without_a_thread_to_be_had_scouts_come_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoThread:
-        def __init__(self, **_: object) -> None:
-            pass
+def test_without_a_thread_to_be_had_the_caller_looks_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_: object) -> None:
+        raise RuntimeError("can't start new thread")
 
-        def start(self) -> None:
-            raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(xwd, "start_thread", no_thread)
+    assert xwd.Scouts().run("look", {"a": get_ident}, time.monotonic() + 5) == {"a": get_ident()}
 
-    scouts = xwd.Scouts()
-    with monkeypatch.context() as patch:
-        patch.setattr(xwd, "Thread", NoThread)
-        assert scouts.run("look", {"a": lambda: True}, time.monotonic() + 5) == {}
-    assert scouts.run("look", {"a": lambda: True}, time.monotonic() + 5) == {"a": True}
+
+def test_without_more_threads_to_be_had_scouts_come_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_one_thread(function: Callable[[], None]) -> None:
+        monkeypatch.setattr(xwd, "start_thread", no_thread)
+        start_thread(function)
+
+    def no_thread(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    start_thread = xwd.start_thread
+    monkeypatch.setattr(xwd, "start_thread", only_one_thread)
+    calls = {"slow": Event().wait, "a": lambda: True, "b": lambda: True}
+    started = time.monotonic()
+    assert xwd.Scouts(0.1).run("look", calls, started + 5) == {}
+    assert time.monotonic() - started < 1
 
 
 def test_a_pause_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,8 @@ HOST = Host(
     guests=tuple(Guest(f"guest{number}", disks(number), starts=number in (0, 199)) for number in range(200)),
     late="""
         sleep 20
-        for number in $(seq 0 399); do
-            dmsetup create --noudevsync "disk$number" --table '0 16384 zero'
-        done
+        disks=$(printf ';disk%d,,,rw,0 16384 zero' $(seq 0 399))
+        dmsetup create --noudevsync --concise "${disks#;}"
     """,
     # There is no memory for all of them: two stand for the rest.
     files={"/etc/systemd/system/xendomains.service.d/two.conf": "[Service]\nExecStart=\nExecStart=/scenario/two\n"}

@@ -40,7 +40,8 @@ HOST = Host(
         drbdadm up one two
         drbdadm primary two
     """,
-    awaited=("/dev/drbd1", "/dev/drbd2"),
+    # udev tells of the device before it has a disk, and only much later that it has one.
+    awaited=("drbd1: detected capacity change from 0", "drbd2: detected capacity change from 0"),
 )
 
 

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 TOP = HERE.parent.parent
@@ -65,7 +65,8 @@ class Host(NamedTuple):
     early: str = ""
     late: str = ""
     after: str = ""
-    # What the wait has to wait for: paths of block devices, or names that a script calls `ready` with.
+    # What the wait has to wait for: paths of block devices, names that a script calls `ready` with, or what the kernel
+    # says then.
     awaited: tuple[str, ...] = ()
 
     def all_files(self) -> dict[str, str]:
@@ -137,10 +138,18 @@ class Boot:
         return int(self.units()["xendomains"]["InactiveExitTimestampMonotonic"]) / 1e6
 
     def ready_at(self, name: str) -> float:
-        """When a script called `ready` with that name; of a path, when udev first told the wait that it is usable."""
+        """When a script called `ready` with that name, or the kernel said so.
+
+        Of a path, when udev first told the wait that it is usable.
+        """
         for line in self.text("stamps").splitlines() if "stamps" in self._report else ():
             if line.rsplit(" ", 1)[0] == name:
                 return float(line.rsplit(" ", 1)[1])
+        for entry in self._journal:
+            if entry.get("_TRANSPORT") == "kernel" and name in entry["MESSAGE"]:
+                seconds = int(entry["_SOURCE_MONOTONIC_TIMESTAMP"]) / 1e6
+                if seconds > self.wait_started:
+                    return seconds
         for seconds, event in self._events:
             if seconds < self.wait_started:
                 continue  # a script made it, and took it away again
@@ -183,12 +192,18 @@ class Boot:
 
     def messages(self, unit: str = "xendomains-wait-disk.service") -> list[str]:
         """What a unit's processes said, without what systemd says of it."""
-        entries = (json.loads(line) for line in self.text("journal.json").splitlines())
-        return [
-            entry["MESSAGE"] if isinstance(entry["MESSAGE"], str) else bytes(entry["MESSAGE"]).decode(errors="replace")
-            for entry in entries
-            if entry.get("_SYSTEMD_UNIT") == unit and "MESSAGE" in entry
-        ]
+        return [entry["MESSAGE"] for entry in self._journal if entry.get("_SYSTEMD_UNIT") == unit]
+
+    @cached_property
+    def _journal(self) -> list[dict[str, Any]]:
+        entries = []
+        for line in self.text("journal.json").splitlines():
+            entry = json.loads(line)
+            if isinstance(entry.get("MESSAGE"), list):  # what is no text comes as bytes
+                entry["MESSAGE"] = bytes(entry["MESSAGE"]).decode(errors="replace")
+            if "MESSAGE" in entry:
+                entries.append(entry)
+        return entries
 
     def said(self, pattern: str) -> bool:
         """Whether a message of our program, whole, is as the pattern says."""
