@@ -1229,7 +1229,7 @@ class Kernel(NamedTuple):
 
     sys: str = "/sys"
     run_udev: str = "/run/udev"
-    udev: UdevLookup | None = None  # how to ask udev, if not by reading its database
+    udev: UdevLookup | None = None  # how to ask udev about what is not ready by its database
 
     def udev_runs(self) -> bool:
         """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
@@ -1320,20 +1320,28 @@ MD_LACKS = {
 
 
 def attribute(directory: str, name: str) -> str | None:
-    """An attribute in sysfs, or nothing if the device has none of this name."""
+    """An attribute in sysfs, or a file in udev's database; nothing if the device has none of this name."""
     try:
         descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        return os.read(descriptor, 4096).decode(errors="replace").strip()
+        value = b""
+        while data := os.read(descriptor, 65536):
+            value += data
+        return value.decode(errors="replace").strip()
     finally:
         os.close(descriptor)
 
 
 def lack_in_udev(number: int, kernel: Kernel) -> str:
     """What a block device lacks according to udev, or nothing."""
-    properties = kernel.udev(number) if kernel.udev else read_udev_database(number, kernel.run_udev)
+    lack = lack_in_properties(read_udev_database(number, kernel.run_udev))
+    return lack_in_properties(kernel.udev(number)) if lack and kernel.udev else lack
+
+
+def lack_in_properties(properties: Mapping[str, str] | None) -> str:
+    """What a block device lacks to which udev has given these properties, or nothing."""
     if properties is None:
         return "udev has not finished with it"
     if properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
@@ -1363,15 +1371,14 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
 def read_udev_database(number: int, run_udev: str) -> Mapping[str, str] | None:
     """The properties udev has stored for a block device, or nothing while it has not finished with it.
 
-    libudev reads the same file, one line a fact, "E:KEY=VALUE" for a property (sd-device.c in systemd). Loading
-    libudev takes longer than all else here, so this is how the first look is done; should the format ever change,
-    that look fails and the wait asks libudev through pyudev.
+    libudev reads the same file, one line a fact, "E:KEY=VALUE" for a property (sd-device.c in systemd). Asking libudev
+    takes longer than all else here, so it is asked only about what is not ready by this, and only in the wait; should
+    the format ever change, every boot waits for a moment and then asks libudev through pyudev.
     """
-    try:
-        with open(f"{run_udev}/data/b{os.major(number)}:{os.minor(number)}", errors="replace") as file:
-            properties = [line[2:].rstrip("\n").partition("=") for line in file if line.startswith("E:")]
-    except FileNotFoundError:
+    text = attribute(f"{run_udev}/data", f"b{os.major(number)}:{os.minor(number)}")
+    if text is None:
         return None
+    properties = [line[2:].partition("=") for line in text.split("\n") if line.startswith("E:")]
     return {key: value for key, _, value in properties}
 
 
@@ -1389,14 +1396,14 @@ def lvm_clones(kernel: Kernel) -> list[list[str]]:
     for file in files:
         if not re.fullmatch("b[0-9]+:[0-9]+", file):
             continue
+        major, minor = map(int, file[1:].split(":"))
         try:
-            name = os.path.basename(os.readlink(f"{kernel.sys}/dev/block/{file[1:]}"))
-            major, minor = map(int, file[1:].split(":"))
             properties = read_udev_database(os.makedev(major, minor), kernel.run_udev) or {}
+            if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
+                name = os.path.basename(os.readlink(f"{kernel.sys}/dev/block/{file[1:]}"))
+                holders.setdefault(properties.get("ID_FS_UUID", name), []).append(name)
         except OSError:
             continue
-        if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
-            holders.setdefault(properties.get("ID_FS_UUID", name), []).append(name)
     return [names for names in holders.values() if len(names) > 1]
 
 
@@ -2009,7 +2016,8 @@ class Journal:
     thread, and messages are lost until that has come back.
     """
 
-    PATIENCE = 0.3
+    PATIENCE = 0.3  # with one message
+    LONGEST_PATIENCE = 0.9  # with all that are said at once, as long as one after the other is delivered
 
     def __init__(self, level: int, stream: IO[str] | None, *, patient: bool = False) -> None:
         self.level = level
@@ -2025,36 +2033,49 @@ class Journal:
 
     def say(self, level: int, text: str, **fields: str) -> None:
         """One message, with fields such as DISK= for the journal."""
+        self.say_all(level, [(text, fields)])
+
+    def say_all(self, level: int, messages: Iterable[Message]) -> None:
+        """Several messages."""
         if level > self.level:
             return
-        text = printable(shortened(text, LONGEST_MESSAGE))
-        fields = {name: printable(shortened(value, LONGEST_MESSAGE)) for name, value in fields.items()}
-        self._deliver(partial(self._send, level, text, fields))
+        calls = []
+        for text, fields in messages:
+            shown = {name: printable(shortened(value, LONGEST_MESSAGE)) for name, value in fields.items()}
+            calls.append(partial(self._send, level, printable(shortened(text, LONGEST_MESSAGE)), shown))
+        self._deliver(calls)
 
     def progress(self, text: str) -> None:
         """On a terminal, one line that is written over each time."""
         if self._is_terminal and self.level > ERR:
-            self._deliver(partial(self._write, printable(text)[: terminal_width() - 1]))
+            self._deliver([partial(self._write, printable(text)[: terminal_width() - 1])])
             self._shows_progress = True
 
     def end_progress(self) -> None:
         """Takes that line away."""
         if self._shows_progress:
-            self._deliver(partial(self._write, ""))
+            self._deliver([partial(self._write, "")])
 
-    def _deliver(self, call: Call) -> None:
+    def _deliver(self, calls: Sequence[Call]) -> None:
+        if not calls:
+            return
         if self._patient:
-            call()
+            for call in calls:
+                call()
             return
         if not self._delivered.wait(self._patience):
-            self._lost += 1
+            self._lost += len(calls)
             return
         delivered = self._delivered = Event()
+        done = 0
 
         def deliver() -> None:
+            nonlocal done
             try:
                 self._tell_of_lost()
-                call()
+                for call in calls:
+                    call()
+                    done += 1
             finally:
                 delivered.set()
 
@@ -2062,7 +2083,11 @@ class Journal:
             start_thread(deliver)
         except RuntimeError:  # the process has as many threads as it may have
             deliver()
-        self._patience = self.PATIENCE if delivered.wait(self.PATIENCE) else 0.0
+        end = time.monotonic() + self.LONGEST_PATIENCE
+        done_before = 0
+        while not delivered.wait(self.PATIENCE) and done > done_before and time.monotonic() < end:
+            done_before = done
+        self._patience = self.PATIENCE if delivered.is_set() else 0.0
 
     def _tell_of_lost(self) -> None:
         if self._lost:
@@ -2160,13 +2185,9 @@ class Herald:
         self._tell_status()
 
     def _say_some(self, level: int, messages: Iterable[Message]) -> None:
-        more = 0
-        for number, (text, fields) in enumerate(messages):
-            if number < self.MOST_LINES:
-                self._journal.say(level, text, **fields)
-            else:
-                more += 1
-        if more:
+        messages = iter(messages)
+        self._journal.say_all(level, list(islice(messages, self.MOST_LINES)))
+        if more := sum(1 for _ in messages):
             self._journal.say(level, f"There are {more} more messages like these; `{COMMAND} list` shows everything.")
 
     def _is_news(self, path: str) -> bool:

@@ -217,7 +217,7 @@ def test_a_file_that_becomes_a_fifo_is_refused_and_does_not_block(
     file.write_text("what was there")
     os.mkfifo(fifo)
     was = os.stat(file)
-    monkeypatch.setattr(xwd.os, "stat", lambda _: was)
+    monkeypatch.setattr(os, "stat", lambda _: was)
     read = xwd.Scouts().run("read", {"fifo": lambda: reason_to_refuse(str(fifo))}, time.monotonic() + 5)
     assert read == {"fifo": "is a FIFO, not a regular file"}
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -308,9 +308,10 @@ class Recorder(xwd.Journal):
         super().__init__(xwd.DEBUG, None)
         self.fields: dict[str, set[str]] = {}
 
-    def say(self, level: int, text: str, **fields: str) -> None:
-        if "MESSAGE_ID" in fields:
-            self.fields[fields.pop("MESSAGE_ID")] = set(fields)
+    def say_all(self, level: int, messages: Iterable[xwd.Message]) -> None:
+        for _, fields in messages:
+            if "MESSAGE_ID" in fields:
+                self.fields[fields["MESSAGE_ID"]] = set(fields) - {"MESSAGE_ID"}
 
 
 def catalogue() -> dict[str, str]:
