@@ -36,7 +36,7 @@ SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
 # Apart from the others, because there is a conftest.py here and one there.
-XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/dom0/measure $(wildcard tests/xen/*.py)
+XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/dom0/measure tests/xen/dom0/probe $(wildcard tests/xen/*.py)
 
 # What decides whether a guest is waited for: the parsers, readiness, the survey. Not run_bash(), which kills a group of
 # processes; changed a little, that may be the wrong one.

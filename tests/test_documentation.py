@@ -271,6 +271,23 @@ def test_every_file_is_told() -> None:
         assert file in files
 
 
+# Promises
+
+
+def test_each_promise_is_held_by_tests_that_exist() -> None:
+    promises = README.partition("## What it promises\n")[2].partition("\n## ")[0]
+    code = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
+    tests = set(re.findall(r"^def (test_\w+)", code, flags=re.M))
+    scenarios = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "xen").glob("test_*.py")}
+    for row in [line for line in promises.splitlines() if line.startswith("| ")][2:]:
+        held_by = row.split(" | ")[-1]
+        named, booted = set(re.findall(r"`(test_\w+)`", held_by)), set(re.findall(r"\*(\w+)\*", held_by))
+        assert named | booted
+        assert named <= tests
+        assert booted <= scenarios
+    assert all(f"*{scenario}*" in promises for scenario in scenarios)
+
+
 # States and JSON
 
 

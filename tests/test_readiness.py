@@ -206,7 +206,14 @@ def test_a_device_that_udev_has_finished_with_is_ready(machine: Machine) -> None
     assert machine.look() == xwd.READY
 
 
-def test_libudev_goes_before_udevs_database(machine: Machine) -> None:
+def test_libudev_is_not_asked_about_what_its_database_calls_ready(machine: Machine) -> None:
+    machine.device("sda")
+    machine.udev("ID_FS_TYPE=ext4")
+    kernel = xwd.Kernel(str(machine.sys), str(machine.run_udev), lambda _: pytest.fail("it was asked"))
+    assert xwd.look_at_block_device(machine.NUMBER, kernel) == xwd.READY
+
+
+def test_libudev_has_the_last_word_on_what_its_database_calls_not_ready(machine: Machine) -> None:
     machine.device("sda")
     machine.udev("SYSTEMD_READY=0")
     known: dict[int, dict[str, str]] = {machine.NUMBER: {"SYSTEMD_READY": "1"}}
