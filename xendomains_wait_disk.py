@@ -1326,12 +1326,17 @@ def attribute(directory: str, name: str) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        value = b""
-        while data := os.read(descriptor, 65536):
+        value = data = os.read(descriptor, LARGE_READ)
+        while len(data) == LARGE_READ:
+            data = os.read(descriptor, LARGE_READ)
             value += data
         return value.decode(errors="replace").strip()
     finally:
         os.close(descriptor)
+
+
+# No attribute is as large, and hardly any file of udev's: in general one read is enough.
+LARGE_READ = 1 << 16
 
 
 def lack_in_udev(number: int, kernel: Kernel) -> str:
@@ -1378,8 +1383,7 @@ def read_udev_database(number: int, run_udev: str) -> Mapping[str, str] | None:
     text = attribute(f"{run_udev}/data", f"b{os.major(number)}:{os.minor(number)}")
     if text is None:
         return None
-    properties = [line[2:].partition("=") for line in text.split("\n") if line.startswith("E:")]
-    return {key: value for key, _, value in properties}
+    return dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
 
 
 def lvm_clones(kernel: Kernel) -> list[list[str]]:
