@@ -1690,7 +1690,7 @@ def list_entries(directory: str, kind: str, settings: Settings) -> Listing:
     """
     try:
         with os.scandir(directory) as found:
-            names = (entry.name for entry in found if not entry.name.startswith("."))
+            names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
             first = sorted(islice(names, MOST_GUESTS))
             another = next(names, None)
             if another is not None:
@@ -1704,6 +1704,9 @@ def list_entries(directory: str, kind: str, settings: Settings) -> Listing:
     trouble = overcrowded(directory, kind) if another is not None else None
     return Listing([os.path.join(directory, name) for name in first], trouble)
 
+
+# mke2fs(8) makes it in each file system, and the directory may be one of its own.
+LOST_AND_FOUND = "lost+found"
 
 # No host starts as many guests; Xen could count to 32752. Where there are more files, something else has put them
 # there, and going through all of them would take time and memory that a boot does not have.

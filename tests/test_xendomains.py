@@ -235,6 +235,12 @@ def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:
     assert [domain["name"] for domain in host.list()["domains"]] == ["web", "old"]
 
 
+def test_a_directory_that_is_a_file_system_of_its_own_has_nothing_wrong_in_it(host: Host) -> None:
+    (host.auto / "lost+found").mkdir()
+    (host.save / "lost+found").mkdir()
+    assert host.run().messages == ""
+
+
 def test_directories_that_do_not_exist_hold_no_guests(host: Host) -> None:
     host.settings.write_text("XENDOMAINS_AUTO=/nowhere\nXENDOMAINS_SAVE=/nowhere\nXENDOMAINS_RESTORE=true\n")
     assert host.list() == {"ready": True, "domains": []}
