@@ -128,6 +128,15 @@ class Boot:
         return self.wait_ended - self.wait_started
 
     @property
+    def said_first(self) -> float:
+        """When our program first said something: a look after it began to count the time."""
+        return next(
+            int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6
+            for entry in self._journal
+            if entry.get("SYSLOG_IDENTIFIER") == "xendomains-wait-disk"
+        )
+
+    @property
     def xen_active(self) -> float:
         """When Xen's daemons were up."""
         return int(self.units()["xen"]["ActiveEnterTimestampMonotonic"]) / 1e6
