@@ -120,6 +120,7 @@ def test_it_still_sees_what_it_has_to() -> None:
     assert unit["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
     assert unit["BindReadOnlyPaths"] == ["/dev", "-/tmp", "-/var/tmp"]
     assert unit["ProtectHome"] == ["read-only"]
+    assert unit["ReadOnlyPaths"] == ["/run"]
     # The journal and sd_notify, udev's events.
     assert set(unit["RestrictAddressFamilies"]) == {"AF_UNIX", "AF_NETLINK"}
     assert not {"PrivateNetwork", "PrivateUsers", "User", "DynamicUser", "RootDirectory"} & set(unit)
