@@ -210,24 +210,6 @@ def test_a_link_that_dangles_is_waited_for_and_says_where_to(host: Host) -> None
     assert domain.error == "is a link to /nowhere/web.cfg, which does not exist"
 
 
-def test_a_file_that_becomes_a_fifo_is_refused_and_does_not_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, fifo = tmp_path / "file", tmp_path / "fifo"
-    file.write_text("what was there")
-    os.mkfifo(fifo)
-    was = os.stat(file)
-    monkeypatch.setattr(os, "stat", lambda _: was)
-    read = xwd.Scouts().run("read", {"fifo": lambda: reason_to_refuse(str(fifo))}, time.monotonic() + 5)
-    assert read == {"fifo": "is a FIFO, not a regular file"}
-
-
-def reason_to_refuse(path: str) -> str:
-    with pytest.raises(xwd.Refusal) as refusal:
-        xwd.read_file(path)
-    return str(refusal.value)
-
-
 @pytest.fixture
 def settled_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every file had last been written long ago."""

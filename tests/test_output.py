@@ -278,13 +278,6 @@ def test_a_reader_of_list_may_leave_early(host: Host) -> None:
     assert (result.returncode, result.stderr) == (xwd.EXIT_READY, "")
 
 
-def test_a_full_disk_behind_standard_error_does_not_matter(host: Host) -> None:
-    host.guest("web", host.images / "a")
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, str(MODULE), "--config", str(host.conf), "--timeout", "0"]
-        assert subprocess.run(command, stderr=full, timeout=30).returncode == xwd.EXIT_TIMED_OUT
-
-
 def test_an_interrupted_list_says_nothing(host: Host) -> None:
     host.settings.write_text(f"touch {host.root}/sourced; sleep 3\n")
     process = host.start("list")

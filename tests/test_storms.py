@@ -383,13 +383,6 @@ def test_a_change_that_leaves_no_trace_in_time_and_size_is_noticed(host: Host) -
     assert entry and [disk.target for disk in entry.domain.disks] == [f"{host.images}/b"]
 
 
-def test_a_configuration_that_is_older_is_read_once(host: Host) -> None:
-    file = host.guest("web", host.images / "a")
-    time.sleep(xwd.GRANULARITY)
-    known = xwd.read_entry(str(file), "auto", None, xwd.Settings())
-    assert known and xwd.read_entry(str(file), "auto", known, xwd.Settings()) is known
-
-
 def test_a_file_that_becomes_a_fifo_before_it_is_opened_is_refused(host: Host) -> None:
     file = host.guest("web")
     status = file.stat()
