@@ -69,7 +69,8 @@ class Meter:
         return time.monotonic() > self._started + self._seconds
 
     def report(self) -> Report:
-        """What was measured."""
+        """What was measured. Fails if nothing was accepted: then something else keeps the parser from its work."""
+        assert self._refused < self._inputs, "every input was refused"
         seconds = time.monotonic() - self._started
         grown = resident() - self._warm
         assert grown < MOST_GROWTH, f"grew by {grown:.1f} MiB in {seconds:.0f} seconds"
@@ -106,6 +107,7 @@ class InMemory:
 
     def __init__(self) -> None:
         self._descriptor = os.memfd_create("fuzz")
+        os.fchmod(self._descriptor, 0o600)  # settings that others may write would not be read
         self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"  # which bash can open, too
 
     def write(self, content: bytes) -> str:
