@@ -9,10 +9,11 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
-from conftest import CORPUS, Host, as_root
+from conftest import CORPUS, Host, as_root, wait_until
 
 import xendomains_wait_disk as xwd
 
@@ -79,10 +80,10 @@ SAVED: list[tuple[str, Callable[[Path], None], str]] = [
 
 
 def survey_of(
-    host: Host, known: xwd.Survey = NOTHING, scouts: xwd.Scouts | None = None, again: bool = False
+    host: Host, known: xwd.Survey = NOTHING, scouts: xwd.Scouts | None = None, again: bool = False, limit: float = 5
 ) -> xwd.Survey:
     xendomains = xwd.Xendomains(str(host.settings), str(host.auto), str(host.save))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + limit
     return xwd.survey(xendomains, xwd.Settings(), xwd.Kernel(), scouts or xwd.Scouts(), known, deadline, again)
 
 
@@ -300,3 +301,58 @@ def test_a_disk_that_always_answers_late_becomes_ready(host: Host, monkeypatch: 
     assert [missing.reason for missing in found.missing()] == [xwd.NO_ANSWER.reason]
     time.sleep(0.6)
     assert survey_of(host, found, scouts).missing() == []
+
+
+def test_a_configuration_that_does_not_answer_is_waited_for_until_it_does(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web, mail = str(host.guest("web", host.image("a"))), str(host.guest("mail"))
+    release, scouts, read_entry = Event(), xwd.Scouts(), xwd.read_entry
+
+    def slow(path: str, *others: Any) -> xwd.Entry | None:
+        if path == web:
+            release.wait()
+        return read_entry(path, *others)
+
+    monkeypatch.setattr(xwd, "read_entry", slow)
+    silent = xwd.Domain("web.cfg", web, "auto", error=xwd.NO_ANSWER.reason, pending=True)
+    found = survey_of(host, scouts=scouts)
+    assert (found.entries[web].domain, found.entries[mail].domain.name) == (silent, "mail")
+    found = survey_of(host, found, scouts)
+    assert found.entries[web].domain == silent
+    release.set()
+    wait_until(lambda: not survey_of(host, found, scouts).missing())
+
+
+def test_without_time_to_look_nothing_is_taken_for_ready(host: Host) -> None:
+    web = str(host.guest("web", host.image("a")))
+    errors = {domain.source: domain.error for domain in survey_of(host, limit=0).domains()}
+    assert errors == {str(host.save): xwd.NOT_LOOKED_AT.reason, str(host.auto): xwd.NOT_LOOKED_AT.reason}
+    found = survey_of(host)
+    missing = survey_of(host, found._replace(looks={}), limit=0, again=True).missing()
+    assert missing == [xwd.Missing(f"{host.images}/a", *xwd.NOT_LOOKED_AT, ("web",))]
+    assert web in survey_of(host, found, limit=0).entries
+
+
+def test_what_was_ready_and_does_not_answer_in_the_last_look_stays_ready(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.guest("web", host.image("a"))
+    found = survey_of(host)
+    release = Event()
+    monkeypatch.setattr(xwd, "look_at", lambda *_: release.wait())
+    assert survey_of(host, found, again=True).missing() == []
+    release.set()
+
+
+def test_of_a_crowded_directory_the_first_in_order_are_read(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xwd, "MOST_GUESTS", 3)
+    for name in ("d", "b", "e", "a", "c"):
+        host.guest(name)
+    (host.auto / ".hidden").touch()
+    listing = xwd.list_entries(str(host.auto), "auto", xwd.Settings())
+    assert listing.files == [f"{host.auto}/{name}.cfg" for name in "abc"]
+    assert listing.trouble and listing.trouble.domain.warnings[0].startswith("holds more than 3 files")
+    monkeypatch.setattr(xwd, "MOST_GUESTS", 5)
+    listing = xwd.list_entries(str(host.auto), "auto", xwd.Settings())
+    assert (len(listing.files), listing.trouble) == (5, None)

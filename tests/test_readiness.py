@@ -223,6 +223,12 @@ def test_libudev_has_the_last_word_on_what_its_database_calls_not_ready(machine:
     assert xwd.look_at_block_device(machine.NUMBER, kernel) == not_ready("udev has not finished with it")
 
 
+def test_what_udev_says_is_read_to_its_end(machine: Machine) -> None:
+    machine.device("sda")
+    machine.udev(*(f"KEY_{number}={'x' * 1000}" for number in range(200)), "SYSTEMD_READY=0")
+    assert machine.look() == not_ready("udev says that it is not ready (SYSTEMD_READY=0)")
+
+
 def test_a_device_that_udev_calls_not_ready_is_not(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=LVM-abc", "SYSTEMD_READY=0")
