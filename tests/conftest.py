@@ -23,6 +23,9 @@ MODULE = Path(xwd.__file__)
 DATA = Path(__file__).parent / "data"
 CORPUS = DATA / "xl-corpus"
 
+# Settings that others may write are refused.
+os.umask(0o022)
+
 # What is started in the background or by nohup(1) ignores these, and so would all that it starts; but not what is
 # started by a process that handles them.
 signal.signal(signal.SIGINT, signal.default_int_handler)

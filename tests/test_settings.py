@@ -184,6 +184,15 @@ def test_the_largest_file_is_read_in_time_whatever_is_in_it(tmp_path: Path, line
     assert (settings.timeout, problems != "") == (1, True)
 
 
+def test_a_file_that_others_may_write_is_not_used(tmp_path: Path) -> None:
+    read(tmp_path, "timeout = 1\n")
+    conf = tmp_path / "xen-wait-disk.conf"
+    conf.chmod(0o664)
+    settings, (problem,) = xwd.read_settings(str(conf))
+    assert settings == xwd.Settings()
+    assert problem.startswith(f"{conf} is not trusted, because others than its owner may write it")
+
+
 def test_a_directory_in_its_place_is_named(tmp_path: Path) -> None:
     settings, problems = xwd.read_settings(str(tmp_path))
     assert settings == xwd.Settings()
