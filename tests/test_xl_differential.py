@@ -90,6 +90,34 @@ def test_disk_specifications_are_read_as_xl_reads_them(oracle: Oracle, text: str
     assert ours(configuration) == oracle.ask(configuration)
 
 
+ESCAPES = (
+    r"\7", r"\12", r"\101", r"\1010", r"\1a", r"\18", r"\8", r"\1 2x", r"\1+2", r"\1+", r"\12-", r"\123456", r"\1  ",
+    r"\12 3", r"\a", r"\n", r"\\", r"\'", r"\x41",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_escapes_are_read_as_xl_reads_them(oracle: Oracle, escape: str) -> None:
+    for text in (escape, f"a{escape}b", f"{escape}9", f"{escape}{escape}"):
+        configuration = f'name="{text}"\n'.encode()
+        assert ours(configuration) == oracle.ask(configuration)
+
+
+SPECIFICATIONS = (
+    "vdev=xvda,target=/x,", "vdev=xvda,target=/x,,", "vdev=xvda,target=,", "vdev=xvda,target=/x\n,ro",
+    "vdev=xvda,target=/x,\nro", "colour=,vdev=xvda,target=/x", "colour=,,xvda", "colour=", "colour=x",
+    "vdev=,target=/x", "vdev=", "/x=y,raw,xvda", "a=b=c,raw,xvda", ",hdc:cdrom", ",a:hdc:cdrom", ",hdc:cdrom,r",
+    ",hdc:cdrom,r,r", ",hdc:cdrom,ro,x", ",hdc:", ",:cdrom", "/x,raw,xvda,w,w", "/x,,xvda,,", "phy:/x,xvda,w",
+    "phy:/x,hdc:cdrom,r", "phy:/x\n,xvda", "nbd:a\nb,xvda", "new:\nx,xvda", "new:A\n,xvda", "new:a,xvda", "new:,xvda",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("specification", SPECIFICATIONS)
+def test_odd_disk_specifications_are_read_as_xl_reads_them(oracle: Oracle, specification: str) -> None:
+    configuration = f'name="web"\ndisk=[{quoted(specification)}]\n'.encode()
+    assert ours(configuration) == oracle.ask(configuration)
+
+
 @pytest.mark.parametrize("depth", [4995, 4996, 4997, 4998])
 def test_lists_may_be_nested_as_deep_as_xl_allows(oracle: Oracle, depth: int) -> None:
     configuration = b'name="web"\nnested=' + b"[" * depth + b"]" * depth + b"\n"
