@@ -258,29 +258,26 @@ def test_where_no_thread_can_be_had_it_looks_without(waiting_host: Host) -> None
         'def start(*_): raise RuntimeError("can\'t start new thread")\n'
         "x.start_new_thread = start; sys.argv[0] = 'x'; x.run()"
     )
+    assert_waited(waiting_host, run_program(waiting_host, program))
+
+
+def run_program(host: Host, program: str) -> Result:
+    """A program that changes something before it runs the command, with the arguments of the command."""
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "--config", str(waiting_host.conf), "--timeout", "1"],
+        [sys.executable, "-c", program, "--config", str(host.conf), "--timeout", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=MODULE.parent,
     )
-    assert_waited(waiting_host, finish(process, started))
+    return finish(process, started)
 
 
 @pytest.mark.parametrize(("module", "told"), [("tenacity", True), ("pyudev", False), ("systemd", False)])
 def test_a_python_module_that_is_missing_is_named_if_it_is_needed(waiting_host: Host, module: str, told: bool) -> None:
     program = f"import sys; sys.modules['{module}'] = None; import xendomains_wait_disk as x; x.run()"
-    started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "--config", str(waiting_host.conf), "--timeout", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=MODULE.parent,
-    )
-    result = finish(process, started)
+    result = run_program(waiting_host, program)
     if told:
         assert f"xendomains-wait-disk: a Python module cannot be loaded (import of {module} halted" in result.messages
     else:

@@ -199,6 +199,11 @@ class Boot:
         """
         return -0.5 < self.released_after < self.soon
 
+    @property
+    def xendomains_followed(self) -> bool:
+        """Whether xendomains was started soon after our program was gone, and no sooner."""
+        return 0 < self.xendomains_started - self.wait_ended < self.soon
+
     def messages(self, unit: str = "xendomains-wait-disk.service") -> list[str]:
         """What a unit's processes said, without what systemd says of it."""
         return [entry["MESSAGE"] for entry in self._journal if entry.get("_SYSTEMD_UNIT") == unit]
