@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An NFS server on the host itself, with what is in /srv/export."""
+"""An NFS server on the host itself, with what is in /srv/export, at an address that can be taken away."""
 
 from __future__ import annotations
 
-FILES = {"/etc/exports": "/srv/export localhost(rw,no_root_squash,no_subtree_check,insecure)\n"}
-MOUNT = "mkdir -p /mnt/images && mount -t nfs -o hard,noac,lookupcache=none,vers=4.2 localhost:/srv/export /mnt/images"
+# For documentation and the like (RFC 5737), so nobody else's.
+ADDRESS = "192.0.2.1"
+
+FILES = {"/etc/exports": f"/srv/export {ADDRESS}(rw,no_root_squash,no_subtree_check,insecure)\n"}
+START = f"ip address add {ADDRESS}/32 dev lo; systemctl start nfs-server"
+MOUNT = f"mkdir -p /mnt/images && mount -t nfs -o hard,noac,lookupcache=none,vers=4.2 {ADDRESS}:/srv/export /mnt/images"
+# Not by stopping it: now and then the kernel waits forever for the last callback to a client then (6.1).
+TAKE_AWAY = f"ip address delete {ADDRESS}/32 dev lo"

@@ -10,7 +10,7 @@ HOST = Host(
     guests=(Guest("web", ("file:/mnt/images/web.img,xvda,w",), at="/srv/export/web.cfg"),),
     files=nfs.FILES,
     setup="truncate --size=24M /srv/export/web.img; ln -s /mnt/images/web.cfg /etc/xen/auto/web.cfg",
-    early="systemctl start nfs-server",
+    early=nfs.START,
     late=f"""
         sleep 20
         {nfs.MOUNT} &

@@ -21,10 +21,10 @@ HOST = Host(
     },
     setup="truncate --size=24M /srv/export/web.img",
     early=f"""
-        systemctl start nfs-server
+        {nfs.START}
         {nfs.MOUNT}
         ls -l /mnt/images
-        rpc.nfsd 0
+        {nfs.TAKE_AWAY}
     """,
 )
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import tarfile
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 TOP = HERE.parent.parent
 
-# A boot takes 30 to 90 seconds, and more on a busy machine.
+# A boot takes 30 to 190 seconds, and more on a busy machine. Before this time is over, the host's watchdog speaks.
 BOOT_TIMEOUT = 600
 REPORT_SIZE = 64 << 20
 
@@ -241,7 +242,26 @@ class Boot:
 
 
 class BootFailed(Exception):
-    """The host did not get as far as its report."""
+    """The host did not get as far as its report. What it said last is in the message."""
+
+    def __init__(self, what: str, directory: Path) -> None:
+        super().__init__(f"{what} The end of {directory}/console.log:\n{last_words(directory)}")
+
+
+class HostFrozen(BootFailed):
+    """Not even the host's watchdog spoke."""
+
+
+# What the watchdog in dom0/dom0 begins with; what the host hangs on follows.
+WATCHDOG_SPEAKS = "The host is not done"
+
+
+def last_words(directory: Path) -> str:
+    """The end of what the host wrote on its console: from where its watchdog speaks, if it does."""
+    path = directory / "console.log"
+    console = path.read_bytes().decode(errors="replace").replace("\r", "") if path.exists() else ""
+    _, watchdog, words = console.partition(WATCHDOG_SPEAKS)
+    return watchdog + words if watchdog else console[-3000:]
 
 
 class Machine:
@@ -264,7 +284,18 @@ class Machine:
         subprocess.run([HERE / "install-package", self.image / "root.img", package, self._with_package], check=True)
 
     def boot(self, host: Host, name: str) -> Boot:
-        """Boots a host and returns what came of it; what it left is in the directory of that name."""
+        """Boots a host and returns what came of it; what it left is in the directory of that name.
+
+        One that freezes is booted once more, with a warning: what hangs on a host does not keep its watchdog from
+        saying so, and only the emulator does.
+        """
+        try:
+            return self._boot(host, name)
+        except HostFrozen as frozen:
+            warnings.warn(f"{frozen}\nIt is booted once more.", stacklevel=2)
+            return self._boot(host, name)
+
+    def _boot(self, host: Host, name: str) -> Boot:
         directory = self.directory / "boots" / name
         subprocess.run(["rm", "-rf", directory], check=True)
         directory.mkdir(parents=True)
@@ -284,7 +315,7 @@ class Machine:
         if not (directory / "done").exists():
             boot = self.boot(host, name)
             if "The script after failed." in boot.messages("scenario-report.service"):
-                raise BootFailed(f"The disks could not be prepared. What the host said is in {directory}.")
+                raise BootFailed("The disks could not be prepared.", directory)
             (directory / "done").touch()
         return directory
 
@@ -310,10 +341,11 @@ class Machine:
         try:
             subprocess.run(command, check=True, timeout=BOOT_TIMEOUT, stdin=subprocess.DEVNULL)
         except subprocess.TimeoutExpired:
-            raise BootFailed(f"The host did not power off in {BOOT_TIMEOUT} s: {directory}/console.log.") from None
+            error = BootFailed if WATCHDOG_SPEAKS in last_words(directory) else HostFrozen
+            raise error(f"The host did not power off in {BOOT_TIMEOUT} s.", directory) from None
         files = read_tar(report)
         if "units" not in files:
-            raise BootFailed(f"The host crashed, or did not report: {directory}/console.log.")
+            raise BootFailed("The host crashed, or did not report.", directory)
         for name, data in files.items():
             path = directory / "report" / name
             path.parent.mkdir(parents=True, exist_ok=True)
