@@ -9,5 +9,5 @@ ADDRESS = "192.0.2.1"
 FILES = {"/etc/exports": f"/srv/export {ADDRESS}(rw,no_root_squash,no_subtree_check,insecure)\n"}
 START = f"ip address add {ADDRESS}/32 dev lo; systemctl start nfs-server"
 MOUNT = f"mkdir -p /mnt/images && mount -t nfs -o hard,noac,lookupcache=none,vers=4.2 {ADDRESS}:/srv/export /mnt/images"
-# Not by stopping it: now and then the kernel waits forever for the last callback to a client then (6.1).
+# A server that is gone does not close its connections, as one does that is stopped.
 TAKE_AWAY = f"ip address delete {ADDRESS}/32 dev lo"
