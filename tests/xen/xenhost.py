@@ -245,10 +245,7 @@ class Boot:
 
 
 class BootFailed(Exception):
-    """The host did not get as far as its report. What it said last is in the message."""
-
-    def __init__(self, what: str, directory: Path) -> None:
-        super().__init__(f"{what} The end of {directory}/console.log:\n{last_words(directory)}")
+    """The host did not get as far as its report, or could not do what it had to."""
 
 
 # What the watchdog in dom0/dom0 begins with; what the host hangs on follows.
@@ -258,9 +255,9 @@ WATCHDOG_SPEAKS = "The host is not done"
 def last_words(directory: Path) -> str:
     """The end of what the host wrote on its console: from where its watchdog speaks, if it does."""
     path = directory / "console.log"
-    console = path.read_bytes().decode(errors="replace").replace("\r", "") if path.exists() else ""
+    console = path.read_bytes().decode(errors="replace").replace("\r", "")
     _, watchdog, words = console.partition(WATCHDOG_SPEAKS)
-    return watchdog + words if watchdog else console[-3000:]
+    return f"The end of {path}:\n{watchdog + words if watchdog else console[-3000:]}"
 
 
 class Machine:
@@ -303,7 +300,7 @@ class Machine:
         if not (directory / "done").exists():
             boot = self.boot(host, name)
             if "The script after failed." in boot.messages("scenario-report.service"):
-                raise BootFailed("The disks could not be prepared.", directory)
+                raise BootFailed(f"The disks could not be prepared; {directory}/report/journal.txt says why.")
             (directory / "done").touch()
         return directory
 
@@ -329,10 +326,10 @@ class Machine:
         try:
             subprocess.run(command, check=True, timeout=BOOT_TIMEOUT, stdin=subprocess.DEVNULL)
         except subprocess.TimeoutExpired:
-            raise BootFailed(f"The host did not power off in {BOOT_TIMEOUT} s.", directory) from None
+            raise BootFailed(f"The host did not power off in {BOOT_TIMEOUT} s. {last_words(directory)}") from None
         files = read_tar(report)
         if "units" not in files:
-            raise BootFailed("The host crashed, or did not report.", directory)
+            raise BootFailed(f"The host crashed, or did not report. {last_words(directory)}")
         for name, data in files.items():
             path = directory / "report" / name
             path.parent.mkdir(parents=True, exist_ok=True)
