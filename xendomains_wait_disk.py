@@ -7,13 +7,16 @@ those guests need, and returns when all of them are ready or when the timeout is
 
 The module reads from top to bottom in the order in which the data flows:
 
+    files                   what is read, in which size, and whom it belongs to
     settings                /etc/xen-wait-disk.conf
+    pauses                  what the main thread waits for, and signals
     xendomains' settings    which directories hold the guests, and whether saved ones are restored
     configurations          xl.cfg(5), and the header which xl save writes
     disk specifications     xl-disk-configuration(5)
-    what to look for        a path on this host, or nothing and why
+    required paths          a path on this host, or nothing and why
     readiness               ready or not, and why
-    survey                  all of the above, for all guests, even if a file system does not answer
+    blocking calls          what may never come back, such as a look at a file on an NFS server that is gone
+    snapshot                all of the above, for all guests
     wait                    until everything is ready or time is over
     output                  journal, systemd's status, table, JSON
     command line            options, main()
@@ -26,49 +29,34 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import signal
 import stat
 import sys
 import time
-from _thread import start_new_thread
-from collections import namedtuple
+from _thread import allocate_lock, start_new_thread
+from collections import deque
+from contextlib import suppress
 from enum import Enum
 from functools import partial
-from itertools import chain, islice
-from threading import Event, Lock
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
-# pyudev, python-systemd, socket and tenacity together take several times as long as all that the common boot does.
-TYPE_CHECKING = False
+# pyudev, socket and tenacity together take several times as long as all that the common boot does.
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from socket import socket as Socket
     from types import FrameType
-    from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, Optional, Union
+    from typing import IO, Any, Callable, Literal, NoReturn, Optional, Union
 
     XlValue = Union[str, list[Any]]
-    # The properties udev keeps for a device number, or nothing while udev has not finished with the device.
-    UdevLookup = Callable[[int], Optional[Mapping[str, str]]]
-    Key = tuple[str, str]
     Call = Callable[[], Any]
+    # What a call is for, and the path that it looks at.
+    Key = tuple[str, str]
     # The text, and its fields for the journal.
     Message = tuple[str, dict[str, str]]
-else:
-
-    class NamedTupleMeta(type):
-        """Makes the classes below as typing would, whose import costs the common boot a third more time."""
-
-        def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
-            """Makes the class."""
-            if not bases:
-                return super().__new__(cls, name, bases, body)
-            fields = list(body["__annotations__"])
-            defaults = [body.pop(field) for field in fields if field in body]
-            return type(name, (namedtuple(name, fields, defaults=defaults),), {"__slots__": (), **body})
-
-    class NamedTuple(metaclass=NamedTupleMeta):
-        """An immutable record; see typing.NamedTuple."""
-
 
 __version__ = "2.0.0"
 
@@ -89,15 +77,122 @@ MESSAGE_MISSING = "c73c68bb58c64bc68febe2f6cd319bcd"
 MESSAGE_REFUSED = "5673123f0bca4e4491a3bf4dd74c6dc6"
 MESSAGE_SETTINGS = "3a7b5633a5a94b02ae3188726f21d967"
 
-# A configuration is a few hundred bytes. What is larger than this is something else, and xl would take long to say so.
-LARGEST_CONFIGURATION = 1 << 20
+# All limits; sizes are in bytes, times in seconds.
+MAX_CONFIGURATION = 1 << 17  # of a guest; hundreds of disks fit. Larger is something else, and would take long to parse
+MAX_SETTINGS = 1 << 15  # ours has 2 KiB; configobj takes a minute for 1 MiB of sections
+MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
+MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
+MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
+MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
+MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
+MAX_TIME = 7 * 86400.0  # that may be set
+MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
+MAX_FIRST_LOOK = 10.0  # the unit's TimeoutStartSec= must not be over before systemd is told of ours
+MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
+MAX_SILENCE = 2.0  # of all calls in progress, before the wait goes on without them
+MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
+STUCK = 0.5  # is what a call is called that is silent for this long
+SLICE = 0.05  # for which the main thread pauses before it looks after calls that are silent
+MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
+MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
+MAX_SENDING = 0.3  # a message may take to be delivered
+MAX_SENDING_ALL = 0.9  # all the messages that are said at once
+MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
+MAX_LINES = 1000  # said between two reminders
+MAX_NAMES = 100  # in one line
+MAX_CELL = 1000  # characters, of a table
 
-# Ours has 2 KiB. configobj takes a minute for 1 MiB of sections, and overflows the stack if they are nested deep.
-LARGEST_SETTINGS = 1 << 15
 
-
-class Refusal(ValueError):
+class ConfigError(ValueError):
     """A file or a value cannot be used; the text says why, in words that follow the name of the file or key."""
+
+
+def quoted(text: str) -> str:
+    """Text from a file, cut to what fits into a message."""
+    return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises OSError, or ConfigError if it is anything else."""
+    descriptor = open_regular_file(path)
+    try:
+        content = read_up_to(descriptor, most + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > most:
+        raise ConfigError(f"is too large for a configuration: more than {most} bytes")
+    return content
+
+
+def read_up_to(descriptor: int, most: int) -> bytes:
+    """What there is to read, up to so many bytes: a file system may hand out less at a time than it was asked for."""
+    parts = []
+    while most > 0 and (part := os.read(descriptor, most)):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
+
+
+def open_regular_file(path: str) -> int:
+    """A descriptor to read the file. Raises OSError, or ConfigError if it is not a regular file.
+
+    xl, too, reads no other. It is looked at before it is opened, because opening a device may do anything (a watchdog
+    starts to count).
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"is {kind_of_file(mode)}, not a regular file")
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+FILE_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFREG: "a regular file",
+}
+
+
+def kind_of_file(mode: int) -> str:
+    """What a file is, as in "a directory"."""
+    return FILE_KINDS.get(stat.S_IFMT(mode), "something unknown")
+
+
+def why_not_trusted(path: str, status: os.stat_result) -> str:
+    """Why somebody other than root and the caller may have written the file, and what to do about it; or nothing."""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"it belongs to user {status.st_uid}, not to root (fix: chown root {path})"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others than its owner may write it (fix: chmod go-w {path})"
+    return ""
+
+
+def attribute(directory: str, name: str) -> str | None:
+    """An attribute in sysfs, or a file in udev's database; nothing if the device has none of this name."""
+    try:
+        descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(descriptor, MAX_ATTRIBUTE).decode(errors="replace").strip()
+    finally:
+        os.close(descriptor)
+
+
+def error_text(error: Exception) -> str:
+    """Why it failed, without the path, which the sentence around it names."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, (OSError, ConfigError, NoAnswer)):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,20 +219,6 @@ class Settings(NamedTuple):
     ignored_disks: tuple[str, ...] = ()
 
 
-# Each key of the file, its field in Settings and its check.
-SETTINGS_KEYS = (
-    ("", "timeout", "timeout", "time_span(default=None)"),
-    ("", "log_level", "log_level", "log_level(default=None)"),
-    ("paths", "xendomains", "xendomains", "paths(default=None)"),
-    ("paths", "auto", "auto", "path(default=None)"),
-    ("paths", "save", "save", "path(default=None)"),
-    ("polling", "first", "first", "time_span(10ms, default=None)"),
-    ("polling", "longest", "longest", "time_span(10ms, default=None)"),
-    ("polling", "factor", "factor", "factor(default=None)"),
-    ("ignore", "domains", "ignored_domains", "patterns(default=None)"),
-    ("ignore", "disks", "ignored_disks", "patterns(default=None)"),
-)
-
 # systemd.time(7), "Parsing time spans"
 TIME_UNITS = {
     "usec": 1e-6, "us": 1e-6, "µs": 1e-6, "μs": 1e-6,
@@ -150,25 +231,22 @@ TIME_UNITS = {
 }  # fmt: skip
 
 
-LONGEST_TIME = TIME_UNITS["week"]
-
-
 def parse_time_span(text: str) -> float:
     """Seconds in a time span such as "5min", "90" or "1min 30s" (systemd.time(7)).
 
-    Raises Refusal if it is none. "infinity" is none either: a boot must not wait for ever.
+    Raises ConfigError if it is not one. "infinity" is refused: a boot must not wait for ever.
     """
     part = r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]*)"
     parts = re.findall(part, text)
     if not parts or re.sub(part, "", text).strip():
-        raise Refusal(f"is no time span: {quoted(text)} (write for example 5min, 90 or 1min 30s)")
+        raise ConfigError(f"is not a time span: {quoted(text)} (write for example 5min, 90 or 1min 30s)")
     seconds = 0.0
     for number, unit in parts:
         if unit not in TIME_UNITS:
-            raise Refusal(f"has the unknown unit '{unit}' in {quoted(text)} (use ms, s, min, h or d)")
+            raise ConfigError(f"has the unknown unit '{unit}' in {quoted(text)} (use ms, s, min, h or d)")
         seconds += float(number) * TIME_UNITS[unit]
-    if seconds > LONGEST_TIME:
-        raise Refusal(f"is too long: {quoted(text)} (at most 1 week)")
+    if seconds > MAX_TIME:
+        raise ConfigError(f"is too long: {quoted(text)} (at most 1 week)")
     return seconds
 
 
@@ -182,117 +260,20 @@ def format_time_span(seconds: float) -> str:
 
 
 def parse_log_level(text: str) -> int:
-    """The number of a syslog level given by name or number; raises Refusal if there is none such."""
+    """The number of a syslog level given by name or number; raises ConfigError if there is no such level."""
     level = text.strip().lower()
     if level in LOG_LEVELS:
         return LOG_LEVELS[level]
     if level in map(str, LOG_LEVELS.values()):
         return int(level)
-    raise Refusal(f"is no log level: '{text}' (use one of {', '.join(LOG_LEVELS)}, or 0 to 7)")
-
-
-def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, list[str]]:
-    """The settings in the file at `path`, and a sentence for everything wrong in it.
-
-    A wrong value is left at its default, and a file that does not exist means defaults (with must_exist, that is
-    wrong as well), so that the settings can always be used.
-    """
-    try:
-        lines = os.fsdecode(read_file(path, LARGEST_SETTINGS, trusted=True)).lstrip("\ufeff").splitlines()
-    except FileNotFoundError:
-        return Settings(), [f"{path} does not exist; the defaults are used."] if must_exist else []
-    except OSError as error:
-        return Settings(), [f"{path} cannot be read ({reason(error)}); the defaults are used."]
-    except Refusal as error:
-        return Settings(), [f"{path} {error}; the defaults are used."]
-    if not any(sets_something(line) for line in lines):
-        return Settings(), []
-    try:
-        return parse_settings(path, lines)
-    except ImportError as error:
-        return Settings(), [f"{path} cannot be read without Python's configobj ({error}); the defaults are used."]
-
-
-def sets_something(line: str) -> bool:
-    """Whether configobj has to look at this line; in the file as it is shipped, it need not look at any."""
-    return line.strip() not in ("", "[paths]", "[polling]", "[ignore]") and not line.lstrip().startswith("#")
-
-
-def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]]:
-    """The settings in these lines, and a sentence for everything wrong in them; `path` is for the sentences."""
-    from configobj import ConfigObj, ConfigObjError, flatten_errors, get_extra_values
-    from configobj.validate import ValidateError, Validator
-
-    def configobj_check(check: Callable[..., Any]) -> Callable[..., Any]:
-        def checked(value: str | list[str], *arguments: str) -> Any:
-            try:
-                return check(value, *arguments)
-            except Refusal as error:
-                raise ValidateError(str(error)) from None
-
-        return checked
-
-    problems: list[str] = []
-    try:
-        given = ConfigObj(list(lines), interpolation=False)
-    except ConfigObjError as error:
-        problems += [f"{path}: {problem} This line is ignored." for problem in getattr(error, "errors", [error])]
-        given = error.config
-    values = given.dict()
-    problems += [f"{path}: {problem}" for problem in drop_misplaced(values)]
-    config = ConfigObj(values, configspec=configspec(), interpolation=False)
-    results = config.validate(Validator({name: configobj_check(c) for name, c in CHECKS.items()}), preserve_errors=True)
-
-    wrong = set()
-    for sections, key, problem in flatten_errors(config, results):
-        wrong.add((*sections, key))
-        problems.append(f"{path}: {'.'.join([*sections, key])} {problem}; the default is used.")
-    for sections, key in get_extra_values(config):
-        name = ".".join([*sections, key])
-        problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
-
-    settings: dict[str, Any] = {}
-    for section, key, field, _ in SETTINGS_KEYS:
-        value = config[section][key] if section else config[key]
-        if value not in (None, []) and ((section, key) if section else (key,)) not in wrong:
-            settings[field] = tuple(value) if isinstance(value, list) else value
-    return Settings()._replace(**settings), problems
-
-
-def configspec() -> list[str]:
-    """The keys and their checks, as configobj wants them."""
-    spec = []
-    sections = {""}
-    for section, key, _, check in SETTINGS_KEYS:
-        if section not in sections:
-            sections.add(section)
-            spec.append(f"[{section}]")
-        spec.append(f"{key} = {check}")
-    return spec
-
-
-def drop_misplaced(values: dict[str, Any]) -> list[str]:
-    """Takes away sections named like a key and keys named like a section, which confuse configobj's validation.
-
-    Returns what is wrong with each.
-    """
-    problems = []
-    for section in ("", "paths", "polling", "ignore"):
-        if not isinstance(values.get(section, values), dict):
-            del values[section]
-            problems.append(f"{section} is a section; its keys belong below a line [{section}].")
-        holder = values.get(section, {}) if section else values
-        for key in [key for other, key, *_ in SETTINGS_KEYS if other == section and isinstance(holder.get(key), dict)]:
-            del holder[key]
-            problems.append(f"{key} is a key, not a section; the default is used.")
-    return problems
+    raise ConfigError(f"is not a log level: '{text}' (use one of {', '.join(LOG_LEVELS)}, or 0 to 7)")
 
 
 def check_time_span(value: str | list[str], least: str = "0") -> float:
     """Seconds in a time span of at least `least`."""
     seconds = parse_time_span(single(value))
     if seconds < parse_time_span(least):
-        raise Refusal(f"is too short: '{value}' (at least {least})")
+        raise ConfigError(f"is too short: '{value}' (at least {least})")
     return seconds
 
 
@@ -305,139 +286,196 @@ def check_factor(value: str | list[str]) -> float:
     """The factor by which pauses grow."""
     try:
         factor = float(single(value))
-    except ValueError:
-        raise Refusal(f"is no number: '{value}'") from None
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"is not a number: '{value}'") from None
     if not 1 <= factor <= 100:
-        raise Refusal(f"is out of range: '{value}' (1 to 100)")
+        raise ConfigError(f"is out of range: '{value}' (1 to 100)")
     return factor
 
 
 def check_path(value: str | list[str]) -> str:
     """One absolute path, or nothing."""
     path = single(value)
-    if path and not path.startswith("/"):
-        raise Refusal(f"is no absolute path: '{path}'")
-    if "\0" in path:
-        raise Refusal(f"is no path: '{path}'")
+    if path and (not path.startswith("/") or "\0" in path):
+        raise ConfigError(f"is not an absolute path: '{path}'")
     return path
 
 
-def check_paths(value: str | list[str]) -> list[str]:
+def check_paths(value: str | list[str]) -> tuple[str, ...]:
     """Absolute paths, separated by commas."""
-    return [check_path(path) for path in check_patterns(value)]
+    return tuple(check_path(path) for path in as_list(value))
 
 
-def check_patterns(value: str | list[str]) -> list[str]:
+def check_patterns(value: str | list[str]) -> tuple[str, ...]:
     """Shell patterns, separated by commas."""
-    return [pattern for pattern in ([value] if isinstance(value, str) else value) if pattern]
+    from fnmatch import translate
+
+    for pattern in as_list(value):
+        try:
+            re.compile(translate(pattern))
+        except re.error as error:  # Python 3.9 hands a range such as [z-a] on to re
+            raise ConfigError(f"is not a shell pattern: '{pattern}' ({error})") from None
+    return tuple(as_list(value))
 
 
 def single(value: str | list[str]) -> str:
     """A value that must not be a list, which is what configobj makes of a comma outside quotes."""
     if isinstance(value, list):
-        raise Refusal(f"is a list: '{', '.join(value)}' (one value is wanted; put one with a comma into quotes)")
+        raise ConfigError(f"is a list: '{', '.join(value)}' (one value is wanted; put one with a comma into quotes)")
     return value
 
 
-CHECKS: Mapping[str, Callable[..., Any]] = {
-    "time_span": check_time_span,
-    "log_level": check_log_level,
-    "factor": check_factor,
-    "path": check_path,
-    "paths": check_paths,
-    "patterns": check_patterns,
+def as_list(value: str | list[str]) -> list[str]:
+    """Values separated by commas, without empty ones."""
+    return [item for item in ([value] if isinstance(value, str) else value) if item]
+
+
+# Each key of the file, with its section, its field in Settings and its check.
+SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "timeout": ("timeout", check_time_span),
+    "log_level": ("log_level", check_log_level),
+    "paths.xendomains": ("xendomains", check_paths),
+    "paths.auto": ("auto", check_path),
+    "paths.save": ("save", check_path),
+    "polling.first": ("first", partial(check_time_span, least="10ms")),
+    "polling.longest": ("longest", partial(check_time_span, least="10ms")),
+    "polling.factor": ("factor", check_factor),
+    "ignore.domains": ("ignored_domains", check_patterns),
+    "ignore.disks": ("ignored_disks", check_patterns),
 }
+
+
+def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, list[str]]:
+    """The settings in the file at `path`, and a sentence for everything wrong in it.
+
+    A wrong value is left at its default, and a file that does not exist means defaults (with must_exist, that is
+    wrong as well), so that the settings can always be used.
+    """
+    try:
+        lines = os.fsdecode(read_file(path, MAX_SETTINGS)).lstrip("\ufeff").splitlines()
+        # In the file as it is shipped there is nothing that configobj, which is slow to import, would have to read.
+        headings = ("", "[paths]", "[polling]", "[ignore]")
+        if all(line.strip() in headings or line.lstrip().startswith("#") for line in lines):
+            return Settings(), []
+        return parse_settings(path, lines)
+    except FileNotFoundError:
+        problem = "does not exist" if must_exist else ""
+    except OSError as error:
+        problem = f"cannot be read ({error_text(error)})"
+    except ConfigError as error:
+        problem = str(error)
+    except ImportError as error:
+        problem = f"cannot be read without Python's configobj ({error})"
+    return Settings(), [f"{path} {problem}; the defaults are used."] if problem else []
+
+
+def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]]:
+    """The settings in these lines, and a sentence for everything wrong in them; `path` is for the sentences."""
+    from configobj import ConfigObj, ConfigObjError
+
+    problems: list[str] = []
+    try:
+        config = ConfigObj(list(lines), interpolation=False)
+    except ConfigObjError as error:
+        problems += [f"{path}: {problem} This line is ignored." for problem in getattr(error, "errors", [error])]
+        config = error.config
+    given = {key: config[key] for key in config.scalars}
+    for section in config.sections:
+        given.update((f"{section}.{key}", value) for key, value in config[section].items())
+    settings: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in SETTINGS_KEYS or isinstance(value, dict):
+            problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
+            continue
+        field, check = SETTINGS_KEYS[name]
+        try:
+            settings[field] = check(value)
+        except ConfigError as error:
+            problems.append(f"{path}: {name} {error}; the default is used.")
+    return Settings()._replace(**{field: value for field, value in settings.items() if value != ()}), problems
 
 
 def closest_key(name: str) -> str:
     """A hint for somebody who wrote an unknown key."""
-    import difflib
+    from difflib import get_close_matches
 
-    known = [f"{section}.{key}".lstrip(".") for section, key, *_ in SETTINGS_KEYS]
-    similar = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {similar[0]}?" if similar else f"known are {', '.join(known)}"
+    similar = get_close_matches(name, SETTINGS_KEYS, 1)
+    return f"did you mean {similar[0]}?" if similar else f"known are {', '.join(SETTINGS_KEYS)}"
 
 
-def read_file(path: str, largest: int = LARGEST_CONFIGURATION, *, trusted: bool = False) -> bytes:
-    """The content of a small regular file, which if it is to be `trusted` nobody else may write.
+# ---------------------------------------------------------------------------------------------------------------------
+# Pauses: what the main thread waits for, and signals
+# ---------------------------------------------------------------------------------------------------------------------
 
-    Raises OSError, or Refusal if it is anything else.
+STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stopped(Exception):
+    """A signal asks the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Pauses:
+    """Where the main thread pauses, and what wakes it.
+
+    A signal only leaves a mark, whatever the program is doing at the moment; here, and nowhere else, the mark raises
+    Stopped.
+
+    `paused` is how long it has paused so far: the time that others had to answer. It grows in each pause by no more
+    than was meant, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
     """
-    with open_regular_file(path, trusted=trusted) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size > largest:
-            raise Refusal(f"has {size} bytes; more than {largest} are no configuration")
-        file.seek(0)
-        return file.read(size)
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stopped_by = 0
+        self.paused = 0.0
+
+    def take_signals(self) -> None:
+        """From now on signals that ask to end wake the main thread."""
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        set_signals(self._mark)
+
+    def _mark(self, number: int, _: FrameType | None) -> None:
+        self._stopped_by = self._stopped_by or number
+
+    def wake(self) -> None:
+        """Ends the pause of the main thread, or the next one. Any thread may call this."""
+        with suppress(BlockingIOError):  # what woke it before has not been read: it is awake
+            os.write(self._writing, b"\0")
+
+    def pause(self, seconds: float, descriptor: int = -1) -> bool:
+        """Pauses for that long, until wake(), or until there is something to read from the descriptor.
+
+        Returns whether there is something to read from the descriptor. Raises Stopped if a signal came.
+        """
+        poll = select.poll()
+        poll.register(self._reading, select.POLLIN)
+        if descriptor >= 0:
+            poll.register(descriptor, select.POLLIN)
+        seconds = 0.0 if self._stopped_by else max(0.0, seconds)
+        started = time.monotonic()
+        ready = [number for number, _ in poll.poll(seconds * 1000)]
+        self.paused += min(seconds, time.monotonic() - started)
+        if self._reading in ready:
+            os.read(self._reading, 4096)
+        if self._stopped_by:
+            raise Stopped(self._stopped_by)
+        return descriptor in ready
 
 
-def open_regular_file(path: str, *, trusted: bool = False) -> IO[bytes]:
-    """The file opened for reading without a buffer. Raises OSError, or Refusal if it is no regular file.
-
-    It is looked at before it is opened, because opening a FIFO may block for ever, and opening a device may do anything
-    (a watchdog starts to count, a tape rewinds); and after that, because it may have been replaced in between. What is
-    empty is not opened at all: the files in /proc look like that, and reading /proc/kmsg takes messages away from the
-    one who logs them. With `trusted`, what others may write is refused as well.
-    """
-    status = os.stat(path)
-    require_regular_file(status)
-    if not status.st_size:
-        if trusted:
-            require_trust(status)
-        return open(os.devnull, "rb", buffering=0)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
-        require_regular_file(status)
-        if trusted:
-            require_trust(status)
-    except Refusal:
-        os.close(descriptor)
-        raise
-    return open(descriptor, "rb", buffering=0)
+def obey_signals() -> None:
+    """From now on the signals that ask to end do so, in silence."""
+    set_signals(signal.SIG_DFL)
 
 
-def require_trust(status: os.stat_result) -> None:
-    """Raises Refusal if somebody other than root and the caller may have written the file."""
-    if why := why_distrusted(status):
-        raise Refusal(f"is not trusted, because {why}")
-
-
-def why_distrusted(status: os.stat_result) -> str:
-    """Why somebody other than root and the caller may have written the file, and what to do about it; or nothing."""
-    if status.st_uid not in (0, os.geteuid()):
-        return f"it belongs to user {status.st_uid}, not to root (mend that with chown root)"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return "others than its owner may write it (mend that with chmod go-w)"
-    return ""
-
-
-def require_regular_file(status: os.stat_result) -> None:
-    """Raises Refusal if it is none; xl, too, reads nothing else."""
-    if not stat.S_ISREG(status.st_mode):
-        raise Refusal(f"is {kind_of_file(status.st_mode)}, not a regular file")
-
-
-def kind_of_file(mode: int) -> str:
-    """What a file is, as in "a directory"."""
-    return FILE_KINDS.get(stat.S_IFMT(mode), "something unknown")
-
-
-FILE_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFREG: "a regular file",
-}
-
-
-def reason(error: Exception) -> str:
-    """Why it failed, without the path, which the sentence around it names."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
+def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
+    for number in STOPPING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, action)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -468,42 +506,41 @@ class Xendomains(NamedTuple):
 DEFAULT_AUTO = "/etc/xen/auto"
 DEFAULT_SAVE = "/var/lib/xen/save"
 
-# Sourcing it takes milliseconds; xendomains itself would wait for ever.
-SOURCING_LIMIT = 10.0
 
-# The file that was found trustworthy is standard input. It is sourced from there, where nobody can put another in its
-# place, or where /proc is missing, by its name. bash undoes the redirections after `.`, so that only what is printed
-# below gets into the pipe. Where it has not enough file descriptors for that, it ends, lest the file look empty.
+# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe.
 SOURCE_SETTINGS = r"""
-exec 3<&0 </dev/null || exit
-if [ -e /proc/self/fd/3 ]; then set -- /proc/self/fd/3; fi
-{ : 4<"$1" </dev/null >/dev/null 2>&1; } 2>/dev/null || exit
 . "$1" </dev/null >/dev/null 2>&1
 status=$?
 complaint=
-if [ "$status" != 0 ]; then complaint=$("$BASH" -n 2>&1 <&3); fi
+if [ "$status" != 0 ]; then complaint=$("$BASH" -n "$1" 2>&1 </dev/null); fi
 builtin printf '%s\0' "$status" "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
 """
 
+# What systemd gives xendomains. Nothing of ours is handed on: BASH_ENV, SHELLOPTS and the like change what bash does.
+BASH = "/bin/bash"
+BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
-def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None, list[str]]:
+
+def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[Xendomains | None, list[str]]:
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
     Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
-    A file which cannot be sourced within `limit` seconds (or at all), or which bash must not run because others may
-    write it, counts as if it held Xen's own defaults.
+    A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
     """
-    path = next((path for path in settings.xendomains if os.path.exists(path)), None)
+    path = next((path for path in settings.xendomains if os.path.lexists(path)), None)
     if path is None:
-        text = f"none of {', '.join(settings.xendomains)} exists, so xendomains starts no guests."
-        return None, [f"{kind_of_host('/sys')}: {text}"]
+        return None, [f"None of {', '.join(settings.xendomains)} exists, so xendomains starts no guests."]
     problems = []
     try:
-        sourced = source_xendomains(path, limit)
-    except (OSError, Refusal) as error:
+        if distrust := why_not_trusted(path, os.stat(path)):
+            problems.append(f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count.")
+        read_file(path)
+        sourced = source_xendomains(path, pauses, limit)
+    except (OSError, ConfigError) as error:
         sourced = Sourced(auto=DEFAULT_AUTO, save=DEFAULT_SAVE, restore="true")
-        why = error if isinstance(error, Refusal) else f"cannot be read ({reason(error)})"
-        problems.append(f"{path} {why}; the guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead.")
+        why = str(error) if isinstance(error, ConfigError) else f"cannot be read ({error_text(error)})"
+        taken = f"{settings.auto or DEFAULT_AUTO} and {settings.save or DEFAULT_SAVE}"
+        problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
     remark = ""
     if sourced.complaint:
         problems.append(f"{path} has a syntax error ({sourced.complaint}); what stands before it counts.")
@@ -521,25 +558,6 @@ def read_xendomains(settings: Settings, limit: float) -> tuple[Xendomains | None
     )
 
 
-def kind_of_host(sysfs: str) -> str:
-    """What this host is to Xen, for a message; `sysfs` is where that is mounted.
-
-    Source: sysfs-hypervisor-xen in the kernel's Documentation/ABI, and features.h in Xen's headers.
-    """
-    try:
-        if attribute(f"{sysfs}/hypervisor", "type") != "xen":
-            return "This host does not run Xen"
-        features = attribute(f"{sysfs}/hypervisor/properties", "features")
-        if features and not int(features, 16) & 1 << XENFEAT_DOM0:
-            return "This is a Xen guest, not a Xen host"
-    except OSError:
-        pass  # only root may know
-    return "This Xen host has no settings for xendomains"
-
-
-XENFEAT_DOM0 = 11
-
-
 def is_debians(path: str) -> bool:
     """Whether Debian's own xendomains reads these settings, which takes any text in XENDOMAINS_RESTORE for a yes.
 
@@ -550,7 +568,7 @@ def is_debians(path: str) -> bool:
         return False
     try:
         return b"LIBEXEC_BIN" not in read_file(os.path.join(etc, "init.d", "xendomains"))
-    except (OSError, Refusal):
+    except (OSError, ConfigError):
         return True
 
 
@@ -559,41 +577,21 @@ def in_root(directory: str) -> str:
     return os.path.join("/", directory.rstrip("/")) if directory else ""
 
 
-def source_xendomains(path: str, limit: float) -> Sourced:
+def source_xendomains(path: str, pauses: Pauses, limit: float) -> Sourced:
     """The variables of xendomains as bash finds them in the file, and what it complains of.
 
-    bash sources the file as xendomains does, without input or output. Raises OSError if the file cannot be read, and
-    Refusal if others may write it, if there is no bash, or if the file takes longer than `limit` seconds or ends the
-    shell.
+    bash sources the file as xendomains does, without input or output. Raises ConfigError if there is no bash, or if the
+    file takes longer than `limit` seconds or ends the shell. This is not left to subprocess, whose import costs the
+    boot as much as everything else here together.
     """
-    with open_regular_file(path, trusted=True) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > LARGEST_CONFIGURATION:
-            raise Refusal(f"has {size} bytes; more than {LARGEST_CONFIGURATION} are no settings")
-        answer, ended = run_bash(SOURCE_SETTINGS, os.path.abspath(path), file.fileno(), len(Sourced._fields), limit)
-    if len(answer) < len(Sourced._fields):
-        raise Refusal("ends the shell that reads it" if ended else f"was not read within {format_time_span(limit)}")
-    sourced = Sourced(*answer[: len(Sourced._fields)])
-    # bash begins each line of a complaint with its own name.
-    return sourced._replace(complaint=sourced.complaint.partition("\n")[0].partition(": ")[2])
-
-
-def run_bash(script: str, argument: str, standard_input: int, fields: int, limit: float) -> tuple[list[str], bool]:
-    """The fields (each ended by NUL) which a bash script prints within `limit` seconds, and whether it ended itself.
-
-    This is not left to subprocess, which costs the boot as much as everything else here together.
-    """
-    import select
-
     reading, writing = os.pipe()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XENDOMAINS_", "BASH_"))}
     try:
-        process = os.posix_spawnp(
-            "bash",
-            ["bash", "--norc", "--noprofile", "-c", script, "bash", argument],
-            environment,
+        process = os.posix_spawn(
+            BASH,
+            ["bash", "--norc", "--noprofile", "-c", SOURCE_SETTINGS, "bash", os.path.abspath(path)],
+            BASH_ENVIRONMENT,
             file_actions=[
-                (os.POSIX_SPAWN_DUP2, standard_input, 0),
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, writing, 1),
                 (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
             ],
@@ -602,27 +600,29 @@ def run_bash(script: str, argument: str, standard_input: int, fields: int, limit
         )
     except OSError as error:
         os.close(reading)
-        raise Refusal(f"needs bash, which does not start ({reason(error)})") from None
+        raise ConfigError(f"needs {BASH}, which does not start ({error_text(error)})") from None
     finally:
         os.close(writing)
-    poll = select.poll()
-    poll.register(reading, select.POLLIN)
-    deadline = time.monotonic() + limit
     printed = b""
-    ended = False
+    end = pauses.paused + limit
     try:
-        while printed.count(b"\0") < fields and not ended:
-            if len(printed) > LARGEST_CONFIGURATION:
-                raise Refusal(f"makes bash print more than {LARGEST_CONFIGURATION} bytes")
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                break
-            data = os.read(reading, 65536)
+        while printed.count(b"\0") < len(Sourced._fields):
+            if pauses.paused >= end:
+                raise ConfigError(f"was not read within {format_time_span(limit)}")
+            if not pauses.pause(SLICE, reading):
+                continue
+            data = os.read(reading, MAX_CONFIGURATION)
             printed += data
-            ended = not data
+            if not data:
+                raise ConfigError("ends the shell that reads it")
+            if len(printed) > MAX_CONFIGURATION:
+                raise ConfigError(f"makes bash print more than {MAX_CONFIGURATION} bytes")
     finally:
         os.close(reading)
         kill_group(process)
-    return [os.fsdecode(field) for field in printed.split(b"\0")[:-1]], ended
+    sourced = Sourced(*map(os.fsdecode, printed.split(b"\0")[: len(Sourced._fields)]))
+    # bash begins each line of a complaint with its own name.
+    return sourced._replace(complaint=sourced.complaint.partition("\n")[0].partition(": ")[2])
 
 
 def kill_group(leader: int) -> None:
@@ -659,8 +659,6 @@ class Domain(NamedTuple):
     source: str
     kind: str
     disks: tuple[Disk, ...] = ()
-    error: str = ""  # why xl will refuse it, or why it cannot be read
-    pending: bool = False  # it cannot be read yet: something to wait for
     warnings: tuple[str, ...] = ()
 
 
@@ -694,12 +692,9 @@ XL_TOKEN = re.compile(
     re.VERBOSE,
 )
 
-# Deeper nested lists overflow the stack of xl's parser (measured with libxlutil 4.17).
-DEEPEST_LIST = 4996
-
 
 def parse_xl_config(text: str) -> dict[str, XlSetting]:
-    """The settings of an xl.cfg(5), by name: exactly what xl takes from it. Raises Refusal, with the line.
+    """The settings of an xl.cfg(5), by name: exactly what xl takes from it. Raises ConfigError, with the line.
 
     Source: xl's grammar, libxlu_cfg_y.y and libxlu_cfg.c in Xen's tools/libs/util.
     """
@@ -750,8 +745,6 @@ def xl_value(tokens: Iterator[Token]) -> tuple[XlValue, int]:
         if token.kind in ("string", "number") and not after_value:
             value = token.text if token.kind == "number" else xl_string(token)
         elif token.text == "[" and token.kind == "mark" and not after_value:
-            if len(lists) == DEEPEST_LIST:
-                raise syntax_error(token, "no list nested that deep")
             lists.append([])
             continue
         elif token.text == "]" and token.kind == "mark" and lists:
@@ -771,20 +764,6 @@ def xl_value(tokens: Iterator[Token]) -> tuple[XlValue, int]:
     raise AssertionError("xl_tokens() is endless")
 
 
-def xl_string(token: Token) -> str:
-    """What stands between the quotes, with backslash escapes replaced."""
-    text = token.text
-    if "\0" in text:
-        # xl compares the quotes of a string that ends at the NUL, and aborts.
-        raise Refusal(f"line {token.line}: a NUL byte in the string {quoted(text)}")
-    if "\\" not in text:
-        return text[1:-1]
-    try:
-        return re.sub(XL_ESCAPE, replace_escape, text[1:-1])
-    except Refusal as error:
-        raise Refusal(f"line {token.line}: {error} in {quoted(text)}") from None
-
-
 # xl means to take the digits of an octal number here, but takes up to three characters that strtoul(3) likes in
 # base 10 after the first digit, wants at least two of them, and puts nothing in their place.
 XL_ESCAPE = r"\\(?:[0-7]([ \t\v\f\r]*[+-]?[0-9]*)|(.))"
@@ -794,16 +773,30 @@ XL_ESCAPES = {
 }  # fmt: skip
 
 
+def xl_string(token: Token) -> str:
+    """What stands between the quotes, with backslash escapes replaced."""
+    text = token.text
+    if "\0" in text:
+        # xl compares the quotes of a string that ends at the NUL, and aborts.
+        raise ConfigError(f"line {token.line}: a NUL byte in the string {quoted(text)}")
+    if "\\" not in text:
+        return text[1:-1]
+    try:
+        return re.sub(XL_ESCAPE, replace_escape, text[1:-1])
+    except ConfigError as error:
+        raise ConfigError(f"line {token.line}: {error} in {quoted(text)}") from None
+
+
 def replace_escape(match: re.Match[str]) -> str:
-    """What xl puts in the place of a backslash and what follows it; raises Refusal if xl would not take it."""
+    """What xl puts in the place of a backslash and what follows it; raises ConfigError if xl would not take it."""
     number, character = match.groups()
     if number is not None:
         digits = number[:3]
         if len(digits) < 2 or not digits[-1].isdigit():
-            raise Refusal("too few digits after a backslash")
+            raise ConfigError("too few digits after a backslash")
         return number[3:]
     if character not in XL_ESCAPES:
-        raise Refusal(f"an invalid character '{character}' after a backslash")
+        raise ConfigError(f"an invalid character '{character}' after a backslash")
     return XL_ESCAPES[character]
 
 
@@ -814,15 +807,7 @@ def joined(before: XlValue, added: XlValue, line: int) -> XlValue:
     if isinstance(before, list) and isinstance(added, list):
         before.extend(added)  # in place: a file may do this thousands of times
         return before
-    raise Refusal(f"line {line}: += cannot join a list and a string")
-
-
-def syntax_error(token: Token, expected: str) -> Refusal:
-    """The error of xl's parser at this token."""
-    if token.kind == "bad":
-        hint = BAD_CHARACTERS.get(token.text, "a character that xl does not know")
-        return Refusal(f"line {token.line}: lexical error near {token}, {hint}")
-    return Refusal(f"line {token.line}: syntax error near {token}, expected {expected}")
+    raise ConfigError(f"line {line}: += cannot join a list and a string")
 
 
 BAD_CHARACTERS = {
@@ -833,19 +818,22 @@ BAD_CHARACTERS = {
 }
 
 
-def quoted(text: str) -> str:
-    """Text from a file, cut to what fits into a message."""
-    return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
+def syntax_error(token: Token, expected: str) -> ConfigError:
+    """The error of xl's parser at this token."""
+    if token.kind == "bad":
+        hint = BAD_CHARACTERS.get(token.text, "a character that xl does not know")
+        return ConfigError(f"line {token.line}: lexical error near {token}, {hint}")
+    return ConfigError(f"line {token.line}: syntax error near {token}, expected {expected}")
 
 
 def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
-    """The domain an xl.cfg describes. Raises Refusal, as xl would."""
+    """The domain an xl.cfg describes. Raises ConfigError, as xl would."""
     settings = parse_xl_config(text)
     name = settings.get("name")
     if name is None:
-        raise Refusal('names no domain (name = "…" is missing)')
+        raise ConfigError('names no domain (name = "…" is missing)')
     if not isinstance(name.value, str):
-        raise Refusal(f"line {name.line}: name is a list, not a string")
+        raise ConfigError(f"line {name.line}: name is a list, not a string")
     disk = settings.get("disk")
     if disk is None:
         return Domain(name.value, source, kind)
@@ -858,8 +846,8 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
             break  # xl takes this for the end of the list
         try:
             disks.append(parse_disk(specification))
-        except Refusal as error:
-            raise Refusal(f"disk {quoted(specification)}: {error} (the list ends in line {disk.line})") from None
+        except ConfigError as error:
+            raise ConfigError(f"disk {quoted(specification)}: {error} (the list ends in line {disk.line})") from None
     return Domain(name.value, source, kind, tuple(disks))
 
 
@@ -868,58 +856,59 @@ SAVED_MAGIC = b"Xen saved domain, xl format\n \0 \r"
 SAVED_PREFIX = b"Xen saved domain"  # all that xendomains looks at
 SAVED_BYTE_ORDER = 0x01020304
 SAVED_JSON, SAVED_STREAM_V2 = 1, 2
-
-
-def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
-    """The configuration in a file that xl save wrote, and whether it is JSON (else it is an xl.cfg).
-
-    Reads the header and never the memory image behind it. Raises Refusal if xl restore would.
-    """
-    header = file.read(len(SAVED_MAGIC) + 16)
-    if not header.startswith(SAVED_PREFIX):
-        raise Refusal("is no saved domain")
-    if not header.startswith(SAVED_MAGIC):
-        raise Refusal("was not written by xl save, or is damaged")
-    words = header[len(SAVED_MAGIC) :]
-    if len(words) < 16:
-        raise Refusal("ends within its header")
-    order = next((o for o in BYTE_ORDERS if int.from_bytes(words[:4], o) == SAVED_BYTE_ORDER), None)
-    if order is None:
-        raise Refusal(f"has an unknown byte order: {words[:4].hex()}")
-    flags = int.from_bytes(words[4:8], order)
-    if flags & ~(SAVED_JSON | SAVED_STREAM_V2):
-        raise Refusal(f"needs what xl does not know: mandatory flags {flags:#x}")
-    optional = int.from_bytes(words[12:16], order)
-    size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
-    if size > optional - 4:
-        raise Refusal(f"claims {size} bytes of configuration in {optional} bytes of optional data")
-    if size > LARGEST_CONFIGURATION:
-        raise Refusal(f"claims {size} bytes of configuration; at most {LARGEST_CONFIGURATION} are read")
-    configuration = file.read(size)
-    if len(configuration) < size:
-        raise Refusal(f"ends within its configuration: {len(configuration)} of {size} bytes")
-    return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
-
-
 BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 
 
+def saved_configuration(descriptor: int) -> tuple[str, bool]:
+    """The configuration in a file that xl save wrote, and whether it is JSON (else it is an xl.cfg).
+
+    Reads the header and never the memory image behind it. Raises ConfigError if xl restore would.
+    """
+    header = read_up_to(descriptor, len(SAVED_MAGIC) + 16)
+    if not header.startswith(SAVED_PREFIX):
+        raise ConfigError("is not a saved domain")
+    if not header.startswith(SAVED_MAGIC):
+        raise ConfigError("was not written by xl save, or is damaged")
+    words = header[len(SAVED_MAGIC) :]
+    if len(words) < 16:
+        raise ConfigError("ends within its header")
+    order = next((o for o in BYTE_ORDERS if int.from_bytes(words[:4], o) == SAVED_BYTE_ORDER), None)
+    if order is None:
+        raise ConfigError(f"has an unknown byte order: {words[:4].hex()}")
+    flags = int.from_bytes(words[4:8], order)
+    if flags & ~(SAVED_JSON | SAVED_STREAM_V2):
+        raise ConfigError(f"needs what xl does not know: mandatory flags {flags:#x}")
+    optional = int.from_bytes(words[12:16], order)
+    size = int.from_bytes(read_up_to(descriptor, 4), order) if optional >= 4 else 0
+    if size > optional - 4:
+        raise ConfigError(f"claims {size} bytes of configuration in {optional} bytes of optional data")
+    if size > MAX_CONFIGURATION:
+        raise ConfigError(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
+    configuration = read_up_to(descriptor, size)
+    if len(configuration) < size:
+        raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
+    return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
+
+
 def domain_from_json(text: str, source: str, kind: str) -> Domain:
-    """The domain in the JSON that libxl writes for it (libxl_domain_config_to_json). Raises Refusal."""
+    """The domain in the JSON that libxl writes for it (libxl_domain_config_to_json). Raises ConfigError."""
     import json
 
+    depth = 0
+    for mark in re.findall(r'"(?:[^"\\]|\\.)*"|[][{}]', text):
+        depth += (mark in "[{") - (mark in "]}")
+        if depth > MAX_JSON_DEPTH:
+            raise ConfigError("holds JSON that is nested too deep")
     try:
         config = json.loads(text)
         name = config["c_info"]["name"]
         disks = tuple(disk_from_json(disk) for disk in config.get("disks") or ())
-    except RecursionError:
-        raise Refusal("holds JSON that is nested too deep") from None
     except ValueError as error:
-        raise Refusal(f"holds no valid JSON: {error}") from None
+        raise ConfigError(f"holds JSON that is not valid: {error}") from None
     except (AttributeError, KeyError, TypeError) as error:
-        raise Refusal(f"holds JSON that describes no domain ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"holds JSON that describes no domain ({type(error).__name__}: {error})") from None
     if not isinstance(name, str):
-        raise Refusal("holds JSON whose domain has no name")
+        raise ConfigError("holds JSON whose domain has no name")
     return Domain(name, source, kind, disks)
 
 
@@ -941,85 +930,119 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
 # Disk specifications: xl-disk-configuration(5)
 # ---------------------------------------------------------------------------------------------------------------------
 
-DISK_FORMATS = ("raw", "qcow", "qcow2", "vhd", "qed", "empty")
-DISK_BACKENDTYPES = ("phy", "tap", "qdisk", "standalone")
-DISK_SPECIFICATIONS = ("xen", "virtio")
-DISK_ACCESS = ("", "r", "ro", "w", "rw")
+# The parameters that take one of a few words, and those of them which must not be given again with another word.
+DISK_WORDS = {
+    "format": ("raw", "qcow", "qcow2", "vhd", "qed", "empty"),
+    "backendtype": ("phy", "tap", "qdisk", "standalone"),
+    "specification": ("xen", "virtio"),
+    "access": ("", "r", "ro", "w", "rw"),
+    "devtype": ("cdrom", "disk"),
+    "grant_usage": ("0", "1"),
+}
+DISK_WORDS_GIVEN_ONCE = ("format", "backendtype", "specification")
+DISK_STRINGS = ("backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk")
+DISK_KEYS = {*DISK_WORDS, *DISK_STRINGS, "target", "colo-port"}
 # trusted, untrusted and grant_usage are unknown to xl 4.17; what stands there is a parameter like any other.
 DISK_FLAGS = {
     "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
-}  # fmt: skip
-DISK_STRINGS = {"backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk"}
-DISK_KEYS = {
-    *DISK_STRINGS, "target", "format", "access", "backendtype", "specification", "devtype", "colo-port", "grant_usage",
 }  # fmt: skip
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 # dmmd and npiv are SUSE's; their scripts are block-dmmd and block-npiv.
 DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd", "dmmd", "npiv")
 DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu")
+DISK_PREFIXES = DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES
 
-# What a parameter may begin with: a prefix of old, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
-DISK_WORD = re.compile(r"([a-z][a-z0-9]*):|([a-z][-_a-z0-9]*)=")
+# What a parameter may begin with: a legacy prefix, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
+DISK_PREFIX_OR_KEY = r"([a-z][a-z0-9]*):|([a-z][-_a-z0-9]*)="
+# What looks like a prefix and may be a vdev with the type of its device, as in hdc:cdrom.
+DISK_VDEV_AND_TYPE = r"[a-z0-9]+:[a-z0-9]"
 
-# A path has 4096 bytes at most, and so has what libxl may write to xenstore about a disk.
-LONGEST_DISK = 1 << 14
+
+def parse_disk(specification: str) -> Disk:
+    """The disk in one item of an xl.cfg's disk list. Raises ConfigError exactly where xl does.
+
+    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; where several of its rules match, the one
+    that matches most wins.
+
+    Two differences: what is too long for any path or script is refused, and so is a line break, of which xl's scanner
+    makes something else in each rule.
+    """
+    if len(specification) > MAX_DISK_SPECIFICATION:
+        raise ConfigError(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
+    if "\n" in specification:
+        raise ConfigError("has a line break in it; write it without")
+    words = DiskWords()
+    rest = specification
+    while rest := rest.lstrip(" \t"):
+        positional, comma, _ = rest.partition(",")
+        if "=" in positional:
+            positional, comma = positional.partition("=")[0], ""
+        length = len(positional) + len(comma)
+        match = re.match(DISK_PREFIX_OR_KEY, rest)
+        prefix, key = match.groups() if match else (None, None)
+        if prefix and (prefix in DISK_PREFIXES or not re.match(DISK_VDEV_AND_TYPE, rest)):
+            words.set_prefix(prefix)
+            length = len(prefix) + 1
+        elif key == "target":
+            target = rest[len("target=") :]
+            words.set_string("target", target[:-1] if target.endswith(",") else target)
+            length = len(rest)
+        elif key and (key in DISK_KEYS or rest[len(key) + 1 :][:1] not in ("", ",")):
+            value, comma, _ = rest[len(key) + 1 :].partition(",")
+            words.set_key(key, value)
+            length = len(key) + 1 + len(value) + len(comma)
+        elif positional in DISK_FLAGS:
+            words.cdrom = words.cdrom or positional == "cdrom"
+        elif positional or comma:
+            words.set_positional(positional)
+        elif len(rest) == 1:
+            break  # xl reports bad syntax together with what follows it, and here nothing does
+        else:
+            raise ConfigError(f"bad syntax at {quoted(rest)}")
+        rest = rest[length:]
+    return words.disk()
 
 
 class DiskWords:
-    """The parts of a disk specification that have been read so far."""
+    """The parts of a disk specification that have been read so far. Each method raises ConfigError where xl would."""
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.after_prefix = False
         self.cdrom = False
 
+    def set_prefix(self, prefix: str) -> None:
+        """A legacy prefix, as in phy:/dev/vg0/web."""
+        self.after_prefix = True
+        if prefix in DISK_FORMAT_PREFIXES:
+            self.set_key("format", prefix)
+        elif prefix in DISK_SCRIPT_PREFIXES:
+            self.set_string("script", f"block-{prefix}")
+        elif prefix not in DISK_DROPPED_PREFIXES:
+            raise ConfigError(f"unknown prefix '{prefix}:'")
+
     def set_string(self, key: str, value: str) -> None:
-        """Raises Refusal if it is set already; xl does not mind if it was set to nothing."""
+        """A parameter that must not be given twice; xl does not mind if it was set to nothing."""
         if self.values.get(key):
-            raise Refusal(f"{key} is given twice, the second time as {quoted(value)}")
+            raise ConfigError(f"{key} is given twice, the second time as {quoted(value)}")
         self.values[key] = value
-
-    def set_word(self, key: str, value: str, known: Sequence[str]) -> None:
-        """Raises Refusal if it is none of the known words, or set already to another."""
-        if value not in known:
-            raise Refusal(f"unknown {key} {quoted(value)}")
-        if self.values.get(key, value) != value:
-            raise Refusal(f"{key} is given twice, the second time as {quoted(value)}")
-        self.values[key] = value
-
-    def set_format(self, value: str) -> None:
-        """An empty format means raw."""
-        self.set_word("format", value or "raw", DISK_FORMATS)
-
-    def set_devtype(self, value: str) -> None:
-        """Whether the disk is a CD drive."""
-        if value not in ("cdrom", "disk"):
-            raise Refusal(f"unknown devtype {quoted(value)}")
-        self.cdrom = value == "cdrom"
 
     def set_key(self, key: str, value: str) -> None:
         """A parameter written as key=value."""
         if key in DISK_STRINGS:
             self.set_string(key, value)
-        elif key == "format":
-            self.set_format(value)
-        elif key == "backendtype":
-            self.set_word(key, value, DISK_BACKENDTYPES)
-        elif key == "specification":
-            self.set_word(key, value, DISK_SPECIFICATIONS)
-        elif key == "devtype":
-            self.set_devtype(value)
-        elif key == "access":
-            if value not in DISK_ACCESS:
-                raise Refusal(f"unknown access {quoted(value)}")
-        elif key == "grant_usage":
-            if value not in ("0", "1"):
-                raise Refusal(f"unknown grant_usage {quoted(value)}")
-        elif key == "colo-port":
-            if not re.match(r"[ \t\n\v\f\r]*[+-]?0*[1-9]", value):
-                raise Refusal(f"no colo-port: {quoted(value)}")
-        else:
-            raise Refusal(f"unknown parameter {quoted(key)}")
+        elif key in DISK_WORDS:
+            value = value or ("raw" if key == "format" else "")
+            if value not in DISK_WORDS[key]:
+                raise ConfigError(f"unknown {key} {quoted(value)}")
+            if key == "devtype":
+                self.cdrom = value == "cdrom"
+            elif key in DISK_WORDS_GIVEN_ONCE and self.values.setdefault(key, value) != value:
+                raise ConfigError(f"{key} is given twice, the second time as {quoted(value)}")
+        elif key != "colo-port":
+            raise ConfigError(f"unknown parameter {quoted(key)}")
+        elif not re.match(r"[ \t\n\v\f\r]*[+-]?0*[1-9]", value):
+            raise ConfigError(f"not a colo-port: {quoted(value)}")
 
     def set_positional(self, value: str) -> None:
         """A parameter without a key: target, format, vdev, access, in this order; those set already are left out."""
@@ -1027,168 +1050,86 @@ class DiskWords:
             self.values["target"] = value
         elif "format" not in self.values and not self.after_prefix:
             if self.values["target"] == "" and ":" in value:
-                self.set_vdev_and_devtype(value)
+                self.set_vdev(value)
                 self.values["format"] = "empty"
             else:
-                self.set_format(value)
+                self.set_key("format", value)
         elif "vdev" not in self.values:
-            if ":" in value:
-                self.set_vdev_and_devtype(value)
-            else:
-                self.values["vdev"] = value
+            self.set_vdev(value)
         elif "access" not in self.values:
-            if value not in DISK_ACCESS:
-                raise Refusal(f"unknown access {quoted(value)}")
+            self.set_key("access", value)
             self.values["access"] = value
         else:
-            raise Refusal(f"too many positional parameters, at {quoted(value)}")
+            raise ConfigError(f"too many positional parameters, at {quoted(value)}")
 
-    def set_vdev_and_devtype(self, value: str) -> None:
-        """A vdev with the type of the device behind it, as in hdc:cdrom."""
-        vdev, _, devtype = value.rpartition(":")
-        self.set_string("vdev", vdev)
-        self.set_devtype(devtype)
+    def set_vdev(self, value: str) -> None:
+        """A vdev, perhaps with the type of the device behind it, as in hdc:cdrom."""
+        vdev, colon, devtype = value.rpartition(":")
+        self.set_string("vdev", vdev if colon else value)
+        if colon:
+            self.set_key("devtype", devtype)
 
-
-def parse_disk(specification: str) -> Disk:
-    """The disk in one item of an xl.cfg's disk list. Raises Refusal exactly where xl does.
-
-    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util. At each place the rule that matches most
-    wins, and a rule that looks ahead counts what it saw up to the end of the line; this decides only where a target
-    holds a newline, which is why `line_end` is compared with `positional_end` below.
-
-    One difference: what is too long for any path or script is refused, because the time taken here grows with the
-    square of the length.
-    """
-    if len(specification) > LONGEST_DISK:
-        raise Refusal(f"has {len(specification)} characters; more than {LONGEST_DISK} are no disk")
-    words = DiskWords()
-    place = 0
-    while place < len(specification):
-        rest = specification[place:]
-        positional, comma, _ = rest.partition(",")
-        if "=" in positional:
-            positional, comma = positional.partition("=")[0], ""
-        positional_end = place + len(positional) + len(comma)
-        blanks = len(rest) - len(rest.lstrip(" \t\n"))
-        match = DISK_WORD.match(rest)
-        prefix, key = match.groups() if match else (None, None)
-        if blanks and line_end(specification, place + blanks) >= positional_end:
-            place += blanks
-        elif prefix and prefix_reach(specification, place + len(prefix) + 1, prefix) >= positional_end:
-            place += len(prefix) + 1
-            read_prefix(words, prefix)
-        elif key == "target":
-            end = line_end(specification, place)
-            target = specification[place + len("target=") : end]
-            words.set_string("target", target[:-1] if target.endswith(",") else target)
-            place = end
-        elif key and (key in DISK_KEYS or rest[len(key) + 1 :][:1] not in ("", ",")):
-            value, comma, _ = rest[len(key) + 1 :].partition(",")
-            words.set_key(key, value)
-            place += len(key) + 1 + len(value) + len(comma)
-        elif positional in DISK_FLAGS:
-            words.cdrom = words.cdrom or positional == "cdrom"
-            place = positional_end
-        elif positional or comma:
-            words.set_positional(positional)
-            place = positional_end
-        elif len(rest) == 1:
-            break  # xl reports bad syntax together with what follows it, and here nothing does
-        else:
-            raise Refusal(f"bad syntax at {quoted(rest)}")
-    return disk_from_words(words)
-
-
-def line_end(text: str, place: int) -> int:
-    """The place of the next newline, or the end of the text."""
-    end = text.find("\n", place)
-    return len(text) if end < 0 else end
-
-
-def prefix_reach(specification: str, place: int, prefix: str) -> int:
-    """How far xl's scanner looks for a prefix which ends at this place; see parse_disk()."""
-    if prefix in DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES:
-        return line_end(specification, place)
-    following = specification[place : place + 1]
-    if not following or (following.isascii() and (following.isdigit() or following.islower())):
-        return place
-    return line_end(specification, place + 1)
-
-
-def read_prefix(words: DiskWords, prefix: str) -> None:
-    """A prefix of old, as in phy:/dev/vg0/web."""
-    words.after_prefix = True
-    if prefix in DISK_FORMAT_PREFIXES:
-        words.set_format(prefix)
-    elif prefix in DISK_SCRIPT_PREFIXES:
-        words.set_string("script", f"block-{prefix}")
-    elif prefix not in DISK_DROPPED_PREFIXES:
-        raise Refusal(f"unknown prefix '{prefix}:'")
-
-
-def disk_from_words(words: DiskWords) -> Disk:
-    """The disk that these parts describe. Raises Refusal if xl would miss one."""
-    values = words.values
-    if "vdev" not in values:
-        raise Refusal("no vdev given")
-    if "target" not in values and not words.cdrom:
-        raise Refusal("no target given")
-    empty = words.cdrom and not values.get("target")
-    return Disk(
-        vdev=values["vdev"],
-        target=values.get("target", ""),
-        format="empty" if empty else values.get("format", "raw"),
-        backend=values.get("backend", ""),
-        backendtype=values.get("backendtype", ""),
-        script=values.get("script", ""),
-        cdrom=words.cdrom,
-    )
+    def disk(self) -> Disk:
+        """The disk that the parts describe."""
+        if "vdev" not in self.values:
+            raise ConfigError("no vdev given")
+        if "target" not in self.values and not self.cdrom:
+            raise ConfigError("no target given")
+        empty = self.cdrom and not self.values.get("target")
+        return Disk(
+            vdev=self.values["vdev"],
+            target=self.values.get("target", ""),
+            format="empty" if empty else self.values.get("format", "raw"),
+            backend=self.values.get("backend", ""),
+            backendtype=self.values.get("backendtype", ""),
+            script=self.values.get("script", ""),
+            cdrom=self.cdrom,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What to look for on this host
+# Required paths: what to look for on this host
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Wanted(NamedTuple):
+class Required(NamedTuple):
     """What a disk needs on this host: one of these paths; without any, nothing, and `reason` says why."""
 
     paths: tuple[str, ...] = ()
     reason: str = ""
 
 
-def wanted(disk: Disk) -> Wanted:
+def required_by(disk: Disk) -> Required:
     """What this host must have before the domain with this disk can start."""
     script = os.path.basename(disk.script)
     if disk.backend not in ("", "0", "Domain-0"):
-        return Wanted(reason=f"the driver domain {disk.backend} holds it")
+        return Required(reason=f"the driver domain {disk.backend} holds it")
     if disk.format == "empty" or not disk.target:
-        return Wanted(reason="the drive is empty")
+        return Required(reason="the drive is empty")
     if script == "block-drbd":
         # DRBD 9 has a directory of volumes for each resource, DRBD 8 a link (drbd.rules).
         by_resource = f"/dev/drbd/by-res/{disk.target}"
-        return Wanted(paths=(f"{by_resource}/0", by_resource))
+        return Required(paths=(f"{by_resource}/0", by_resource))
     # "block" is the script that xl runs when none is given (xl-disk-configuration(5)).
     if script not in ("", "block"):
-        return Wanted(reason=f"the script {script} attaches it")
+        return Required(reason=f"the script {script} attaches it")
     if disk.target.startswith("/"):
-        return Wanted(paths=(disk.target,))
+        return Required(paths=(disk.target,))
     if disk.backendtype == "qdisk":
-        return Wanted(reason="QEMU opens it")
-    return Wanted(paths=(f"/{disk.target}",))
+        return Required(reason="QEMU opens it")
+    return Required(paths=(f"/{disk.target}",))
 
 
-def wanted_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Wanted:
+def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
     """What this host must have for this disk, if the administrator does not want it ignored."""
-    want = wanted(disk)
-    if want.paths:
+    required = required_by(disk)
+    if required.paths:
         names = (domain.name, os.path.basename(domain.source))
         if matches_any(names, settings.ignored_domains):
-            return Wanted(reason="[ignore] domains names its domain")
-        if matches_any((*want.paths, disk.target), settings.ignored_disks):
-            return Wanted(reason="[ignore] disks names it")
-    return want
+            return Required(reason="[ignore] domains names its domain")
+        if matches_any((*required.paths, disk.target), settings.ignored_disks):
+            return Required(reason="[ignore] disks names it")
+    return required
 
 
 def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
@@ -1206,65 +1147,65 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
 
 
 class State(Enum):
-    """What a look at a disk found; the values are the words the user reads."""
+    """What was found out about a disk, a configuration or a directory; the values are the words the user reads."""
 
     READY = "ready"
     MISSING = "missing"
     NOT_READY = "not-ready"
     SKIPPED = "skipped"
+    REFUSED = "refused"  # a configuration that xl will reject
 
 
-class Look(NamedTuple):
-    """What a look at a path found, and if it is not ready, why."""
+class Status(NamedTuple):
+    """What was found out about a path, and if it is not ready, why."""
 
     state: State
     reason: str = ""
 
 
-READY = Look(State.READY)
+READY = Status(State.READY)
 
 
-class Kernel(NamedTuple):
+class HostPaths(NamedTuple):
     """Where this host tells about its block devices."""
 
     sys: str = "/sys"
-    run_udev: str = "/run/udev"
-    udev: UdevLookup | None = None  # how to ask udev about what is not ready by its database
+    run: str = "/run"
 
     def udev_runs(self) -> bool:
         """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
-        return os.path.exists(f"{self.run_udev}/control")
+        return os.path.exists(f"{self.run}/udev/control")
 
 
-def look_at(paths: Sequence[str], kernel: Kernel) -> Look:
+def check_disk(paths: Sequence[str], host: HostPaths) -> Status:
     """Whether one of the paths is a usable disk; if none is, what the first one lacks.
 
     May block for as long as a file system does not answer.
     """
-    looks = []
+    statuses = []
     for path in paths:
-        looks.append(look_at_path(path, kernel))
-        if looks[-1].state is State.READY:
+        statuses.append(path_status(path, host))
+        if statuses[-1].state is State.READY:
             return READY
-    return looks[0]
+    return statuses[0]
 
 
-def look_at_path(path: str, kernel: Kernel) -> Look:
+def path_status(path: str, host: HostPaths) -> Status:
     """Whether this path, links resolved, is a usable block device or a regular file."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return Look(State.MISSING, why_missing(path))
+        return Status(State.MISSING, why_missing(path))
     except (OSError, ValueError) as error:
-        return Look(State.NOT_READY, f"cannot be looked at: {reason(error)}")
+        return Status(State.NOT_READY, f"cannot be checked: {error_text(error)}")
     if stat.S_ISREG(status.st_mode):
         return READY
     if not stat.S_ISBLK(status.st_mode):
-        return Look(State.NOT_READY, f"is {kind_of_file(status.st_mode)}, neither a block device nor a regular file")
+        return Status(State.NOT_READY, f"is {kind_of_file(status.st_mode)}, neither a block device nor a regular file")
     try:
-        return look_at_block_device(status.st_rdev, kernel)
+        return check_block_device(status.st_rdev, host)
     except OSError as error:
-        return Look(State.NOT_READY, f"cannot be looked at: {reason(error)}")
+        return Status(State.NOT_READY, f"cannot be checked: {error_text(error)}")
 
 
 def why_missing(path: str) -> str:
@@ -1275,28 +1216,37 @@ def why_missing(path: str) -> str:
     return "does not exist" if os.path.isdir(parent) else f"does not exist, nor does the directory {parent}"
 
 
-def look_at_block_device(number: int, kernel: Kernel) -> Look:
+def check_block_device(number: int, host: HostPaths) -> Status:
     """Whether the kernel and udev say that the block device with this number can be used.
 
     Sources: the attributes that systemd's 99-systemd.rules looks at, and sysfs-block in the kernel's Documentation/ABI.
     """
-    directory = f"{kernel.sys}/dev/block/{os.major(number)}:{os.minor(number)}"
+    directory = f"{host.sys}/dev/block/{os.major(number)}:{os.minor(number)}"
     try:
         name = os.path.basename(os.readlink(directory))
     except OSError:
-        mounted = os.path.isdir(f"{kernel.sys}/dev/block")
-        lack = "the kernel has no such block device" if mounted else f"{kernel.sys}, which tells of it, is not mounted"
-        return Look(State.NOT_READY, f"is a device file, but {lack}")
-    lack = lack_in_sysfs(directory, name) or (lack_in_udev(number, kernel) if kernel.udev_runs() else "")
-    return Look(State.NOT_READY, lack) if lack else READY
+        mounted = os.path.isdir(f"{host.sys}/dev/block")
+        lack = "the kernel has no such block device" if mounted else f"{host.sys}, which tells of it, is not mounted"
+        return Status(State.NOT_READY, f"is a device file, but {lack}")
+    lack = why_not_ready_in_sysfs(directory, name) or (why_not_ready_in_udev(number, host) if host.udev_runs() else "")
+    return Status(State.NOT_READY, lack) if lack else READY
 
 
-def lack_in_sysfs(directory: str, name: str) -> str:
-    """What a block device lacks according to the kernel, or nothing."""
+# array_state in the kernel's Documentation/admin-guide/md.rst
+MD_NOT_READY = {
+    "clear": "md array is empty",
+    "inactive": "md array is inactive",
+    "suspended": "md array is suspended",
+    "broken": "md array is broken",
+}
+
+
+def why_not_ready_in_sysfs(directory: str, name: str) -> str:
+    """Why a block device cannot be used according to the kernel, or nothing."""
     if name.startswith("md"):
         array = attribute(directory, "md/array_state")
-        if array in MD_LACKS:
-            return MD_LACKS[array]
+        if array in MD_NOT_READY:
+            return MD_NOT_READY[array]
     elif name.startswith("loop") and "p" not in name[4:]:
         if attribute(directory, "loop/backing_file") is None:
             return "loop device has no file"
@@ -1310,44 +1260,12 @@ def lack_in_sysfs(directory: str, name: str) -> str:
     return ""
 
 
-# array_state in the kernel's Documentation/admin-guide/md.rst
-MD_LACKS = {
-    "clear": "md array is empty",
-    "inactive": "md array is inactive",
-    "suspended": "md array is suspended",
-    "broken": "md array is broken",
-}
-
-
-def attribute(directory: str, name: str) -> str | None:
-    """An attribute in sysfs, or a file in udev's database; nothing if the device has none of this name."""
-    try:
-        descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        value = data = os.read(descriptor, LARGE_READ)
-        while len(data) == LARGE_READ:
-            data = os.read(descriptor, LARGE_READ)
-            value += data
-        return value.decode(errors="replace").strip()
-    finally:
-        os.close(descriptor)
-
-
-# No attribute is as large, and hardly any file of udev's: in general one read is enough.
-LARGE_READ = 1 << 16
-
-
-def lack_in_udev(number: int, kernel: Kernel) -> str:
-    """What a block device lacks according to udev, or nothing."""
-    lack = lack_in_properties(read_udev_database(number, kernel.run_udev))
-    return lack_in_properties(kernel.udev(number)) if lack and kernel.udev else lack
-
-
-def lack_in_properties(properties: Mapping[str, str] | None) -> str:
-    """What a block device lacks to which udev has given these properties, or nothing."""
-    if properties is None:
+def why_not_ready_in_udev(number: int, host: HostPaths) -> str:
+    """Why a block device cannot be used according to udev, or nothing."""
+    properties = udev_properties(f"b{os.major(number)}:{os.minor(number)}", host)
+    # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
+    # (udev-worker.c; `udevadm wait` looks at the same).
+    if properties is None or properties.get("ID_PROCESSING") == "1":
         return "udev has not finished with it"
     if properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
         return ""
@@ -1373,435 +1291,445 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
     )
 
 
-def read_udev_database(number: int, run_udev: str) -> Mapping[str, str] | None:
-    """The properties udev has stored for a block device, or nothing while it has not finished with it.
+def udev_properties(entry: str, host: HostPaths) -> dict[str, str] | None:
+    """The properties in an entry of udev's database, such as "b8:0"; nothing while there is no such entry.
 
     libudev reads the same file, one line a fact, "E:KEY=VALUE" for a property (sd-device.c in systemd). Asking libudev
-    takes longer than all else here, so it is asked only about what is not ready by this, and only in the wait; should
-    the format ever change, every boot waits for a moment and then asks libudev through pyudev.
+    takes longer than all else here.
     """
-    text = attribute(f"{run_udev}/data", f"b{os.major(number)}:{os.minor(number)}")
-    if text is None:
-        return None
-    return dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
+    text = attribute(f"{host.run}/udev/data", entry)
+    return None if text is None else dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
 
 
-def lvm_clones(kernel: Kernel) -> list[list[str]]:
+def lvm_clones(host: HostPaths) -> list[list[str]]:
     """The names of block devices that hold one and the same LVM physical volume, such as a LUN and its clone.
 
     LVM then takes one of them or none, depending on which it sees first and what activates the volume group. The
     paths of a multipath device are one disk and do not count.
     """
-    try:
-        files = sorted(os.listdir(f"{kernel.run_udev}/data"))
-    except OSError:
-        return []
     holders: dict[str, list[str]] = {}
-    for file in files:
-        if not re.fullmatch("b[0-9]+:[0-9]+", file):
+    for entry in sorted(os.listdir(f"{host.run}/udev/data")):
+        if not re.fullmatch("b[0-9]{1,9}:[0-9]{1,9}", entry):
             continue
-        major, minor = map(int, file[1:].split(":"))
-        try:
-            properties = read_udev_database(os.makedev(major, minor), kernel.run_udev) or {}
-            if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
-                name = os.path.basename(os.readlink(f"{kernel.sys}/dev/block/{file[1:]}"))
-                holders.setdefault(properties.get("ID_FS_UUID", name), []).append(name)
-        except OSError:
-            continue
+        properties = udev_properties(entry, host) or {}
+        if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
+            name = os.path.basename(os.path.realpath(f"{host.sys}/dev/block/{entry[1:]}"))
+            holders.setdefault(properties.get("ID_FS_UUID", name), []).append(name)
     return [names for names in holders.values() if len(names) > 1]
 
 
-def pyudev_lookup() -> UdevLookup | None:
-    """A way to ask libudev, or nothing where pyudev is not installed."""
-    try:
-        import pyudev
-
-        context = pyudev.Context()
-    except (ImportError, OSError):
-        return None
-
-    # libudev is not thread-safe, and a thread that was left behind may come back at any time.
-    one_at_a_time = Lock()
-
-    def lookup(number: int) -> Mapping[str, str] | None:
-        with one_at_a_time:
-            try:
-                device = pyudev.Devices.from_device_number(context, "block", number)
-            except pyudev.DeviceNotFoundError:
-                return None
-            return dict(device.properties) if device.is_initialized else None
-
-    return lookup
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Survey: all guests and all their disks, even if a file system does not answer
+# Blocking calls: what may never come back
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def start_thread(function: Call) -> None:
-    """Makes the call in a thread that does not keep the interpreter from ending. Raises RuntimeError if there is none.
+class NoAnswer(Exception):
+    """What a call brings that has not come back, or was not even made; the text says why."""
 
-    Thread.start() of threading would wait for ever for one that finds no memory to begin with.
+
+NOT_RESPONDING = "does not answer; is the server of its file system gone?"
+NOT_CHECKED = "not checked yet: other paths are not responding"
+
+
+class BlockingCalls:
+    """Makes calls that may block for ever, such as a look at a file on an NFS server that is gone, in threads.
+
+    One thread makes all of them if they are quick; where one is slow, others go on beside it. The caller goes on as
+    well: what comes back late wakes it, and counts from then on. A thread that is stuck in the kernel cannot be ended,
+    but it does not keep the interpreter from ending either. So that a dead file system takes a few threads and not one
+    for each of its files, no further call goes where others are stuck.
     """
-    start_new_thread(function, ())
 
+    def __init__(self, pauses: Pauses, threads: int = MAX_THREADS) -> None:
+        self._pauses = pauses
+        self._most = threads
+        self._lock = allocate_lock()  # for what follows, which the threads change as well
+        self._todo: deque[tuple[Key, Call]] = deque()
+        self._threads = 0
+        self._since: dict[Key, float] = {}  # when each call in progress was made, in Pauses.paused
+        self._places: dict[Key, tuple[str, int]] = {}  # where it is: a file, and the file system that led to it
+        self._done: list[tuple[Key, Any, float]] = []
+        # Only the main thread uses these: calls that have not come back, what others brought, and which were slow.
+        self._asked: set[Key] = set()
+        self._answers: dict[Key, Any] = {}
+        self._slow: set[Key] = set()
 
-class Scouts:
-    """Threads that look at what may block for ever, such as a file on an NFS server that is gone.
+    def run(self, purpose: str, calls: Mapping[str, Call], deadline: float, anew: bool = False) -> dict[str, Any]:
+        """What the calls return, by path, or the exception that each raised; NoAnswer for what has not come back.
 
-    One thread makes all the calls. If it does not come back from one, it is left behind, and each of the other calls
-    gets a thread of its own, because more on the same server may follow. What a thread brings that comes back later
-    counts the next time. Threads cannot be ended, but they do not keep the interpreter from ending either.
-    """
-
-    PATIENCE = 0.3  # a call that takes longer is left behind
-    PATIENCE_LOST = 0.1  # the same, once one was left behind
-    AT_ONCE = 64
-    MOST_LOST = 1000  # a service may have a few thousand threads, and the memory of a host is for its guests
-
-    def __init__(self, patience: float = PATIENCE) -> None:
-        self._patience = patience
-        self._lost: dict[Key, Scout] = {}
-
-    def run(self, errand: str, calls: Mapping[str, Call], deadline: float) -> dict[str, Any]:
-        """The results of the calls that came back, at the latest at `deadline` (on the monotonic clock).
-
-        A call is known by what it is for and by its key, a path.
+        Returns as soon as those have come back which were quick the last time, at the latest at `deadline` (on the
+        monotonic clock). Of a slow one the last answer counts until it has come back, or is stuck. With `anew`, no
+        answer from before counts, and there is more time to give one. Raises Stopped if a signal comes.
         """
-        results: dict[Key, Any] = {}
-        keyed = {(errand, path): call for path, call in calls.items()}
-        for key in keyed.keys() & self._lost.keys():
-            if self._lost[key].back.is_set():
-                results.update(self._lost.pop(key).result_for(key))
-        todo = [(key, call) for key, call in keyed.items() if key not in self._lost and key not in results]
-        patience = self._patience
-        groups = [todo]
-        while todo and len(self._lost) < self.MOST_LOST and time.monotonic() < deadline:
-            scouts = [Scout(group) for group in groups]
+        keys = {path: (purpose, path) for path in calls}
+        self.collect()
+        with self._lock:
+            for path in sorted(calls, key=lambda path: keys[path] in self._slow):
+                if keys[path] not in self._asked:
+                    self._asked.add(keys[path])
+                    self._todo.append((keys[path], calls[path]))
+        if anew:
+            self._forget(set(keys.values()))
+        awaited = set(keys.values()) if anew else set(keys.values()) - self._slow
+        patience = MAX_SILENCE_AT_END if anew else MAX_SILENCE
+        heard = self._pauses.paused
+        while awaited & self._asked and (left := deadline - time.monotonic()) > 0:
+            silence = self._pauses.paused - heard
+            if silence >= patience:
+                break
+            self._start_threads(more=silence >= SLICE)
+            self._pauses.pause(min(SLICE, left))
+            if self.collect():
+                heard = self._pauses.paused
+        self._slow |= awaited & self._asked
+        self._forget({key for key in self._answers if key[0] == purpose and key[1] not in calls})
+        return {path: self._answer(key) for path, key in keys.items()}
+
+    def collect(self) -> list[bool]:
+        """Takes what has come back: for each call, whether it brought anything new."""
+        with self._lock:
+            done, self._done = self._done, []
+        news = []
+        for key, answer, seconds in done:
+            news.append(self._answers.get(key) != answer)
+            self._asked.discard(key)
+            self._answers[key] = answer
+            (self._slow.add if seconds > SLICE else self._slow.discard)(key)
+        return news
+
+    def _forget(self, keys: set[Key]) -> None:
+        for key in keys:
+            self._answers.pop(key, None)
+            if key not in self._asked:
+                self._slow.discard(key)
+
+    def _answer(self, key: Key) -> Any:
+        if key not in self._asked:
+            return self._answers[key]
+        with self._lock:
+            waits, is_stuck = key not in self._since, key in self._stuck()
+        if is_stuck or key not in self._answers:
+            return NoAnswer(NOT_CHECKED if waits else NOT_RESPONDING)
+        return self._answers[key]
+
+    def _start_threads(self, more: bool) -> None:
+        """Sees to it that a thread is there for what is to be done, and more of them when nothing comes back."""
+        with self._lock:
+            running = self._threads - len(self._stuck())
+            wanted = min(max(1, 2 * running if more else running), self._most, running + len(self._todo))
+            new = max(0, wanted - running)
+            self._threads += new
+        for started in range(new):
             try:
-                for scout in scouts:
-                    start_thread(scout.run)
-            except RuntimeError:  # the process has as many threads as it may have
-                if len(scouts) > 1:
-                    break
-                scouts[0].run()  # nothing is known to hang, and not to look would be worse
-            todo = self._gather(scouts, results, patience, deadline) + todo[sum(map(len, groups)) :]
-            groups = [[pair] for pair in todo[: self.AT_ONCE]]
-            patience = self.PATIENCE_LOST
-        return {path: result for (_, path), result in results.items()}
+                start_new_thread(self._work, ())
+            except RuntimeError:  # the process has as many threads as it may have; the next slice tries again
+                with self._lock:
+                    self._threads -= new - started
+                break
 
-    def silence(self, errand: str, path: str) -> Look:
-        """Why a call brought nothing: it has not come back, or there was no time or no thread to make it."""
-        return NO_ANSWER if (errand, path) in self._lost else NOT_LOOKED_AT
-
-    def _gather(
-        self, scouts: list[Scout], results: dict[Key, Any], patience: float, deadline: float
-    ) -> list[tuple[Key, Call]]:
-        """Adds to the results what the scouts bring; returns the calls that they left undone."""
-        undone = []
-        end = time.monotonic() + patience
-        for scout in scouts:
-            done = 0
-            while not scout.back.wait(max(0.0, min(end, deadline) - time.monotonic())):
-                if len(scout.results) == done or time.monotonic() >= deadline:
-                    break
-                done = len(scout.results)
-                end = time.monotonic() + patience
-            undone += scout.leave_behind()
-            results.update(scout.results_so_far())
-            if not scout.back.is_set() and scout.current is not None and scout.current not in results:
-                self._lost[scout.current] = scout
-        return undone
-
-
-def answer_within(limit: float, call: Call, otherwise: Any) -> Any:
-    """What the call returns, or `otherwise` if it does not come back within `limit` seconds."""
-    return Scouts(limit).run("ask", {"": call}, time.monotonic() + limit).get("", otherwise)
-
-
-class Scout:
-    """One such thread: makes the calls one after the other, until it is left behind."""
-
-    def __init__(self, calls: Sequence[tuple[Key, Call]]) -> None:
-        self.todo = list(reversed(calls))
-        self.results: dict[Key, Any] = {}
-        self.error: Exception | None = None
-        self.current: Key | None = None
-        self.back = Event()
-
-    def run(self) -> None:
-        """Makes the calls."""
-        try:
-            while True:
-                try:
-                    key, call = self.todo.pop()
-                except IndexError:
-                    break
-                self.current = key
-                self.results[key] = call()
-        except Exception as error:
-            self.error = error  # to be raised where it can be told of
-        finally:
-            self.back.set()
-
-    def leave_behind(self) -> list[tuple[Key, Call]]:
-        """Takes the calls that it has not made yet out of its hands."""
-        undone = []
-        while self.todo:
+    def _work(self) -> None:
+        """What a thread does: makes calls as long as there are any."""
+        while True:
+            with self._lock:
+                if not self._todo:
+                    self._threads -= 1
+                    return
+                key, call = self._todo.popleft()
+                self._since[key] = self._pauses.paused
+                others_are_stuck = bool(self._stuck())
+            started = time.monotonic()
             try:
-                undone.append(self.todo.pop())
-            except IndexError:
-                break  # it has just taken the last one itself
-        return undone
+                if others_are_stuck:
+                    self._approach(key)
+                answer = call()
+            except Exception as error:
+                answer = error  # whatever it is, it is the answer for this path and concerns no other
+            with self._lock:
+                del self._since[key]
+                self._places.pop(key, None)
+                self._done.append((key, answer, time.monotonic() - started))
+            self._pauses.wake()
 
-    def results_so_far(self) -> dict[Key, Any]:
-        """What it has brought. Raises the error that ended it, if there was one."""
-        if self.error is not None:
-            raise self.error
-        return dict(self.results)
+    def _stuck(self) -> list[Key]:
+        return [key for key, since in self._since.items() if self._pauses.paused - since >= STUCK]
 
-    def result_for(self, key: Key) -> dict[Key, Any]:
-        """What it has brought for this call."""
-        results = self.results_so_far()
-        return {key: results[key]} if key in results else {}
-
-
-class Entry(NamedTuple):
-    """A file in one of xendomains' directories: its state when it was read, and the domain in it."""
-
-    signature: tuple[int, ...]
-    domain: Domain
-    wants: tuple[Wanted, ...] = ()
-
-    def disks(self) -> Iterator[tuple[Disk, Wanted]]:
-        """Each disk and what it needs on this host."""
-        return zip(self.domain.disks, self.wants)
-
-
-class Survey(NamedTuple):
-    """What is known of all the guests about to start: by file, the domain; by path, how its disk looks."""
-
-    entries: Mapping[str, Entry] = {}
-    looks: Mapping[str, Look] = {}
-
-    def domains(self) -> list[Domain]:
-        """The domains, in the order in which xendomains starts them."""
-        return [entry.domain for entry in self.entries.values()]
-
-    def missing(self) -> list[Missing]:
-        """What the start of the guests still waits for, each path once."""
-        found: dict[str, Look] = {}
-        domains: dict[str, dict[str, None]] = {}
-        for entry in self.entries.values():
-            needs = [(want.paths[0], self.look(want)) for want in entry.wants if want.paths]
-            if entry.domain.pending:
-                needs.append((entry.domain.source, Look(State.MISSING, entry.domain.error)))
-            for path, look in needs:
-                if look.state is not State.READY:
-                    found[path] = look
-                    domains.setdefault(path, {})[entry.domain.name] = None
-        return [Missing(path, *look, tuple(domains[path])) for path, look in found.items()]
-
-    def look(self, want: Wanted) -> Look:
-        """How the disk looks that wants this."""
-        if not want.paths:
-            return Look(State.SKIPPED, want.reason)
-        return self.looks[want.paths[0]]
+    def _approach(self, key: Key) -> None:
+        """Goes to the path of a call step by step, links resolved. Raises NoAnswer where others are stuck."""
+        place, device, links = "/", 0, 0
+        names = key[1].split("/")[::-1]
+        while names and links <= MAX_LINKS:
+            name = names.pop()
+            step = os.path.normpath(os.path.join(place, name))
+            with self._lock:
+                places = [self._places[other] for other in self._stuck() if other in self._places]
+                if any(at == step for at, _ in places) or sum(on == device for _, on in places) >= MAX_STUCK:
+                    raise NoAnswer(NOT_RESPONDING)
+                self._places[key] = (step, device)
+            try:
+                status = os.lstat(step)
+                target = os.readlink(step) if stat.S_ISLNK(status.st_mode) else None
+            except (OSError, ValueError):
+                return  # the call itself will say so
+            device = status.st_dev
+            if target is None:
+                place = step
+            else:
+                links += 1
+                place = "/" if target.startswith("/") else place
+                names += target.split("/")[::-1]
 
 
-class Missing(NamedTuple):
-    """A disk, or a configuration, that is waited for, and the domains that need it."""
-
-    path: str
-    state: State
-    reason: str
-    domains: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.path} for {', '.join(self.domains)} ({self.reason})"
-
-
-NO_ANSWER = Look(State.NOT_READY, "does not answer; is the server of its file system gone?")
-NOT_LOOKED_AT = Look(State.NOT_READY, "could not be looked at yet, because others take so long")
-
-
-def survey(
-    xendomains: Xendomains,
-    settings: Settings,
-    kernel: Kernel,
-    scouts: Scouts,
-    known: Survey,
-    deadline: float,
-    again: bool = False,
-) -> Survey:
-    """Reads what has changed since `known` and looks at what was not ready then, until `deadline` at the latest.
-
-    With `again` it looks at what was ready as well. What does not answer then remains as it was: something that is
-    always slow must not look new each time.
-    """
-    directories = {d: kind for d, kind in ((xendomains.save, "saved"), (xendomains.auto, "auto")) if d}
-    listers: dict[str, Call] = {d: partial(list_entries, d, kind, settings) for d, kind in directories.items()}
-    listings: dict[str, Listing] = scouts.run("list", listers, deadline)
-    entries: dict[str, Entry] = {}
-    readers: dict[str, Call] = {}
-    for directory, kind in directories.items():
-        if directory not in listings:
-            known_files = [file for file in known.entries if os.path.dirname(file) == directory]
-            silent = unanswered(directory, kind, scouts.silence("list", directory))
-            listings[directory] = Listing(known_files, known.entries.get(directory) if again else silent)
-        listing = listings[directory]
-        if listing.trouble:
-            entries[directory] = listing.trouble
-        for file in listing.files:
-            entries[file] = known.entries.get(file) or unanswered(file, kind, NOT_LOOKED_AT)
-            readers[file] = partial(read_entry, file, kind, known.entries.get(file), settings)
-    answers: dict[str, Entry | None] = scouts.run("read", readers, deadline)
-    for file, before in list(entries.items()):
-        entry = answers.get(file, before)
-        if entry is None:
-            del entries[file]
-        elif entry.domain.error in SILENCES and file in readers:
-            entries[file] = unanswered(file, entry.domain.kind, scouts.silence("read", file))
-        else:
-            entries[file] = entry
-
-    wants = {want.paths[0]: want.paths for entry in entries.values() for want in entry.wants if want.paths}
-    ready = {path: READY for path in wants if known.looks.get(path) is READY}
-    calls: dict[str, Call] = {
-        p: partial(look_at, paths, kernel) for p, paths in wants.items() if again or p not in ready
-    }
-    looks: dict[str, Look] = scouts.run("look", calls, deadline)
-    silences = {path: scouts.silence("look", path) for path in calls if path not in looks and path not in ready}
-    return Survey(entries, {**ready, **silences, **looks})
-
-
-class Listing(NamedTuple):
-    """The files in one of xendomains' directories, and what is wrong with the directory itself, if anything is."""
-
-    files: Sequence[str] = ()
-    trouble: Entry | None = None
-
-
-def list_entries(directory: str, kind: str, settings: Settings) -> Listing:
-    """The files in a directory that the shell's * matches, in order; none if it is no directory, as for xendomains.
-
-    A directory behind a link that dangles is in trouble: its files come when what the link points to is mounted.
-    """
-    try:
-        with os.scandir(directory) as found:
-            names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
-            first = sorted(islice(names, MOST_GUESTS))
-            another = next(names, None)
-            if another is not None:
-                from heapq import nsmallest
-
-                first = nsmallest(MOST_GUESTS, chain(first, (another,), names))
-    except NotADirectoryError:
-        return Listing()
-    except OSError as error:
-        return Listing(trouble=unreadable(directory, kind, error, settings))
-    trouble = overcrowded(directory, kind) if another is not None else None
-    return Listing([os.path.join(directory, name) for name in first], trouble)
-
+# ---------------------------------------------------------------------------------------------------------------------
+# Snapshot: all guests and all their disks, even if a file system does not answer
+# ---------------------------------------------------------------------------------------------------------------------
 
 # mke2fs(8) makes it in each file system, and the directory may be one of its own.
 LOST_AND_FOUND = "lost+found"
-
-# No host starts as many guests; Xen could count to 32752. Where there are more files, something else has put them
-# there, and going through all of them would take time and memory that a boot does not have.
-MOST_GUESTS = 4096
-
-
-def overcrowded(directory: str, kind: str) -> Entry:
-    """The entry for a directory that holds more files than there can be guests."""
-    warning = f"holds more than {MOST_GUESTS} files, and no host has as many guests; only the first are looked at"
-    return Entry((), Domain(os.path.basename(directory), directory, kind, warnings=(warning,)))
-
-
-# What the errors of such entries say.
-SILENCES = (NO_ANSWER.reason, NOT_LOOKED_AT.reason)
-
-
-def unanswered(path: str, kind: str, look: Look) -> Entry:
-    """The entry for a file that could not even be looked at."""
-    return Entry((), Domain(os.path.basename(path), path, kind, error=look.reason, pending=True))
-
-
-def read_entry(path: str, kind: str, known: Entry | None, settings: Settings) -> Entry | None:
-    """What is in this file: `known` again if the file has not changed, nothing if it was removed meanwhile.
-
-    May block for as long as a file system does not answer.
-    """
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        return unreadable(path, kind, error, settings)
-    signature: tuple[int, ...] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    if known and known.signature == signature:
-        return known
-    if abs(time.time() - status.st_ctime) < GRANULARITY:
-        signature = ()  # so that it is read again: what is written to it now may leave no trace in these figures
-    try:
-        domain = read_domain(path, kind)
-    except OSError as error:
-        return unreadable(path, kind, error, settings)  # and without a signature, so that it is tried again
-    except Refusal as error:
-        domain = Domain(os.path.basename(path), path, kind, error=reason(error))
-    if why := why_distrusted(status):
-        # xl will run it all the same, as root, so its disks are needed.
-        domain = domain._replace(warnings=(*domain.warnings, f"{why}; xl uses it all the same"))
-    return Entry(signature, domain, tuple(wanted_unless_ignored(domain, disk, settings) for disk in domain.disks))
-
-
-# File systems tell the time in steps of up to 2 seconds (FAT), and most of them in steps of some milliseconds.
-GRANULARITY = 2.0
 
 # Nobody needs to wait for the end of these.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
-def unreadable(path: str, kind: str, error: OSError, settings: Settings) -> Entry | None:
-    """The entry for what cannot be read; nothing if it does not exist (any more).
+class Directory(NamedTuple):
+    """One of xendomains' directories, the files in it, and whether there is trouble with the directory itself."""
+
+    kind: str
+    files: Sequence[str] = ()
+    status: Status = READY
+    warning: str = ""
+
+
+class Text(NamedTuple):
+    """A guest's configuration as it was read, and what tells whether its file has changed since."""
+
+    signature: tuple[int, ...]
+    text: str
+    is_json: bool = False
+    warning: str = ""
+
+
+class Guest(NamedTuple):
+    """A file in one of xendomains' directories, and the guest that it configures.
+
+    If its status is ready, the disks are known, and what each of them requires. If it is refused, xl will reject it;
+    if it is missing or not ready, it cannot be read yet, and is itself something to wait for.
+    """
+
+    domain: Domain
+    status: Status = READY
+    signature: tuple[int, ...] = ()
+    required: tuple[Required, ...] = ()
+
+    def is_awaited(self) -> bool:
+        """Whether its configuration has to come first."""
+        return self.status.state in (State.MISSING, State.NOT_READY)
+
+
+class Missing(NamedTuple):
+    """A disk, a configuration, or a directory of configurations that is waited for, and the guests that need it."""
+
+    path: str
+    status: Status
+    domains: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path} for {', '.join(self.domains)} ({self.status.reason})"
+
+
+class Snapshot(NamedTuple):
+    """What is known of all the guests about to start: the directories, the guests by file, the disks by path."""
+
+    directories: Mapping[str, Directory] = {}
+    guests: Mapping[str, Guest] = {}
+    disks: Mapping[str, Status] = {}
+
+    def disk_status(self, required: Required) -> Status:
+        """How the disk is that requires this."""
+        return self.disks[required.paths[0]] if required.paths else Status(State.SKIPPED, required.reason)
+
+    def missing(self) -> list[Missing]:
+        """What the start of the guests still waits for, each path once."""
+        found: dict[str, tuple[Status, dict[str, None]]] = {}
+
+        def add(path: str, status: Status, domain: str) -> None:
+            found.setdefault(path, (status, {}))[1][domain] = None
+
+        for path, directory in self.directories.items():
+            if directory.status.state in (State.MISSING, State.NOT_READY):
+                add(path, directory.status, f"the guests in {path}")
+        for file, guest in self.guests.items():
+            if guest.is_awaited():
+                add(file, guest.status, guest.domain.name)
+            for required in guest.required:
+                if required.paths and self.disk_status(required).state is not State.READY:
+                    add(required.paths[0], self.disk_status(required), guest.domain.name)
+        return [Missing(path, status, tuple(domains)) for path, (status, domains) in found.items()]
+
+
+class Watch(NamedTuple):
+    """What is looked at, and with which means."""
+
+    xendomains: Xendomains
+    settings: Settings
+    files: BlockingCalls
+    parser: BlockingCalls  # one call at a time: what parses a configuration takes all the time that it can get
+    host: HostPaths = HostPaths()
+
+
+def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready: bool = False) -> Snapshot:
+    """What there is now, until `deadline` at the latest. Raises Stopped if a signal comes.
+
+    Reads only what has changed since the snapshot before, and checks only what was not ready then; with
+    `recheck_ready` everything, and what does not answer does not count as ready.
+    """
+    directories = list_files(watch, known, deadline, recheck_ready)
+    guests = read_guests(watch, directories, known, deadline, recheck_ready)
+    return Snapshot(directories, guests, check_disks(watch, guests, known, deadline, recheck_ready))
+
+
+def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> dict[str, Directory]:
+    """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
+    kinds = {d: kind for d, kind in ((watch.xendomains.save, "saved"), (watch.xendomains.auto, "auto")) if d}
+    calls: dict[str, Call] = {path: partial(list_directory, path, kind) for path, kind in kinds.items()}
+    directories = {}
+    for path, answer in watch.files.run("list", calls, deadline, anew).items():
+        if isinstance(answer, Exception):
+            before = known.directories.get(path, Directory(kinds[path]))
+            answer = before._replace(status=Status(State.NOT_READY, error_text(answer)))
+        directories[path] = answer
+    return directories
+
+
+def list_directory(path: str, kind: str) -> Directory:
+    """The files in a directory that the shell's * matches, in order; none if it is not a directory, as for xendomains.
+
+    A directory behind a link that dangles is missing: its files come when what the link points to is mounted.
+    """
+    try:
+        with os.scandir(path) as found:
+            names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
+            first = sorted(islice(names, MAX_FILES))
+            is_crowded = next(names, None) is not None
+    except NotADirectoryError:
+        return Directory(kind)
+    except OSError as error:
+        return Directory(kind, status=status_of_unreadable(path, error) or READY)
+    warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
+    return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
+
+
+def status_of_unreadable(path: str, error: OSError) -> Status | None:
+    """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
     A link to nothing is waited for, and so is the end of an error that a file system may have for a while.
     """
-    name = os.path.basename(path)
-    if error.errno != errno.ENOENT:
-        text = f"cannot be read: {reason(error)}"
-    elif os.path.islink(path):
-        text = why_missing(path)
+    if isinstance(error, FileNotFoundError):
+        return Status(State.MISSING, why_missing(path)) if os.path.islink(path) else None
+    lasts = error.errno in LASTING_ERRORS
+    return Status(State.REFUSED if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
+
+
+def read_guests(
+    watch: Watch, directories: Mapping[str, Directory], known: Snapshot, deadline: float, anew: bool
+) -> dict[str, Guest]:
+    """The guests that these files configure, by file."""
+    kinds = {file: directory.kind for directory in directories.values() for file in directory.files}
+    before = {file: known.guests.get(file, unread_guest(file, kind)) for file, kind in kinds.items()}
+    readers: dict[str, Call] = {f: partial(read_text, f, kinds[f], before[f].signature) for f in kinds}
+    answers = watch.files.run("read", readers, deadline, anew)
+    texts = {file: answer for file, answer in answers.items() if isinstance(answer, Text)}
+    parsers: dict[str, Call] = {f: partial(parse_guest, f, kinds[f], texts[f], watch.settings) for f in texts}
+    answers.update(watch.parser.run("parse", parsers, deadline))
+    guests = {}
+    for file, answer in answers.items():
+        guest = guest_from_answer(before[file], answer, watch.settings)
+        if guest is not None:
+            guests[file] = guest
+    return guests
+
+
+def unread_guest(file: str, kind: str) -> Guest:
+    """A guest of which only the file is known."""
+    return Guest(Domain(os.path.basename(file), file, kind), Status(State.NOT_READY, NOT_CHECKED))
+
+
+def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest | None:
+    """The guest as it is now: `before` if it has not changed, nothing if its file is gone."""
+    if answer is UNCHANGED:
+        return before
+    if answer is None or isinstance(answer, Guest):
+        return answer
+    if isinstance(answer, NoAnswer):
+        # Its disks, if they are known, are still needed.
+        status = Status(State.NOT_READY, error_text(answer))
+        guest = before._replace(status=status, signature=())
     else:
-        return None
-    pending = error.errno not in LASTING_ERRORS and not matches_any((name,), settings.ignored_domains)
-    return Entry((), Domain(name, path, kind, error=text, pending=pending))
+        status = answer if isinstance(answer, Status) else Status(State.REFUSED, error_text(answer))
+        guest = unread_guest(before.domain.source, before.domain.kind)._replace(status=status)
+    if guest.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
+        return guest._replace(status=Status(State.SKIPPED, "[ignore] domains names its file"))
+    return guest
 
 
-def read_domain(path: str, kind: str) -> Domain:
-    """The domain in this file. Raises OSError if it cannot be read, and Refusal if xl will refuse it."""
-    if kind == "auto":
-        return with_warnings(domain_from_xl_config(os.fsdecode(read_file(path)), path, kind))
-    with open_regular_file(path) as file:
-        text, is_json = saved_configuration(file)
-    return with_warnings((domain_from_json if is_json else domain_from_xl_config)(text, path, kind))
+UNCHANGED: Literal["unchanged"] = "unchanged"  # what read_text() says of a file that has not changed
 
 
-def with_warnings(domain: Domain) -> Domain:
-    """The domain, with a warning for each disk whose target is a relative path, and without disks beyond reason."""
-    warnings = [
+def read_text(path: str, kind: str, signature: tuple[int, ...]) -> Text | Status | Literal["unchanged"] | None:
+    """The configuration in this file, unless it is the one with this signature; nothing if the file is gone.
+
+    Raises ConfigError if xl will reject it. May block for as long as a file system does not answer.
+    """
+    try:
+        status = os.stat(path)
+        now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if now == signature:
+            return UNCHANGED
+        warning = why_not_trusted(path, status)
+        if kind == "auto":
+            return Text(now, os.fsdecode(read_file(path)), warning=warning)
+        descriptor = open_regular_file(path)
+        try:
+            return Text(now, *saved_configuration(descriptor), warning)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return status_of_unreadable(path, error)
+
+
+def parse_guest(path: str, kind: str, text: Text, settings: Settings) -> Guest:
+    """The guest that this text configures; refused if xl will reject it."""
+    try:
+        domain = (domain_from_json if text.is_json else domain_from_xl_config)(text.text, path, kind)
+    except ConfigError as error:
+        return Guest(Domain(os.path.basename(path), path, kind), Status(State.REFUSED, str(error)), text.signature)
+    warnings = [f"{text.warning}; xl uses it all the same"] if text.warning else []
+    warnings += [
         f"the target '{disk.target}' of disk {disk.vdev} is relative; libxl looks for /{disk.target}"
-        for disk in domain.disks[:MOST_DISKS]
-        if wanted(disk).paths == (f"/{disk.target}",)
+        for disk in domain.disks
+        if required_by(disk).paths == (f"/{disk.target}",)
     ]
-    if len(domain.disks) > MOST_DISKS:
-        warnings.append(f"has {len(domain.disks)} disks; only the first {MOST_DISKS} are waited for")
-    if not warnings:
-        return domain
-    return domain._replace(disks=domain.disks[:MOST_DISKS], warnings=(*domain.warnings, *warnings))
+    if warnings:
+        domain = domain._replace(warnings=(*domain.warnings, *warnings))
+    required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.disks)
+    return Guest(domain, READY, text.signature, required)
 
 
-# Of one guest.
-MOST_DISKS = 1024
+def check_disks(
+    watch: Watch, guests: Mapping[str, Guest], known: Snapshot, deadline: float, anew: bool
+) -> dict[str, Status]:
+    """How each disk is that the guests require, by path."""
+    paths = {r.paths[0]: r.paths for guest in guests.values() for r in guest.required if r.paths}
+    calls: dict[str, Call] = {
+        path: partial(check_disk, alternatives, watch.host)
+        for path, alternatives in paths.items()
+        if anew or known.disks.get(path) != READY
+    }
+    statuses = dict.fromkeys(paths, READY)
+    for path, answer in watch.files.run("check", calls, deadline, anew).items():
+        if isinstance(answer, Exception):
+            answer = Status(State.NOT_READY, error_text(answer))
+        statuses[path] = answer
+    return statuses
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1809,98 +1737,29 @@ MOST_DISKS = 1024
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Stopped(BaseException):
-    """A signal asks the wait to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-def stop_on_signals() -> None:
-    """From now on the first signal that asks to end raises Stopped in the main thread."""
-    stopping = False
-
-    def stop(number: int, _: FrameType | None) -> None:
-        nonlocal stopping
-        if not stopping:
-            stopping = True
-            raise Stopped(number)
-
-    def try_again(swallowed: sys.UnraisableHookArgs) -> None:
-        nonlocal stopping
-        if isinstance(swallowed.exc_value, Stopped):
-            stopping = False
-            start_thread(partial(send_soon, swallowed.exc_value.number))
-        elif swallowed.exc_type is not MemoryError:  # a thread ended by that is one that does not come back
-            sys.__unraisablehook__(swallowed)
-
-    # What is raised while an object is being destroyed gets no further than this.
-    sys.unraisablehook = try_again
-    set_signals(stop)
-
-
-def send_soon(number: int) -> None:
-    """Sends this process the signal in a moment."""
-    time.sleep(0.01)
-    os.kill(os.getpid(), number)
-
-
-def obey_signals() -> None:
-    """From now on the signals that ask to end do so, in silence."""
-    set_signals(signal.SIG_DFL)
-
-
-def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
-    for number in STOPPING_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, action)
-
-
 def wait(
-    look_again: Callable[..., Survey],
-    tell: Callable[[Survey], None],
-    known: Survey,
-    settings: Settings,
-    kernel: Kernel,
-    deadline: float,
-) -> Survey:
+    watch: Watch, known: Snapshot, report: Callable[[Snapshot], None], pauses: Pauses, deadline: float
+) -> Snapshot:
     """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has come.
 
-    `look_again` makes the next survey from the last by the time that it is given, with again=True also of what was
-    ready, and `tell` is told each.
-    The pauses grow as [polling] says; an event of a block device ends one early.
-
-    It does not end because a configuration has just lost its disks, or is gone: somebody may be writing it anew, or
-    putting a new directory in the old one's place. Unless something is missing again SETTLING later, it is true.
+    Each snapshot is reported. The pauses grow as [polling] says; an event of a block device ends one early, and so does
+    an answer that comes late. Raises Stopped if a signal comes.
     """
     from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential
 
+    settings = watch.settings
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
-    alarm = UdevAlarm(kernel, deadline)
+    alarm = Alarm(pauses, watch, deadline)
 
-    settled = 0.0
-    missing = known.missing()
-
-    def attempt() -> None:
-        nonlocal known, missing, settled
-        before = known
+    def attempt() -> bool:
+        nonlocal known
         end = end_of_look(deadline)
-        known = look_again(known, end)
+        known = take_snapshot(watch, known, end)
         if not known.missing() or time.monotonic() >= deadline:
             # What became ready first may have gone again.
-            known = look_again(known, end, again=True)
-        tell(known)
-        if missing and is_rewritten(before, known):
-            settled = time.monotonic() + SETTLING
-        missing = known.missing()
-
-    def goes_on(_: None) -> bool:
-        return bool(missing) or time.monotonic() < settled
+            known = take_snapshot(watch, known, end, recheck_ready=True)
+        report(known)
+        return bool(known.missing())
 
     def is_over(_: RetryCallState) -> bool:
         return time.monotonic() >= deadline
@@ -1908,74 +1767,60 @@ def wait(
     Retrying(
         sleep=alarm.sleep,
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
-        retry=retry_if_result(goes_on),
+        retry=retry_if_result(bool),
         stop=is_over,
         retry_error_callback=lambda _: None,
     )(attempt)
     return known
 
 
-SETTLING = 1.0
-
-# How long a look may take though the timeout is over: some scouts may have to be left behind.
-SHORTEST_LOOK = 0.7
-
-
 def end_of_look(deadline: float) -> float:
     """When a look that begins now has to end, if the wait has this deadline."""
-    return max(deadline, time.monotonic() + SHORTEST_LOOK)
+    return max(deadline, time.monotonic() + MAX_LAST_LOOK)
 
 
-def is_rewritten(before: Survey, now: Survey) -> bool:
-    """Whether what had been found of a configuration is no longer so, or the file is gone."""
-    for file, entry in before.entries.items():
-        found = now.entries.get(file)
-        if (found is None or found.domain != entry.domain) and entry.domain.error not in SILENCES:
-            return True
-    return False
-
-
-class UdevAlarm:
-    """Sleeps, and wakes up early when something happens to a block device."""
+class Alarm:
+    """Sleeps, and wakes up early when something happens to a block device, or when a slow call brings something new."""
 
     SHORTEST = 0.02  # between two looks in a storm of events
 
-    def __init__(self, kernel: Kernel, deadline: float) -> None:
-        self._kernel = kernel
+    def __init__(self, pauses: Pauses, watch: Watch, deadline: float) -> None:
+        self._pauses = pauses
+        self._watch = watch
         self._deadline = deadline
-        self._monitor = block_events(kernel)
+        self._events = block_events(watch.host)
 
     def sleep(self, seconds: float) -> None:
         """Sleeps for that long, until an event, or until the deadline, whatever comes first."""
         started = time.monotonic()
         end = min(started + seconds, self._deadline)
-        while not self._event_within(max(0.0, end - time.monotonic())):
-            if time.monotonic() >= end:
+        while (left := end - time.monotonic()) > 0:
+            if self._pauses.pause(left, self._events.fileno() if self._events else -1):
+                self._pauses.pause(min(started + self.SHORTEST, end) - time.monotonic())
+                self._drain()
                 return
-        time.sleep(max(0.0, min(started + self.SHORTEST, end) - time.monotonic()))
-        while self._event_within(0) and time.monotonic() < end:
-            pass
+            if any(self._watch.files.collect()):
+                return
 
-    def _event_within(self, seconds: float) -> bool:
-        if self._monitor is None:
-            time.sleep(seconds)
-            return False
-        try:
-            return self._monitor.poll(seconds) is not None
-        except OSError:
-            # There were more events than the kernel keeps, and some are lost, which is as good as one. The monitor
-            # would fail again and again.
-            self._monitor = block_events(self._kernel)
-            return True
+    def _drain(self) -> None:
+        """Takes the events that have come, without reading them: that something happened is all there is to know."""
+        end = time.monotonic() + self.SHORTEST
+        while time.monotonic() < end:
+            try:
+                os.read(self._events.fileno(), MAX_ATTRIBUTE)
+            except BlockingIOError:
+                return
+            except OSError:
+                pass  # there were more than the kernel keeps, and some are lost
 
 
-def block_events(kernel: Kernel) -> Any:
+def block_events(host: HostPaths) -> Any:
     """A pyudev monitor that listens to the events of block devices; nothing where pyudev or netlink is missing."""
     try:
         import pyudev
 
         # Without udev the kernel's own events are all there is.
-        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if kernel.udev_runs() else "kernel")
+        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if host.udev_runs() else "kernel")
         monitor.filter_by("block")
         monitor.start()
     except (ImportError, OSError):
@@ -1997,15 +1842,10 @@ def printable(text: str) -> str:
 
 
 def escaped(character: str) -> str:
-    """The character as an escape; a byte of a file name that is no UTF-8 as \\xNN."""
+    """The character as an escape; a byte of a file name that is not UTF-8 as \\xNN."""
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
-
-
-# journald splits what is longer than 48 KiB, and systemd hears nothing of a status longer than a datagram.
-LONGEST_MESSAGE = 1 << 14
-LONGEST_CELL = 1000
 
 
 def shortened(text: str, longest: int) -> str:
@@ -2014,115 +1854,100 @@ def shortened(text: str, longest: int) -> str:
 
 
 class Journal:
-    """Where messages go: to systemd's journal, or to standard error.
+    """Where messages go: to systemd's journal with fields, or to standard error.
 
-    Under systemd they go through python-systemd with fields, or where that is missing, with their priority in front
-    as sd-daemon(3) describes.
-
-    Nobody may hold up the boot by not reading: unless it is to be `patient`, what cannot be delivered soon is left to a
-    thread, and messages are lost until that has come back.
+    Nobody may hold up the boot by not reading: unless it is to be `patient`, a message that cannot be delivered soon
+    is lost, and later it is said how many were.
     """
-
-    PATIENCE = 0.3  # with one message
-    LONGEST_PATIENCE = 0.9  # with all that are said at once, as long as one after the other is delivered
 
     def __init__(self, level: int, stream: IO[str] | None, *, patient: bool = False) -> None:
         self.level = level
         self._stream = stream
         self._patient = patient
-        self._patience = self.PATIENCE
         self._lost = 0
-        self._delivered = Event()
-        self._delivered.set()
-        self._is_journal = is_journal(stream)
-        self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
+        self._end = 0.0  # of the time for all that is said at once
+        self._prefers_socket = is_journal(stream)
+        self._socket: Socket | None = None
+        self._is_terminal = not self._prefers_socket and stream is not None and stream.isatty()
         self._shows_progress = False
 
-    def say(self, level: int, text: str, **fields: str) -> None:
+    def log(self, level: int, text: str, **fields: str) -> None:
         """One message, with fields such as DISK= for the journal."""
-        self.say_all(level, [(text, fields)])
+        self.log_all(level, [(text, fields)])
 
-    def say_all(self, level: int, messages: Iterable[Message]) -> None:
+    def log_all(self, level: int, messages: Iterable[Message]) -> None:
         """Several messages."""
         if level > self.level:
             return
-        calls = []
+        self._end = time.monotonic() + MAX_SENDING_ALL
         for text, fields in messages:
-            shown = {name: printable(shortened(value, LONGEST_MESSAGE)) for name, value in fields.items()}
-            calls.append(partial(self._send, level, printable(shortened(text, LONGEST_MESSAGE)), shown))
-        self._deliver(calls)
+            if self._lost:
+                lost = f"Messages were lost here, because nobody read them: {self._lost}."
+                self._lost = 0 if self._deliver(WARNING, lost, {}) else self._lost
+            if self._lost or not self._deliver(level, text, fields):
+                self._lost += 1
 
     def progress(self, text: str) -> None:
         """On a terminal, one line that is written over each time."""
         if self._is_terminal and self.level > ERR:
-            self._deliver([partial(self._write, printable(text)[: terminal_width() - 1])])
+            self._end = time.monotonic() + MAX_SENDING_ALL
+            self._write(printable(text)[: terminal_width() - 1])
             self._shows_progress = True
 
     def end_progress(self) -> None:
         """Takes that line away."""
         if self._shows_progress:
-            self._deliver([partial(self._write, "")])
+            self._write("")
 
-    def _deliver(self, calls: Sequence[Call]) -> None:
-        if not calls:
-            return
-        if self._patient:
-            for call in calls:
-                call()
-            return
-        if not self._delivered.wait(self._patience):
-            self._lost += len(calls)
-            return
-        delivered = self._delivered = Event()
-        done = 0
+    def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
+        """Whether the message has gone out; what cannot be told to anybody has."""
+        text = printable(shortened(text, MAX_MESSAGE))
+        if self._prefers_socket:
+            if self._socket is None:
+                self._socket = journal_socket()
+            if self._socket is not None:
+                return self._send(self._socket, journal_entry(level, text, fields))
+            text = f"<{level}>{text}"  # sd-daemon(3)
+        return self._write(f"{text}\n")
 
-        def deliver() -> None:
-            nonlocal done
-            try:
-                self._tell_of_lost()
-                for call in calls:
-                    call()
-                    done += 1
-            finally:
-                delivered.set()
-
+    def _send(self, unix: Socket, data: bytes) -> bool:
+        if not self._can_write(unix.fileno()):
+            return False
         try:
-            start_thread(deliver)
-        except RuntimeError:  # the process has as many threads as it may have
-            deliver()
-        end = time.monotonic() + self.LONGEST_PATIENCE
-        done_before = 0
-        while not delivered.wait(self.PATIENCE) and done > done_before and time.monotonic() < end:
-            done_before = done
-        self._patience = self.PATIENCE if delivered.is_set() else 0.0
+            unix.send(data)
+        except BlockingIOError:
+            return False
+        except OSError:
+            unix.close()
+            self._socket = None  # journald is gone, or has a new socket
+            return False
+        return True
 
-    def _tell_of_lost(self) -> None:
-        if self._lost:
-            text = f"Messages were lost here, because nobody read them: {self._lost}."
-            self._lost = 0
-            self._send(WARNING, text, {})
-
-    def _send(self, level: int, text: str, fields: Mapping[str, str]) -> None:
-        if self._is_journal:
-            try:
-                from systemd import journal
-
-                journal.send(text, PRIORITY=str(level), SYSLOG_IDENTIFIER=COMMAND, **fields)
-                return
-            except (ImportError, OSError):
-                text = f"<{level}>{text}"
-        self._write(f"{text}\n")
-
-    def _write(self, text: str) -> None:
+    def _write(self, text: str) -> bool:
         if self._shows_progress:
             text = f"\r\033[K{text}"
             self._shows_progress = False
         try:
-            if self._stream is not None:
-                self._stream.write(text)
-                self._stream.flush()
+            descriptor = self._stream.fileno() if self._stream is not None else -1
+            data = text.encode(getattr(self._stream, "encoding", None) or "ascii", "backslashreplace")
+            while data and descriptor >= 0:
+                if not self._can_write(descriptor):
+                    return False
+                data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]  # as much as goes into a pipe at least
+        except BlockingIOError:
+            return False
         except (OSError, ValueError):
             pass  # nobody listens; the wait goes on
+        return True
+
+    def _can_write(self, descriptor: int) -> bool:
+        """Whether the reader takes something soon; at once, if messages were lost already."""
+        if self._patient:
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        seconds = 0.0 if self._lost else min(MAX_SENDING, self._end - time.monotonic())
+        return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 def is_journal(stream: IO[str] | None) -> bool:
@@ -2134,6 +1959,29 @@ def is_journal(stream: IO[str] | None) -> bool:
     return status is not None and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+
+
+def journal_socket() -> Socket | None:
+    """A connection to systemd's journal, or nothing if there is none."""
+    import socket
+
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        unix.connect(JOURNAL_SOCKET)
+    except OSError:
+        unix.close()
+        return None
+    return unix
+
+
+def journal_entry(level: int, text: str, fields: Mapping[str, str]) -> bytes:
+    """A message in the journal's native protocol, which is stable: https://systemd.io/JOURNAL_NATIVE_PROTOCOL."""
+    entry = {"MESSAGE": text, "PRIORITY": str(level), "SYSLOG_IDENTIFIER": COMMAND, **fields}
+    lines = [f"{name}={printable(shortened(value, MAX_MESSAGE))}\n" for name, value in entry.items()]
+    return "".join(lines).encode(errors="backslashreplace")
+
+
 def terminal_width() -> int:
     """Columns of the terminal."""
     import shutil
@@ -2141,104 +1989,132 @@ def terminal_width() -> int:
     return shutil.get_terminal_size().columns
 
 
-def notify(*assignments: str) -> None:
-    """Tells systemd, if it listens: sd_notify(3), whose protocol is stable and meant to be spoken directly."""
+def notify(*assignments: str) -> bool:
+    """Tells systemd, if it listens: sd_notify(3), whose protocol is stable and meant to be spoken directly.
+
+    Returns False if systemd has to be told again, because it took no more at the moment.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
-        return
+        return True
     import socket
 
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as unix:
-            unix.setblocking(False)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as unix:
             unix.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-            lines = [printable(shortened(assignment, LONGEST_MESSAGE)) for assignment in assignments]
-            unix.sendall("\n".join(lines).encode())
+            lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
+            unix.send("\n".join(lines).encode())
+    except BlockingIOError:
+        return False
     except OSError:
-        pass  # the status is for people to read; nothing depends on it
+        pass  # nobody listens
+    return True
 
 
-class Herald:
-    """Tells what the surveys find: to the journal what is news, to systemd and to a terminal how things stand."""
+class Reporter:
+    """Says what the snapshots show: to the journal what is news, to systemd and to a terminal how things stand.
+
+    What keeps coming and going is said once between two reminders, and so are at most MAX_LINES messages.
+    """
 
     FIRST_REMINDER = 5.0  # the gaps between reminders double from here
-    MOST_CHANGES = 10  # of one disk or configuration that are told of between two reminders
-    MOST_LINES = 1000  # that are told at once
-    MOST_NAMES = 100  # of guests in one line
 
     def __init__(self, journal: Journal, started: float, timeout: float) -> None:
         self._journal = journal
         self._started = started
         self._timeout = timeout
-        self._told: dict[str, Domain] = {}
         self._awaited: dict[str, Missing] = {}
-        self._reminder = started
-        self._gap = self.FIRST_REMINDER
+        self._reminder = started + self.FIRST_REMINDER
+        self._gap = 2 * self.FIRST_REMINDER
+        self._said: set[tuple[str, str]] = set()  # since the last reminder
+        self._announced: set[str] = set()  # paths of which it was said that they are waited for
+        self._problems: dict[str, list[str]] = {}
+        self._lines = 0
         self._status = ""
-        self._changes: dict[str, int] = {}
 
-    def tell(self, survey: Survey) -> None:
-        """Tells what is new since the last survey."""
+    def report(self, snapshot: Snapshot) -> None:
+        """Says what is new since the last snapshot."""
         now = time.monotonic()
-        remind = now >= self._reminder
-        if remind:
-            self._reminder = now + self._gap
-            self._gap *= 2
-            self._changes.clear()
-        before, self._awaited = self._awaited, {one.path: one for one in survey.missing()}
-        self._say_some(WARNING, self._on_domains(survey))
-        self._say_some(WARNING, self._on_ends(before, survey))
-        self._say_some(WARNING, self._on_waits({} if remind else before, remind))
-        self._tell_status()
+        before, self._awaited = self._awaited, {one.path: one for one in snapshot.missing()}
+        self._log(WARNING, self._on_problems(snapshot))
+        self._log(WARNING, self._on_ends(before, snapshot))
+        if now >= self._reminder:
+            self._reminder, self._gap = now + self._gap, 2 * self._gap
+            self._said.clear()
+            self._lines = 0
+            self._log(WARNING, self._reminders())
+        self._log(WARNING, self._on_waits(before))
+        self._report_status()
 
-    def _say_some(self, level: int, messages: Iterable[Message]) -> None:
+    def _log(self, level: int, messages: Iterable[Message]) -> None:
         messages = iter(messages)
-        self._journal.say_all(level, list(islice(messages, self.MOST_LINES)))
-        if more := sum(1 for _ in messages):
-            self._journal.say(level, f"There are {more} more messages like these; `{COMMAND} list` shows everything.")
+        lines = list(islice(messages, max(0, MAX_LINES - self._lines)))
+        self._journal.log_all(level, lines)
+        more = sum(1 for _ in messages)
+        if more and self._lines < MAX_LINES:
+            text = f"There are {more} more messages like these; suppressing further messages. See `{COMMAND} list`."
+            self._journal.log(level, text)
+        self._lines += len(lines) + more
 
-    def _is_news(self, path: str) -> bool:
-        """Whether to tell of a change; what changes all the time must not fill the journal."""
-        self._changes[path] = self._changes.get(path, 0) + 1
-        if self._changes[path] == self.MOST_CHANGES + 1:
-            self._journal.say(WARNING, f"{path} keeps changing; no more is said of that for a while.", DISK=path)
-        return self._changes[path] <= self.MOST_CHANGES
+    def _is_news(self, path: str, what: str) -> bool:
+        is_news = (path, what) not in self._said
+        self._said.add((path, what))
+        return is_news
 
-    def _on_domains(self, survey: Survey) -> Iterator[Message]:
-        for domain in survey.domains():
-            if domain == self._told.get(domain.source):
-                continue
-            problems = problems_of(domain)
-            if problems and not self._is_news(domain.source):
-                continue
-            self._told[domain.source] = domain
-            fields = {"MESSAGE_ID": MESSAGE_REFUSED} if domain.error else {}
+    def _on_problems(self, snapshot: Snapshot) -> Iterator[Message]:
+        for path, directory in snapshot.directories.items():
+            yield from self._on_problem(path, directory_problems(path, directory), {})
+        for file, guest in snapshot.guests.items():
+            fields = {"DOMAIN": guest.domain.name}
+            if guest.status.state is State.REFUSED:
+                fields["MESSAGE_ID"] = MESSAGE_REFUSED
+            yield from self._on_problem(file, guest_problems(guest), fields)
+
+    def _on_problem(self, path: str, problems: list[str], fields: dict[str, str]) -> Iterator[Message]:
+        if problems != self._problems.get(path, []) and self._is_news(path, "problem"):
+            self._problems[path] = problems
             for text in problems:
-                yield text, {"DOMAIN": domain.name, "SOURCE": domain.source, **fields}
+                yield text, {"SOURCE": path, **fields}
 
-    def _on_waits(self, before: Mapping[str, Missing], remind: bool) -> Iterator[Message]:
+    def _on_waits(self, before: Mapping[str, Missing]) -> Iterator[Message]:
         for path, one in self._awaited.items():
-            told = set(before[path].domains) if path in before else ()
-            domains = [domain for domain in one.domains if domain not in told]
-            if domains and (remind or self._is_news(path)):
-                for domain in domains:
-                    yield f"still waiting for {path} for {domain}...", {"DISK": path, "DOMAIN": domain}
+            known = before[path].domains if path in before else ()
+            new = [domain for domain in one.domains if domain not in known]
+            if new and self._is_news(path, f"waiting for {new}"):
+                self._announced.add(path)
+                for domain in new:
+                    yield waiting_message(one, domain)
 
-    def _on_ends(self, before: Mapping[str, Missing], survey: Survey) -> Iterator[Message]:
+    def _reminders(self) -> Iterator[Message]:
+        """What is still missing, in groups of the same reason."""
+        groups: dict[str, list[Missing]] = {}
+        for one in self._awaited.values():
+            groups.setdefault(one.status.reason, []).append(one)
+        for reason, group in groups.items():
+            if len(group) == 1:
+                for domain in group[0].domains:
+                    yield waiting_message(group[0], domain)
+            else:
+                yield f"still waiting for {in_numbers(group)}: {reason}", {"REASON": reason}
+
+    def _on_ends(self, before: Mapping[str, Missing], snapshot: Snapshot) -> Iterator[Message]:
         seconds = time.monotonic() - self._started
         for path, one in before.items():
-            if path in self._awaited or not self._is_news(path):
+            if path in self._awaited or path not in self._announced:
                 continue
-            entry = survey.entries.get(path)
-            if survey.looks.get(path) is READY:
-                text = f"disk {path} found (after {seconds:.0f} seconds)"
-            elif entry and not entry.domain.pending:
-                text = f"configuration {path} found (after {seconds:.0f} seconds)"
+            self._announced.discard(path)
+            if path in snapshot.disks:
+                text = f"disk {path} found"
+            elif path in snapshot.guests:
+                text = f"configuration {path} found"
+            elif path in snapshot.directories:
+                text = f"directory {path} found"
             else:
-                text = f"{path} is no longer needed (after {seconds:.0f} seconds)"
-            yield text, {"DISK": path, "DOMAIN": some(one.domains, self.MOST_NAMES)}
+                text = f"{path} is no longer needed"
+            fields = {"DISK": path, "DOMAIN": some(one.domains, MAX_NAMES), "STATE": State.READY.value}
+            yield f"{text} (after {seconds:.0f} seconds)", fields
 
-    def _tell_status(self) -> None:
+    def _report_status(self) -> None:
         missing = list(self._awaited.values())
         if not missing:
             if not self._status:
@@ -2247,54 +2123,78 @@ class Herald:
             status = "Everything that the guests need is ready."
         else:
             seconds = time.monotonic() - self._started
-            status = f"Waiting for {summary(missing)}"
+            status = f"Waiting for {in_numbers(missing)}: {summary(missing)}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
         if status != self._status:
             left = self._started + self._timeout - time.monotonic()
-            # More than is left, because a survey that has to leave threads behind takes a little longer.
-            notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}")
-            self._status = status
+            # More than is left, because the last look may take a little longer. If systemd takes no more at the moment,
+            # it is told at the next look.
+            if notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}"):
+                self._status = status
 
-    def tell_clones(self, clones: Sequence[Sequence[str]]) -> None:
-        """Tells which devices are clones for LVM: a logical volume may be missing, or of the wrong one, for that."""
+    def log_clones(self, clones: Sequence[Sequence[str]]) -> None:
+        """Says which devices are clones for LVM: a logical volume may be missing, or of the wrong one, for that."""
         for names in clones:
             text = (
                 f"{' and '.join(names)} hold the same LVM physical volume, as a disk and its clone do. LVM takes one of"
                 " them or none. Detach the clone, or give it identifiers of its own (vgimportclone(8))."
             )
-            self._journal.say(WARNING, text)
+            self._journal.log(WARNING, text)
 
-    def tell_timeout(self) -> None:
-        """Tells what is still missing at the end."""
+    def log_timeout(self) -> None:
+        """Says what is still missing at the end."""
+        missing = list(self._awaited.values())
         self._journal.end_progress()
-        self._say_some(ERR, self._on_timeout())
-        domains = sorted({domain for one in self._awaited.values() for domain in one.domains})
-        guests = some(domains, self.MOST_NAMES)
-        self._journal.say(ERR, f"xendomains starts now; these guests will probably not come up: {guests}.")
-        notify(f"STATUS=Timed out waiting for {summary(list(self._awaited.values()))}")
+        self._lines = 0
+        self._log(ERR, self._on_timeout())
+        guests = some(sorted({domain for one in missing for domain in one.domains}), MAX_NAMES)
+        starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
+        self._journal.log(ERR, f"{starts} guests will probably not come up: {guests}.")
+        notify(f"STATUS=Timed out waiting for {in_numbers(missing)}: {summary(missing)}")
 
     def _on_timeout(self) -> Iterator[Message]:
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
         for one in self._awaited.values():
+            words = "still missing" if one.status.state is State.MISSING else "still not ready"
             for domain in one.domains:
-                text = f"{one.path} for {domain} is {STATE_WORDS[one.state]}{after}: {one.reason}"
-                yield text, {"DISK": one.path, "DOMAIN": domain, "MESSAGE_ID": MESSAGE_MISSING}
+                fields = {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}
+                yield f"{one.path} for {domain} is {words}{after}: {one.status.reason}", fields
 
-    def tell_stopped(self, number: int) -> None:
-        """Tells what was still missing when a signal came."""
+    def log_stopped(self, number: int) -> None:
+        """Says what was still missing when a signal came."""
         self._journal.end_progress()
         seconds = time.monotonic() - self._started
-        missing = "; ".join(map(str, self._awaited.values()))
-        waiting = f", still waiting for {missing}" if missing else ""
-        self._journal.say(WARNING, f"Stopped by {signal.Signals(number).name} after {seconds:.0f} seconds{waiting}.")
+        missing = list(self._awaited.values())
+        waiting = f", still waiting for {in_numbers(missing)}: {some([str(m) for m in missing], MAX_NAMES)}"
+        name = signal.Signals(number).name
+        self._journal.log(WARNING, f"Stopped by {name} after {seconds:.0f} seconds{waiting if missing else ''}.")
 
 
-STATE_WORDS = {State.MISSING: "still missing", State.NOT_READY: "still not ready"}
+def waiting_message(one: Missing, domain: str) -> Message:
+    """The message which says that a domain is waited for, and why; its first words are those of the script of 2017."""
+    return f"still waiting for {one.path} for {domain}... ({one.status.reason})", fields_of(one, domain)
+
+
+def fields_of(one: Missing, domain: str) -> dict[str, str]:
+    """The fields for the journal."""
+    state, reason = one.status
+    return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason}
+
+
+def in_numbers(missing: Sequence[Missing]) -> str:
+    """How much is missing."""
+    guests = len({domain for one in missing for domain in one.domains})
+    return f"{counted(len(missing), 'disk')} of {counted(guests, 'guest')}"
+
+
+def counted(number: int, noun: str) -> str:
+    """As in "1 disk" and "2 disks"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def summary(missing: Sequence[Missing]) -> str:
     """The first few of what is missing, on one line."""
-    return some([str(one) for one in missing], 3)
+    return some([str(one) for one in missing[:3]], 3) + (f", {len(missing) - 3} more" if len(missing) > 3 else "")
 
 
 def some(texts: Sequence[str], most: int) -> str:
@@ -2303,64 +2203,86 @@ def some(texts: Sequence[str], most: int) -> str:
     return ", ".join([*texts[:most], *more])
 
 
-def problems_of(domain: Domain) -> list[str]:
-    """A sentence for everything wrong with the configuration of a domain."""
-    if domain.pending:
-        return []  # something to wait for, which has messages of its own
-    if domain.error:
-        does = "start" if domain.kind == "auto" else "restore"
-        return [f"{domain.source}: {domain.error}. xl will not {does} it, and nothing is waited for."]
-    return [f"{domain.source}: {warning}." for warning in domain.warnings]
+def directory_problems(path: str, directory: Directory) -> list[str]:
+    """A sentence for everything wrong with a directory, unless that is waited for."""
+    problems = [f"{path}: {directory.warning}."] if directory.warning else []
+    if directory.status.state is State.REFUSED:
+        problems.append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
+    return problems
 
 
-def as_json(survey: Survey) -> str:
-    """The survey for programs."""
+def guest_problems(guest: Guest) -> list[str]:
+    """A sentence for everything wrong with the configuration of a guest, unless that is waited for."""
+    if guest.status.state is State.REFUSED:
+        return [f"{guest.domain.source}: {guest.status.reason}. xl will reject it; not waiting for its disks."]
+    return [f"{guest.domain.source}: {warning}." for warning in guest.domain.warnings]
+
+
+def as_json(snapshot: Snapshot) -> str:
+    """The snapshot for programs."""
     import json
 
     domains = [
         {
-            "name": well_formed(entry.domain.name),
-            "source": well_formed(entry.domain.source),
-            "kind": entry.domain.kind,
-            "error": well_formed(entry.domain.error) or None,
-            "disks": [disk_as_json(disk, want, survey.look(want)) for disk, want in entry.disks()],
+            "name": well_formed(guest.domain.name),
+            "source": well_formed(guest.domain.source),
+            "kind": guest.domain.kind,
+            "error": well_formed(guest.status.reason) or None,
+            "refused": guest.status.state is State.REFUSED,
+            "disks": [
+                disk_as_json(disk, required, snapshot) for disk, required in zip(guest.domain.disks, guest.required)
+            ],
         }
-        for entry in survey.entries.values()
+        for guest in snapshot.guests.values()
     ]
-    return json.dumps({"ready": not survey.missing(), "domains": domains}, indent=2)
+    directories = [
+        {
+            "path": well_formed(path),
+            "kind": d.kind,
+            "state": d.status.state.value,
+            "reason": well_formed(d.status.reason),
+        }
+        for path, d in snapshot.directories.items()
+        if d.status.state is not State.READY
+    ]
+    answer = {"ready": not snapshot.missing(), "domains": domains, "directories": directories}
+    return json.dumps(answer, indent=2)
 
 
-def disk_as_json(disk: Disk, want: Wanted, look: Look) -> dict[str, str | None]:
+def disk_as_json(disk: Disk, required: Required, snapshot: Snapshot) -> dict[str, str | None]:
     """A disk for programs."""
+    status = snapshot.disk_status(required)
     return {
         "vdev": well_formed(disk.vdev),
         "target": well_formed(disk.target),
-        "path": well_formed(want.paths[0]) if want.paths else None,
-        "state": look.state.value,
-        "reason": well_formed(look.reason) or None,
+        "path": well_formed(required.paths[0]) if required.paths else None,
+        "state": status.state.value,
+        "reason": well_formed(status.reason) or None,
     }
 
 
 def well_formed(text: str) -> str:
-    """The text without halves of surrogate pairs, which stand for bytes that are no UTF-8, and are no JSON."""
+    """The text without halves of surrogate pairs, which stand for bytes that are not UTF-8, and are not JSON."""
     return re.sub("[\ud800-\udfff]", lambda match: escaped(match.group()), text)
 
 
-def as_table(survey: Survey) -> str:
-    """The survey for people."""
+def as_table(snapshot: Snapshot) -> str:
+    """The snapshot for people."""
     rows = [("DOMAIN", "KIND", "VDEV", "DISK", "STATE", "REASON")]
-    for entry in survey.entries.values():
-        domain = entry.domain
-        if domain.error:
-            state = "missing" if domain.pending else "refused"
-            rows.append((domain.name, domain.kind, "-", domain.source, state, domain.error))
+    for path, directory in snapshot.directories.items():
+        if directory.status.state is not State.READY:
+            rows.append(("-", directory.kind, "-", path, directory.status.state.value, directory.status.reason))
+    for file, guest in snapshot.guests.items():
+        domain = guest.domain
+        if guest.status.state is not State.READY:
+            rows.append((domain.name, domain.kind, "-", file, guest.status.state.value, guest.status.reason))
         elif not domain.disks:
             rows.append((domain.name, domain.kind, "-", "-", "no disks", ""))
-        for disk, want in entry.disks():
-            look = survey.look(want)
-            path = want.paths[0] if want.paths else disk.target or "-"
-            rows.append((domain.name, domain.kind, disk.vdev, path, look.state.value, look.reason))
-    cells = [[printable(shortened(cell, LONGEST_CELL)) for cell in row] for row in rows]
+        for disk, required in zip(domain.disks, guest.required):
+            status = snapshot.disk_status(required)
+            path = required.paths[0] if required.paths else disk.target or "-"
+            rows.append((domain.name, domain.kind, disk.vdev, path, status.state.value, status.reason))
+    cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
@@ -2402,7 +2324,7 @@ def argument_parser() -> argparse.ArgumentParser:
     def time_span(text: str) -> float:
         try:
             return parse_time_span(text)
-        except Refusal as error:
+        except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     parser = argparse.ArgumentParser(
@@ -2441,7 +2363,7 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
         if environment.get(name):
             try:
                 level = parse_log_level(environment[name])
-            except Refusal as error:
+            except ConfigError as error:
                 problems.append(f"${name} {error}; it is ignored.")
     if options.quiet:
         level = ERR
@@ -2451,77 +2373,96 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the command line asks for, and returns the exit status."""
+    """Does what the command line asks for, and returns the exit status. Raises Stopped if a signal comes."""
     started = time.monotonic()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    settings, problems = settings_in_time(options)
+    settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
+    if options.timeout is not None:
+        settings = settings._replace(timeout=options.timeout)
     level, level_problems = log_level(settings, options, os.environ)
     journal = Journal(level, sys.stderr, patient=options.command != "wait")
-    xendomains, more_problems = xendomains_in_time(settings)
+    pauses = Pauses()
+    pauses.take_signals()
+    limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
+    xendomains, more_problems = read_xendomains(settings, pauses, limit)
     problems += level_problems + more_problems
     for problem in problems:
-        journal.say(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
+        journal.log(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None:
         return EXIT_NO_XENDOMAINS
     if xendomains.remark:
-        journal.say(WARNING, xendomains.remark)
+        journal.log(WARNING, xendomains.remark)
 
+    watch = Watch(xendomains, settings, BlockingCalls(pauses), BlockingCalls(pauses, threads=1))
     if options.command == "wait":
-        return wait_and_tell(xendomains, settings, journal, started)
-    found = survey(xendomains, settings, Kernel(udev=pyudev_lookup()), Scouts(), Survey(), started + ONE_LOOK)
+        return wait_for_disks(watch, journal, pauses, started)
+    snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
+    obey_signals()
     if options.command == "check":
-        return tell_what_is_wrong(found, journal, problems)
-    show(as_json(found) if options.json else as_table(found))
+        return log_what_is_wrong(snapshot, journal, problems)
+    show(as_json(snapshot) if options.json else as_table(snapshot))
     if problems:
         return EXIT_USAGE
-    return EXIT_TIMED_OUT if found.missing() else EXIT_READY
+    return EXIT_TIMED_OUT if snapshot.missing() else EXIT_READY
 
 
-def settings_in_time(options: Options) -> tuple[Settings, list[str]]:
-    """Our settings and what is wrong with them, even if their file system does not answer."""
-    path = options.config or CONFFILE
-    unknown = Settings(), [f"{path} {NO_ANSWER.reason} The defaults are used."]
-    limit = reading_limit(Settings().timeout if options.timeout is None else options.timeout)
-    read = partial(read_settings, path, must_exist=options.config != "")
-    settings, problems = answer_within(limit, read, unknown)
-    if options.timeout is not None:
-        settings = settings._replace(timeout=options.timeout)
-    return settings, problems
+def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: float) -> int:
+    """Waits and says what it waits for; returns the exit status. Raises Stopped if a signal comes."""
+    timeout = watch.settings.timeout
+    deadline = started + timeout
+    reporter = Reporter(journal, started, timeout)
+    try:
+        snapshot = take_snapshot(watch, Snapshot(), end_of_look(min(deadline, started + MAX_FIRST_LOOK)))
+        reporter.report(snapshot)
+        if snapshot.missing() and timeout:
+            snapshot = wait(watch, snapshot, reporter.report, pauses, deadline)
+            reporter.log_clones(find_clones(watch))
+        obey_signals()
+    except Stopped as stopped:
+        reporter.log_stopped(stopped.number)
+        raise
+    if snapshot.missing():
+        reporter.log_timeout()
+        return EXIT_TIMED_OUT
+    journal.log(INFO, f"Everything is ready for {size_of(snapshot)}.")
+    return EXIT_READY
 
 
-def xendomains_in_time(settings: Settings) -> tuple[Xendomains | None, list[str]]:
-    """What xendomains will do and what is wrong with its settings, even if their file system does not answer."""
-    paths = ", ".join(settings.xendomains)
-    problem = f"{paths}: {NO_ANSWER.reason} The guests in {DEFAULT_AUTO} and {DEFAULT_SAVE} are taken instead."
-    unknown = Xendomains("", settings.auto or DEFAULT_AUTO, settings.save or DEFAULT_SAVE), [problem]
-    limit = reading_limit(settings.timeout)
-    # A little more for what follows on a file that hangs, and has a message of its own.
-    answer: tuple[Xendomains | None, list[str]] = answer_within(
-        limit + 0.3, partial(read_xendomains, settings, limit), unknown
-    )
-    return answer
+def find_clones(watch: Watch) -> list[list[str]]:
+    """Which devices are clones for LVM, if udev's database answers."""
+    call = {watch.host.run: partial(lvm_clones, watch.host)}
+    clones = watch.files.run("clones", call, end_of_look(0.0))[watch.host.run]
+    return [] if isinstance(clones, Exception) else clones
 
 
-def reading_limit(timeout: float) -> float:
-    """How long it may take to read settings."""
-    return min(SOURCING_LIMIT, max(timeout, 0.5))
-
-
-def tell_what_is_wrong(found: Survey, journal: Journal, problems: Sequence[str]) -> int:
-    """Tells of everything wrong in the configurations; returns the exit status, to which `problems` add."""
+def log_what_is_wrong(snapshot: Snapshot, journal: Journal, problems: Sequence[str]) -> int:
+    """Says everything wrong in the configurations; returns the exit status, to which `problems` add."""
     wrong = bool(problems)
     remarks = []
-    for domain in found.domains():
-        if domain.pending:
-            remarks.append(f"{domain.source}: {domain.error}. The boot would wait for it.")
-        elif domain.error:
-            wrong = True
-        remarks += problems_of(domain)
+    for path, directory in snapshot.directories.items():
+        remarks += directory_problems(path, directory)
+    for guest in snapshot.guests.values():
+        wrong = wrong or guest.status.state is State.REFUSED
+        remarks += guest_problems(guest)
+    remarks += [
+        f"{path}: {status.reason}. The boot would wait for it."
+        for path, status in [
+            *((path, directory.status) for path, directory in snapshot.directories.items()),
+            *((file, guest.status) for file, guest in snapshot.guests.items()),
+        ]
+        if status.state in (State.MISSING, State.NOT_READY)
+    ]
     for text in remarks:
-        journal.say(ERR, text)
+        journal.log(ERR, text)
     if not remarks and not wrong:
-        show(f"Nothing is wrong in the configuration of {in_numbers(found)}.")
+        show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
     return EXIT_USAGE if wrong else EXIT_READY
+
+
+def size_of(snapshot: Snapshot) -> str:
+    """How many guests and disks there are."""
+    disks = sum(len(guest.domain.disks) for guest in snapshot.guests.values())
+    return f"{counted(len(snapshot.guests), 'guest')} with {counted(disks, 'disk')}"
 
 
 def show(text: str, end: str = "\n") -> None:
@@ -2534,65 +2475,26 @@ def show(text: str, end: str = "\n") -> None:
     except BrokenPipeError:
         pass  # the reader has seen enough
     except OSError as error:
-        raise Refusal(f"the output cannot be written: {reason(error)}") from None
-
-
-# How long list and check give a file system to answer.
-ONE_LOOK = 10.0
-
-
-def wait_and_tell(xendomains: Xendomains, settings: Settings, journal: Journal, started: float) -> int:
-    """Waits and says what it waits for; returns the exit status."""
-    deadline = started + settings.timeout
-    kernel = Kernel()
-    scouts = Scouts()
-    herald = Herald(journal, started, settings.timeout)
-
-    def look(kernel: Kernel, known: Survey, end: float, again: bool = False) -> Survey:
-        return survey(xendomains, settings, kernel, scouts, known, end, again)
-
-    try:
-        stop_on_signals()
-        found = look(kernel, Survey(), end_of_look(deadline))
-        herald.tell(found)
-        if found.missing() and settings.timeout:
-            kernel = kernel._replace(udev=pyudev_lookup())
-            found = wait(partial(look, kernel), herald.tell, found, settings, kernel, deadline)
-            herald.tell_clones(lvm_clones(kernel))
-        obey_signals()
-    except Stopped as stopped:
-        herald.tell_stopped(stopped.number)
-        obey_signals()
-        os.kill(os.getpid(), stopped.number)
-        raise
-    if found.missing():
-        herald.tell_timeout()
-        return EXIT_TIMED_OUT
-    journal.say(INFO, f"Everything is ready for {in_numbers(found)}.")
-    return EXIT_READY
-
-
-def in_numbers(survey: Survey) -> str:
-    """How many guests and disks there are."""
-    disks = sum(len(domain.disks) for domain in survey.domains())
-    return f"{len(survey.entries)} guest{'s' * (len(survey.entries) != 1)} with {disks} disk{'s' * (disks != 1)}"
+        raise ConfigError(f"the output cannot be written: {error_text(error)}") from None
 
 
 def run() -> NoReturn:
     """The command: main(), and out.
 
-    Leaves at once, because tearing down the interpreter takes longer than the look at a disk. Threads that hang do not
-    keep it, unless they hang where even SIGKILL does not reach them; then it is up to systemd's timeouts to go on.
+    Leaves at once, because tearing down the interpreter takes longer than the look at a disk. Threads that are stuck do
+    not keep it, unless they are stuck where even SIGKILL does not reach them; then it is up to systemd's timeouts.
     """
-    journal = Journal(ERR, sys.stderr, patient=True)  # later there may be no memory for it
     status = EXIT_TIMED_OUT
     failure = ""
     try:
         obey_signals()
         status = main()
+    except Stopped as stopped:
+        obey_signals()
+        os.kill(os.getpid(), stopped.number)
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
-    except Refusal as error:
+    except ConfigError as error:
         failure = f"{error}."
     except MemoryError:
         failure = "there is not enough memory to go on. What is missing is not waited for."
@@ -2601,7 +2503,7 @@ def run() -> NoReturn:
     except Exception as error:
         failure = f"internal error, please report it: {type(error).__name__}: {error}"
     if failure:
-        journal.say(ERR, f"{COMMAND}: {failure}")
+        Journal(ERR, sys.stderr).log(ERR, f"{COMMAND}: {failure}")
     os._exit(status)
 
 
