@@ -1,29 +1,48 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A made-up Xen host in a temporary directory, on which the real command runs."""
+"""A made-up Xen host in a temporary directory, on which the real command runs, and what may go wrong on a host.
+
+No test may fail because the machine is slow. What hangs is ended after CAP seconds; what has to come first is waited
+for; and what is about the clock runs against a clock of its own (the fixture `clock`).
+"""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
+import re
+import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from heapq import heappop, heappush
+from itertools import count
 from pathlib import Path
+from threading import Condition, Event, Thread
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
 import xendomains_wait_disk as xwd
 
+# What takes longer than so many seconds hangs.
+CAP = 60.0
+
 MODULE = Path(xwd.__file__)
+SCRIPT = MODULE.parent / "bin" / "xendomains-wait-disk"
 DATA = Path(__file__).parent / "data"
 CORPUS = DATA / "xl-corpus"
+NOBODY = 65534
 
-# Settings that others may write are refused.
+# Files that others may write are told of.
 os.umask(0o022)
 
 # What is started in the background or by nohup(1) ignores these, and so would all that it starts; but not what is
@@ -32,6 +51,102 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, lambda *_: None)
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The host, and the command on it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Result:
+    """What the command printed, and how it ended."""
+
+    def __init__(self, status: int, output: str, messages: str) -> None:
+        self.status = status
+        self.output = output
+        self.messages = messages
+        assert "Traceback" not in messages and "internal error" not in messages, messages
+
+
+class Running:
+    """A command that runs. As a context manager, it is killed at the end."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.pid = process.pid
+        self._output = b""
+        self._messages = b""
+        self._open = [stream.fileno() for stream in (process.stdout, process.stderr) if stream]
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends it, if it has not ended."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream:
+                stream.close()
+        self._open = []
+
+    @property
+    def said(self) -> str:
+        """The messages so far."""
+        while self._read(0):
+            pass
+        return text_of(self._messages)
+
+    def wait_for(self, text: str) -> str:
+        """Returns the first message that holds this text, as soon as it is there."""
+        deadline = time.monotonic() + CAP
+        while True:
+            line = next((line for line in self.said.splitlines(keepends=True) if text in line), "")
+            if line.endswith("\n"):
+                return line
+            if not self._open or time.monotonic() >= deadline:
+                ended = f"ended with {self.process.poll()}" if not self._open else f"has not ended after {CAP:.0f} s"
+                pytest.fail(f"There was no message with {text!r}; the command {ended}, and said:\n{self.said}")
+            self._read(1)
+
+    def signal(self, number: int) -> None:
+        """Sends it this signal."""
+        self.process.send_signal(number)
+
+    def end(self) -> Result:
+        """Waits for its end."""
+        deadline = time.monotonic() + CAP
+        while self._open and time.monotonic() < deadline:
+            self._read(1)
+        try:
+            status = self.process.wait(max(0.1, deadline - time.monotonic()) if not self._open else 0.1)
+        except subprocess.TimeoutExpired:
+            stacks = [path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/wchan")]
+            self.process.kill()
+            pytest.fail(f"The command hangs (in {', '.join(stacks)}). It said:\n{text_of(self._messages)}")
+        messages = text_of(self._messages)
+        self.kill()
+        return Result(status, text_of(self._output), messages)
+
+    def _read(self, seconds: float) -> bool:
+        """Takes what the command has printed; whether there was anything."""
+        ready, _, _ = select.select(self._open, [], [], seconds) if self._open else ([], [], [])
+        for descriptor in ready:
+            data = os.read(descriptor, 1 << 16)
+            if not data:
+                self._open.remove(descriptor)
+            elif self.process.stderr and descriptor == self.process.stderr.fileno():
+                self._messages += data
+            else:
+                self._output += data
+        return bool(ready)
+
+
+def text_of(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")
 
 
 class Host:
@@ -44,6 +159,7 @@ class Host:
         self.images = root / "images"
         self.settings = root / "sysconfig" / "xendomains"
         self.conf = root / "xen-wait-disk.conf"
+        self._started: list[Running] = []
         for directory in (self.auto, self.save, self.images, self.settings.parent):
             directory.mkdir()
         self.settings.write_text(
@@ -59,7 +175,7 @@ class Host:
         """A configuration in the auto directory; a disk is a path or a whole specification."""
         file = self.auto / f"{name}.cfg"
         specifications = [
-            f"{disk},raw,xvd{chr(97 + i)},rw" if "," not in str(disk) else disk for i, disk in enumerate(disks)
+            f"{disk},raw,xvd{chr(97 + i % 26)},rw" if "," not in str(disk) else disk for i, disk in enumerate(disks)
         ]
         file.write_text(f'name = "{name}"\ndisk = {json.dumps([str(s) for s in specifications])}\n')
         return file
@@ -77,76 +193,83 @@ class Host:
         file.write_bytes(saved_file(json.dumps(config).encode() + b"\0"))
         return file
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """The command, running."""
-        return subprocess.Popen(
-            [sys.executable, MODULE, "--config", self.conf, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**clean_environment(), **environment},
-        )
+    def start(
+        self,
+        *arguments: str,
+        prefix: Sequence[str | Path] = (),
+        program: Sequence[str | Path] = (sys.executable, MODULE),
+        options: Mapping[str, Any] | None = None,
+        **environment: str,
+    ) -> Running:
+        """The command, running; `prefix` is a command that runs it, and `options` are for subprocess.Popen."""
+        given = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "env": {**clean_environment(), **environment},
+            **(options or {}),
+        }
+        running = Running(subprocess.Popen([*prefix, *program, "--config", self.conf, *arguments], **given))
+        self._started.append(running)
+        return running
 
-    def run(self, *arguments: str, **environment: str) -> Result:
+    def run(
+        self,
+        *arguments: str,
+        prefix: Sequence[str | Path] = (),
+        program: Sequence[str | Path] = (sys.executable, MODULE),
+        options: Mapping[str, Any] | None = None,
+        **environment: str,
+    ) -> Result:
         """The command, run to its end."""
-        started = time.monotonic()
-        process = self.start(*arguments, **environment)
-        return finish(process, started)
+        return self.start(*arguments, prefix=prefix, program=program, options=options, **environment).end()
 
     def list(self) -> dict[str, Any]:
         """What `list --json` says."""
         answer: dict[str, Any] = json.loads(self.run("list", "--json").output)
         return answer
 
+    def xendomains(self) -> xwd.Xendomains:
+        """What xendomains does here."""
+        return xwd.Xendomains(str(self.settings), str(self.auto), str(self.save))
 
-class Result:
-    """What the command printed, how it ended, and how many seconds it took."""
+    def watch(self, pauses: xwd.Pauses | None = None, settings: xwd.Settings | None = None) -> xwd.Watch:
+        """What the program looks at here, and with which means, for a test that runs a part of it."""
+        pauses = pauses or xwd.Pauses()
+        calls = xwd.BlockingCalls(pauses), xwd.BlockingCalls(pauses, threads=1)
+        return xwd.Watch(self.xendomains(), settings or xwd.Settings(), *calls)
 
-    def __init__(self, status: int, output: str, messages: str, seconds: float) -> None:
-        self.status = status
-        self.output = output
-        self.messages = messages
-        self.seconds = seconds
-        assert "Traceback" not in messages and "internal error" not in messages, messages
-
-
-def finish(process: subprocess.Popen[str], started: float) -> Result:
-    """Waits for the end of the command."""
-    try:
-        output, messages = process.communicate(timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return Result(process.returncode, output or "", messages or "", time.monotonic() - started)
+    def end(self) -> None:
+        """Leaves nothing running."""
+        for running in self._started:
+            running.kill()
 
 
-def next_line(process: subprocess.Popen[str]) -> str:
-    """The next line of the command's messages, and nothing of those behind it, which finish() could not see."""
-    assert process.stderr
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(process.stderr.fileno(), 1)
-        if not byte:
-            break
-        line += byte
-    return line.decode()
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    it = Host(tmp_path)
+    yield it
+    it.end()
+
+
+@contextmanager
+def waiting(host: Host, *arguments: str, **how: Any) -> Iterator[Running]:
+    """The command while it waits: it has said so. `how` is handed on to Host.start()."""
+    with host.start(*arguments, **how) as running:
+        running.wait_for("still waiting for")
+        yield running
+
+
+def program_with(change: str) -> list[str]:
+    """The program, after these lines of Python changed something in its module, which they know as xwd."""
+    return [sys.executable, "-c", f"import sys\nimport xendomains_wait_disk as xwd\n{change}\nxwd.run()\n"]
 
 
 def clean_environment() -> dict[str, str]:
     """The environment without what would change messages or where they go."""
     ours = ("LOGLEVEL", "SYSTEMD_LOG_LEVEL", "NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONUNBUFFERED")
-    return {name: value for name, value in os.environ.items() if name not in ours}
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
-
-
-@pytest.fixture
-def no_pyudev(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where pyudev is not installed."""
-    monkeypatch.setitem(sys.modules, "pyudev", None)  # type: ignore[misc]
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**environment, "PYTHONPATH": str(MODULE.parent)}
 
 
 def saved_file(
@@ -164,12 +287,35 @@ def saved_file(
     return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, order) for word in words) + configuration + image
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 5) -> None:
+def texts(sentences: Sequence[str]) -> str:
+    """Sentences in one piece, for a test that wants to find something in any of them."""
+    return "\n".join(sentences)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
     """Returns as soon as the condition holds."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + CAP
     while not condition():
-        assert time.monotonic() < deadline, f"did not come true within {seconds} seconds"
-        time.sleep(0.01)
+        assert time.monotonic() < deadline, f"did not come true within {CAP} seconds"
+        time.sleep(0.005)
+
+
+@contextmanager
+def again_and_again(action: Callable[[], object], pause: float = 0.0) -> Iterator[None]:
+    """Does this over and over, beside the test."""
+    over = Event()
+
+    def run() -> None:
+        while not over.wait(pause):
+            action()
+
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def run_quietly(*command: str | Path) -> str:
@@ -177,22 +323,281 @@ def run_quietly(*command: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.fixture
+def no_pyudev(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where pyudev is not installed."""
+    modules: dict[str, Any] = sys.modules
+    monkeypatch.setitem(modules, "pyudev", None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def process_state(pid: int) -> str:
+    """The letter that proc(5) has for the state of a process: S sleeps, T is stopped, Z has ended; or nothing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def session_members(session: int) -> list[str]:
+    """The processes of a session that have not ended."""
+    members = []
+    for stat_file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat_file.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it has just ended
+        if int(its_session) == session and state not in "ZX":
+            members.append(stat_file.parent.name)
+    return members
+
+
+def threads_of(pid: int) -> int:
+    """How many threads a process has."""
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def peak_memory(pid: int) -> float:
+    """The most memory that a process has used so far, in MiB."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "VmHWM" in line)
+    return int(line.split()[1]) / 1024
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for this signal."""
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+def in_namespace(change: str) -> list[str]:
+    """A prefix: the command sees the mounts after this shell command has changed them, and nobody else does."""
+    try:
+        run_quietly("unshare", "--mount", "true")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"there can be no mount namespace here: {error}")
+    return ["unshare", "--mount", "sh", "-c", f'{change} && exec "$@"', "sh"]
+
+
 @contextmanager
-def deaf_file_system(directory: Path) -> Iterator[Path]:
-    """A FUSE file system that never answers, as a hard NFS mount whose server is gone: stat() on it blocks."""
+def memory_cgroup(limit: int) -> Iterator[Path]:
+    """A control group whose processes together have no more memory than this, and no swap space."""
+    group = Path("/sys/fs/cgroup/memory") / f"xendomains-wait-disk-{os.getpid()}"
+    limits = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+    if not group.parent.is_dir():
+        group, limits = group.parent.parent / group.name, ["memory.max"]
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        for file in limits:
+            if (group / file).exists():
+                (group / file).write_text(str(limit))
+        if not (group / limits[0]).exists():
+            pytest.skip("control groups have no memory limit here")
+        yield group
+    finally:
+        wait_until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who does not read
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """A pipe that nobody reads, and into which nothing more goes: its two ends."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    for size in (4096, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"\n" * size)
+    os.set_blocking(writing, True)
+    try:
+        yield reading, writing
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+class Receiver:
+    """A datagram socket on which others tell something, as journald's and the one of sd_notify(3)."""
+
+    def __init__(self, address: str | Path) -> None:
+        self.address = str(address)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.address.replace("@", "\0", 1))
+        self._socket.settimeout(CAP)
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def take(self) -> str:
+        """The next datagram, as soon as it has come."""
+        return self._socket.recv(1 << 20).decode()
+
+    def take_all(self) -> list[str]:
+        """The datagrams that have come."""
+        found = []
+        while select.select([self._socket], [], [], 0)[0]:
+            found.append(self.take())
+        return found
+
+    def fill(self) -> int:
+        """Sends datagrams until no more goes in; returns how many."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            other.setblocking(False)
+            other.connect(self.address.replace("@", "\0", 1))
+            for number in count():
+                try:
+                    other.send(b"noise")
+                except BlockingIOError:
+                    return number
+        raise AssertionError
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# File systems
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sparse(path: Path, size: int = 1 << 30) -> None:
+    """A file that has this size and takes no space."""
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+@contextmanager
+def fuse_mount(directory: Path) -> Iterator[int]:
+    """Mounts a FUSE file system; its server is whoever reads and writes the descriptor."""
     libc = ctypes.CDLL(None, use_errno=True)
     directory.mkdir(exist_ok=True)
-    fuse = os.open("/dev/fuse", os.O_RDWR)
-    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
-    if libc.mount(b"deaf", os.fsencode(directory), b"fuse", 0, options) != 0:
-        number = ctypes.get_errno()
-        os.close(fuse)
-        pytest.skip(f"FUSE cannot be mounted here: {os.strerror(number)}")
     try:
-        yield directory
+        fuse = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK)
+    except OSError as error:
+        pytest.skip(f"there is no FUSE here: {error}")
+    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    try:
+        if libc.mount(b"test", os.fsencode(directory), b"fuse", 0, options) != 0:
+            pytest.skip(f"FUSE cannot be mounted here: {os.strerror(ctypes.get_errno())}")
+        yield fuse
     finally:
         os.close(fuse)
         libc.umount2(os.fsencode(directory), 2)  # MNT_DETACH
+
+
+@contextmanager
+def deaf_file_system(directory: Path) -> Iterator[Path]:
+    """A file system that never answers, as a hard NFS mount whose server is gone: stat() on it blocks."""
+    with fuse_mount(directory):
+        yield directory
+
+
+class FuseServer(Thread):
+    """Serves a directory of files. Each answer takes `delay` seconds, but many may be asked for at the same time.
+
+    A read returns at most `most` bytes. The protocol is that of the kernel's include/uapi/linux/fuse.h.
+    """
+
+    LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, INTERRUPT, BATCH_FORGET = (
+        1, 2, 3, 14, 15, 18, 25, 26, 36, 42,
+    )  # fmt: skip
+    PARALLEL_LOOKUPS, DIRECT_IO = 1 << 18, 1
+
+    def __init__(self, fuse: int, directory: Path, delay: float, most: int) -> None:
+        super().__init__(daemon=True)
+        self.directory = directory
+        self.files: dict[str, bytes] = {}
+        self.asked = 0  # how often something was looked up
+        self._nodes: list[bytes | None] = [None, None]  # the second is the root
+        self._fuse = fuse
+        self._delay = delay
+        self._most = most
+        self.over, self._told_over = os.pipe()
+
+    def run(self) -> None:
+        answers: deque[tuple[float, bytes]] = deque()
+        while True:
+            left = max(0.0, answers[0][0] - time.monotonic()) if answers else None
+            ready = select.select([self._fuse, self.over], [], [], left)[0]
+            if self.over in ready:
+                return
+            while answers and answers[0][0] <= time.monotonic():
+                with suppress(OSError):  # who asked is gone
+                    os.write(self._fuse, answers.popleft()[1])
+            if self._fuse in ready:
+                with suppress(BlockingIOError):
+                    self._take(os.read(self._fuse, 1 << 18), answers)
+
+    def stop(self) -> None:
+        os.close(self._told_over)
+        self.join()
+        os.close(self.over)
+
+    def _take(self, request: bytes, answers: deque[tuple[float, bytes]]) -> None:
+        _, operation, unique, node = struct.unpack_from("=IIQQ", request)
+        if operation in (self.FORGET, self.INTERRUPT, self.BATCH_FORGET):
+            return
+        try:
+            number, body = 0, self._answer(operation, node, request[40:])
+        except OSError as error:
+            number, body = -(error.errno or errno.EIO), b""
+        delay = 0.0 if operation == self.INIT else self._delay
+        answers.append((time.monotonic() + delay, struct.pack("=IiQ", 16 + len(body), number, unique) + body))
+
+    def _answer(self, operation: int, node: int, body: bytes) -> bytes:
+        if operation == self.INIT:
+            return struct.pack("=IIIIHHIIHHI28x", 7, 31, 1 << 17, self.PARALLEL_LOOKUPS, 100, 75, 1 << 17, 1, 32, 0, 0)
+        if operation == self.LOOKUP:
+            self.asked += 1
+            name = os.fsdecode(body.rstrip(b"\0"))
+            if name not in self.files:
+                raise FileNotFoundError(errno.ENOENT, "")
+            self._nodes.append(self.files[name])
+            node = len(self._nodes) - 1
+            return struct.pack("=QQQQII", node, 0, 0, 0, 0, 0) + self._attributes(node)
+        if operation == self.GETATTR:
+            return struct.pack("=QII", 0, 0, 0) + self._attributes(node)
+        if operation == self.OPEN:
+            return struct.pack("=QII", 0, self.DIRECT_IO, 0)
+        if operation == self.READ:
+            _, offset, size = struct.unpack_from("=QQI", body)
+            return (self._nodes[node] or b"")[offset : offset + min(size, self._most)]
+        if operation in (self.RELEASE, self.FLUSH):
+            return b""
+        raise OSError(errno.ENOSYS, "")
+
+    def _attributes(self, node: int) -> bytes:
+        content = self._nodes[node]
+        mode, size = (0o40755, 0) if content is None else (0o100644, len(content))
+        return struct.pack("=QQQQQQIIIIIIIIII", node, size, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+
+
+@contextmanager
+def slow_file_system(directory: Path, delay: float = 0.2, most: int = 1 << 17) -> Iterator[FuseServer]:
+    """A file system that takes so long for each answer, and hands out so many bytes at a time: see its `files`."""
+    with fuse_mount(directory) as fuse:
+        server = FuseServer(fuse, directory, delay, most)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Block devices and udev: a test that uses them belongs to an xdist_group
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def loop_device() -> Path:
@@ -213,18 +618,18 @@ def attached(device: Path, image: Path) -> Iterator[Path]:
         run_quietly("losetup", "--detach", device)
 
 
+UDEVD = next((d for d in ("/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd") if Path(d).exists()), "")
+
+
 @pytest.fixture(scope="session")
 def udev() -> Iterator[None]:
     """A running udev: the host's, or one started for the tests."""
-    daemon = next(
-        (d for d in ("/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd") if Path(d).exists()), None
-    )
     if Path("/run/udev/control").exists() and udev_answers():
         yield
         return
-    if daemon is None or os.geteuid() != 0:
+    if not UDEVD or os.geteuid() != 0:
         pytest.skip("udev does not run here, and cannot be started: not installed, or not root")
-    process = subprocess.Popen([daemon], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([UDEVD], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(udev_answers)
         run_quietly("udevadm", "trigger", "--type=all", "--subsystem-match=block", "--settle")
@@ -240,6 +645,128 @@ def udev_answers() -> bool:
     return subprocess.run(["udevadm", "control", "--ping", "--timeout=2"], capture_output=True).returncode == 0
 
 
-def texts(sentences: Sequence[str]) -> str:
-    """Sentences in one piece, for a test that wants to find something in any of them."""
-    return "\n".join(sentences)
+# ---------------------------------------------------------------------------------------------------------------------
+# The clock
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock for the program, which goes on only while its main thread pauses, and then at once.
+
+    Before time passes, the threads of BlockingCalls come to their end, unless they are in a call that hangs (`hang()`)
+    or takes its time on this clock (`takes()`).
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._actions: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = count()
+        self._changed = Condition()
+        self._threads = 0
+        self._hanging: set[Hang] = set()
+
+    @property
+    def seconds(self) -> float:
+        """How many seconds have passed."""
+        return self.now - 1000.0
+
+    def at(self, seconds: float, action: Callable[[], object]) -> None:
+        """Does this when so many seconds have passed since the clock was started."""
+        with self._changed:
+            heappush(self._actions, (1000.0 + seconds, next(self._numbers), action))
+
+    def hang(self, answer: Any = None) -> Hang:
+        """A call that does not come back until its release()."""
+        return Hang(self, answer)
+
+    def takes(self, seconds: float, answer: Any = None) -> Callable[[], Any]:
+        """A call that takes so long."""
+
+        def call() -> Any:
+            hang = self.hang(answer)
+            self.at(self.seconds + seconds, hang.release)
+            return hang()
+
+        return call
+
+    def start_new_thread(self, function: Callable[[], None], arguments: tuple[()]) -> int:
+        """As in the module _thread."""
+
+        def run() -> None:
+            try:
+                function(*arguments)
+            finally:
+                with self._changed:
+                    self._threads -= 1
+                    self._changed.notify_all()
+
+        with self._changed:
+            self._threads += 1
+        Thread(target=run, daemon=True).start()
+        return 0
+
+    def pause(self, pauses: xwd.Pauses, seconds: float, descriptor: int = -1) -> bool:
+        """As Pauses.pause(), in no time."""
+        end = self.now + max(0.0, seconds)
+        watched = [pauses._reading, *([descriptor] if descriptor >= 0 else [])]
+        while True:
+            with self._changed:
+                assert self._changed.wait_for(lambda: self._threads == len(self._hanging), CAP), "a thread hangs"
+            ready = select.select(watched, [], [], 0)[0]
+            if pauses._reading in ready:
+                os.read(pauses._reading, 4096)
+            if pauses._stopped_by:
+                raise xwd.Stopped(pauses._stopped_by)
+            if ready or self.now >= end:
+                return descriptor in ready
+            self._go_on(pauses, end)
+
+    def _go_on(self, pauses: xwd.Pauses, end: float) -> None:
+        """Lets time pass until the next action, or the end."""
+        with self._changed:
+            is_due = bool(self._actions) and self._actions[0][0] <= end
+            moment, _, action = heappop(self._actions) if is_due else (end, 0, lambda: None)
+        moment = max(moment, self.now)
+        pauses.paused += moment - self.now
+        self.now = moment
+        action()
+
+    def release_all(self) -> None:
+        """Lets all calls come back."""
+        for hang in list(self._hanging):
+            hang.release()
+
+
+class Hang:
+    """A call that hangs."""
+
+    def __init__(self, clock: Clock, answer: Any) -> None:
+        self.is_released = False
+        self._clock = clock
+        self._answer = answer
+
+    def __call__(self, *_: object) -> Any:
+        with self._clock._changed:
+            if not self.is_released:
+                assert self not in self._clock._hanging, "only one call may hang in each"
+                self._clock._hanging.add(self)
+                self._clock._changed.notify_all()
+                self._clock._changed.wait_for(lambda: self.is_released)
+        return self._answer
+
+    def release(self) -> None:
+        """Lets the call come back."""
+        with self._clock._changed:
+            self.is_released = True
+            self._clock._hanging.discard(self)
+            self._clock._changed.notify_all()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    it = Clock()
+    monkeypatch.setattr(xwd, "time", SimpleNamespace(monotonic=lambda: it.now, sleep=time.sleep))
+    monkeypatch.setattr(xwd, "start_new_thread", it.start_new_thread)
+    monkeypatch.setattr(xwd.Pauses, "pause", lambda *arguments: it.pause(*arguments))
+    yield it
+    it.release_all()
