@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -519,32 +520,28 @@ class FuseServer(Thread):
         self.directory = directory
         self.files: dict[str, bytes] = {}
         self.asked = 0  # how often something was looked up
+        self.is_deaf = False  # then it answers nothing
+        self.pending: deque[tuple[float, bytes]] = deque()  # answers, and when they are given
         self._nodes: list[bytes | None] = [None, None]  # the second is the root
         self._fuse = fuse
         self._delay = delay
         self._most = most
-        self.over, self._told_over = os.pipe()
+        self._is_over = False
 
     def run(self) -> None:
-        answers: deque[tuple[float, bytes]] = deque()
-        while True:
-            left = max(0.0, answers[0][0] - time.monotonic()) if answers else None
-            ready = select.select([self._fuse, self.over], [], [], left)[0]
-            if self.over in ready:
-                return
-            while answers and answers[0][0] <= time.monotonic():
-                with suppress(OSError):  # who asked is gone
-                    os.write(self._fuse, answers.popleft()[1])
-            if self._fuse in ready:
+        while not self._is_over:
+            if select.select([self._fuse], [], [], 0.01)[0]:
                 with suppress(BlockingIOError):
-                    self._take(os.read(self._fuse, 1 << 18), answers)
+                    self._take(os.read(self._fuse, 1 << 18))
+            while self.pending and not self.is_deaf and self.pending[0][0] <= time.monotonic():
+                with suppress(OSError):  # who asked is gone
+                    os.write(self._fuse, self.pending.popleft()[1])
 
     def stop(self) -> None:
-        os.close(self._told_over)
+        self._is_over = True
         self.join()
-        os.close(self.over)
 
-    def _take(self, request: bytes, answers: deque[tuple[float, bytes]]) -> None:
+    def _take(self, request: bytes) -> None:
         _, operation, unique, node = struct.unpack_from("=IIQQ", request)
         if operation in (self.FORGET, self.INTERRUPT, self.BATCH_FORGET):
             return
@@ -553,7 +550,7 @@ class FuseServer(Thread):
         except OSError as error:
             number, body = -(error.errno or errno.EIO), b""
         delay = 0.0 if operation == self.INIT else self._delay
-        answers.append((time.monotonic() + delay, struct.pack("=IiQ", 16 + len(body), number, unique) + body))
+        self.pending.append((time.monotonic() + delay, struct.pack("=IiQ", 16 + len(body), number, unique) + body))
 
     def _answer(self, operation: int, node: int, body: bytes) -> bytes:
         if operation == self.INIT:
@@ -664,6 +661,9 @@ class Clock:
         self._changed = Condition()
         self._threads = 0
         self._hanging: set[Hang] = set()
+        self._messages = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self.threads_started = 0
+        self.events = Events()
 
     @property
     def seconds(self) -> float:
@@ -702,6 +702,7 @@ class Clock:
 
         with self._changed:
             self._threads += 1
+            self.threads_started += 1
         Thread(target=run, daemon=True).start()
         return 0
 
@@ -731,10 +732,43 @@ class Clock:
         self.now = moment
         action()
 
-    def release_all(self) -> None:
+    @property
+    def said(self) -> str:
+        """What wait() has said so far."""
+        return os.pread(self._messages.fileno(), 1 << 20, 0).decode()
+
+    def wait(self, host: Host, timeout: float = 300.0) -> Result:
+        """The wait on this host, with its settings and this timeout, run to its end."""
+        settings = xwd.read_settings(str(host.conf))[0]._replace(timeout=timeout)
+        pauses = xwd.Pauses()
+        journal = xwd.Journal(settings.log_level, self._messages)
+        status = xwd.wait_for_disks(host.watch(pauses, settings), journal, pauses, self.now)
+        return Result(status, "", self.said)
+
+    def end(self) -> None:
         """Lets all calls come back."""
         for hang in list(self._hanging):
             hang.release()
+        self._messages.close()
+        self.events.close()
+
+
+class Events:
+    """A monitor for the events of block devices, on which they happen when a test says so."""
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._reading
+
+    def happen(self) -> None:
+        """An event."""
+        os.write(self._writing, b"event")
+
+    def close(self) -> None:
+        os.close(self._reading)
+        os.close(self._writing)
 
 
 class Hang:
@@ -768,5 +802,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     monkeypatch.setattr(xwd, "time", SimpleNamespace(monotonic=lambda: it.now, sleep=time.sleep))
     monkeypatch.setattr(xwd, "start_new_thread", it.start_new_thread)
     monkeypatch.setattr(xwd.Pauses, "pause", lambda *arguments: it.pause(*arguments))
+    monkeypatch.setattr(xwd, "block_events", lambda _: it.events)
     yield it
-    it.release_all()
+    it.end()
