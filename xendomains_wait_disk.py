@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from socket import socket as Socket
     from types import FrameType
-    from typing import IO, Any, Callable, Literal, NoReturn, Optional, Union
+    from typing import IO, Any, Callable, Literal, NoReturn, Union
 
     XlValue = Union[str, list[Any]]
     Call = Callable[[], Any]
@@ -62,6 +62,7 @@ __version__ = "2.0.0"
 
 COMMAND = "xendomains-wait-disk"
 CONFFILE = "/etc/xen-wait-disk.conf"
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 EXIT_READY = 0
 EXIT_TIMED_OUT = 1
@@ -86,6 +87,7 @@ MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
 MAX_TIME = 7 * 86400.0  # that may be set
+MIN_PAUSE = 0.01  # between two looks, that may be set
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # the unit's TimeoutStartSec= must not be over before systemd is told of ours
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
@@ -269,79 +271,55 @@ def parse_log_level(text: str) -> int:
     raise ConfigError(f"is not a log level: '{text}' (use one of {', '.join(LOG_LEVELS)}, or 0 to 7)")
 
 
-def check_time_span(value: str | list[str], least: str = "0") -> float:
-    """Seconds in a time span of at least `least`."""
-    seconds = parse_time_span(single(value))
-    if seconds < parse_time_span(least):
-        raise ConfigError(f"is too short: '{value}' (at least {least})")
+def check_pause(text: str) -> float:
+    """Seconds between two looks."""
+    seconds = parse_time_span(text)
+    if seconds < MIN_PAUSE:
+        raise ConfigError(f"is too short: '{text}' (at least {format_time_span(MIN_PAUSE)})")
     return seconds
 
 
-def check_log_level(value: str | list[str]) -> int:
-    """The number of a log level."""
-    return parse_log_level(single(value))
-
-
-def check_factor(value: str | list[str]) -> float:
+def check_factor(text: str) -> float:
     """The factor by which pauses grow."""
     try:
-        factor = float(single(value))
-    except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"is not a number: '{value}'") from None
+        factor = float(text)
+    except ValueError:
+        raise ConfigError(f"is not a number: '{text}'") from None
     if not 1 <= factor <= 100:
-        raise ConfigError(f"is out of range: '{value}' (1 to 100)")
+        raise ConfigError(f"is out of range: '{text}' (1 to 100)")
     return factor
 
 
-def check_path(value: str | list[str]) -> str:
-    """One absolute path, or nothing."""
-    path = single(value)
-    if path and (not path.startswith("/") or "\0" in path):
-        raise ConfigError(f"is not an absolute path: '{path}'")
-    return path
+def check_path(text: str) -> str:
+    """An absolute path, or nothing."""
+    if text and (not text.startswith("/") or "\0" in text):
+        raise ConfigError(f"is not an absolute path: '{text}'")
+    return text
 
 
-def check_paths(value: str | list[str]) -> tuple[str, ...]:
-    """Absolute paths, separated by commas."""
-    return tuple(check_path(path) for path in as_list(value))
-
-
-def check_patterns(value: str | list[str]) -> tuple[str, ...]:
-    """Shell patterns, separated by commas."""
+def check_pattern(text: str) -> str:
+    """A shell pattern, as fnmatch takes it."""
     from fnmatch import translate
 
-    for pattern in as_list(value):
-        try:
-            re.compile(translate(pattern))
-        except re.error as error:  # Python 3.9 hands a range such as [z-a] on to re
-            raise ConfigError(f"is not a shell pattern: '{pattern}' ({error})") from None
-    return tuple(as_list(value))
+    try:
+        re.compile(translate(text))
+    except re.error as error:  # Python 3.9 hands a range such as [z-a] on to re
+        raise ConfigError(f"is not a shell pattern: '{text}' ({error})") from None
+    return text
 
 
-def single(value: str | list[str]) -> str:
-    """A value that must not be a list, which is what configobj makes of a comma outside quotes."""
-    if isinstance(value, list):
-        raise ConfigError(f"is a list: '{', '.join(value)}' (one value is wanted; put one with a comma into quotes)")
-    return value
-
-
-def as_list(value: str | list[str]) -> list[str]:
-    """Values separated by commas, without empty ones."""
-    return [item for item in ([value] if isinstance(value, str) else value) if item]
-
-
-# Each key of the file, with its section, its field in Settings and its check.
-SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "timeout": ("timeout", check_time_span),
-    "log_level": ("log_level", check_log_level),
-    "paths.xendomains": ("xendomains", check_paths),
-    "paths.auto": ("auto", check_path),
-    "paths.save": ("save", check_path),
-    "polling.first": ("first", partial(check_time_span, least="10ms")),
-    "polling.longest": ("longest", partial(check_time_span, least="10ms")),
-    "polling.factor": ("factor", check_factor),
-    "ignore.domains": ("ignored_domains", check_patterns),
-    "ignore.disks": ("ignored_disks", check_patterns),
+# Each key of the file, its field in Settings, its check, and whether it takes several values.
+SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
+    "timeout": ("timeout", parse_time_span, False),
+    "log_level": ("log_level", parse_log_level, False),
+    "paths.xendomains": ("xendomains", check_path, True),
+    "paths.auto": ("auto", check_path, False),
+    "paths.save": ("save", check_path, False),
+    "polling.first": ("first", check_pause, False),
+    "polling.longest": ("longest", check_pause, False),
+    "polling.factor": ("factor", check_factor, False),
+    "ignore.domains": ("ignored_domains", check_pattern, True),
+    "ignore.disks": ("ignored_disks", check_pattern, True),
 }
 
 
@@ -382,17 +360,27 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     given = {key: config[key] for key in config.scalars}
     for section in config.sections:
         given.update((f"{section}.{key}", value) for key, value in config[section].items())
-    settings: dict[str, Any] = {}
+    settings = Settings()
     for name, value in given.items():
         if name not in SETTINGS_KEYS or isinstance(value, dict):
             problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
             continue
-        field, check = SETTINGS_KEYS[name]
         try:
-            settings[field] = check(value)
+            settings = settings._replace(**setting(name, value))
         except ConfigError as error:
             problems.append(f"{path}: {name} {error}; the default is used.")
-    return Settings()._replace(**{field: value for field, value in settings.items() if value != ()}), problems
+    return settings, problems
+
+
+def setting(name: str, value: str | list[str]) -> dict[str, Any]:
+    """The field of Settings that this key sets, checked. Raises ConfigError."""
+    field, check, takes_several = SETTINGS_KEYS[name]
+    if not takes_several:
+        if isinstance(value, list):  # which is what configobj makes of a comma outside quotes
+            raise ConfigError(f"is a list: '{', '.join(value)}' (it takes one value; put one with a comma into quotes)")
+        return {field: check(value)}
+    values = tuple(check(item) for item in ([value] if isinstance(value, str) else value) if item)
+    return {field: values} if values else {}
 
 
 def closest_key(name: str) -> str:
@@ -547,15 +535,10 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
     elif sourced.status != "0":
         remark = f"{path} ends with status {sourced.status}; xendomains goes on all the same."
     restores = sourced.restore != "" if is_debians(path) else sourced.restore == "true"
-    return (
-        Xendomains(
-            settings=path,
-            auto=in_root(settings.auto or sourced.auto),
-            save=in_root(settings.save or sourced.save) if restores else "",
-            remark=remark,
-        ),
-        problems,
-    )
+    auto, save = settings.auto or sourced.auto, (settings.save or sourced.save) if restores else ""
+    # systemd runs xendomains in /.
+    auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
+    return Xendomains(path, auto, save, remark), problems
 
 
 def is_debians(path: str) -> bool:
@@ -570,11 +553,6 @@ def is_debians(path: str) -> bool:
         return b"LIBEXEC_BIN" not in read_file(os.path.join(etc, "init.d", "xendomains"))
     except (OSError, ConfigError):
         return True
-
-
-def in_root(directory: str) -> str:
-    """The directory as xendomains sees it: systemd runs it in /."""
-    return os.path.join("/", directory.rstrip("/")) if directory else ""
 
 
 def source_xendomains(path: str, pauses: Pauses, limit: float) -> Sourced:
@@ -662,13 +640,6 @@ class Domain(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class XlSetting(NamedTuple):
-    """A value in an xl.cfg and the line it ends in."""
-
-    value: XlValue
-    line: int
-
-
 class Token(NamedTuple):
     """A token of xl.cfg: its kind (the name of a group in XL_TOKEN), its text and its line."""
 
@@ -693,12 +664,12 @@ XL_TOKEN = re.compile(
 )
 
 
-def parse_xl_config(text: str) -> dict[str, XlSetting]:
-    """The settings of an xl.cfg(5), by name: exactly what xl takes from it. Raises ConfigError, with the line.
+def parse_xl_config(text: str) -> dict[str, tuple[XlValue, int]]:
+    """The settings of an xl.cfg(5), by name: exactly what xl takes from it, and the line each value ends in.
 
-    Source: xl's grammar, libxlu_cfg_y.y and libxlu_cfg.c in Xen's tools/libs/util.
+    Raises ConfigError, with the line. Source: xl's grammar, libxlu_cfg_y.y and libxlu_cfg.c in Xen's tools/libs/util.
     """
-    settings: dict[str, XlSetting] = {}
+    settings: dict[str, tuple[XlValue, int]] = {}
     tokens = xl_tokens(text)
     token = next(tokens)
     while token.kind != "end":
@@ -712,8 +683,14 @@ def parse_xl_config(text: str) -> dict[str, XlSetting]:
             raise syntax_error(operator, "= or +=")
         value, line = xl_value(tokens)
         if operator.text == "+=" and name in settings:
-            value = joined(settings[name].value, value, line)
-        settings[name] = XlSetting(value, line)
+            added, value = value, settings[name][0]
+            if isinstance(value, str) and isinstance(added, str):
+                value += added
+            elif isinstance(value, list) and isinstance(added, list):
+                value += added  # in place: a file may do this thousands of times
+            else:
+                raise ConfigError(f"line {line}: += cannot join a list and a string")
+        settings[name] = (value, line)
         token = next(tokens)
         if token.kind not in ("newline", "end") and token.text != ";":
             raise syntax_error(token, "the end of the line or ;")
@@ -800,16 +777,6 @@ def replace_escape(match: re.Match[str]) -> str:
     return XL_ESCAPES[character]
 
 
-def joined(before: XlValue, added: XlValue, line: int) -> XlValue:
-    """What += makes of two values."""
-    if isinstance(before, str) and isinstance(added, str):
-        return before + added
-    if isinstance(before, list) and isinstance(added, list):
-        before.extend(added)  # in place: a file may do this thousands of times
-        return before
-    raise ConfigError(f"line {line}: += cannot join a list and a string")
-
-
 BAD_CHARACTERS = {
     '"': "a string that does not end in its line",
     "'": "a string that does not end in its line",
@@ -829,26 +796,24 @@ def syntax_error(token: Token, expected: str) -> ConfigError:
 def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     """The domain an xl.cfg describes. Raises ConfigError, as xl would."""
     settings = parse_xl_config(text)
-    name = settings.get("name")
-    if name is None:
+    if "name" not in settings:
         raise ConfigError('names no domain (name = "…" is missing)')
-    if not isinstance(name.value, str):
-        raise ConfigError(f"line {name.line}: name is a list, not a string")
-    disk = settings.get("disk")
-    if disk is None:
-        return Domain(name.value, source, kind)
-    if isinstance(disk.value, str):
-        warning = f"line {disk.line}: disk is a string, not a list, so xl gives the domain no disks"
-        return Domain(name.value, source, kind, warnings=(warning,))
+    name, line = settings["name"]
+    if not isinstance(name, str):
+        raise ConfigError(f"line {line}: name is a list, not a string")
+    specifications, line = settings.get("disk", ([], 0))
+    if isinstance(specifications, str):
+        warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
+        return Domain(name, source, kind, warnings=(warning,))
     disks: list[Disk] = []
-    for specification in disk.value:
+    for specification in specifications:
         if not isinstance(specification, str):
             break  # xl takes this for the end of the list
         try:
             disks.append(parse_disk(specification))
         except ConfigError as error:
-            raise ConfigError(f"disk {quoted(specification)}: {error} (the list ends in line {disk.line})") from None
-    return Domain(name.value, source, kind, tuple(disks))
+            raise ConfigError(f"disk {quoted(specification)}: {error} (the list ends in line {line})") from None
+    return Domain(name, source, kind, tuple(disks))
 
 
 # xl_cmdimpl.c and xl.h in Xen's tools/xl: 32 bytes of magic, then 32-bit words in the byte order of the first.
@@ -1866,9 +1831,9 @@ class Journal:
         self._patient = patient
         self._lost = 0
         self._end = 0.0  # of the time for all that is said at once
-        self._prefers_socket = is_journal(stream)
+        self._is_journal = is_journal(stream)
         self._socket: Socket | None = None
-        self._is_terminal = not self._prefers_socket and stream is not None and stream.isatty()
+        self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._shows_progress = False
 
     def log(self, level: int, text: str, **fields: str) -> None:
@@ -1890,8 +1855,10 @@ class Journal:
     def progress(self, text: str) -> None:
         """On a terminal, one line that is written over each time."""
         if self._is_terminal and self.level > ERR:
+            from shutil import get_terminal_size
+
             self._end = time.monotonic() + MAX_SENDING_ALL
-            self._write(printable(text)[: terminal_width() - 1])
+            self._write(printable(text)[: get_terminal_size().columns - 1])
             self._shows_progress = True
 
     def end_progress(self) -> None:
@@ -1902,26 +1869,16 @@ class Journal:
     def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
         """Whether the message has gone out; what cannot be told to anybody has."""
         text = printable(shortened(text, MAX_MESSAGE))
-        if self._prefers_socket:
-            if self._socket is None:
-                self._socket = journal_socket()
-            if self._socket is not None:
-                return self._send(self._socket, journal_entry(level, text, fields))
-            text = f"<{level}>{text}"  # sd-daemon(3)
-        return self._write(f"{text}\n")
-
-    def _send(self, unix: Socket, data: bytes) -> bool:
-        if not self._can_write(unix.fileno()):
-            return False
-        try:
-            unix.send(data)
-        except BlockingIOError:
-            return False
-        except OSError:
-            unix.close()
-            self._socket = None  # journald is gone, or has a new socket
-            return False
-        return True
+        if not self._is_journal:
+            return self._write(f"{text}\n")
+        with suppress(OSError):
+            self._socket = self._socket or connected_socket(JOURNAL_SOCKET)
+            if not self._can_write(self._socket.fileno()):
+                return False
+            self._socket.send(journal_entry(level, text, fields))
+            return True
+        self._socket = None  # journald is not there, or has a new socket
+        return self._write(f"<{level}>{text}\n")  # sd-daemon(3)
 
     def _write(self, text: str) -> bool:
         if self._shows_progress:
@@ -1959,34 +1916,11 @@ def is_journal(stream: IO[str] | None) -> bool:
     return status is not None and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-JOURNAL_SOCKET = "/run/systemd/journal/socket"
-
-
-def journal_socket() -> Socket | None:
-    """A connection to systemd's journal, or nothing if there is none."""
-    import socket
-
-    unix = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        unix.connect(JOURNAL_SOCKET)
-    except OSError:
-        unix.close()
-        return None
-    return unix
-
-
 def journal_entry(level: int, text: str, fields: Mapping[str, str]) -> bytes:
     """A message in the journal's native protocol, which is stable: https://systemd.io/JOURNAL_NATIVE_PROTOCOL."""
     entry = {"MESSAGE": text, "PRIORITY": str(level), "SYSLOG_IDENTIFIER": COMMAND, **fields}
     lines = [f"{name}={printable(shortened(value, MAX_MESSAGE))}\n" for name, value in entry.items()]
     return "".join(lines).encode(errors="backslashreplace")
-
-
-def terminal_width() -> int:
-    """Columns of the terminal."""
-    import shutil
-
-    return shutil.get_terminal_size().columns
 
 
 def notify(*assignments: str) -> bool:
@@ -1995,20 +1929,29 @@ def notify(*assignments: str) -> bool:
     Returns False if systemd has to be told again, because it took no more at the moment.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return True
-    import socket
-
+    lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as unix:
-            unix.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-            lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
-            unix.send("\n".join(lines).encode())
+        if address:
+            with connected_socket(f"\0{address[1:]}" if address.startswith("@") else address) as unix:
+                unix.send("\n".join(lines).encode())
     except BlockingIOError:
         return False
     except OSError:
         pass  # nobody listens
     return True
+
+
+def connected_socket(address: str) -> Socket:
+    """A socket for datagrams to this address, on which nothing blocks. Raises OSError."""
+    import socket
+
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        unix.connect(address)
+    except OSError:
+        unix.close()
+        raise
+    return unix
 
 
 class Reporter:
@@ -2042,7 +1985,7 @@ class Reporter:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
             self._lines = 0
-            self._log(WARNING, self._reminders())
+            self._log(WARNING, self._reminders(before))
         self._log(WARNING, self._on_waits(before))
         self._report_status()
 
@@ -2062,19 +2005,15 @@ class Reporter:
         return is_news
 
     def _on_problems(self, snapshot: Snapshot) -> Iterator[Message]:
-        for path, directory in snapshot.directories.items():
-            yield from self._on_problem(path, directory_problems(path, directory), {})
-        for file, guest in snapshot.guests.items():
-            fields = {"DOMAIN": guest.domain.name}
-            if guest.status.state is State.REFUSED:
-                fields["MESSAGE_ID"] = MESSAGE_REFUSED
-            yield from self._on_problem(file, guest_problems(guest), fields)
-
-    def _on_problem(self, path: str, problems: list[str], fields: dict[str, str]) -> Iterator[Message]:
-        if problems != self._problems.get(path, []) and self._is_news(path, "problem"):
-            self._problems[path] = problems
-            for text in problems:
-                yield text, {"SOURCE": path, **fields}
+        for path, problems in problems_of(snapshot).items():
+            if problems != self._problems.get(path, []) and self._is_news(path, "problem"):
+                self._problems[path] = problems
+                guest = snapshot.guests.get(path)
+                fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
+                if guest and guest.status.state is State.REFUSED:
+                    fields["MESSAGE_ID"] = MESSAGE_REFUSED
+                for text in problems:
+                    yield text, fields
 
     def _on_waits(self, before: Mapping[str, Missing]) -> Iterator[Message]:
         for path, one in self._awaited.items():
@@ -2085,11 +2024,12 @@ class Reporter:
                 for domain in new:
                     yield waiting_message(one, domain)
 
-    def _reminders(self) -> Iterator[Message]:
+    def _reminders(self, before: Mapping[str, Missing]) -> Iterator[Message]:
         """What is still missing, in groups of the same reason."""
         groups: dict[str, list[Missing]] = {}
-        for one in self._awaited.values():
-            groups.setdefault(one.status.reason, []).append(one)
+        for path, one in self._awaited.items():
+            if path in before:
+                groups.setdefault(one.status.reason, []).append(one)
         for reason, group in groups.items():
             if len(group) == 1:
                 for domain in group[0].domains:
@@ -2203,19 +2143,18 @@ def some(texts: Sequence[str], most: int) -> str:
     return ", ".join([*texts[:most], *more])
 
 
-def directory_problems(path: str, directory: Directory) -> list[str]:
-    """A sentence for everything wrong with a directory, unless that is waited for."""
-    problems = [f"{path}: {directory.warning}."] if directory.warning else []
-    if directory.status.state is State.REFUSED:
-        problems.append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
+def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
+    """By file or directory, a sentence for everything wrong with it, unless that is waited for."""
+    problems = {}
+    for path, directory in snapshot.directories.items():
+        problems[path] = [f"{path}: {directory.warning}."] if directory.warning else []
+        if directory.status.state is State.REFUSED:
+            problems[path].append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
+    for file, guest in snapshot.guests.items():
+        problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
+        if guest.status.state is State.REFUSED:
+            problems[file] = [f"{file}: {guest.status.reason}. xl will reject it; not waiting for its disks."]
     return problems
-
-
-def guest_problems(guest: Guest) -> list[str]:
-    """A sentence for everything wrong with the configuration of a guest, unless that is waited for."""
-    if guest.status.state is State.REFUSED:
-        return [f"{guest.domain.source}: {guest.status.reason}. xl will reject it; not waiting for its disks."]
-    return [f"{guest.domain.source}: {warning}." for warning in guest.domain.warnings]
 
 
 def as_json(snapshot: Snapshot) -> str:
@@ -2437,26 +2376,17 @@ def find_clones(watch: Watch) -> list[list[str]]:
 
 def log_what_is_wrong(snapshot: Snapshot, journal: Journal, problems: Sequence[str]) -> int:
     """Says everything wrong in the configurations; returns the exit status, to which `problems` add."""
-    wrong = bool(problems)
-    remarks = []
-    for path, directory in snapshot.directories.items():
-        remarks += directory_problems(path, directory)
-    for guest in snapshot.guests.values():
-        wrong = wrong or guest.status.state is State.REFUSED
-        remarks += guest_problems(guest)
-    remarks += [
-        f"{path}: {status.reason}. The boot would wait for it."
-        for path, status in [
-            *((path, directory.status) for path, directory in snapshot.directories.items()),
-            *((file, guest.status) for file, guest in snapshot.guests.items()),
-        ]
-        if status.state in (State.MISSING, State.NOT_READY)
-    ]
+    remarks = [text for texts in problems_of(snapshot).values() for text in texts]
+    for one in snapshot.missing():
+        if one.path in snapshot.directories or one.path in snapshot.guests:
+            remarks.append(f"{one.path}: {one.status.reason}. The boot would wait for it.")
     for text in remarks:
         journal.log(ERR, text)
-    if not remarks and not wrong:
+    if not remarks and not problems:
         show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
-    return EXIT_USAGE if wrong else EXIT_READY
+    statuses = [source.status for source in (*snapshot.directories.values(), *snapshot.guests.values())]
+    refused = any(status.state is State.REFUSED for status in statuses)
+    return EXIT_USAGE if problems or refused else EXIT_READY
 
 
 def size_of(snapshot: Snapshot) -> str:
