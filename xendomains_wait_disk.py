@@ -1,27 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Wait, at boot, for the disks of the Xen guests that are about to start.
 
-xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose
-disk is not there yet fails to start and stays down. This program runs just before: it finds the disks which
-those guests need, and returns when all of them are ready or when the timeout is over.
+xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose disk is not
+there yet fails to start and stays down. This program runs just before: it finds the disks which those guests need, and
+returns when all of them are ready or when the timeout is over.
 
-The module reads from top to bottom in the order in which the data flows:
-
-    files                   what is read, in which size, and whom it belongs to
-    settings                /etc/xen-wait-disk.conf
-    pauses                  what the main thread waits for, and signals
-    xendomains' settings    which directories hold the guests, and whether saved ones are restored
-    configurations          xl.cfg(5), and the header which xl save writes
-    disk specifications     xl-disk-configuration(5)
-    required paths          a path on this host, or nothing and why
-    readiness               ready or not, and why
-    blocking calls          what may never come back, such as a look at a file on an NFS server that is gone
-    snapshot                all of the above, for all guests
-    wait                    until everything is ready or time is over
-    output                  journal, systemd's status, table, JSON
-    command line            options, main()
-
-Every time is in seconds, unless its name says otherwise.
+The module reads from top to bottom in the order in which the data flows, a section for each step. Every time is in
+seconds, unless its name says otherwise.
 """
 
 from __future__ import annotations
@@ -45,7 +30,6 @@ from typing import TYPE_CHECKING, NamedTuple
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
 # pyudev, socket and tenacity together take several times as long as all that the common boot does.
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from socket import socket as Socket
     from types import FrameType
@@ -114,9 +98,7 @@ def quoted(text: str) -> str:
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Files -----------------------------------------------------------------------------------------------------------
 
 
 def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
@@ -132,12 +114,11 @@ def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
 
 
 def read_up_to(descriptor: int, most: int) -> bytes:
-    """What there is to read, up to so many bytes: a file system may hand out less at a time than it was asked for."""
-    parts = []
-    while most > 0 and (part := os.read(descriptor, most)):
-        parts.append(part)
-        most -= len(part)
-    return b"".join(parts)
+    """What there is, up to so many bytes; a file system may hand out less at a time than it was asked for."""
+    content = b""
+    while part := os.read(descriptor, most - len(content)):
+        content += part
+    return content
 
 
 def open_regular_file(path: str) -> int:
@@ -153,13 +134,9 @@ def open_regular_file(path: str) -> int:
 
 
 FILE_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFREG: "a regular file",
-}
+    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device",
+}  # fmt: skip
 
 
 def kind_of_file(mode: int) -> str:
@@ -197,9 +174,7 @@ def error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Settings: /etc/xen-wait-disk.conf
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
 
 
 class Settings(NamedTuple):
@@ -207,11 +182,7 @@ class Settings(NamedTuple):
 
     timeout: float = 300.0
     log_level: int = WARNING
-    xendomains: tuple[str, ...] = (
-        "/etc/sysconfig/xendomains",
-        "/etc/default/xendomains",
-        "/etc/conf.d/xendomains",
-    )
+    xendomains: tuple[str, ...] = ("/etc/sysconfig/xendomains", "/etc/default/xendomains", "/etc/conf.d/xendomains")
     auto: str = ""
     save: str = ""
     first: float = 0.1
@@ -264,10 +235,8 @@ def format_time_span(seconds: float) -> str:
 def parse_log_level(text: str) -> int:
     """The number of a syslog level given by name or number; raises ConfigError if there is no such level."""
     level = text.strip().lower()
-    if level in LOG_LEVELS:
-        return LOG_LEVELS[level]
-    if level in map(str, LOG_LEVELS.values()):
-        return int(level)
+    if level in LOG_LEVELS or level in map(str, LOG_LEVELS.values()):
+        return LOG_LEVELS[level] if level in LOG_LEVELS else int(level)
     raise ConfigError(f"is not a log level: '{text}' (use one of {', '.join(LOG_LEVELS)}, or 0 to 7)")
 
 
@@ -365,22 +334,18 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
         if name not in SETTINGS_KEYS or isinstance(value, dict):
             problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
             continue
+        field, check, takes_several = SETTINGS_KEYS[name]
+        values = [value] if isinstance(value, str) else value
         try:
-            settings = settings._replace(**setting(name, value))
+            if not takes_several and len(values) != 1:
+                raise ConfigError(f"is a list: '{', '.join(values)}' (it takes one value; put a comma into quotes)")
+            checked: Any = [check(item) for item in values if item or not takes_several]
         except ConfigError as error:
             problems.append(f"{path}: {name} {error}; the default is used.")
+            continue
+        if checked:
+            settings = settings._replace(**{field: tuple(checked) if takes_several else checked[0]})
     return settings, problems
-
-
-def setting(name: str, value: str | list[str]) -> dict[str, Any]:
-    """The field of Settings that this key sets, checked. Raises ConfigError."""
-    field, check, takes_several = SETTINGS_KEYS[name]
-    if not takes_several:
-        if isinstance(value, list):  # which is what configobj makes of a comma outside quotes
-            raise ConfigError(f"is a list: '{', '.join(value)}' (it takes one value; put one with a comma into quotes)")
-        return {field: check(value)}
-    values = tuple(check(item) for item in ([value] if isinstance(value, str) else value) if item)
-    return {field: values} if values else {}
 
 
 def closest_key(name: str) -> str:
@@ -391,9 +356,7 @@ def closest_key(name: str) -> str:
     return f"did you mean {similar[0]}?" if similar else f"known are {', '.join(SETTINGS_KEYS)}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pauses: what the main thread waits for, and signals
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
 
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -454,11 +417,6 @@ class Pauses:
         return descriptor in ready
 
 
-def obey_signals() -> None:
-    """From now on the signals that ask to end do so, in silence."""
-    set_signals(signal.SIG_DFL)
-
-
 def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
     for number in STOPPING_SIGNALS:
@@ -466,9 +424,7 @@ def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handler
             signal.signal(number, action)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# xendomains' settings: which directories hold the guests, and whether saved ones are restored
-# ---------------------------------------------------------------------------------------------------------------------
+# --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
 
 
 class Sourced(NamedTuple):
@@ -613,9 +569,7 @@ def kill_group(leader: int) -> None:
         time.sleep(0.0001)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Configurations: xl.cfg(5), and the header which xl save writes
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Configurations: xl.cfg(5), and the header which xl save writes --------------------------------------------------
 
 
 class Disk(NamedTuple):
@@ -891,9 +845,7 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Disk specifications: xl-disk-configuration(5)
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
 
 # The parameters that take one of a few words, and those of them which must not be given again with another word.
 DISK_WORDS = {
@@ -1040,21 +992,13 @@ class DiskWords:
             raise ConfigError("no vdev given")
         if "target" not in self.values and not self.cdrom:
             raise ConfigError("no target given")
-        empty = self.cdrom and not self.values.get("target")
-        return Disk(
-            vdev=self.values["vdev"],
-            target=self.values.get("target", ""),
-            format="empty" if empty else self.values.get("format", "raw"),
-            backend=self.values.get("backend", ""),
-            backendtype=self.values.get("backendtype", ""),
-            script=self.values.get("script", ""),
-            cdrom=self.cdrom,
-        )
+        if self.cdrom and not self.values.get("target"):
+            self.values["format"] = "empty"
+        values = {field: self.values[field] for field in Disk._fields if field in self.values}
+        return Disk(**{"format": "raw", **values}, cdrom=self.cdrom)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Required paths: what to look for on this host
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Required paths: what to look for on this host -------------------------------------------------------------------
 
 
 class Required(NamedTuple):
@@ -1106,9 +1050,7 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Readiness
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Readiness -------------------------------------------------------------------------------------------------------
 
 
 class State(Enum):
@@ -1266,11 +1208,11 @@ def udev_properties(entry: str, host: HostPaths) -> dict[str, str] | None:
     return None if text is None else dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
 
 
-def lvm_clones(host: HostPaths) -> list[list[str]]:
-    """The names of block devices that hold one and the same LVM physical volume, such as a LUN and its clone.
+def lvm_clones(host: HostPaths) -> list[str]:
+    """A sentence for block devices that hold one and the same LVM physical volume, such as a LUN and its clone.
 
-    LVM then takes one of them or none, depending on which it sees first and what activates the volume group. The
-    paths of a multipath device are one disk and do not count.
+    A logical volume may be missing, or of the wrong one, for that. The paths of a multipath device are one disk and do
+    not count.
     """
     holders: dict[str, list[str]] = {}
     for entry in sorted(os.listdir(f"{host.run}/udev/data")):
@@ -1280,12 +1222,15 @@ def lvm_clones(host: HostPaths) -> list[list[str]]:
         if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
             name = os.path.basename(os.path.realpath(f"{host.sys}/dev/block/{entry[1:]}"))
             holders.setdefault(properties.get("ID_FS_UUID", name), []).append(name)
-    return [names for names in holders.values() if len(names) > 1]
+    return [
+        f"{' and '.join(names)} hold the same LVM physical volume, as a disk and its clone do. LVM takes one of them or"
+        " none. Detach the clone, or give it identifiers of its own (vgimportclone(8))."
+        for names in holders.values()
+        if len(names) > 1
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Blocking calls: what may never come back
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Blocking calls: what may never come back ------------------------------------------------------------------------
 
 
 class NoAnswer(Exception):
@@ -1444,9 +1389,7 @@ class BlockingCalls:
                 names += target.split("/")[::-1]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Snapshot: all guests and all their disks, even if a file system does not answer
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
 
 # mke2fs(8) makes it in each file system, and the directory may be one of its own.
 LOST_AND_FOUND = "lost+found"
@@ -1697,9 +1640,7 @@ def check_disks(
     return statuses
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Wait: until everything is ready or time is over
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Wait: until everything is ready or time is over -----------------------------------------------------------------
 
 
 def wait(
@@ -1793,9 +1734,7 @@ def block_events(host: HostPaths) -> Any:
     return monitor
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Output: journal, systemd's status, table, JSON
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Output: journal, systemd's status, table, JSON ------------------------------------------------------------------
 
 
 def printable(text: str) -> str:
@@ -2063,7 +2002,7 @@ class Reporter:
             status = "Everything that the guests need is ready."
         else:
             seconds = time.monotonic() - self._started
-            status = f"Waiting for {in_numbers(missing)}: {summary(missing)}"
+            status = f"Waiting for {in_numbers(missing)}: {some([str(one) for one in missing], 3)}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
         if status != self._status:
             left = self._started + self._timeout - time.monotonic()
@@ -2071,15 +2010,6 @@ class Reporter:
             # it is told at the next look.
             if notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}"):
                 self._status = status
-
-    def log_clones(self, clones: Sequence[Sequence[str]]) -> None:
-        """Says which devices are clones for LVM: a logical volume may be missing, or of the wrong one, for that."""
-        for names in clones:
-            text = (
-                f"{' and '.join(names)} hold the same LVM physical volume, as a disk and its clone do. LVM takes one of"
-                " them or none. Detach the clone, or give it identifiers of its own (vgimportclone(8))."
-            )
-            self._journal.log(WARNING, text)
 
     def log_timeout(self) -> None:
         """Says what is still missing at the end."""
@@ -2090,7 +2020,7 @@ class Reporter:
         guests = some(sorted({domain for one in missing for domain in one.domains}), MAX_NAMES)
         starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
         self._journal.log(ERR, f"{starts} guests will probably not come up: {guests}.")
-        notify(f"STATUS=Timed out waiting for {in_numbers(missing)}: {summary(missing)}")
+        notify(f"STATUS=Timed out waiting for {in_numbers(missing)}: {some([str(one) for one in missing], 3)}")
 
     def _on_timeout(self) -> Iterator[Message]:
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
@@ -2132,11 +2062,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def summary(missing: Sequence[Missing]) -> str:
-    """The first few of what is missing, on one line."""
-    return some([str(one) for one in missing[:3]], 3) + (f", {len(missing) - 3} more" if len(missing) > 3 else "")
-
-
 def some(texts: Sequence[str], most: int) -> str:
     """The first of them, and how many more there are."""
     more = [f"{len(texts) - most} more"] if len(texts) > most else []
@@ -2161,6 +2086,12 @@ def as_json(snapshot: Snapshot) -> str:
     """The snapshot for programs."""
     import json
 
+    def disk_as_json(disk: Disk, required: Required) -> dict[str, str | None]:
+        state, reason = snapshot.disk_status(required)
+        path = well_formed(required.paths[0]) if required.paths else None
+        about = {"vdev": well_formed(disk.vdev), "target": well_formed(disk.target), "path": path}
+        return {**about, "state": state.value, "reason": well_formed(reason) or None}
+
     domains = [
         {
             "name": well_formed(guest.domain.name),
@@ -2168,36 +2099,16 @@ def as_json(snapshot: Snapshot) -> str:
             "kind": guest.domain.kind,
             "error": well_formed(guest.status.reason) or None,
             "refused": guest.status.state is State.REFUSED,
-            "disks": [
-                disk_as_json(disk, required, snapshot) for disk, required in zip(guest.domain.disks, guest.required)
-            ],
+            "disks": [disk_as_json(*pair) for pair in zip(guest.domain.disks, guest.required)],
         }
         for guest in snapshot.guests.values()
     ]
     directories = [
-        {
-            "path": well_formed(path),
-            "kind": d.kind,
-            "state": d.status.state.value,
-            "reason": well_formed(d.status.reason),
-        }
-        for path, d in snapshot.directories.items()
-        if d.status.state is not State.READY
+        {"path": well_formed(path), "kind": kind, "state": status.state.value, "reason": well_formed(status.reason)}
+        for path, (kind, _, status, _) in snapshot.directories.items()
+        if status != READY
     ]
-    answer = {"ready": not snapshot.missing(), "domains": domains, "directories": directories}
-    return json.dumps(answer, indent=2)
-
-
-def disk_as_json(disk: Disk, required: Required, snapshot: Snapshot) -> dict[str, str | None]:
-    """A disk for programs."""
-    status = snapshot.disk_status(required)
-    return {
-        "vdev": well_formed(disk.vdev),
-        "target": well_formed(disk.target),
-        "path": well_formed(required.paths[0]) if required.paths else None,
-        "state": status.state.value,
-        "reason": well_formed(status.reason) or None,
-    }
+    return json.dumps({"ready": not snapshot.missing(), "domains": domains, "directories": directories}, indent=2)
 
 
 def well_formed(text: str) -> str:
@@ -2226,9 +2137,7 @@ def as_table(snapshot: Snapshot) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Command line ----------------------------------------------------------------------------------------------------
 
 
 class Options(NamedTuple):
@@ -2246,18 +2155,6 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     """The options on the command line. Ends the program if they are wrong (status 2), or asked for help or version."""
     if not arguments:
         return Options()
-    parser = argument_parser()
-    try:
-        options = parser.parse_args(arguments)
-    finally:
-        show("", end="")  # help or version, which the end in run() would not write out
-    if options.json and options.command != "list":
-        parser.error("--json goes with list")
-    return Options(**vars(options))
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """What may stand on the command line."""
     import argparse
 
     def time_span(text: str) -> float:
@@ -2272,23 +2169,25 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 every disk is ready, 1 timed out, 2 wrong usage or configuration, "
         "6 no settings of xendomains.",
     )
-    parser.add_argument(
-        "command",
-        nargs="?",
-        default="wait",
-        choices=("wait", "list", "check"),
-        help="wait: wait for the disks (the default); list: show them and how they are; "
-        "check: say what is wrong in the configuration files",
+    command_help = (
+        "wait: wait for the disks (the default); list: show them and how they are; "
+        "check: say what is wrong in the configuration files"
     )
+    timeout_help = "wait at most this long, as in 90 or 5min; 0: look once"
+    parser.add_argument("command", nargs="?", default="wait", choices=("wait", "list", "check"), help=command_help)
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
-    parser.add_argument(
-        "--timeout", metavar="TIME", type=time_span, help="wait at most this long, as in 90 or 5min; 0: look once"
-    )
+    parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
     parser.add_argument("--json", action="store_true", help="with list: for programs")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: even more")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    try:
+        options = parser.parse_args(arguments)
+    finally:
+        show("", end="")  # help or version, which the end in run() would not write out
+    if options.json and options.command != "list":
+        parser.error("--json goes with list")
+    return Options(**vars(options))
 
 
 def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
@@ -2336,7 +2235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "wait":
         return wait_for_disks(watch, journal, pauses, started)
     snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
-    obey_signals()
+    set_signals(signal.SIG_DFL)
     if options.command == "check":
         return log_what_is_wrong(snapshot, journal, problems)
     show(as_json(snapshot) if options.json else as_table(snapshot))
@@ -2355,8 +2254,11 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
         reporter.report(snapshot)
         if snapshot.missing() and timeout:
             snapshot = wait(watch, snapshot, reporter.report, pauses, deadline)
-            reporter.log_clones(find_clones(watch))
-        obey_signals()
+            call: dict[str, Call] = {watch.host.run: partial(lvm_clones, watch.host)}
+            for answer in watch.files.run("clones", call, end_of_look(0.0)).values():
+                if not isinstance(answer, Exception):
+                    journal.log_all(WARNING, [(text, {}) for text in answer])
+        set_signals(signal.SIG_DFL)
     except Stopped as stopped:
         reporter.log_stopped(stopped.number)
         raise
@@ -2365,13 +2267,6 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
         return EXIT_TIMED_OUT
     journal.log(INFO, f"Everything is ready for {size_of(snapshot)}.")
     return EXIT_READY
-
-
-def find_clones(watch: Watch) -> list[list[str]]:
-    """Which devices are clones for LVM, if udev's database answers."""
-    call = {watch.host.run: partial(lvm_clones, watch.host)}
-    clones = watch.files.run("clones", call, end_of_look(0.0))[watch.host.run]
-    return [] if isinstance(clones, Exception) else clones
 
 
 def log_what_is_wrong(snapshot: Snapshot, journal: Journal, problems: Sequence[str]) -> int:
@@ -2384,7 +2279,8 @@ def log_what_is_wrong(snapshot: Snapshot, journal: Journal, problems: Sequence[s
         journal.log(ERR, text)
     if not remarks and not problems:
         show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
-    statuses = [source.status for source in (*snapshot.directories.values(), *snapshot.guests.values())]
+    statuses = [guest.status for guest in snapshot.guests.values()]
+    statuses += [directory.status for directory in snapshot.directories.values()]
     refused = any(status.state is State.REFUSED for status in statuses)
     return EXIT_USAGE if problems or refused else EXIT_READY
 
@@ -2417,10 +2313,10 @@ def run() -> NoReturn:
     status = EXIT_TIMED_OUT
     failure = ""
     try:
-        obey_signals()
+        set_signals(signal.SIG_DFL)
         status = main()
     except Stopped as stopped:
-        obey_signals()
+        set_signals(signal.SIG_DFL)
         os.kill(os.getpid(), stopped.number)
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
