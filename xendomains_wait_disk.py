@@ -329,7 +329,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     given = {key: config[key] for key in config.scalars}
     for section in config.sections:
         given.update((f"{section}.{key}", value) for key, value in config[section].items())
-    settings = Settings()
+    changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in SETTINGS_KEYS or isinstance(value, dict):
             problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
@@ -344,8 +344,8 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
             problems.append(f"{path}: {name} {error}; the default is used.")
             continue
         if checked:
-            settings = settings._replace(**{field: tuple(checked) if takes_several else checked[0]})
-    return settings, problems
+            changes[field] = tuple(checked) if takes_several else checked[0]
+    return Settings()._replace(**changes), problems
 
 
 def closest_key(name: str) -> str:
@@ -427,38 +427,25 @@ def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handler
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
 
 
-class Sourced(NamedTuple):
-    """What bash says after it has sourced a settings file."""
-
-    status: str = "0"
-    complaint: str = ""  # about a syntax error
-    auto: str = ""
-    save: str = ""
-    restore: str = ""
-
-
 class Xendomains(NamedTuple):
     """What xendomains will do when it starts."""
 
-    settings: str
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
-    remark: str = ""  # a sentence about the file that may be of interest, though nothing need be wrong
 
 
 # Where Xen's own settings file puts them.
 DEFAULT_AUTO = "/etc/xen/auto"
 DEFAULT_SAVE = "/var/lib/xen/save"
 
-
-# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe.
+# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe: what it says of a
+# syntax error, and three variables.
 SOURCE_SETTINGS = r"""
-. "$1" </dev/null >/dev/null 2>&1
-status=$?
 complaint=
-if [ "$status" != 0 ]; then complaint=$("$BASH" -n "$1" 2>&1 </dev/null); fi
-builtin printf '%s\0' "$status" "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
+. "$1" </dev/null >/dev/null 2>&1 || complaint=$("$BASH" -n "$1" 2>&1 </dev/null)
+builtin printf '%s\0' "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
 """
+SOURCED_FIELDS = 4
 
 # What systemd gives xendomains. Nothing of ours is handed on: BASH_ENV, SHELLOPTS and the like change what bash does.
 BASH = "/bin/bash"
@@ -471,7 +458,7 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
     Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
     A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
     """
-    path = next((path for path in settings.xendomains if os.path.lexists(path)), None)
+    path = next((path for path in settings.xendomains if not is_absent(path)), None)
     if path is None:
         return None, [f"None of {', '.join(settings.xendomains)} exists, so xendomains starts no guests."]
     problems = []
@@ -479,22 +466,27 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
         if distrust := why_not_trusted(path, os.stat(path)):
             problems.append(f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count.")
         read_file(path)
-        sourced = source_xendomains(path, pauses, limit)
+        complaint, auto, save, restore = source_xendomains(path, pauses, limit)
     except (OSError, ConfigError) as error:
-        sourced = Sourced(auto=DEFAULT_AUTO, save=DEFAULT_SAVE, restore="true")
+        complaint, auto, save, restore = "", DEFAULT_AUTO, DEFAULT_SAVE, "true"
         why = str(error) if isinstance(error, ConfigError) else f"cannot be read ({error_text(error)})"
-        taken = f"{settings.auto or DEFAULT_AUTO} and {settings.save or DEFAULT_SAVE}"
+        taken = f"{settings.auto or auto} and {settings.save or save}"
         problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
-    remark = ""
-    if sourced.complaint:
-        problems.append(f"{path} has a syntax error ({sourced.complaint}); what stands before it counts.")
-    elif sourced.status != "0":
-        remark = f"{path} ends with status {sourced.status}; xendomains goes on all the same."
-    restores = sourced.restore != "" if is_debians(path) else sourced.restore == "true"
-    auto, save = settings.auto or sourced.auto, (settings.save or sourced.save) if restores else ""
+    if complaint:
+        problems.append(f"{path} has a syntax error ({complaint}); what stands before it counts.")
+    restores = restore != "" if is_debians(path) else restore == "true"
+    auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
-    auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    return Xendomains(path, auto, save, remark), problems
+    return Xendomains(*(directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))), problems
+
+
+def is_absent(path: str) -> bool:
+    """Whether there is certainly no such file; a link that dangles is one."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return False
 
 
 def is_debians(path: str) -> bool:
@@ -511,26 +503,23 @@ def is_debians(path: str) -> bool:
         return True
 
 
-def source_xendomains(path: str, pauses: Pauses, limit: float) -> Sourced:
-    """The variables of xendomains as bash finds them in the file, and what it complains of.
+def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
+    """What bash says of a syntax error in the file, and XENDOMAINS_AUTO, _SAVE and _RESTORE as it finds them there.
 
     bash sources the file as xendomains does, without input or output. Raises ConfigError if there is no bash, or if the
     file takes longer than `limit` seconds or ends the shell. This is not left to subprocess, whose import costs the
     boot as much as everything else here together.
     """
     reading, writing = os.pipe()
+    arguments = ["bash", "--norc", "--noprofile", "-c", SOURCE_SETTINGS, "bash", os.path.abspath(path)]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, writing, 1),
+        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+    ]
     try:
         process = os.posix_spawn(
-            BASH,
-            ["bash", "--norc", "--noprofile", "-c", SOURCE_SETTINGS, "bash", os.path.abspath(path)],
-            BASH_ENVIRONMENT,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, writing, 1),
-                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-            ],
-            setpgroup=0,
-            setsigdef=[signal.SIGPIPE],
+            BASH, arguments, BASH_ENVIRONMENT, file_actions=actions, setpgroup=0, setsigdef=[signal.SIGPIPE]
         )
     except OSError as error:
         os.close(reading)
@@ -540,7 +529,7 @@ def source_xendomains(path: str, pauses: Pauses, limit: float) -> Sourced:
     printed = b""
     end = pauses.paused + limit
     try:
-        while printed.count(b"\0") < len(Sourced._fields):
+        while printed.count(b"\0") < SOURCED_FIELDS:
             if pauses.paused >= end:
                 raise ConfigError(f"was not read within {format_time_span(limit)}")
             if not pauses.pause(SLICE, reading):
@@ -554,19 +543,20 @@ def source_xendomains(path: str, pauses: Pauses, limit: float) -> Sourced:
     finally:
         os.close(reading)
         kill_group(process)
-    sourced = Sourced(*map(os.fsdecode, printed.split(b"\0")[: len(Sourced._fields)]))
+    complaint, *variables = map(os.fsdecode, printed.split(b"\0")[:SOURCED_FIELDS])
     # bash begins each line of a complaint with its own name.
-    return sourced._replace(complaint=sourced.complaint.partition("\n")[0].partition(": ")[2])
+    return [complaint.partition("\n")[0].partition(": ")[2], *variables]
 
 
 def kill_group(leader: int) -> None:
     """Ends a child and what it left in its process group, even if it has ended itself."""
-    os.killpg(leader, signal.SIGKILL)
-    for _ in range(1000):
-        # Not for as long as it takes: where a file system hangs, even what is killed may stay.
-        if os.waitpid(leader, os.WNOHANG)[0]:
-            break
-        time.sleep(0.0001)
+    with suppress(ProcessLookupError, ChildProcessError):  # whoever started us may have had SIGCHLD ignored
+        os.killpg(leader, signal.SIGKILL)
+        for _ in range(1000):
+            # Not for as long as it takes: where a file system hangs, even what is killed may stay.
+            if os.waitpid(leader, os.WNOHANG)[0]:
+                break
+            time.sleep(0.0001)
 
 
 # --- Configurations: xl.cfg(5), and the header which xl save writes --------------------------------------------------
@@ -1271,29 +1261,28 @@ class BlockingCalls:
         monotonic clock). Of a slow one the last answer counts until it has come back, or is stuck. With `anew`, no
         answer from before counts, and there is more time to give one. Raises Stopped if a signal comes.
         """
-        keys = {path: (purpose, path) for path in calls}
         self.collect()
+        keys = {(purpose, path): call for path, call in calls.items()}
+        for key in [key for key in self._answers if key in keys and anew or key not in keys and key[0] == purpose]:
+            del self._answers[key]
+        new = sorted(keys.keys() - self._asked, key=self._slow.__contains__)
+        self._asked.update(new)
         with self._lock:
-            for path in sorted(calls, key=lambda path: keys[path] in self._slow):
-                if keys[path] not in self._asked:
-                    self._asked.add(keys[path])
-                    self._todo.append((keys[path], calls[path]))
-        if anew:
-            self._forget(set(keys.values()))
-        awaited = set(keys.values()) if anew else set(keys.values()) - self._slow
+            self._todo.extend((key, keys[key]) for key in new)
+        self._start_threads(len(self._slow.intersection(new)))
+        awaited = keys.keys() if anew else keys.keys() - self._slow
         patience = MAX_SILENCE_AT_END if anew else MAX_SILENCE
         heard = self._pauses.paused
         while awaited & self._asked and (left := deadline - time.monotonic()) > 0:
             silence = self._pauses.paused - heard
             if silence >= patience:
                 break
-            self._start_threads(more=silence >= SLICE)
+            self._start_threads(2 * self._threads if silence >= SLICE else 1)
             self._pauses.pause(min(SLICE, left))
             if self.collect():
                 heard = self._pauses.paused
         self._slow |= awaited & self._asked
-        self._forget({key for key in self._answers if key[0] == purpose and key[1] not in calls})
-        return {path: self._answer(key) for path, key in keys.items()}
+        return {key[1]: self._answer(key) for key in keys}
 
     def collect(self) -> list[bool]:
         """Takes what has come back: for each call, whether it brought anything new."""
@@ -1307,12 +1296,6 @@ class BlockingCalls:
             (self._slow.add if seconds > SLICE else self._slow.discard)(key)
         return news
 
-    def _forget(self, keys: set[Key]) -> None:
-        for key in keys:
-            self._answers.pop(key, None)
-            if key not in self._asked:
-                self._slow.discard(key)
-
     def _answer(self, key: Key) -> Any:
         if key not in self._asked:
             return self._answers[key]
@@ -1322,12 +1305,11 @@ class BlockingCalls:
             return NoAnswer(NOT_CHECKED if waits else NOT_RESPONDING)
         return self._answers[key]
 
-    def _start_threads(self, more: bool) -> None:
-        """Sees to it that a thread is there for what is to be done, and more of them when nothing comes back."""
+    def _start_threads(self, wanted: int) -> None:
+        """Sees to it that so many threads are at work, or at least one, if there is as much to do."""
         with self._lock:
             running = self._threads - len(self._stuck())
-            wanted = min(max(1, 2 * running if more else running), self._most, running + len(self._todo))
-            new = max(0, wanted - running)
+            new = max(0, min(max(1, wanted), self._most, running + len(self._todo)) - running)
             self._threads += new
         for started in range(new):
             try:
@@ -2228,8 +2210,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         journal.log(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None:
         return EXIT_NO_XENDOMAINS
-    if xendomains.remark:
-        journal.log(WARNING, xendomains.remark)
 
     watch = Watch(xendomains, settings, BlockingCalls(pauses), BlockingCalls(pauses, threads=1))
     if options.command == "wait":
