@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
+from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import CORPUS, Host, as_root, wait_until
+from conftest import CORPUS, NOBODY, Clock, Host, as_root, sparse, texts, wait_until
 
 import xendomains_wait_disk as xwd
 
@@ -48,11 +48,9 @@ def utf16(path: Path) -> None:
     path.write_bytes('name="web"\ndisk=["/x,raw,xvda"]\n'.encode("utf-16"))
 
 
-NOTHING = xwd.Survey()
-
 CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
     ("binary", binary, "line 1: lexical error"),
-    ("huge", huge, "bytes; more than 1048576 are no configuration"),
+    ("huge", huge, "is too large for a configuration: more than 131072 bytes"),
     ("empty", Path.touch, "names no domain"),
     ("directory", Path.mkdir, "is a directory, not a regular file"),
     ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
@@ -61,63 +59,74 @@ CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
     ("loop", link_to("bad"), "Too many levels of symbolic links"),
     ("utf16", utf16, "line 1: lexical error"),
     ("saved", truncated, "line 1: lexical error"),
-    ("proc", link_to("/proc/version"), "names no domain"),
+    ("proc", link_to("/proc/version"), "line 1: lexical error"),
 ]
 
 SAVED: list[tuple[str, Callable[[Path], None], str]] = [
-    ("binary", binary, "is no saved domain"),
-    ("huge", huge, "is no saved domain"),
+    ("binary", binary, "is not a saved domain"),
+    ("huge", huge, "is not a saved domain"),
     ("huge saved", huge_saved, "needs what xl does not know: mandatory flags 0xffffffff"),
-    ("empty", Path.touch, "is no saved domain"),
+    ("empty", Path.touch, "is not a saved domain"),
     ("directory", Path.mkdir, "is a directory, not a regular file"),
     ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
     ("socket", bind_socket, "is a socket, not a regular file"),
     ("device", link_to("/dev/zero"), "is a character device, not a regular file"),
     ("loop", link_to("bad"), "Too many levels of symbolic links"),
     ("truncated", truncated, "ends within its configuration: 448 of 1041 bytes"),
-    ("utf16", utf16, "is no saved domain"),
+    ("utf16", utf16, "is not a saved domain"),
 ]
 
 
-def survey_of(
-    host: Host, known: xwd.Survey = NOTHING, scouts: xwd.Scouts | None = None, again: bool = False, limit: float = 5
-) -> xwd.Survey:
-    xendomains = xwd.Xendomains(str(host.settings), str(host.auto), str(host.save))
-    deadline = time.monotonic() + limit
-    return xwd.survey(xendomains, xwd.Settings(), xwd.Kernel(), scouts or xwd.Scouts(), known, deadline, again)
+NOTHING = xwd.Snapshot()
+SILENT = xwd.Status(xwd.State.NOT_READY, xwd.NOT_RESPONDING)
+NOT_CHECKED = xwd.Status(xwd.State.NOT_READY, xwd.NOT_CHECKED)
 
 
-def survey_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd.Domain:
-    """The domain found for the bad file, next to a good guest that is found all the same."""
+def snapshot(
+    watch: xwd.Watch, known: xwd.Snapshot = NOTHING, anew: bool = False, deadline: float = math.inf
+) -> xwd.Snapshot:
+    return xwd.take_snapshot(watch, known, deadline, recheck_ready=anew)
+
+
+def names(found: xwd.Snapshot) -> list[str]:
+    return [guest.domain.name for guest in found.guests.values()]
+
+
+def missing(found: xwd.Snapshot) -> dict[str, xwd.Status]:
+    return {one.path: one.status for one in found.missing()}
+
+
+def guest_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd.Guest:
+    """What is found for the bad file, next to a good guest that is found all the same."""
     host.guest("good", host.image("good"))
     make(directory / "bad")
-    found = survey_of(host)
-    domains = {domain.name: domain for domain in found.domains()}
-    assert domains["good"].error == ""
-    assert len(domains) == 2
+    found = snapshot(host.watch())
+    assert names(found).count("good") == 1
+    assert len(found.guests) == 2
     assert found.missing() == []
-    return domains["bad"]
+    return found.guests[f"{directory}/bad"]
 
 
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in CONFIGURATIONS], ids=[row[0] for row in CONFIGURATIONS])
 def test_in_the_auto_directory(host: Host, make: Callable[[Path], None], error: str) -> None:
-    domain = survey_with(host, host.auto, make)
-    assert domain.error and error in domain.error
-    assert xwd.problems_of(domain)[0].startswith(f"{host.auto}/bad: {domain.error}")
+    guest = guest_with(host, host.auto, make)
+    assert guest.status.state is xwd.State.REFUSED and error in guest.status.reason
+    assert xwd.guest_problems(guest) == [
+        f"{host.auto}/bad: {guest.status.reason}. xl will reject it; not waiting for its disks."
+    ]
 
 
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
 def test_in_the_directory_of_saved_domains(host: Host, make: Callable[[Path], None], error: str) -> None:
-    domain = survey_with(host, host.save, make)
-    assert error in domain.error
-    assert xwd.problems_of(domain)[0].startswith(f"{host.save}/bad: {domain.error}")
+    guest = guest_with(host, host.save, make)
+    assert guest.status.state is xwd.State.REFUSED and error in guest.status.reason
+    assert texts(xwd.guest_problems(guest)).startswith(f"{host.save}/bad: {guest.status.reason}. xl will reject it")
 
 
 @as_root
-@pytest.mark.parametrize("directory", ["auto", "save"])
-def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str) -> None:
+@pytest.mark.parametrize(("directory", "kind"), [("auto", "auto"), ("save", "saved")])
+def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str, kind: str) -> None:
     """Root may read everything, so this runs as somebody else."""
-    host.guest("good", host.image("good"))
     bad = host.root / directory / "bad"
     bad.write_text("secret")
     bad.chmod(0)
@@ -126,9 +135,9 @@ def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str) -> N
             path.chmod(0o755)
     child = os.fork()
     if child == 0:
-        os.setuid(65534)
-        entry = xwd.read_entry(str(bad), "auto" if directory == "auto" else "saved", None, xwd.Settings())
-        os._exit(0 if entry and entry.domain.error == "cannot be read: Permission denied" else 1)
+        os.setuid(NOBODY)
+        refused = xwd.Status(xwd.State.REFUSED, "cannot be read: Permission denied")
+        os._exit(0 if xwd.read_text(str(bad), kind, ()) == refused else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -142,10 +151,42 @@ def test_everything_at_once_holds_nothing_up(host: Host) -> None:
             make(host.save / name)
     result = host.run()
     assert result.status == xwd.EXIT_READY
-    assert result.seconds < 3
     for name, _, _ in CONFIGURATIONS:
         if name != "loop":
             assert f"{host.auto}/{name}: " in result.messages
+
+
+@pytest.mark.parametrize("name", ["parse_xl_config", "parse_disk", "required_by"])
+def test_whatever_goes_wrong_with_one_configuration_is_its_reason(
+    host: Host, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    bad = host.guest("bad", "/bad")
+    host.guest("web", host.images / "missing")
+    real = getattr(xwd, name)
+
+    def fail(it: Any) -> Any:
+        if "bad" in str(it):
+            raise RuntimeError("odd")
+        return real(it)
+
+    monkeypatch.setattr(xwd, name, fail)
+    found = snapshot(host.watch())
+    assert found.guests[str(bad)].status == xwd.Status(xwd.State.REFUSED, "RuntimeError: odd")
+    assert list(missing(found)) == [f"{host.images}/missing"]
+
+
+def test_whatever_goes_wrong_with_one_disk_is_its_reason(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = host.image("bad"), host.image("good")
+    host.guest("web", bad, good)
+    check_disk = xwd.check_disk
+
+    def fail(paths: tuple[str, ...], of: xwd.HostPaths) -> xwd.Status:
+        if str(bad) in paths:
+            raise RuntimeError("odd")
+        return check_disk(paths, of)
+
+    monkeypatch.setattr(xwd, "check_disk", fail)
+    assert missing(snapshot(host.watch())) == {str(bad): xwd.Status(xwd.State.NOT_READY, "RuntimeError: odd")}
 
 
 def test_a_name_that_is_no_utf8_is_told_of(host: Host) -> None:
@@ -156,7 +197,7 @@ def test_a_name_that_is_no_utf8_is_told_of(host: Host) -> None:
 def test_one_guest_without_a_good_configuration_does_not_hold_up_one_that_waits(host: Host) -> None:
     (host.auto / "bad").mkdir()
     host.guest("web", host.images / "a")
-    result = host.run("--timeout", "1")
+    result = host.run("--timeout", "0")
     assert result.status == xwd.EXIT_TIMED_OUT
     assert result.messages.endswith("will probably not come up: web.\n")
 
@@ -176,183 +217,252 @@ def test_an_error_that_may_pass_is_waited_for(
     host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     host.guest("web", host.image("a"))
+    watch = host.watch()
     with monkeypatch.context() as patch:
         patch.setattr(f"xendomains_wait_disk.os.{call}", failing(number))
-        found = survey_of(host)
-    assert [missing.reason for missing in found.missing()]
-    assert all(missing.reason == f"cannot be read: {os.strerror(number)}" for missing in found.missing())
-    assert survey_of(host, found).missing() == []
+        found = snapshot(watch)
+    assert {status.reason for status in missing(found).values()} == {f"cannot be read: {os.strerror(number)}"}
+    assert snapshot(watch, found).missing() == []
 
 
 def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.guest("web", host.image("a"))
     file = host.guest("gone", host.images / "missing")
-    list_entries = xwd.list_entries
+    list_directory = xwd.list_directory
 
-    def list_and_remove(directory: str, kind: str, settings: xwd.Settings) -> xwd.Listing:
-        listing = list_entries(directory, kind, settings)
-        if str(file) in listing.files:
+    def list_and_remove(path: str, kind: str) -> xwd.Directory:
+        directory = list_directory(path, kind)
+        if str(file) in directory.files:
             file.unlink()
-        return listing
+        return directory
 
-    monkeypatch.setattr(xwd, "list_entries", list_and_remove)
-    assert [domain.name for domain in survey_of(host).domains()] == ["web"]
+    monkeypatch.setattr(xwd, "list_directory", list_and_remove)
+    assert names(snapshot(host.watch())) == ["web"]
 
 
 def test_a_disk_that_a_guest_has_twice_is_missing_once(host: Host) -> None:
     host.guest("web", host.images / "a", host.images / "a")
-    assert [missing.domains for missing in survey_of(host).missing()] == [("web",)]
+    assert [one.domains for one in snapshot(host.watch()).missing()] == [("web",)]
 
 
 def test_a_link_that_dangles_is_waited_for_and_says_where_to(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
-    (domain,) = survey_of(host).domains()
-    assert (domain.name, domain.kind, domain.pending) == ("web.cfg", "auto", True)
-    assert domain.error == "is a link to /nowhere/web.cfg, which does not exist"
+    (guest,) = snapshot(host.watch()).guests.values()
+    assert (guest.domain.name, guest.domain.kind, guest.is_awaited()) == ("web.cfg", "auto", True)
+    assert guest.status.reason == "is a link to /nowhere/web.cfg, which does not exist"
 
 
-@pytest.fixture
-def settled_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every file had last been written long ago."""
-    monkeypatch.setattr(xwd, "GRANULARITY", 0.0)
+@pytest.mark.parametrize("directory", ["auto", "save"])
+def test_a_directory_that_is_a_link_to_nothing_is_waited_for_and_says_where_to(host: Host, directory: str) -> None:
+    (host.root / directory).rmdir()
+    (host.root / directory).symlink_to("/nowhere")
+    assert missing(snapshot(host.watch())) == {
+        f"{host.root}/{directory}": xwd.Status(xwd.State.MISSING, "is a link to /nowhere, which does not exist")
+    }
 
 
-@pytest.mark.usefixtures("settled_files")
 def test_a_file_that_has_not_changed_is_not_read_again(host: Host) -> None:
     file = str(host.guest("web"))
-    entry = xwd.read_entry(file, "auto", None, xwd.Settings())
-    assert entry is not None
-    assert xwd.read_entry(file, "auto", entry, xwd.Settings()) is entry
+    text = xwd.read_text(file, "auto", ())
+    assert isinstance(text, xwd.Text)
+    assert xwd.read_text(file, "auto", text.signature) is xwd.UNCHANGED
 
 
-@pytest.mark.usefixtures("settled_files")
-def test_the_next_survey_reads_only_what_has_changed(host: Host) -> None:
+def test_the_next_snapshot_reads_only_what_has_changed(host: Host) -> None:
     web, mail = str(host.guest("web")), str(host.guest("mail"))
-    found = survey_of(host)
+    watch = host.watch()
+    found = snapshot(watch)
     host.guest("mail", host.image("a"))
-    again = survey_of(host, found)
-    assert again.entries[web] is found.entries[web]
-    assert again.entries[mail] is not found.entries[mail]
+    again = snapshot(watch, found)
+    assert again.guests[web] is found.guests[web]
+    assert again.guests[mail] is not found.guests[mail]
 
 
 def test_what_was_ready_is_looked_at_again_only_if_asked(host: Host) -> None:
     image = host.image("a")
     host.guest("web", image)
-    found = survey_of(host)
+    watch = host.watch()
+    found = snapshot(watch)
     image.unlink()
-    assert survey_of(host, found).missing() == []
-    assert [missing.path for missing in survey_of(host, found, again=True).missing()] == [str(image)]
+    assert snapshot(watch, found).missing() == []
+    assert list(missing(snapshot(watch, found, anew=True))) == [str(image)]
 
 
 def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) -> None:
-    file = host.guest("old")
-    entry = xwd.read_entry(str(file), "auto", None, xwd.Settings())
+    file, other = host.guest("old"), host.root / "other"
+    text = xwd.read_text(str(file), "auto", ())
+    assert isinstance(text, xwd.Text)
     before = file.stat()
-    time.sleep(0.05)  # the kernel's clock for files ticks more slowly than ours
-    host.guest("new").replace(host.root / "new")
-    file.write_text((host.root / "new").read_text())
+
+    def has_ticked() -> bool:
+        """The kernel's clock for files ticks more slowly than ours."""
+        other.touch()
+        return other.stat().st_ctime_ns > before.st_ctime_ns
+
+    wait_until(has_ticked)
+    file.write_text(file.read_text().replace("old", "new"))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    again = xwd.read_entry(str(file), "auto", entry, xwd.Settings())
-    assert again and again.domain.name == "new"
+    again = xwd.read_text(str(file), "auto", text.signature)
+    assert isinstance(again, xwd.Text) and "new" in again.text
 
 
-def test_a_directory_that_may_not_be_read_is_told_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xendomains_wait_disk.os.scandir", failing(errno.EACCES))
-    errors = [domain.error for domain in survey_of(host).domains()]
-    assert errors == ["cannot be read: Permission denied"] * 2
-
-
-def test_a_directory_whose_listing_comes_late_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.guest("web", host.images / "missing")
-    scouts = xwd.Scouts()
-    list_entries = xwd.list_entries
-
-    def slow(directory: str, kind: str, settings: xwd.Settings) -> xwd.Listing:
-        time.sleep(0.5)
-        return list_entries(directory, kind, settings)
-
-    monkeypatch.setattr(xwd, "list_entries", slow)
-    found = survey_of(host, scouts=scouts)
-    assert {missing.path for missing in found.missing()} == {str(host.auto), str(host.save)}
-    time.sleep(0.6)
-    found = survey_of(host, found, scouts)
-    assert [missing.path for missing in found.missing()] == [f"{host.images}/missing"]
-    forgetful = survey_of(host, found, scouts)
-    assert f"{host.images}/missing" in {missing.path for missing in forgetful.missing()}
-    time.sleep(0.6)
-    host.image("missing")
-    found = survey_of(host, found, scouts)
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG])
+def test_a_directory_that_will_not_be_read_is_told_of_and_not_waited_for(
+    host: Host, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr("xendomains_wait_disk.os.scandir", failing(number))
+    found = snapshot(host.watch())
     assert found.missing() == []
-    assert survey_of(host, found, scouts, again=True).missing() == []
+    reason = f"cannot be read: {os.strerror(number)}"
+    assert [xwd.directory_problems(path, directory) for path, directory in found.directories.items()] == [
+        [f"{host.save}: {reason}; not waiting for the guests in it."],
+        [f"{host.auto}: {reason}; not waiting for the guests in it."],
+    ]
 
 
-def test_a_disk_that_always_answers_late_becomes_ready(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.guest("web", host.image("a"))
-    scouts = xwd.Scouts()
-    look_at = xwd.look_at
+def test_a_directory_whose_listing_hangs_is_waited_for_until_it_comes(
+    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.guest("web", host.images / "missing")
+    listing = xwd.list_directory(str(host.auto), "auto")
+    hang = clock.hang(listing)
+    monkeypatch.setattr(xwd, "list_directory", lambda path, kind: hang() if kind == "auto" else xwd.Directory(kind))
+    watch = host.watch()
+    found = snapshot(watch)
+    assert missing(found) == {str(host.auto): SILENT}
+    hang.release()
+    clock.pause(xwd.Pauses(), 0)
+    assert list(missing(snapshot(watch, found))) == [f"{host.images}/missing"]
 
-    def slow(paths: tuple[str, ...], kernel: xwd.Kernel) -> xwd.Look:
-        time.sleep(0.5)
-        return look_at(paths, kernel)
 
-    monkeypatch.setattr(xwd, "look_at", slow)
-    found = survey_of(host, scouts=scouts)
-    assert [missing.reason for missing in found.missing()] == [xwd.NO_ANSWER.reason]
-    time.sleep(0.6)
-    assert survey_of(host, found, scouts).missing() == []
+def test_guests_that_are_known_are_still_waited_for_while_their_directory_hangs(
+    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.guest("web", host.images / "missing")
+    watch = host.watch()
+    found = snapshot(watch)
+    hang = clock.hang()
+    monkeypatch.setattr(xwd, "list_directory", lambda path, kind: hang() if kind == "auto" else xwd.Directory(kind))
+    found = snapshot(watch, found)
+    assert missing(found).keys() == {str(host.auto), f"{host.images}/missing"}
+    host.image("missing")
+    assert missing(snapshot(watch, found)) == {str(host.auto): SILENT}
+
+
+def test_a_disk_that_always_answers_late_becomes_ready(
+    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = host.image("a")
+    host.guest("web", image)
+    monkeypatch.setattr(xwd, "check_disk", lambda *_: clock.takes(5, xwd.READY)())
+    watch = host.watch()
+    found = snapshot(watch)
+    assert missing(found) == {str(image): SILENT}
+    watch_pauses(watch).pause(10)
+    assert snapshot(watch, found).missing() == []
+
+
+def watch_pauses(watch: xwd.Watch) -> xwd.Pauses:
+    return watch.files._pauses
 
 
 def test_a_configuration_that_does_not_answer_is_waited_for_until_it_does(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web, mail = str(host.guest("web", host.image("a"))), str(host.guest("mail"))
-    release, scouts, read_entry = Event(), xwd.Scouts(), xwd.read_entry
-
-    def slow(path: str, *others: Any) -> xwd.Entry | None:
-        if path == web:
-            release.wait()
-        return read_entry(path, *others)
-
-    monkeypatch.setattr(xwd, "read_entry", slow)
-    silent = xwd.Domain("web.cfg", web, "auto", error=xwd.NO_ANSWER.reason, pending=True)
-    found = survey_of(host, scouts=scouts)
-    assert (found.entries[web].domain, found.entries[mail].domain.name) == (silent, "mail")
-    found = survey_of(host, found, scouts)
-    assert found.entries[web].domain == silent
-    release.set()
-    wait_until(lambda: not survey_of(host, found, scouts).missing())
+    hang = clock.hang(xwd.read_text(web, "auto", ()))
+    read_text = xwd.read_text
+    monkeypatch.setattr(xwd, "read_text", lambda path, *others: hang() if path == web else read_text(path, *others))
+    watch = host.watch()
+    found = snapshot(watch)
+    assert found.guests[web] == xwd.Guest(xwd.Domain("web.cfg", web, "auto"), SILENT)
+    assert found.guests[mail].domain.name == "mail"
+    assert snapshot(watch, found).guests[web].status == SILENT
+    hang.release()
+    watch_pauses(watch).pause(1)
+    found = snapshot(watch, found)
+    assert found.guests[web].domain.name == "web"
+    assert found.missing() == []
 
 
 def test_without_time_to_look_nothing_is_taken_for_ready(host: Host) -> None:
-    web = str(host.guest("web", host.image("a")))
-    errors = {domain.source: domain.error for domain in survey_of(host, limit=0).domains()}
-    assert errors == {str(host.save): xwd.NOT_LOOKED_AT.reason, str(host.auto): xwd.NOT_LOOKED_AT.reason}
-    found = survey_of(host)
-    missing = survey_of(host, found._replace(looks={}), limit=0, again=True).missing()
-    assert missing == [xwd.Missing(f"{host.images}/a", *xwd.NOT_LOOKED_AT, ("web",))]
-    assert web in survey_of(host, found, limit=0).entries
+    file = str(host.guest("web", host.image("a")))
+    assert missing(snapshot(host.watch(), deadline=0)) == {str(host.save): NOT_CHECKED, str(host.auto): NOT_CHECKED}
+    found = snapshot(host.watch())
+    again = missing(snapshot(host.watch(), found, anew=True, deadline=0))
+    assert again == dict.fromkeys([str(host.save), str(host.auto), file, f"{host.images}/a"], NOT_CHECKED)
 
 
-def test_what_was_ready_and_does_not_answer_in_the_last_look_stays_ready(
+def test_what_was_ready_and_does_not_answer_in_the_last_look_is_not_ready(
+    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = host.image("a")
+    host.guest("web", image)
+    watch = host.watch()
+    found = snapshot(watch)
+    assert found.missing() == []
+    hang = clock.hang()
+    monkeypatch.setattr(xwd, "check_disk", hang)
+    assert missing(snapshot(watch, found, anew=True)) == {str(image): SILENT}
+
+
+def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host.guest("web", host.image("a"))
-    found = survey_of(host)
-    release = Event()
-    monkeypatch.setattr(xwd, "look_at", lambda *_: release.wait())
-    assert survey_of(host, found, again=True).missing() == []
-    release.set()
-
-
-def test_of_a_crowded_directory_the_first_in_order_are_read(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xwd, "MOST_GUESTS", 3)
+    monkeypatch.setattr(xwd, "MAX_FILES", 3)
     for name in ("d", "b", "e", "a", "c"):
         host.guest(name)
     (host.auto / ".hidden").touch()
-    listing = xwd.list_entries(str(host.auto), "auto", xwd.Settings())
-    assert listing.files == [f"{host.auto}/{name}.cfg" for name in "abc"]
-    assert listing.trouble and listing.trouble.domain.warnings[0].startswith("holds more than 3 files")
-    monkeypatch.setattr(xwd, "MOST_GUESTS", 5)
-    listing = xwd.list_entries(str(host.auto), "auto", xwd.Settings())
-    assert (len(listing.files), listing.trouble) == (5, None)
+    directory = xwd.list_directory(str(host.auto), "auto")
+    assert len(directory.files) == 3
+    assert directory.files == sorted(directory.files)
+    assert directory.warning == "holds more than 3 files; only 3 of them are looked at"
+    assert xwd.directory_problems("/etc/xen/auto", directory) == [f"/etc/xen/auto: {directory.warning}."]
+    monkeypatch.setattr(xwd, "MAX_FILES", 5)
+    assert xwd.list_directory(str(host.auto), "auto") == xwd.Directory(
+        "auto", [f"{host.auto}/{name}.cfg" for name in "abcde"]
+    )
+
+
+def test_a_file_is_read_to_its_end_however_little_of_it_comes_at_a_time() -> None:
+    content = bytes(range(256)) * 400  # more than a pipe holds
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with open(writing, "wb", buffering=0) as pipe:
+            for start in range(0, len(content), 1000):
+                pipe.write(content[start : start + 1000])
+
+    thread = Thread(target=write)
+    thread.start()
+    try:
+        assert xwd.read_up_to(reading, xwd.MAX_CONFIGURATION) == content
+    finally:
+        os.close(reading)
+        thread.join()
+
+
+def test_the_largest_configuration_is_read_and_no_larger_one(host: Host) -> None:
+    file = host.auto / "web.cfg"
+    file.write_text('name = "web"\n'.ljust(xwd.MAX_CONFIGURATION - 1) + "\n")
+    assert names(snapshot(host.watch())) == ["web"]
+    with file.open("a") as end:
+        end.write("\n")
+    (guest,) = snapshot(host.watch()).guests.values()
+    assert guest.status == xwd.Status(xwd.State.REFUSED, "is too large for a configuration: more than 131072 bytes")
+
+
+def test_of_a_file_without_end_no_more_is_read_than_a_configuration_may_have(host: Host) -> None:
+    sparse(host.auto / "web.cfg", 1 << 40)
+    assert "is too large for a configuration" in host.run().messages
+
+
+def test_a_configuration_that_others_may_write_is_warned_of_and_counts(host: Host) -> None:
+    file = host.guest("web", host.images / "missing")
+    file.chmod(0o666)
+    messages = host.run("--timeout", "0").messages
+    assert (
+        f"{file}: others than its owner may write it (fix: chmod go-w {file}); xl uses it all the same.\n" in messages
+    )
+    assert f"still waiting for {host.images}/missing for web" in messages

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -73,7 +72,7 @@ def test_the_shipped_file_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_shipped_file_shows_every_key_at_its_default(tmp_path: Path) -> None:
     uncommented = re.sub(r"(?m)^#\s?(\w+ *=)", r"\1", SHIPPED.read_text())
-    keys = {f"{section}.{key}".lstrip(".") for section, key, *_ in xwd.SETTINGS_KEYS}
+    keys = set(xwd.SETTINGS_KEYS)
     assert set(keys_in(uncommented)) == keys
     assert read(tmp_path, uncommented) == (xwd.Settings(), "")
 
@@ -101,22 +100,22 @@ def test_a_file_named_on_the_command_line_must_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("timeout = soon", "timeout is no time span: 'soon'"),
-        ("timeout = infinity", "timeout is no time span: 'infinity'"),
-        ("timeout = -5", "timeout is no time span: '-5'"),
+        ("timeout = soon", "timeout is not a time span: 'soon'"),
+        ("timeout = infinity", "timeout is not a time span: 'infinity'"),
+        ("timeout = -5", "timeout is not a time span: '-5'"),
         ("timeout = 3 fortnights", "timeout has the unknown unit 'fortnights'"),
         ("timeout = 1, 2", "timeout is a list: '1, 2'"),
         ("timeout = 100w", "timeout is too long: '100w' (at most 1 week)"),
-        ("log_level = loud", "log_level is no log level: 'loud'"),
+        ("log_level = loud", "log_level is not a log level: 'loud'"),
         ("[polling]\nfirst = 0", "polling.first is too short: '0'"),
         ("[polling]\nfactor = 0.5", "polling.factor is out of range: '0.5'"),
         ("[polling]\nfactor = nan", "polling.factor is out of range: 'nan'"),
-        ("[polling]\nfactor = x", "polling.factor is no number: 'x'"),
-        ("[paths]\nauto = xen/auto", "paths.auto is no absolute path: 'xen/auto'"),
+        ("[polling]\nfactor = x", "polling.factor is not a number: 'x'"),
+        ("[paths]\nauto = xen/auto", "paths.auto is not an absolute path: 'xen/auto'"),
         ("[paths]\nauto = /a, /b", "paths.auto is a list: '/a, /b'"),
-        ("paths = /a", "paths is a section; its keys belong below a line [paths]"),
-        ("[timeout]\nx = 1", "timeout is a key, not a section"),
-        ("[polling]\n[[first]]\nx = 1", "first is a key, not a section"),
+        ("paths = /a", "paths is unknown and ignored"),
+        ("[timeout]\nx = 1", "timeout.x is unknown and ignored"),
+        ("[polling]\n[[first]]\nx = 1", "polling.first is unknown and ignored"),
     ],
 )
 def test_a_wrong_value_is_named_and_left_at_its_default(tmp_path: Path, line: str, complaint: str) -> None:
@@ -125,9 +124,16 @@ def test_a_wrong_value_is_named_and_left_at_its_default(tmp_path: Path, line: st
     assert f"{tmp_path}/xen-wait-disk.conf: {complaint}" in problems
 
 
+def test_a_pattern_that_does_not_compile_is_a_wrong_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fnmatch.translate", lambda pattern: f"(?s:{pattern})\\Z")  # Python 3.9's, in short
+    settings, problems = read(tmp_path, "[ignore]\ndomains = web, [z-a]\n")
+    assert settings == xwd.Settings()
+    assert "ignore.domains is not a shell pattern: '[z-a]'" in problems
+
+
 def test_a_wrong_value_does_not_spoil_the_others(tmp_path: Path) -> None:
     settings, problems = read(tmp_path, "timeout = soon\nlog_level = info\n[polling]\nlongest = 2s\n")
-    assert "timeout is no time span" in problems
+    assert "timeout is not a time span" in problems
     assert settings == xwd.Settings(log_level=xwd.INFO, longest=2.0)
 
 
@@ -136,7 +142,7 @@ def test_a_wrong_value_does_not_spoil_the_others(tmp_path: Path) -> None:
     [
         ("timeuot = 5\n", "timeuot is unknown and ignored (did you mean timeout?)"),
         ("[polling]\ntimeout = 5\n", "polling.timeout is unknown and ignored"),
-        ("[colour]\nred = 1\n", "colour is unknown and ignored"),
+        ("[colour]\nred = 1\n", "colour.red is unknown and ignored"),
     ],
 )
 def test_unknown_keys_are_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -161,36 +167,33 @@ def test_binary_or_broken_files_cost_only_messages(tmp_path: Path, content: str)
 
 
 def test_a_file_that_is_too_large_is_named_and_not_read(tmp_path: Path) -> None:
-    settings, problems = read(tmp_path, "timeout = 1\n" + "# \n" * xwd.LARGEST_SETTINGS)
+    settings, problems = read(tmp_path, "timeout = 1\n" + "# \n" * xwd.MAX_SETTINGS)
     assert settings == xwd.Settings()
-    assert "bytes; more than 32768 are no configuration; the defaults are used." in problems
+    assert "is too large for a configuration: more than 32768 bytes; the defaults are used." in problems
 
 
 @pytest.mark.parametrize(
     "lines",
     [
         ["[" * depth + "x" + "]" * depth for depth in range(1, 180)],
-        [f"[s{number}]" for number in range(4200)],
+        [f"[s{number}]\nk =" for number in range(2700)],
         [f"key{number} =" for number in range(3200)],
     ],
     ids=["nested sections", "many sections", "many keys"],
 )
-def test_the_largest_file_is_read_in_time_whatever_is_in_it(tmp_path: Path, lines: list[str]) -> None:
+def test_the_largest_file_is_read_whatever_is_in_it(tmp_path: Path, lines: list[str]) -> None:
     text = "\n".join(["timeout = 1", *lines])
-    assert xwd.LARGEST_SETTINGS * 0.9 < len(text) <= xwd.LARGEST_SETTINGS
-    started = time.process_time()
+    assert xwd.MAX_SETTINGS * 0.9 < len(text) <= xwd.MAX_SETTINGS
     settings, problems = read(tmp_path, text)
-    assert time.process_time() - started < 2
     assert (settings.timeout, problems != "") == (1, True)
 
 
-def test_a_file_that_others_may_write_is_not_used(tmp_path: Path) -> None:
-    read(tmp_path, "timeout = 1\n")
+def test_who_may_write_it_does_not_matter(tmp_path: Path) -> None:
+    """It is data: whoever can change it can make the boot wait, and no more than that."""
     conf = tmp_path / "xen-wait-disk.conf"
-    conf.chmod(0o664)
-    settings, (problem,) = xwd.read_settings(str(conf))
-    assert settings == xwd.Settings()
-    assert problem.startswith(f"{conf} is not trusted, because others than its owner may write it")
+    conf.write_text("timeout = 1\n")
+    conf.chmod(0o666)
+    assert xwd.read_settings(str(conf)) == (xwd.Settings(timeout=1), [])
 
 
 def test_a_directory_in_its_place_is_named(tmp_path: Path) -> None:
@@ -204,7 +207,7 @@ def test_a_wrong_value_does_not_cost_the_wait_at_boot(host: Host) -> None:
     host.guest("web", host.image("web"))
     result = host.run()
     assert result.status == xwd.EXIT_READY
-    assert "timeout is no time span: 'soon'" in result.messages
+    assert "timeout is not a time span: 'soon'" in result.messages
 
 
 @pytest.mark.parametrize("command", ["list", "check"])
@@ -213,7 +216,7 @@ def test_away_from_boot_a_wrong_value_is_an_error(host: Host, command: str) -> N
     host.guest("web", host.image("web"))
     result = host.run(command)
     assert result.status == xwd.EXIT_USAGE
-    assert "timeout is no time span: 'soon'" in result.messages
+    assert "timeout is not a time span: 'soon'" in result.messages
 
 
 @pytest.mark.parametrize(
@@ -228,16 +231,15 @@ def test_time_spans_are_those_of_systemd(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "s", "5 minutos", "1..5s", "five", "1e3", "5,5", "٣"])
-def test_what_is_no_time_span_is_refused(text: str) -> None:
-    with pytest.raises(xwd.Refusal):
+def test_what_is_not_a_time_span_is_refused(text: str) -> None:
+    with pytest.raises(xwd.ConfigError):
         xwd.parse_time_span(text)
 
 
-def test_a_long_row_of_digits_is_refused_at_once() -> None:
-    started = time.monotonic()
-    with pytest.raises(xwd.Refusal):
-        xwd.parse_time_span("3" * 10_000 + "!")
-    assert time.monotonic() - started < 0.5
+def test_a_long_row_of_digits_is_refused_without_burning_time() -> None:
+    """A pattern that tries each digit anew would take hours for this."""
+    with pytest.raises(xwd.ConfigError):
+        xwd.parse_time_span("3" * 1_000_000 + "!")
 
 
 @given(st.integers(1, 600_000))
@@ -247,5 +249,5 @@ def test_a_time_span_survives_being_written_and_read(seconds: int) -> None:
 
 @given(st.text())
 def test_no_text_is_anything_but_a_time_span_or_refused(text: str) -> None:
-    with contextlib.suppress(xwd.Refusal):
+    with contextlib.suppress(xwd.ConfigError):
         assert xwd.parse_time_span(text) >= 0

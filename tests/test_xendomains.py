@@ -3,22 +3,29 @@
 
 from __future__ import annotations
 
-import time
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Host, texts, wait_until
+from conftest import CAP, NOBODY, Host, as_root, texts, wait_until
 
 import xendomains_wait_disk as xwd
 
 
-def read(path: Path, text: str, limit: float = 5, **settings: Any) -> tuple[xwd.Xendomains, str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    xendomains, problems = xwd.read_xendomains(xwd.Settings(xendomains=(str(path),))._replace(**settings), limit)
+def read_first(*paths: Path, **settings: Any) -> tuple[xwd.Xendomains, str]:
+    """What the first of these files says that exists."""
+    ours = xwd.Settings(xendomains=tuple(map(str, paths)))._replace(**settings)
+    xendomains, problems = xwd.read_xendomains(ours, xwd.Pauses(), CAP)
     assert xendomains is not None
     return xendomains, texts(problems)
+
+
+def read(path: Path, text: str, **settings: Any) -> tuple[xwd.Xendomains, str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return read_first(path, **settings)
 
 
 @pytest.fixture
@@ -72,6 +79,14 @@ def test_bash_reads_no_other_file_first(sysconfig: Path, tmp_path: Path, monkeyp
     assert read(sysconfig, "")[0].auto == ""
 
 
+def test_nothing_of_our_environment_changes_what_bash_does(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELLOPTS", "noexec")
+    monkeypatch.setenv("BASH_FUNC_printf%%", "() { echo mine; }")
+    monkeypatch.setenv("PATH", "/nowhere")
+    exported = 'XENDOMAINS_AUTO="/$(compgen -e | xargs)"\n'
+    assert read(sysconfig, exported) == (xwd.Xendomains(str(sysconfig), "/PATH PWD SHLVL"), "")
+
+
 def test_pipes_in_it_end_as_they_do_for_xendomains(sysconfig: Path) -> None:
     """Python ignores SIGPIPE, and what it starts would inherit that."""
     assert read(sysconfig, "yes | head -1\nXENDOMAINS_AUTO=/${PIPESTATUS[0]}\n")[0].auto == "/141"
@@ -100,8 +115,8 @@ def test_the_first_settings_file_that_exists_counts(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("one", "two", "three")]
     files[1].write_text("XENDOMAINS_AUTO=/two\n")
     files[2].write_text("XENDOMAINS_AUTO=/three\n")
-    xendomains, _ = xwd.read_xendomains(xwd.Settings(xendomains=tuple(map(str, files))), 5)
-    assert xendomains and (xendomains.auto, xendomains.settings) == ("/two", str(files[1]))
+    xendomains, _ = read_first(*files)
+    assert (xendomains.auto, xendomains.settings) == ("/two", str(files[1]))
 
 
 def test_our_own_settings_go_before_its_directories(sysconfig: Path) -> None:
@@ -132,23 +147,44 @@ def test_a_file_that_fails_is_told_of_but_counts(sysconfig: Path) -> None:
 def test_a_file_that_ends_the_shell_is_told_of_and_xens_defaults_are_taken(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n" + text)
     assert xendomains.auto == "/etc/xen/auto"
-    assert f"{sysconfig} ends the shell that reads it" in problems
+    assert f"{sysconfig} ends the shell that reads it; waiting for the guests in /etc/xen/auto" in problems
 
 
 @pytest.mark.parametrize(
-    "text", ["sleep 60\n", "while :; do :; done\n", "read x </dev/zero\n", "trap '' TERM INT; sleep 60\n"]
+    "text",
+    [
+        "sleep 600",
+        "while :; do :; done",
+        "read x </dev/zero",
+        "trap '' TERM INT; sleep 600",
+        "exec 1>&-; sleep 600",
+    ],
 )
-def test_a_file_that_hangs_is_told_of_and_left(sysconfig: Path, text: str) -> None:
-    started = time.monotonic()
-    xendomains, problems = read(sysconfig, text, limit=0.3)
-    assert time.monotonic() - started < 1.5
-    assert xendomains.auto == "/etc/xen/auto"
-    assert f"{sysconfig} was not read within 300ms" in problems
+def test_a_file_that_hangs_is_told_of_and_left(host: Host, text: str) -> None:
+    host.configure("timeout = 500ms")
+    host.conf.write_text(f"{host.conf.read_text()}auto = {host.auto}\nsave = {host.save}\n")
+    host.settings.write_text(f"{text}\n")
+    result = host.run()
+    assert result.status == xwd.EXIT_READY
+    assert result.messages == (
+        f"{host.settings} was not read within 500ms; waiting for the guests in {host.auto} and {host.save} instead.\n"
+    )
 
 
-def test_what_a_file_that_hangs_has_started_is_ended_too(sysconfig: Path, tmp_path: Path) -> None:
+def test_what_a_file_that_hangs_has_started_is_ended_too(host: Host, tmp_path: Path) -> None:
     child = tmp_path / "child"
-    read(sysconfig, f"sleep 60 & echo $! >{child}; wait\n", limit=0.5)
+    host.settings.write_text(f"sleep 600 & echo $! >{child}.new; mv {child}.new {child}; wait\n")
+    assert "was not read within 2s" in host.run("--timeout", "2").messages
+    wait_until(lambda: not child.exists() or has_ended(int(child.read_text())))
+
+
+def test_what_a_signal_finds_running_is_ended_too(host: Host, tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    host.settings.write_text(f"sleep 600 & echo $! >{child}.new; mv {child}.new {child}; wait\n")
+    with host.start("--timeout", "600") as running:
+        wait_until(child.exists)
+        running.signal(signal.SIGTERM)
+        assert running.end().status == -signal.SIGTERM
     wait_until(lambda: has_ended(int(child.read_text())))
 
 
@@ -167,52 +203,95 @@ def test_it_gets_no_input_and_its_output_is_dropped(sysconfig: Path, capfd: pyte
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_process_left_behind_does_not_hold_us(sysconfig: Path) -> None:
-    started = time.monotonic()
-    assert read(sysconfig, "sleep 60 &\n" + ALL)[0].auto == "/etc/xen/auto"
-    assert time.monotonic() - started < 2
+def test_a_process_left_behind_does_not_hold_us(host: Host) -> None:
+    host.settings.write_text(f"sleep 600 &\n{host.settings.read_text()}")
+    host.guest("web", host.image("web"))
+    assert [domain["name"] for domain in host.list()["domains"]] == ["web"]
+
+
+def test_output_without_end_does_not_hold_us(host: Host) -> None:
+    host.settings.write_text(f"yes &\n{host.settings.read_text()}")
+    assert host.run().messages == ""
+
+
+def test_a_file_that_prints_more_than_directories_are_long_is_told_of(sysconfig: Path) -> None:
+    xendomains, problems = read(sysconfig, f"printf -v XENDOMAINS_AUTO '/%0{xwd.MAX_CONFIGURATION}d' 0\n")
+    assert xendomains.auto == xwd.DEFAULT_AUTO
+    assert f"{sysconfig} makes bash print more than 131072 bytes" in problems
+
+
+def test_a_file_that_is_too_large_is_told_of(sysconfig: Path) -> None:
+    xendomains, problems = read(sysconfig, ALL + "# \n" * xwd.MAX_CONFIGURATION)
+    assert xendomains.auto == xwd.DEFAULT_AUTO
+    assert f"{sysconfig} is too large for a configuration: more than 131072 bytes" in problems
+
+
+def ignore_children() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def test_where_a_parent_ignores_the_end_of_its_children_settings_count_all_the_same(host: Host) -> None:
+    """What is started by such a process ignores SIGCHLD as well, and then the kernel keeps no status of a child."""
+    host.guest("web", host.images / "missing")
+    result = host.run("--timeout", "0", options={"preexec_fn": ignore_children})
+    assert result.status == xwd.EXIT_TIMED_OUT
+    assert "cannot be read" not in result.messages
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("mode", "owner", "why"),
+    [
+        (0o664, 0, "others than its owner may write it (fix: chmod go-w {})"),
+        (0o646, 0, "others than its owner may write it (fix: chmod go-w {})"),
+        (0o644, NOBODY, f"it belongs to user {NOBODY}, not to root (fix: chown root {{}})"),
+    ],
+)
+def test_a_file_that_others_may_write_counts_and_is_warned_of(sysconfig: Path, mode: int, owner: int, why: str) -> None:
+    """xendomains sources it as root all the same."""
+    read(sysconfig, ALL)
+    sysconfig.chmod(mode)
+    os.chown(sysconfig, owner, -1)
+    xendomains, problems = read_first(sysconfig)
+    assert xendomains.auto == "/etc/xen/auto"
+    assert problems == (
+        f"{sysconfig}: {why.format(sysconfig)}; xendomains runs it as root all the same, and so its settings count."
+    )
 
 
 def test_a_directory_in_its_place_is_told_of(tmp_path: Path) -> None:
-    xendomains, problems = xwd.read_xendomains(xwd.Settings(xendomains=(str(tmp_path),)), 5)
-    assert xendomains and xendomains.auto == xwd.DEFAULT_AUTO
-    assert f"{tmp_path} is a directory, not a regular file" in texts(problems)
+    xendomains, problems = read_first(tmp_path)
+    assert xendomains.auto == xwd.DEFAULT_AUTO
+    assert f"{tmp_path} is a directory, not a regular file; waiting for the guests in /etc/xen/auto" in problems
+
+
+def test_a_link_to_nothing_in_its_place_is_told_of(sysconfig: Path) -> None:
+    """xendomains would find it once what the link points to is mounted."""
+    sysconfig.parent.mkdir(parents=True)
+    sysconfig.symlink_to("/nowhere/xendomains")
+    xendomains, problems = read_first(sysconfig)
+    assert xendomains.auto == xwd.DEFAULT_AUTO
+    assert f"{sysconfig} cannot be read (No such file or directory); waiting for the guests in" in problems
+
+
+def test_what_is_waited_for_instead_are_the_directories_of_our_own_settings(tmp_path: Path) -> None:
+    xendomains, problems = read_first(tmp_path, auto="/a", save="/s")
+    assert (xendomains.auto, xendomains.save) == ("/a", "/s")
+    assert "; waiting for the guests in /a and /s instead." in problems
 
 
 def test_without_bash_xens_defaults_are_taken(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(xwd, "BASH", "/nowhere/bash")
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n")
     assert xendomains.auto == xwd.DEFAULT_AUTO
-    assert f"{sysconfig} needs bash, which does not start (No such file or directory)" in problems
+    assert f"{sysconfig} needs /nowhere/bash, which does not start (No such file or directory)" in problems
 
 
 def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
     host.settings.unlink()
     result = host.run()
     assert result.status == xwd.EXIT_NO_XENDOMAINS
-    assert result.messages.endswith(f": none of {host.settings} exists, so xendomains starts no guests.\n")
-
-
-@pytest.mark.parametrize(
-    ("files", "kind"),
-    [
-        ({}, "This host does not run Xen"),
-        ({"type": "xen", "properties/features": "00000705"}, "This is a Xen guest, not a Xen host"),
-        ({"type": "xen", "properties/features": "00002f05"}, "This Xen host has no settings for xendomains"),
-        ({"type": "xen"}, "This Xen host has no settings for xendomains"),
-    ],
-)
-def test_the_message_tells_a_host_from_a_guest(tmp_path: Path, files: dict[str, str], kind: str) -> None:
-    for name, content in files.items():
-        file = tmp_path / "hypervisor" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content + "\n")
-    assert xwd.kind_of_host(str(tmp_path)) == kind
-
-
-def test_a_host_that_does_not_tell_what_it_is_may_be_a_xen_host(tmp_path: Path) -> None:
-    (tmp_path / "hypervisor" / "type").mkdir(parents=True)  # opens, and cannot be read
-    assert xwd.kind_of_host(str(tmp_path)) == "This Xen host has no settings for xendomains"
+    assert result.messages == f"None of {host.settings} exists, so xendomains starts no guests.\n"
 
 
 def test_the_boot_is_told_of_settings_that_end_with_a_status(host: Host) -> None:
@@ -225,7 +304,7 @@ def test_the_boot_is_told_of_settings_that_end_with_a_status(host: Host) -> None
 def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
     host.auto.rmdir()
     host.auto.touch()
-    assert host.list() == {"ready": True, "domains": []}
+    assert host.list() == {"ready": True, "domains": [], "directories": []}
 
 
 def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:
@@ -243,5 +322,5 @@ def test_a_directory_that_is_a_file_system_of_its_own_has_nothing_wrong_in_it(ho
 
 def test_directories_that_do_not_exist_hold_no_guests(host: Host) -> None:
     host.settings.write_text("XENDOMAINS_AUTO=/nowhere\nXENDOMAINS_SAVE=/nowhere\nXENDOMAINS_RESTORE=true\n")
-    assert host.list() == {"ready": True, "domains": []}
+    assert host.list() == {"ready": True, "domains": [], "directories": []}
     assert host.run().status == xwd.EXIT_READY
