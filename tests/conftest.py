@@ -232,7 +232,7 @@ class Host:
 
     def xendomains(self) -> xwd.Xendomains:
         """What xendomains does here."""
-        return xwd.Xendomains(str(self.settings), str(self.auto), str(self.save))
+        return xwd.Xendomains(str(self.auto), str(self.save))
 
     def watch(self, pauses: xwd.Pauses | None = None, settings: xwd.Settings | None = None) -> xwd.Watch:
         """What the program looks at here, and with which means, for a test that runs a part of it."""
@@ -803,5 +803,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     monkeypatch.setattr(xwd, "start_new_thread", it.start_new_thread)
     monkeypatch.setattr(xwd.Pauses, "pause", lambda *arguments: it.pause(*arguments))
     monkeypatch.setattr(xwd, "block_events", lambda _: it.events)
+    handlers = {number: signal.getsignal(number) for number in xwd.STOPPING_SIGNALS}
     yield it
     it.end()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
