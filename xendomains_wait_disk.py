@@ -1401,9 +1401,6 @@ class Missing(NamedTuple):
     status: Status
     domains: tuple[str, ...]
 
-    def __str__(self) -> str:
-        return f"{self.path} for {', '.join(self.domains)} ({self.status.reason})"
-
 
 class Snapshot(NamedTuple):
     """What is known of all the guests about to start: the directories, the guests by file, the disks by path."""
@@ -1960,7 +1957,7 @@ class Reporter:
             status = "Everything that the guests need is ready."
         else:
             seconds = time.monotonic() - self._started
-            status = f"Waiting for {in_numbers(missing)}: {some([str(one) for one in missing], 3)}"
+            status = f"Waiting for {in_short(missing)}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
         if status != self._status:
             left = self._started + self._timeout - time.monotonic()
@@ -1978,7 +1975,7 @@ class Reporter:
         guests = some(sorted({domain for one in missing for domain in one.domains}), MAX_NAMES)
         starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
         self._journal.log(ERR, f"{starts} guests will probably not come up: {guests}.")
-        notify(f"STATUS=Timed out waiting for {in_numbers(missing)}: {some([str(one) for one in missing], 3)}")
+        notify(f"STATUS=Timed out waiting for {in_short(missing)}")
 
     def _on_timeout(self) -> Iterator[Message]:
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
@@ -1993,7 +1990,7 @@ class Reporter:
         self._journal.end_progress()
         seconds = time.monotonic() - self._started
         missing = list(self._awaited.values())
-        waiting = f", still waiting for {in_numbers(missing)}: {some([str(m) for m in missing], MAX_NAMES)}"
+        waiting = f", still waiting for {in_short(missing)}"
         name = signal.Signals(number).name
         self._journal.log(WARNING, f"Stopped by {name} after {seconds:.0f} seconds{waiting if missing else ''}.")
 
@@ -2013,6 +2010,12 @@ def in_numbers(missing: Sequence[Missing]) -> str:
     """How much is missing."""
     guests = len({domain for one in missing for domain in one.domains})
     return f"{counted(len(missing), 'disk')} of {counted(guests, 'guest')}"
+
+
+def in_short(missing: Sequence[Missing]) -> str:
+    """How much is missing, and the first of it, on one line."""
+    names = [f"{one.path} for {some(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
+    return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
 
 
 def counted(number: int, noun: str) -> str:
