@@ -122,11 +122,8 @@ def read_up_to(descriptor: int, most: int) -> bytes:
 
 
 def open_regular_file(path: str) -> int:
-    """A descriptor to read the file. Raises OSError, or ConfigError if it is not a regular file.
-
-    xl, too, reads no other. It is looked at before it is opened, because opening a device may do anything (a watchdog
-    starts to count).
-    """
+    """A descriptor to read the file. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
+    # Opening a device may do anything: a watchdog starts to count.
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise ConfigError(f"is {kind_of_file(mode)}, not a regular file")
@@ -205,10 +202,7 @@ TIME_UNITS = {
 
 
 def parse_time_span(text: str) -> float:
-    """Seconds in a time span such as "5min", "90" or "1min 30s" (systemd.time(7)).
-
-    Raises ConfigError if it is not one. "infinity" is refused: a boot must not wait for ever.
-    """
+    """Seconds in a time span such as "5min", "90" or "1min 30s" (systemd.time(7)); raises ConfigError."""
     part = r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]*)"
     parts = re.findall(part, text)
     if not parts or re.sub(part, "", text).strip():
@@ -372,8 +366,7 @@ class Stopped(Exception):
 class Pauses:
     """Where the main thread pauses, and what wakes it.
 
-    A signal only leaves a mark, whatever the program is doing at the moment; here, and nowhere else, the mark raises
-    Stopped.
+    A signal only leaves a mark, whatever the program is doing; here, and nowhere else, the mark raises Stopped.
 
     `paused` is how long it has paused so far: the time that others had to answer. It grows in each pause by no more
     than was meant, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
@@ -490,14 +483,12 @@ def is_absent(path: str) -> bool:
 
 
 def is_debians(path: str) -> bool:
-    """Whether Debian's own xendomains reads these settings, which takes any text in XENDOMAINS_RESTORE for a yes.
-
-    Upstream's reads the same place where Xen was configured for it; its init script only calls a helper program.
-    """
+    """Whether Debian's own xendomains reads these settings, which takes any text in XENDOMAINS_RESTORE for a yes."""
     etc, leaf = os.path.split(os.path.dirname(path))
     if leaf != "default":
         return False
     try:
+        # Upstream may have been configured for the same place; its init script only calls a helper program.
         return b"LIBEXEC_BIN" not in read_file(os.path.join(etc, "init.d", "xendomains"))
     except (OSError, ConfigError):
         return True
@@ -868,11 +859,9 @@ DISK_VDEV_AND_TYPE = r"[a-z0-9]+:[a-z0-9]"
 def parse_disk(specification: str) -> Disk:
     """The disk in one item of an xl.cfg's disk list. Raises ConfigError exactly where xl does.
 
-    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; where several of its rules match, the one
-    that matches most wins.
-
-    Two differences: what is too long for any path or script is refused, and so is a line break, of which xl's scanner
-    makes something else in each rule.
+    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; of its rules the one that matches most wins.
+    Two differences: what is too long for any path or script is refused, and so is a line break, of which each of xl's
+    rules makes something else.
     """
     if len(specification) > MAX_DISK_SPECIFICATION:
         raise ConfigError(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
@@ -1075,16 +1064,9 @@ class HostPaths(NamedTuple):
 
 
 def check_disk(paths: Sequence[str], host: HostPaths) -> Status:
-    """Whether one of the paths is a usable disk; if none is, what the first one lacks.
-
-    May block for as long as a file system does not answer.
-    """
-    statuses = []
-    for path in paths:
-        statuses.append(path_status(path, host))
-        if statuses[-1].state is State.READY:
-            return READY
-    return statuses[0]
+    """Whether one of the paths is a usable disk; if none is, what the first one lacks. May block."""
+    statuses = [path_status(path, host) for path in paths]
+    return READY if READY in statuses else statuses[0]
 
 
 def path_status(path: str, host: HostPaths) -> Status:
@@ -1191,8 +1173,7 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
 def udev_properties(entry: str, host: HostPaths) -> dict[str, str] | None:
     """The properties in an entry of udev's database, such as "b8:0"; nothing while there is no such entry.
 
-    libudev reads the same file, one line a fact, "E:KEY=VALUE" for a property (sd-device.c in systemd). Asking libudev
-    takes longer than all else here.
+    libudev, which takes longer than all else here, reads the same file: "E:KEY=VALUE" is a property (sd-device.c).
     """
     text = attribute(f"{host.run}/udev/data", entry)
     return None if text is None else dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
@@ -1201,8 +1182,7 @@ def udev_properties(entry: str, host: HostPaths) -> dict[str, str] | None:
 def lvm_clones(host: HostPaths) -> list[str]:
     """A sentence for block devices that hold one and the same LVM physical volume, such as a LUN and its clone.
 
-    A logical volume may be missing, or of the wrong one, for that. The paths of a multipath device are one disk and do
-    not count.
+    A logical volume may be missing for that. The paths of a multipath device are one disk and do not count.
     """
     holders: dict[str, list[str]] = {}
     for entry in sorted(os.listdir(f"{host.run}/udev/data")):
@@ -1263,9 +1243,10 @@ class BlockingCalls:
         """
         self.collect()
         keys = {(purpose, path): call for path, call in calls.items()}
-        for key in [key for key in self._answers if key in keys and anew or key not in keys and key[0] == purpose]:
+        stale = [key for key in self._answers if (anew if key in keys else key[0] == purpose)]
+        for key in stale:
             del self._answers[key]
-        new = sorted(keys.keys() - self._asked, key=self._slow.__contains__)
+        new = sorted((key for key in keys if key not in self._asked), key=self._slow.__contains__)
         self._asked.update(new)
         with self._lock:
             self._todo.extend((key, keys[key]) for key in new)
@@ -1373,9 +1354,7 @@ class BlockingCalls:
 
 # --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
 
-# mke2fs(8) makes it in each file system, and the directory may be one of its own.
-LOST_AND_FOUND = "lost+found"
-
+LOST_AND_FOUND = "lost+found"  # mke2fs(8) makes it in each file system, and the directory may be one of its own
 # Nobody needs to wait for the end of these.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -1421,9 +1400,6 @@ class Missing(NamedTuple):
     path: str
     status: Status
     domains: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.path} for {', '.join(self.domains)} ({self.status.reason})"
 
 
 class Snapshot(NamedTuple):
@@ -1720,10 +1696,7 @@ def block_events(host: HostPaths) -> Any:
 
 
 def printable(text: str) -> str:
-    """The text with an escape for whatever a terminal or the journal would not show as it is.
-
-    A file name with control characters must not be able to forge a message.
-    """
+    """The text, escaped where a terminal or the journal would not show it as it is: no name can forge a message."""
     return text if text.isprintable() else "".join(c if c.isprintable() else escaped(c) for c in text)
 
 
@@ -1984,7 +1957,7 @@ class Reporter:
             status = "Everything that the guests need is ready."
         else:
             seconds = time.monotonic() - self._started
-            status = f"Waiting for {in_numbers(missing)}: {some([str(one) for one in missing], 3)}"
+            status = f"Waiting for {in_short(missing)}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
         if status != self._status:
             left = self._started + self._timeout - time.monotonic()
@@ -2002,7 +1975,7 @@ class Reporter:
         guests = some(sorted({domain for one in missing for domain in one.domains}), MAX_NAMES)
         starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
         self._journal.log(ERR, f"{starts} guests will probably not come up: {guests}.")
-        notify(f"STATUS=Timed out waiting for {in_numbers(missing)}: {some([str(one) for one in missing], 3)}")
+        notify(f"STATUS=Timed out waiting for {in_short(missing)}")
 
     def _on_timeout(self) -> Iterator[Message]:
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
@@ -2017,7 +1990,7 @@ class Reporter:
         self._journal.end_progress()
         seconds = time.monotonic() - self._started
         missing = list(self._awaited.values())
-        waiting = f", still waiting for {in_numbers(missing)}: {some([str(m) for m in missing], MAX_NAMES)}"
+        waiting = f", still waiting for {in_short(missing)}"
         name = signal.Signals(number).name
         self._journal.log(WARNING, f"Stopped by {name} after {seconds:.0f} seconds{waiting if missing else ''}.")
 
@@ -2037,6 +2010,12 @@ def in_numbers(missing: Sequence[Missing]) -> str:
     """How much is missing."""
     guests = len({domain for one in missing for domain in one.domains})
     return f"{counted(len(missing), 'disk')} of {counted(guests, 'guest')}"
+
+
+def in_short(missing: Sequence[Missing]) -> str:
+    """How much is missing, and the first of it, on one line."""
+    names = [f"{one.path} for {some(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
+    return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -2173,10 +2152,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 
 
 def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
-    """The level up to which messages are shown, and a sentence for each wrong value in the environment.
-
-    The command line goes before the environment, and that before the file.
-    """
+    """The level up to which messages are shown, and a sentence for each wrong value in the environment."""
     problems = []
     level = settings.log_level
     for name in ("SYSTEMD_LOG_LEVEL", "LOGLEVEL"):
