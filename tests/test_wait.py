@@ -162,10 +162,17 @@ def test_events_are_collected_from_before_the_look_on(
     host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that none can fall between a look and the pause after it."""
-    happened: list[str] = []
-    events, look = xwd.block_events, xwd.check_disk
-    monkeypatch.setattr(xwd, "block_events", lambda paths: happened.append("listens") or events(paths))
-    monkeypatch.setattr(xwd, "check_disk", lambda *arguments: happened.append("looks") or look(*arguments))
+    happened = []
+
+    def block_events(_: xwd.HostPaths) -> None:
+        happened.append("listens")
+
+    def check_disk(*_: object) -> xwd.Status:
+        happened.append("looks")
+        return xwd.Status(xwd.State.MISSING)
+
+    monkeypatch.setattr(xwd, "block_events", block_events)
+    monkeypatch.setattr(xwd, "check_disk", check_disk)
     host.guest("web", host.images / "a")
     clock.wait(host, timeout=1)
     assert happened[:3] == ["looks", "listens", "looks"]
