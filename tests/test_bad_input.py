@@ -107,20 +107,23 @@ def guest_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd
     return found.guests[f"{directory}/bad"]
 
 
+def problem_of(guest: xwd.Guest) -> str:
+    file = guest.domain.source
+    return texts(xwd.problems_of(xwd.Snapshot(guests={file: guest}))[file])
+
+
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in CONFIGURATIONS], ids=[row[0] for row in CONFIGURATIONS])
 def test_in_the_auto_directory(host: Host, make: Callable[[Path], None], error: str) -> None:
     guest = guest_with(host, host.auto, make)
     assert guest.status.state is xwd.State.REFUSED and error in guest.status.reason
-    assert xwd.guest_problems(guest) == [
-        f"{host.auto}/bad: {guest.status.reason}. xl will reject it; not waiting for its disks."
-    ]
+    assert problem_of(guest) == f"{host.auto}/bad: {guest.status.reason}. xl will reject it; not waiting for its disks."
 
 
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
 def test_in_the_directory_of_saved_domains(host: Host, make: Callable[[Path], None], error: str) -> None:
     guest = guest_with(host, host.save, make)
     assert guest.status.state is xwd.State.REFUSED and error in guest.status.reason
-    assert texts(xwd.guest_problems(guest)).startswith(f"{host.save}/bad: {guest.status.reason}. xl will reject it")
+    assert problem_of(guest).startswith(f"{host.save}/bad: {guest.status.reason}. xl will reject it")
 
 
 @as_root
@@ -315,10 +318,10 @@ def test_a_directory_that_will_not_be_read_is_told_of_and_not_waited_for(
     found = snapshot(host.watch())
     assert found.missing() == []
     reason = f"cannot be read: {os.strerror(number)}"
-    assert [xwd.directory_problems(path, directory) for path, directory in found.directories.items()] == [
-        [f"{host.save}: {reason}; not waiting for the guests in it."],
-        [f"{host.auto}: {reason}; not waiting for the guests in it."],
-    ]
+    assert xwd.problems_of(found) == {
+        str(directory): [f"{directory}: {reason}; not waiting for the guests in it."]
+        for directory in (host.save, host.auto)
+    }
 
 
 def test_a_directory_whose_listing_hangs_is_waited_for_until_it_comes(
@@ -418,7 +421,8 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     assert len(directory.files) == 3
     assert directory.files == sorted(directory.files)
     assert directory.warning == "holds more than 3 files; only 3 of them are looked at"
-    assert xwd.directory_problems("/etc/xen/auto", directory) == [f"/etc/xen/auto: {directory.warning}."]
+    problems = xwd.problems_of(xwd.Snapshot({"/etc/xen/auto": directory}))
+    assert problems == {"/etc/xen/auto": [f"/etc/xen/auto: {directory.warning}."]}
     monkeypatch.setattr(xwd, "MAX_FILES", 5)
     assert xwd.list_directory(str(host.auto), "auto") == xwd.Directory(
         "auto", [f"{host.auto}/{name}.cfg" for name in "abcde"]

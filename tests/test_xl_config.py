@@ -27,7 +27,7 @@ def parse(text: str) -> xwd.Domain:
 
 
 def refusal(text: str) -> str:
-    with pytest.raises(xwd.Refusal) as refused:
+    with pytest.raises(xwd.ConfigError) as refused:
         parse(text)
     return str(refused.value)
 
@@ -109,11 +109,13 @@ def test_an_error_names_the_line_and_the_text(text: str, message: str) -> None:
         ("access=x,vdev=xvda,target=/x", "unknown access 'x'"),
         ("specification=vmware,vdev=xvda,target=/x", "unknown specification 'vmware'"),
         ("grant_usage=2,vdev=xvda,target=/x", "unknown grant_usage '2'"),
-        ("colo-port=0,vdev=xvda,target=/x", "no colo-port: '0'"),
+        ("vdev=xvda,target=/a\nb", "has a line break in it; write it without"),
+        ("colo-port=0,vdev=xvda,target=/x", "not a colo-port: '0'"),
     ],
 )
 def test_an_error_in_a_disk_says_what_is_wrong(specification: str, message: str) -> None:
-    assert refusal(f'name="web"\ndisk=["{specification}"]\n').startswith(f"disk '{specification}': {message}")
+    written = specification.replace("\n", "\\n")
+    assert refusal(f'name="web"\ndisk=["{written}"]\n').startswith(f"disk '{specification}': {message}")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_bytes_that_are_no_utf8_reach_the_file_system_unchanged() -> None:
 def test_no_configuration_does_anything_but_be_read_or_refused(text: str) -> None:
     try:
         assert parse(text).source == "/etc/xen/auto/web.cfg"
-    except xwd.Refusal as refused:
+    except xwd.ConfigError as refused:
         assert str(refused)
 
 
@@ -172,7 +174,7 @@ def test_no_configuration_does_anything_but_be_read_or_refused(text: str) -> Non
 def test_no_disk_specification_does_anything_but_be_read_or_refused(text: str) -> None:
     try:
         assert xwd.parse_disk(text) == xwd.parse_disk(text)
-    except xwd.Refusal as refused:
+    except xwd.ConfigError as refused:
         assert str(refused)
 
 

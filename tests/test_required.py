@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from conftest import Host
 
@@ -28,7 +30,7 @@ DRBD = ("/dev/drbd/by-res/r0/0", "/dev/drbd/by-res/r0")
     ],
 )
 def test_a_path_to_wait_for(specification: str, paths: tuple[str, ...]) -> None:
-    assert xwd.wanted(xwd.parse_disk(specification)) == xwd.Wanted(paths)
+    assert xwd.required_by(xwd.parse_disk(specification)) == xwd.Required(paths)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_a_path_to_wait_for(specification: str, paths: tuple[str, ...]) -> None:
     ],
 )
 def test_nothing_to_wait_for(specification: str, reason: str) -> None:
-    assert xwd.wanted(xwd.parse_disk(specification)) == xwd.Wanted(reason=reason)
+    assert xwd.required_by(xwd.parse_disk(specification)) == xwd.Required(reason=reason)
 
 
 def test_guests_with_nothing_to_wait_for_do_not_hold_the_boot(host: Host) -> None:
@@ -60,7 +62,6 @@ def test_guests_with_nothing_to_wait_for_do_not_hold_the_boot(host: Host) -> Non
     host.guest("network", "backendtype=qdisk,vdev=xvda,target=rbd:pool/image")
     result = host.run()
     assert (result.status, result.messages) == (xwd.EXIT_READY, "")
-    assert result.seconds < 2
 
 
 def test_a_relative_target_is_warned_of(host: Host) -> None:
@@ -78,7 +79,8 @@ def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
     host.guest("one", missing)
     host.guest("two", missing)
     messages = host.run("--timeout", "0").messages
-    assert f"still waiting for {missing} for one...\nstill waiting for {missing} for two...\n" in messages
+    for guest in ("one", "two"):
+        assert f"still waiting for {missing} for {guest}... (does not exist)\n" in messages
 
 
 def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,15 +88,14 @@ def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytes
         host.guest(name, host.images / "shared")
     looked = []
 
-    def look_at(paths: tuple[str, ...], kernel: xwd.Kernel) -> xwd.Look:
+    def check_disk(paths: tuple[str, ...], _: xwd.HostPaths) -> xwd.Status:
         looked.append(paths)
         return xwd.READY
 
-    monkeypatch.setattr(xwd, "look_at", look_at)
-    xendomains = xwd.Xendomains(str(host.settings), str(host.auto))
-    survey = xwd.survey(xendomains, xwd.Settings(), xwd.Kernel(), xwd.Scouts(), xwd.Survey(), float("inf"))
+    monkeypatch.setattr(xwd, "check_disk", check_disk)
+    snapshot = xwd.take_snapshot(host.watch(), xwd.Snapshot(), math.inf)
     assert looked == [(str(host.images / "shared"),)]
-    assert survey.missing() == []
+    assert snapshot.missing() == []
 
 
 def test_ignored_domains_are_not_waited_for_and_say_so(host: Host) -> None:
@@ -113,20 +114,20 @@ def test_ignored_disks_are_not_waited_for_and_say_so(host: Host) -> None:
     assert web["state"] == "ready"
 
 
-def wanted_unless_ignored(specification: str, **ignored: tuple[str, ...]) -> xwd.Wanted:
+def required_unless_ignored(specification: str, **ignored: tuple[str, ...]) -> xwd.Required:
     domain = xwd.Domain("web", "/etc/xen/auto/10-web.cfg", "auto")
-    return xwd.wanted_unless_ignored(domain, xwd.parse_disk(specification), xwd.Settings()._replace(**ignored))  # type: ignore[arg-type]
+    return xwd.required_unless_ignored(domain, xwd.parse_disk(specification), xwd.Settings()._replace(**ignored))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pattern", ["web", "w?b", "10-web.cfg", "10-*"])
 def test_a_domain_is_ignored_by_its_name_or_its_files(pattern: str) -> None:
-    want = wanted_unless_ignored("/dev/x,raw,xvda", ignored_domains=("none", pattern))
-    assert want == xwd.Wanted(reason="[ignore] domains names its domain")
+    required = required_unless_ignored("/dev/x,raw,xvda", ignored_domains=("none", pattern))
+    assert required == xwd.Required(reason="[ignore] domains names its domain")
 
 
 @pytest.mark.parametrize("pattern", ["r0", "/dev/drbd/by-res/r0", "/dev/drbd/by-res/r0/0", "/dev/drbd/*"])
 def test_a_disk_is_ignored_by_its_target_or_any_of_its_paths(pattern: str) -> None:
-    assert wanted_unless_ignored("drbd:r0,xvda,w", ignored_disks=("none", pattern)) == xwd.Wanted(
+    assert required_unless_ignored("drbd:r0,xvda,w", ignored_disks=("none", pattern)) == xwd.Required(
         reason="[ignore] disks names it"
     )
 
@@ -134,7 +135,7 @@ def test_a_disk_is_ignored_by_its_target_or_any_of_its_paths(pattern: str) -> No
 @pytest.mark.parametrize("pattern", ["", "we", "WEB", "/etc/xen/auto/10-web.cfg", "drbd"])
 def test_what_no_pattern_matches_is_not_ignored(pattern: str) -> None:
     ignored = {"ignored_domains": (pattern,), "ignored_disks": (pattern,)}
-    assert wanted_unless_ignored("drbd:r0,xvda,w", **ignored) == xwd.Wanted(DRBD)
+    assert required_unless_ignored("drbd:r0,xvda,w", **ignored) == xwd.Required(DRBD)
 
 
 def test_a_link_that_dangles_can_be_ignored_by_its_name(host: Host) -> None:
