@@ -6,28 +6,27 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Host, as_root, attached, finish, loop_device, run_quietly, wait_until
+from conftest import Host, as_root, attached, loop_device, run_quietly, sparse, wait_until, waiting
 
 import xendomains_wait_disk as xwd
 
-NO_UDEV = xwd.Kernel(run_udev="/nowhere")
+NO_UDEV = xwd.HostPaths(run="/nowhere")
 
 
-def look(path: Path, kernel: xwd.Kernel = NO_UDEV) -> xwd.Look:
-    return xwd.look_at_path(str(path), kernel)
+def look(path: Path, host: xwd.HostPaths = NO_UDEV) -> xwd.Status:
+    return xwd.path_status(str(path), host)
 
 
-def not_ready(reason: str) -> xwd.Look:
-    return xwd.Look(xwd.State.NOT_READY, reason)
+def not_ready(reason: str) -> xwd.Status:
+    return xwd.Status(xwd.State.NOT_READY, reason)
 
 
-def missing(reason: str) -> xwd.Look:
-    return xwd.Look(xwd.State.MISSING, reason)
+def missing(reason: str) -> xwd.Status:
+    return xwd.Status(xwd.State.MISSING, reason)
 
 
 def test_a_regular_file_is_ready(tmp_path: Path) -> None:
@@ -89,21 +88,21 @@ def test_a_character_device_is_not_ready() -> None:
 def test_a_link_loop_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    assert look(tmp_path / "a") == not_ready("cannot be looked at: Too many levels of symbolic links")
+    assert look(tmp_path / "a") == not_ready("cannot be checked: Too many levels of symbolic links")
 
 
 def test_a_path_that_is_too_long_is_not_ready(tmp_path: Path) -> None:
-    assert look(tmp_path / ("x" * 300)) == not_ready("cannot be looked at: File name too long")
+    assert look(tmp_path / ("x" * 300)) == not_ready("cannot be checked: File name too long")
 
 
 def test_a_path_with_a_nul_byte_is_not_ready() -> None:
-    assert "cannot be looked at" in look(Path("/dev/x\0y")).reason
+    assert "cannot be checked" in look(Path("/dev/x\0y")).reason
 
 
 def test_of_several_paths_one_is_enough(tmp_path: Path) -> None:
     (tmp_path / "old").touch()
-    assert xwd.look_at((str(tmp_path / "new"), str(tmp_path / "old")), NO_UDEV) == xwd.READY
-    assert xwd.look_at((str(tmp_path / "new"), str(tmp_path / "no")), NO_UDEV) == missing("does not exist")
+    assert xwd.check_disk((str(tmp_path / "new"), str(tmp_path / "old")), NO_UDEV) == xwd.READY
+    assert xwd.check_disk((str(tmp_path / "new"), str(tmp_path / "no")), NO_UDEV) == missing("does not exist")
 
 
 class Machine:
@@ -113,8 +112,9 @@ class Machine:
 
     def __init__(self, root: Path) -> None:
         self.sys = root / "sys"
-        self.run_udev = root / "run" / "udev"
-        self.run_udev.mkdir(parents=True)
+        self.run = root / "run"
+        self.database = self.run / "udev" / "data"
+        self.database.mkdir(parents=True)
 
     def device(self, name: str, size: int = 2048, number: str = "259:77", **attributes: str) -> None:
         directory = self.sys / "devices" / name
@@ -127,17 +127,16 @@ class Machine:
         link.symlink_to(directory)
 
     def udev(self, *properties: str, finished: bool = True, number: str = "259:77") -> None:
-        (self.run_udev / "control").touch()
+        (self.run / "udev" / "control").touch()
         if finished:
-            database = self.run_udev / "data" / f"b{number}"
-            database.parent.mkdir(exist_ok=True)
-            database.write_text("".join(["S:disk/by-id/x\n", "I:1234\n", *(f"E:{p}\n" for p in properties), "V:1\n"]))
+            lines = ["S:disk/by-id/x\n", "I:1234\n", *(f"E:{p}\n" for p in properties), "V:1\n"]
+            (self.database / f"b{number}").write_text("".join(lines))
 
-    def kernel(self) -> xwd.Kernel:
-        return xwd.Kernel(str(self.sys), str(self.run_udev))
+    def paths(self) -> xwd.HostPaths:
+        return xwd.HostPaths(str(self.sys), str(self.run))
 
-    def look(self) -> xwd.Look:
-        return xwd.look_at_block_device(self.NUMBER, self.kernel())
+    def look(self) -> xwd.Status:
+        return xwd.check_block_device(self.NUMBER, self.paths())
 
 
 @pytest.fixture
@@ -206,27 +205,25 @@ def test_a_device_that_udev_has_finished_with_is_ready(machine: Machine) -> None
     assert machine.look() == xwd.READY
 
 
-def test_libudev_is_not_asked_about_what_its_database_calls_ready(machine: Machine) -> None:
+def test_a_device_whose_programs_udev_still_runs_is_not_ready(machine: Machine) -> None:
+    """systemd 256 and newer write the entry before that."""
     machine.device("sda")
-    machine.udev("ID_FS_TYPE=ext4")
-    kernel = xwd.Kernel(str(machine.sys), str(machine.run_udev), lambda _: pytest.fail("it was asked"))
-    assert xwd.look_at_block_device(machine.NUMBER, kernel) == xwd.READY
+    machine.udev("ID_PROCESSING=1", "ID_FS_TYPE=ext4")
+    assert machine.look() == not_ready("udev has not finished with it")
 
 
-def test_libudev_has_the_last_word_on_what_its_database_calls_not_ready(machine: Machine) -> None:
+def test_a_device_whose_programs_udev_has_run_is_ready(machine: Machine) -> None:
     machine.device("sda")
-    machine.udev("SYSTEMD_READY=0")
-    known: dict[int, dict[str, str]] = {machine.NUMBER: {"SYSTEMD_READY": "1"}}
-    kernel = xwd.Kernel(str(machine.sys), str(machine.run_udev), known.get)
-    assert xwd.look_at_block_device(machine.NUMBER, kernel) == xwd.READY
-    known.clear()
-    assert xwd.look_at_block_device(machine.NUMBER, kernel) == not_ready("udev has not finished with it")
+    machine.udev("ID_PROCESSING=0", "ID_FS_TYPE=ext4")
+    assert machine.look() == xwd.READY
 
 
-def test_what_udev_says_is_read_to_its_end(machine: Machine) -> None:
+def test_what_udev_says_is_read_up_to_a_limit(machine: Machine) -> None:
     machine.device("sda")
-    machine.udev(*(f"KEY_{number}={'x' * 1000}" for number in range(200)), "SYSTEMD_READY=0")
+    machine.udev(*(f"KEY_{number}={'x' * 1000}" for number in range(60)), "SYSTEMD_READY=0")
     assert machine.look() == not_ready("udev says that it is not ready (SYSTEMD_READY=0)")
+    sparse(machine.database / "b259:77")
+    assert machine.look() == xwd.READY
 
 
 def test_a_device_that_udev_calls_not_ready_is_not(machine: Machine) -> None:
@@ -255,11 +252,13 @@ def test_an_opened_crypt_volume_with_content_is_ready_when_udev_says_so(machine:
 
 
 def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> None:
-    database = machine.run_udev / "data" / "b259:77"
-    database.parent.mkdir()
-    database.write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\n")
-    properties = xwd.read_udev_database(machine.NUMBER, str(machine.run_udev))
+    (machine.database / "b259:77").write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\nQ:tag\n")
+    properties = xwd.udev_properties("b259:77", machine.paths())
     assert properties == {"ID_MODEL": "a=b ", "ID_SERIAL": "\ufffd", "EMPTY": ""}
+
+
+def test_of_a_device_that_udev_does_not_know_there_are_no_properties(machine: Machine) -> None:
+    assert xwd.udev_properties("b259:77", machine.paths()) is None
 
 
 def test_a_loop_device_whose_file_has_a_name_that_is_no_utf8_is_ready(machine: Machine) -> None:
@@ -281,6 +280,7 @@ def test_a_crypt_volume_that_is_being_made_is_not_ready(machine: Machine) -> Non
 
 
 @as_root
+@pytest.mark.xdist_group("loop")
 def test_a_loop_device_becomes_ready_with_a_file_behind_it(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
@@ -292,6 +292,7 @@ def test_a_loop_device_becomes_ready_with_a_file_behind_it(tmp_path: Path) -> No
 
 
 @as_root
+@pytest.mark.xdist_group("loop")
 def test_a_loop_device_of_size_0_is_not_ready(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.touch()
@@ -312,69 +313,56 @@ def test_an_error_in_sysfs_is_told_of(machine: Machine, tmp_path: Path) -> None:
     size.unlink()
     size.mkdir()  # opens, and cannot be read
     os.mknod(tmp_path / "node", stat.S_IFBLK | 0o600, Machine.NUMBER)
-    kernel = xwd.Kernel(str(machine.sys), str(machine.run_udev))
-    assert look(tmp_path / "node", kernel) == not_ready("cannot be looked at: Is a directory")
-
-
-@pytest.mark.usefixtures("no_pyudev")
-def test_without_pyudev_there_is_nobody_to_ask_but_the_database() -> None:
-    assert xwd.pyudev_lookup() is None
-
-
-def test_libudev_knows_nothing_of_a_device_that_is_gone() -> None:
-    pytest.importorskip("pyudev", reason="pyudev is not installed")
-    lookup = xwd.pyudev_lookup()
-    assert lookup and lookup(Machine.NUMBER) is None
+    host = machine.paths()
+    assert look(tmp_path / "node", host) == not_ready("cannot be checked: Is a directory")
 
 
 @as_root
 @pytest.mark.usefixtures("udev")
-def test_reading_udevs_database_tells_what_libudev_tells(tmp_path: Path) -> None:
+@pytest.mark.xdist_group("loop")
+def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
     pyudev = pytest.importorskip("pyudev", reason="pyudev is not installed")
-    lookup = xwd.pyudev_lookup()
-    assert lookup
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
-    with attached(loop_device(), image):
+    run_quietly("mkswap", "--label", "läbel", image)
+    with attached(loop_device(), image) as device:
         run_quietly("udevadm", "settle")
-        numbers = [d.device_number for d in pyudev.Context().list_devices(subsystem="block")]
-        assert numbers
-        for number in numbers:
-            read, asked = xwd.read_udev_database(number, "/run/udev"), lookup(number)
-            assert (read is None) == (asked is None)
-            assert read is None or asked is None or read.items() <= asked.items()
+        number = device.stat().st_rdev
+        properties = xwd.udev_properties(f"b{os.major(number)}:{os.minor(number)}", xwd.HostPaths())
+        seen = dict(pyudev.Devices.from_device_number(pyudev.Context(), "block", number).properties)
+    assert properties and properties.items() <= seen.items()
+    # libudev adds what is on other lines, and what the kernel says.
+    assert {name for name in seen if name.startswith(("ID_", "DM_", "SYSTEMD_"))} <= properties.keys()
+    assert properties["ID_FS_TYPE"] == "swap"
 
 
 @as_root
 @pytest.mark.usefixtures("udev")
-@pytest.mark.parametrize("ask", [xwd.pyudev_lookup, lambda: None], ids=["pyudev", "database"])
-def test_with_udev_a_loop_device_becomes_ready(tmp_path: Path, ask: Callable[[], xwd.UdevLookup | None]) -> None:
-    kernel = xwd.Kernel(udev=ask())
-    assert kernel.udev_runs()
+@pytest.mark.xdist_group("loop")
+def test_with_udev_a_loop_device_becomes_ready(tmp_path: Path) -> None:
+    host = xwd.HostPaths()
+    assert host.udev_runs()
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     device = loop_device()
-    assert look(device, kernel).state is xwd.State.NOT_READY
+    assert look(device, host).state is xwd.State.NOT_READY
     with attached(device, image):
-        wait_until(lambda: look(device, kernel) == xwd.READY)
+        wait_until(lambda: look(device, host) == xwd.READY)
 
 
 @as_root
 @pytest.mark.usefixtures("udev")
-def test_a_loop_device_that_becomes_ready_ends_the_wait_before_the_next_look_is_due(host: Host) -> None:
+@pytest.mark.xdist_group("loop")
+def test_a_loop_device_that_becomes_ready_ends_the_wait_before_the_next_look_is_due(host: Host, tmp_path: Path) -> None:
     pytest.importorskip("pyudev", reason="pyudev is not installed")
-    host.configure("[polling]\nfirst = 20s\nlongest = 20s\n")
-    image = host.image("image")
+    host.configure("[polling]\nfirst = 1h\nlongest = 1h\n")
+    image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     device = loop_device()
     host.guest("web", device)
-    started = time.monotonic()
-    process = host.start("--timeout", "15")
-    time.sleep(1.5)
-    with attached(device, image):
-        result = finish(process, started)
+    with waiting(host, "--timeout", "2h") as running, attached(device, image):
+        result = running.end()
     assert result.status == xwd.EXIT_READY
-    assert result.seconds < 5
     assert f"disk {device} found (after " in result.messages
 
 
@@ -382,15 +370,28 @@ def test_disks_with_the_same_lvm_identifier_are_clones(machine: Machine) -> None
     for number, name, uuid in [("8:0", "sda", "one"), ("8:16", "sdb", "one"), ("8:32", "sdc", "other")]:
         machine.device(name, number=number)
         machine.udev("ID_FS_TYPE=LVM2_member", f"ID_FS_UUID={uuid}", number=number)
-    assert xwd.lvm_clones(machine.kernel()) == [["sda", "sdb"]]
+    assert xwd.lvm_clones(machine.paths()) == [
+        "sda and sdb hold the same LVM physical volume, as a disk and its clone do. LVM takes one of them or none. "
+        "Detach the clone, or give it identifiers of its own (vgimportclone(8))."
+    ]
 
 
 def test_the_paths_of_a_multipath_device_are_no_clones(machine: Machine) -> None:
     for number, name, more in [("8:0", "sda", "DM_MULTIPATH_DEVICE_PATH=1"), ("254:0", "dm-0", "DM_NAME=mpatha")]:
         machine.device(name, number=number)
         machine.udev("ID_FS_TYPE=LVM2_member", "ID_FS_UUID=one", more, number=number)
-    assert xwd.lvm_clones(machine.kernel()) == []
+    assert xwd.lvm_clones(machine.paths()) == []
 
 
-def test_without_udev_no_clones_are_known(machine: Machine) -> None:
-    assert xwd.lvm_clones(machine.kernel()) == []
+@pytest.mark.parametrize("name", ["b8:0\n", "b8:0000000000", "c8:0", "+dm:x", "b8:x", "b"])
+def test_what_is_not_a_block_device_in_udevs_database_is_no_clone(machine: Machine, name: str) -> None:
+    machine.device("sda", number="8:16")
+    machine.udev("ID_FS_TYPE=LVM2_member", "ID_FS_UUID=one", number="8:16")
+    (machine.database / name).write_bytes((machine.database / "b8:16").read_bytes())
+    os.mkfifo(machine.database / "n1")
+    assert xwd.lvm_clones(machine.paths()) == []
+
+
+def test_an_entry_without_properties_is_no_clone(machine: Machine) -> None:
+    (machine.database / "b8:0").touch()
+    assert xwd.lvm_clones(machine.paths()) == []

@@ -122,9 +122,9 @@ def test_escapes_are_read_as_xl_reads_them(oracle: Oracle, escape: str) -> None:
 
 SPECIFICATIONS = (
     "vdev=xvda,target=/x,", "vdev=xvda,target=/x,,", "vdev=xvda,target=,", "colour=,vdev=xvda,target=/x",
-    "colour=,,xvda", "colour=", "colour=x", "vdev=,target=/x", "vdev=", "/x=y,raw,xvda", "a=b=c,raw,xvda", ",hdc:cdrom", ",a:hdc:cdrom", ",hdc:cdrom,r",
-    ",hdc:cdrom,r,r", ",hdc:cdrom,ro,x", ",hdc:", ",:cdrom", "/x,raw,xvda,w,w", "/x,,xvda,,", "phy:/x,xvda,w",
-    "phy:/x,hdc:cdrom,r", "new:a,xvda", "new:,xvda",
+    "colour=,,xvda", "colour=", "colour=x", "vdev=,target=/x", "vdev=", "/x=y,raw,xvda", "a=b=c,raw,xvda",
+    ",hdc:cdrom", ",a:hdc:cdrom", ",hdc:cdrom,r", ",hdc:cdrom,r,r", ",hdc:cdrom,ro,x", ",hdc:", ",:cdrom",
+    "/x,raw,xvda,w,w", "/x,,xvda,,", "phy:/x,xvda,w", "phy:/x,hdc:cdrom,r", "new:a,xvda", "new:,xvda",
 )  # fmt: skip
 
 
