@@ -549,8 +549,11 @@ class FuseServer(Thread):
             number, body = 0, self._answer(operation, node, request[40:])
         except OSError as error:
             number, body = -(error.errno or errno.EIO), b""
-        delay = 0.0 if operation == self.INIT else self._delay
-        self.pending.append((time.monotonic() + delay, struct.pack("=IiQ", 16 + len(body), number, unique) + body))
+        answer = struct.pack("=IiQ", 16 + len(body), number, unique) + body
+        if operation == self.INIT:
+            os.write(self._fuse, answer)  # before that, the kernel asks for nothing
+        else:
+            self.pending.append((time.monotonic() + self._delay, answer))
 
     def _answer(self, operation: int, node: int, body: bytes) -> bytes:
         if operation == self.INIT:
