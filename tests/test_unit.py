@@ -68,7 +68,7 @@ def test_it_runs_again_each_time_xendomains_starts() -> None:
 
 def test_its_timeout_is_longer_than_what_comes_before_the_first_look() -> None:
     (timeout,) = settings()["TimeoutStartSec"]
-    assert xwd.parse_time_span(timeout) > xwd.SOURCING_LIMIT * 2
+    assert xwd.parse_time_span(timeout) > xwd.MAX_SOURCING + xwd.MAX_FIRST_LOOK + 30
     assert settings()["NotifyAccess"] == ["main"]
 
 
@@ -118,9 +118,17 @@ def test_it_still_sees_what_it_has_to() -> None:
     unit = settings()
     # Home directories of others, the disks themselves, images in temporary directories.
     assert unit["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
-    assert unit["BindReadOnlyPaths"] == ["/dev", "-/tmp", "-/var/tmp"]
+    assert unit["BindReadOnlyPaths"][:3] == ["/dev", "-/tmp", "-/var/tmp"]
     assert unit["ProtectHome"] == ["read-only"]
     assert unit["ReadOnlyPaths"] == ["/run"]
     # The journal and sd_notify, udev's events.
     assert set(unit["RestrictAddressFamilies"]) == {"AF_UNIX", "AF_NETLINK"}
     assert not {"PrivateNetwork", "PrivateUsers", "User", "DynamicUser", "RootDirectory"} & set(unit)
+
+
+def test_of_what_systemd_listens_on_it_sees_only_what_it_speaks_to() -> None:
+    unit = settings()
+    assert unit["TemporaryFileSystem"] == ["/run/systemd:ro"]
+    assert unit["BindReadOnlyPaths"][3:] == [f"-{xwd.JOURNAL_SOCKET}", "-/run/systemd/notify"]
+    assert unit["InaccessiblePaths"] == ["-/run/dbus", "-/run/initctl", "-/run/udev/control"]
+    assert unit["PrivateIPC"] == ["yes"]

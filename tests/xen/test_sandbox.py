@@ -9,6 +9,9 @@ from functools import cache
 import pytest
 from xenhost import HERE, Boot, Guest, Host
 
+# What has this key outside is another one inside, or none.
+SHARED_MEMORY = 0x70726F62
+
 # As bits of /proc/self/status; see linux/capability.h.
 CAP_DAC_READ_SEARCH = 1 << 2
 
@@ -25,6 +28,9 @@ HOST = Host(
         chmod 0700 /home/kim
         chmod 0600 /home/kim/image
     """,
+    # It outlives who made it.
+    early=f"python3 -c 'import ctypes; ctypes.CDLL(None).shmget({SHARED_MEMORY}, 4096, 0o1600)'",
+    after="ipcs --shmems >/scenario/report/shared-memory",
     files={
         "/scenario/probe": (HERE / "dom0" / "probe").read_text(),
         "/etc/systemd/system/xendomains-wait-disk.service.d/probe.conf": "[Service]\nExecStartPre=/scenario/probe\n",
@@ -77,7 +83,27 @@ def test_it_has_no_network(boot: Boot) -> None:
         "reboot",
         "become another user",
         "give a file away",
+        "have systemd run a command",
+        "ask systemd by D-Bus",
+        "set the environment of systemd",
+        "tell init to change the runlevel",
+        "control udev",
+        "see what systemd does",
+        "use System V IPC of the host",
     ],
 )
 def test_it_cannot(boot: Boot, attempt: str) -> None:
     assert found(boot)[attempt] in ("EPERM", "EACCES", "EROFS", "ENOENT")
+
+
+def test_of_what_systemd_listens_on_it_can_speak_to_the_journal_and_tell_how_it_is(boot: Boot) -> None:
+    assert found(boot)["sockets of systemd"] == "/run/systemd/journal/socket, /run/systemd/notify"
+
+
+def test_the_shared_memory_that_it_does_not_see_is_there(boot: Boot) -> None:
+    assert f"{SHARED_MEMORY:#010x}" in boot.text("shared-memory")
+
+
+def test_it_can_send_signals_to_systemd(boot: Boot) -> None:
+    """The one door that cannot be closed; the unit says why. If this fails, it can be."""
+    assert found(boot)["send signals to systemd"] == "done"
