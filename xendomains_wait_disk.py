@@ -93,6 +93,10 @@ class ConfigError(ValueError):
     """A file or a value cannot be used; the text says why, in words that follow the name of the file or key."""
 
 
+class Unsupported(ConfigError):
+    """The same, though xl would take it."""
+
+
 def quoted(text: str) -> str:
     """Text from a file, cut to what fits into a message."""
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
@@ -109,7 +113,7 @@ def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
     finally:
         os.close(descriptor)
     if len(content) > most:
-        raise ConfigError(f"is too large for a configuration: more than {most} bytes")
+        raise Unsupported(f"is too large for a configuration: more than {most} bytes")
     return content
 
 
@@ -425,6 +429,7 @@ class Xendomains(NamedTuple):
 
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
+    warning: str = ""  # a sentence about its settings
 
 
 # Where Xen's own settings file puts them.
@@ -453,11 +458,12 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
     if path is None:
-        return None, [f"None of {', '.join(settings.xendomains)} exists, so xendomains starts no guests."]
+        return None, [f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests."]
     problems = []
+    warning = ""
     try:
         if distrust := why_not_trusted(path, os.stat(path)):
-            problems.append(f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count.")
+            warning = f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count."
         read_file(path)
         complaint, auto, save, restore = source_xendomains(path, pauses, limit)
     except (OSError, ConfigError) as error:
@@ -470,7 +476,8 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
     restores = restore != "" if is_debians(path) else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
-    return Xendomains(*(directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))), problems
+    auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
+    return Xendomains(auto, save, warning), problems
 
 
 def is_absent(path: str) -> bool:
@@ -747,7 +754,7 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
         try:
             disks.append(parse_disk(specification))
         except ConfigError as error:
-            raise ConfigError(f"disk {quoted(specification)}: {error} (the list ends in line {line})") from None
+            raise type(error)(f"disk {quoted(specification)}: {error} (the list ends in line {line})") from None
     return Domain(name, source, kind, tuple(disks))
 
 
@@ -783,7 +790,7 @@ def saved_configuration(descriptor: int) -> tuple[str, bool]:
     if size > optional - 4:
         raise ConfigError(f"claims {size} bytes of configuration in {optional} bytes of optional data")
     if size > MAX_CONFIGURATION:
-        raise ConfigError(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
+        raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
     configuration = read_up_to(descriptor, size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
@@ -798,7 +805,7 @@ def domain_from_json(text: str, source: str, kind: str) -> Domain:
     for mark in re.findall(r'"(?:[^"\\]|\\.)*"|[][{}]', text):
         depth += (mark in "[{") - (mark in "]}")
         if depth > MAX_JSON_DEPTH:
-            raise ConfigError("holds JSON that is nested too deep")
+            raise Unsupported("holds JSON that is nested too deep")
     try:
         config = json.loads(text)
         name = config["c_info"]["name"]
@@ -864,9 +871,9 @@ def parse_disk(specification: str) -> Disk:
     rules makes something else.
     """
     if len(specification) > MAX_DISK_SPECIFICATION:
-        raise ConfigError(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
+        raise Unsupported(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
     if "\n" in specification:
-        raise ConfigError("has a line break in it; write it without")
+        raise Unsupported("has a line break in it; write it without")
     words = DiskWords()
     rest = specification
     while rest := rest.lstrip(" \t"):
@@ -1040,6 +1047,7 @@ class State(Enum):
     NOT_READY = "not-ready"
     SKIPPED = "skipped"
     REFUSED = "refused"  # a configuration that xl will reject
+    UNREADABLE = "unreadable"  # a configuration or directory that cannot be read, now or later
 
 
 class Status(NamedTuple):
@@ -1492,7 +1500,13 @@ def status_of_unreadable(path: str, error: OSError) -> Status | None:
     if isinstance(error, FileNotFoundError):
         return Status(State.MISSING, why_missing(path)) if os.path.islink(path) else None
     lasts = error.errno in LASTING_ERRORS
-    return Status(State.REFUSED if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
+    return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
+
+
+def status_of_rejected(error: Exception) -> Status:
+    """How a configuration is that was read, and is not one."""
+    refused = isinstance(error, ConfigError) and not isinstance(error, Unsupported)
+    return Status(State.REFUSED if refused else State.UNREADABLE, error_text(error))
 
 
 def read_guests(
@@ -1530,7 +1544,7 @@ def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest |
         status = Status(State.NOT_READY, error_text(answer))
         guest = before._replace(status=status, signature=())
     else:
-        status = answer if isinstance(answer, Status) else Status(State.REFUSED, error_text(answer))
+        status = answer if isinstance(answer, Status) else status_of_rejected(answer)
         guest = unread_guest(before.domain.source, before.domain.kind)._replace(status=status)
     if guest.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
         return guest._replace(status=Status(State.SKIPPED, "[ignore] domains names its file"))
@@ -1555,6 +1569,8 @@ def read_text(path: str, kind: str, signature: tuple[int, ...]) -> Text | Status
             return Text(now, os.fsdecode(read_file(path)), warning=warning)
         descriptor = open_regular_file(path)
         try:
+            if os.pread(descriptor, len(SAVED_PREFIX), 0) != SAVED_PREFIX:
+                return None  # xendomains passes it over
             return Text(now, *saved_configuration(descriptor), warning)
         finally:
             os.close(descriptor)
@@ -1567,7 +1583,7 @@ def parse_guest(path: str, kind: str, text: Text, settings: Settings) -> Guest:
     try:
         domain = (domain_from_json if text.is_json else domain_from_xl_config)(text.text, path, kind)
     except ConfigError as error:
-        return Guest(Domain(os.path.basename(path), path, kind), Status(State.REFUSED, str(error)), text.signature)
+        return Guest(Domain(os.path.basename(path), path, kind), status_of_rejected(error), text.signature)
     warnings = [f"{text.warning}; xl uses it all the same"] if text.warning else []
     warnings += [
         f"the target '{disk.target}' of disk {disk.vdev} is relative; libxl looks for /{disk.target}"
@@ -1873,6 +1889,7 @@ class Reporter:
         """Says what is new since the last snapshot."""
         now = time.monotonic()
         before, self._awaited = self._awaited, {one.path: one for one in snapshot.missing()}
+        self._journal.log(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}.")
         self._log(WARNING, self._on_problems(snapshot))
         self._log(WARNING, self._on_ends(before, snapshot))
         if now >= self._reminder:
@@ -2034,12 +2051,15 @@ def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     problems = {}
     for path, directory in snapshot.directories.items():
         problems[path] = [f"{path}: {directory.warning}."] if directory.warning else []
-        if directory.status.state is State.REFUSED:
+        if directory.status.state is State.UNREADABLE:
             problems[path].append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
     for file, guest in snapshot.guests.items():
         problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
-        if guest.status.state is State.REFUSED:
-            problems[file] = [f"{file}: {guest.status.reason}. xl will reject it; not waiting for its disks."]
+        if guest.status.state in (State.REFUSED, State.UNREADABLE):
+            rejected = " xl will reject it;" if guest.status.state is State.REFUSED else ""
+            problems[file] = [
+                f"{file}: {guest.status.reason}.{rejected or ' It is ignored;'} not waiting for its disks."
+            ]
     return problems
 
 
@@ -2186,6 +2206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         journal.log(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None:
         return EXIT_NO_XENDOMAINS
+    if xendomains.warning:
+        journal.log(WARNING, xendomains.warning, MESSAGE_ID=MESSAGE_SETTINGS)
 
     watch = Watch(xendomains, settings, BlockingCalls(pauses), BlockingCalls(pauses, threads=1))
     if options.command == "wait":
@@ -2237,7 +2259,7 @@ def log_what_is_wrong(snapshot: Snapshot, journal: Journal, problems: Sequence[s
         show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
     statuses = [guest.status for guest in snapshot.guests.values()]
     statuses += [directory.status for directory in snapshot.directories.values()]
-    refused = any(status.state is State.REFUSED for status in statuses)
+    refused = any(status.state in (State.REFUSED, State.UNREADABLE) for status in statuses)
     return EXIT_USAGE if problems or refused else EXIT_READY
 
 
