@@ -40,5 +40,14 @@ def test_the_wait_lasts_until_the_array_starts(boot: Boot) -> None:
 
 
 def test_it_is_told(boot: Boot) -> None:
-    assert boot.said(r"still waiting for /dev/md127 for by-node\.\.\.")
+    assert boot.said(r"still waiting for /dev/md127 for by-node\.\.\. \(.+\)")
     assert boot.said(r"disk /dev/md127 found \(after \d+ seconds\)")
+
+
+def test_the_journal_has_it_in_fields(boot: Boot) -> None:
+    waiting = boot.entry(r"still waiting for /dev/md127 for by-node\.\.\. .*")
+    assert (waiting["DISK"], waiting["DOMAIN"], waiting["PRIORITY"]) == ("/dev/md127", "by-node", "4")
+    assert waiting["STATE"] in ("missing", "not-ready")
+    assert waiting["MESSAGE"].endswith(f" ({waiting['REASON']})")
+    found = boot.entry(r"disk /dev/md127 found .*")
+    assert (found["DISK"], found["DOMAIN"], found["STATE"]) == ("/dev/md127", "by-node", "ready")

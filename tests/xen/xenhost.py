@@ -227,6 +227,14 @@ class Boot:
         """Whether a message of our program, whole, is as the pattern says."""
         return any(re.fullmatch(pattern, message) for message in self.messages())
 
+    def entry(self, pattern: str) -> dict[str, Any]:
+        """The first message of our program that is as the pattern says, with its fields in the journal."""
+        return next(
+            entry
+            for entry in self._journal
+            if entry.get("SYSLOG_IDENTIFIER") == "xendomains-wait-disk" and re.fullmatch(pattern, entry["MESSAGE"])
+        )
+
     def console(self, guest: str) -> str:
         """What a guest wrote on its console."""
         return self._report.get(f"xen/console/guest-{guest}.log", b"").decode(errors="replace")
