@@ -664,7 +664,7 @@ class Clock:
         self._changed = Condition()
         self._threads = 0
         self._hanging: set[Hang] = set()
-        self._messages = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self.messages = tempfile.TemporaryFile("a+", encoding="utf-8")  # noqa: SIM115
         self.threads_started = 0
         self.events = Events()
 
@@ -738,13 +738,13 @@ class Clock:
     @property
     def said(self) -> str:
         """What wait() has said so far."""
-        return os.pread(self._messages.fileno(), 1 << 20, 0).decode()
+        return os.pread(self.messages.fileno(), 1 << 24, 0).decode()
 
     def wait(self, host: Host, timeout: float = 300.0) -> Result:
         """The wait on this host, with its settings and this timeout, run to its end."""
         settings = xwd.read_settings(str(host.conf))[0]._replace(timeout=timeout)
         pauses = xwd.Pauses()
-        journal = xwd.Journal(settings.log_level, self._messages)
+        journal = xwd.Journal(settings.log_level, self.messages)
         status = xwd.wait_for_disks(host.watch(pauses, settings), journal, pauses, self.now)
         return Result(status, "", self.said)
 
@@ -752,7 +752,7 @@ class Clock:
         """Lets all calls come back."""
         for hang in list(self._hanging):
             hang.release()
-        self._messages.close()
+        self.messages.close()
         self.events.close()
 
 

@@ -7,14 +7,26 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
-from conftest import MODULE, Host, clean_environment, finish, wait_until
+from conftest import (
+    CAP,
+    MODULE,
+    Clock,
+    Host,
+    Receiver,
+    Running,
+    full_pipe,
+    program_with,
+    wait_until,
+)
 
 import xendomains_wait_disk as xwd
 
@@ -32,6 +44,7 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
                 "source": str(saved),
                 "kind": "saved",
                 "error": None,
+                "refused": False,
                 "disks": [disk("xvda", host.images / "c", "ready", None)],
             },
             {
@@ -39,6 +52,7 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
                 "source": str(host.auto / "web.cfg"),
                 "kind": "auto",
                 "error": None,
+                "refused": False,
                 "disks": [
                     disk("xvda", host.images / "a", "ready", None),
                     disk("xvdb", host.images / "b", "missing", "does not exist"),
@@ -57,9 +71,11 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
                 "source": str(broken),
                 "kind": "auto",
                 "error": "line 3: syntax error near the end of the file, expected , or ]",
+                "refused": True,
                 "disks": [],
             },
         ],
+        "directories": [],
     }
 
 
@@ -73,6 +89,18 @@ def test_a_link_that_dangles_is_shown_as_something_to_wait_for(host: Host) -> No
     assert answer["ready"] is False
     assert answer["domains"][0]["error"] == "is a link to /nowhere/web.cfg, which does not exist"
     assert re.search(r"^web.cfg +auto +- +\S+/web.cfg +missing +is a link to", host.run("list").output, re.M)
+
+
+def test_a_directory_that_cannot_be_read_yet_is_shown_as_one(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to("/nowhere")
+    reason = "is a link to /nowhere, which does not exist"
+    assert host.list() == {
+        "ready": False,
+        "domains": [],
+        "directories": [{"path": str(host.auto), "kind": "auto", "state": "missing", "reason": reason}],
+    }
+    assert re.search(rf"^- +auto +- +{host.auto} +missing +{reason}$", host.run("list").output, re.M)
 
 
 def test_the_table_shows_domains_disks_and_states(host: Host) -> None:
@@ -142,7 +170,7 @@ def test_a_configuration_that_xl_refuses_is_told_of_and_does_not_hold_the_boot(h
     result = host.run()
     assert result.status == xwd.EXIT_READY
     assert result.messages == (
-        f"{file}: line 2: syntax error near 'os', expected = or +=. xl will not start it, and nothing is waited for.\n"
+        f"{file}: line 2: syntax error near 'os', expected = or +=. xl will reject it; not waiting for its disks.\n"
     )
 
 
@@ -171,52 +199,270 @@ def test_the_level_comes_from_file_environment_and_command_line(
 
 
 def test_a_wrong_level_in_the_environment_is_told_of(host: Host) -> None:
-    assert "$LOGLEVEL is no log level: 'loud'" in host.run(LOGLEVEL="loud").messages
+    assert "$LOGLEVEL is not a log level: 'loud'" in host.run(LOGLEVEL="loud").messages
 
 
 def test_quiet_says_only_what_is_missing_in_the_end(host: Host) -> None:
     host.guest("web", host.images / "a")
-    messages = host.run("-q", "--timeout", "1").messages
-    assert "still waiting" not in messages
-    assert f"{host.images}/a for web is still missing after 1s" in messages
+    assert host.run("-q", "--timeout", "0").messages == (
+        f"{host.images}/a for web is still missing: does not exist\nThese guests will probably not come up: web.\n"
+    )
 
 
-def run_with_stderr_in(host: Host, file: Path, *arguments: str, forced_import_error: bool) -> str:
-    """What the command writes to a file that it takes for the journal."""
-    with file.open("wb") as stderr:
-        status = os.fstat(stderr.fileno())
-        program = [sys.executable, str(MODULE)]
-        if forced_import_error:
-            block = "import sys; sys.modules['systemd'] = None; import xendomains_wait_disk as x; x.run()"
-            program = [sys.executable, "-c", block]
-        environment = {**clean_environment(), "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-        command = [*program, "--config", str(host.conf), *arguments]
-        subprocess.run(command, stderr=stderr, env=environment, cwd=MODULE.parent, timeout=30)
-    return file.read_text()
+# ---------------------------------------------------------------------------------------------------------------------
+# The journal
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_under_systemd_lines_carry_their_priority(host: Host) -> None:
+class Journald(Receiver):
+    """What stands in for journald: its socket, and a file where the command's standard error goes."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host.root / "journal")
+        self._host = host
+        self._stderr: IO[bytes] = (host.root / "stderr").open("wb")
+
+    def start(self, *arguments: str, change: str = "", **environment: str) -> Running:
+        """The command, as a service of systemd."""
+        status = os.fstat(self._stderr.fileno())
+        return self._host.start(
+            *arguments,
+            program=program_with(f"xwd.JOURNAL_SOCKET = {self.address!r}\n{change}"),
+            options={"stderr": self._stderr},
+            JOURNAL_STREAM=f"{status.st_dev}:{status.st_ino}",
+            **environment,
+        )
+
+    def entry(self) -> dict[str, str]:
+        """The next message and its fields, as soon as it has come."""
+        return fields_of(self.take())
+
+    def entries(self) -> list[dict[str, str]]:
+        """The messages that have come."""
+        return [fields_of(datagram) for datagram in self.take_all()]
+
+    def stderr(self) -> str:
+        """What came to standard error."""
+        return (self._host.root / "stderr").read_text()
+
+    def stop(self) -> None:
+        """journald ends."""
+        self.__exit__()
+        Path(self.address).unlink()
+
+
+def fields_of(datagram: str) -> dict[str, str]:
+    """What journald reads in a datagram: https://systemd.io/JOURNAL_NATIVE_PROTOCOL, without its binary fields."""
+    assert datagram.endswith("\n")
+    assert all("=" in line for line in datagram.splitlines())
+    return dict(re.findall(r"^([A-Z_]+)=(.*)$", datagram, re.M))
+
+
+@pytest.fixture
+def journald(host: Host) -> Iterator[Journald]:
+    it = Journald(host)
+    with it:
+        yield it
+
+
+def test_the_journal_gets_messages_with_fields(host: Host, journald: Journald) -> None:
     host.guest("web", host.images / "a")
-    text = run_with_stderr_in(host, host.root / "journal", "--timeout", "0", forced_import_error=True)
-    assert text.splitlines() == [
-        f"<4>still waiting for {host.images}/a for web...",
+    assert journald.start("--timeout", "0").end().status == xwd.EXIT_TIMED_OUT
+    always = {"SYSLOG_IDENTIFIER": "xendomains-wait-disk"}
+    about = {"DISK": f"{host.images}/a", "DOMAIN": "web", "STATE": "missing", "REASON": "does not exist"}
+    assert journald.entries() == [
+        {
+            "MESSAGE": f"still waiting for {host.images}/a for web... (does not exist)",
+            "PRIORITY": "4",
+            **always,
+            **about,
+        },
+        {
+            "MESSAGE": f"{host.images}/a for web is still missing: does not exist",
+            "PRIORITY": "3",
+            **always,
+            **about,
+            "MESSAGE_ID": xwd.MESSAGE_MISSING,
+        },
+        {
+            "MESSAGE": "xendomains starts now; these guests will probably not come up: web.",
+            "PRIORITY": "3",
+            **always,
+        },
+    ]
+    assert journald.stderr() == ""
+
+
+def test_the_journal_is_told_what_xl_will_reject(host: Host, journald: Journald) -> None:
+    file = host.auto / "web.cfg"
+    file.write_text("what is this\n")
+    journald.start().end()
+    entry = journald.entry()
+    assert entry["MESSAGE"].startswith(f"{file}: line 1: ")
+    assert (entry["SOURCE"], entry["DOMAIN"], entry["MESSAGE_ID"]) == (str(file), "web.cfg", xwd.MESSAGE_REFUSED)
+
+
+def test_the_journal_is_told_of_wrong_settings(host: Host, journald: Journald) -> None:
+    host.configure("timeout = soon")
+    journald.start().end()
+    entry = journald.entry()
+    assert entry["MESSAGE"].startswith(f"{host.conf}: timeout is not a time span: 'soon'")
+    assert (entry["PRIORITY"], entry["MESSAGE_ID"]) == ("3", xwd.MESSAGE_SETTINGS)
+
+
+def test_no_name_can_add_a_field_to_a_message(host: Host, journald: Journald) -> None:
+    (host.auto / "web.cfg").write_text('name = "web\\nPRIORITY=0"\ndisk = ["/no/a\\nMESSAGE_ID=x,raw,xvda"]\n')
+    (host.auto / "mail.cfg").write_text('name = "mail\\n"\ndisk = ["/no,raw,xvda"]\n')
+    journald.start("--timeout", "0").end()
+    for entry in journald.entries():
+        assert entry["PRIORITY"] in "34"
+        assert entry.get("MESSAGE_ID") in (None, xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED)
+
+
+def test_a_long_message_is_cut_to_what_the_journal_takes(host: Host, journald: Journald) -> None:
+    (host.auto / "web.cfg").write_text(f'name = "{"x" * 100_000}"\ndisk = ["/no,raw,xvda"]\n')
+    journald.start("--timeout", "0").end()
+    assert max(len(entry["MESSAGE"]) for entry in journald.entries()) < 48 << 10
+
+
+def test_where_journald_is_not_there_lines_carry_their_priority(host: Host, journald: Journald) -> None:
+    journald.stop()
+    host.guest("web", host.images / "a")
+    assert journald.start("--timeout", "0").end().status == xwd.EXIT_TIMED_OUT
+    assert journald.stderr().splitlines() == [
+        f"<4>still waiting for {host.images}/a for web... (does not exist)",
         f"<3>{host.images}/a for web is still missing: does not exist",
         "<3>xendomains starts now; these guests will probably not come up: web.",
     ]
 
 
-def test_under_systemd_the_journal_gets_fields(
-    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    journal_api = pytest.importorskip("systemd.journal", reason="python-systemd is not installed")
-    sent = []
-    monkeypatch.setattr(journal_api, "send", lambda text, **fields: sent.append((text, fields)))
-    journal = xwd.Journal(xwd.WARNING, sys.stderr)
-    monkeypatch.setattr(journal, "_is_journal", True)
-    journal.say(xwd.WARNING, "still waiting", DISK="/dev/x", DOMAIN="web")
-    fields = {"PRIORITY": "4", "SYSLOG_IDENTIFIER": "xendomains-wait-disk", "DISK": "/dev/x", "DOMAIN": "web"}
-    assert sent == [("still waiting", fields)]
-    assert capsys.readouterr().err == ""
+def test_a_journald_that_was_started_anew_gets_the_next_messages(host: Host, journald: Journald) -> None:
+    host.guest("web", host.images / "a", host.images / "b", host.images / "c")
+    running = journald.start()
+    for _ in range(3):
+        assert journald.entry()["MESSAGE"].startswith("still waiting for ")
+    journald.stop()
+    with Receiver(journald.address) as anew:
+        host.image("a")
+        # The first message after that finds that the old one is gone, and goes to standard error.
+        wait_until(lambda: f"<4>disk {host.images}/a found" in journald.stderr())
+        host.image("b")
+        assert f"disk {host.images}/b found" in anew.take()
+        host.image("c")
+        assert running.end().status == xwd.EXIT_READY
+
+
+def test_a_journald_that_does_not_read_does_not_hold_the_wait(host: Host, journald: Journald) -> None:
+    """Not for longer than a moment for each message; hundreds of them would be minutes."""
+    host.guest("web", *(host.images / str(number) for number in range(300)))
+    journald.fill()
+    assert journald.start("--timeout", "1").end().status == xwd.EXIT_TIMED_OUT
+
+
+def test_messages_that_nobody_reads_are_lost_at_once_after_the_first(clock: Clock) -> None:
+    with full_pipe() as (_, writing), os.fdopen(os.dup(writing), "w") as stream:
+        journal = xwd.Journal(xwd.WARNING, stream)
+        journal.log_all(xwd.WARNING, [("message", {})] * 10_000)
+        assert journal._lost == 10_000
+
+
+def test_a_signal_ends_it_while_journald_does_not_read(host: Host, journald: Journald) -> None:
+    host.guest("web", *(host.images / str(number) for number in range(300)))
+    journald.fill()
+    with Receiver(host.root / "notify") as systemd:
+        running = journald.start(NOTIFY_SOCKET=systemd.address)
+        systemd.take()
+        running.signal(signal.SIGTERM)
+        assert running.end().status == -signal.SIGTERM
+
+
+def test_when_journald_reads_again_it_is_told_how_many_messages_were_lost(host: Host, journald: Journald) -> None:
+    host.guest("web", host.images / "a", host.images / "b", host.images / "c")
+    journald.fill()
+    with Receiver(host.root / "notify") as systemd:
+        running = journald.start(NOTIFY_SOCKET=systemd.address)
+        systemd.take()  # by now it has tried to say what it waits for
+        assert set(journald.take_all()) == {"noise"}
+        host.image("a")
+        assert journald.entry()["MESSAGE"] == "Messages were lost here, because nobody read them: 3."
+        assert journald.entry()["MESSAGE"].startswith(f"disk {host.images}/a found")
+        host.image("b")
+        assert journald.entry()["MESSAGE"].startswith(f"disk {host.images}/b found")
+        host.image("c")
+        assert running.end().status == xwd.EXIT_READY
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reminders
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Reported:
+    """A reporter on a clock of its own, and what it says."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._stream = clock.messages
+        self._reporter = xwd.Reporter(xwd.Journal(xwd.WARNING, self._stream), clock.now, 300)
+
+    def report(self, **reasons: str) -> list[str]:
+        """What it says of a snapshot in which each of these guests has a disk that is missing for this reason."""
+        guests, disks = {}, {}
+        for name, reason in reasons.items():
+            disk = xwd.Disk("xvda", f"/{name}")
+            domain = xwd.Domain(name, f"/auto/{name}.cfg", "auto", (disk,))
+            guests[domain.source] = xwd.Guest(domain, required=(xwd.required_by(disk),))
+            disks[disk.target] = xwd.Status(xwd.State.MISSING, reason)
+        self._reporter.report(xwd.Snapshot({}, guests, disks))
+        self._stream.seek(0)
+        said = self._stream.read().splitlines()
+        self._stream.truncate(0)
+        return said
+
+
+def test_reminders_come_with_doubling_gaps(clock: Clock) -> None:
+    reported = Reported(clock)
+    said_at = []
+    for second in range(301):
+        clock.now = 1000.0 + second
+        if said := reported.report(web="does not exist"):
+            assert said == ["still waiting for /web for web... (does not exist)"]
+            said_at.append(second)
+    assert said_at == [0, 5, 15, 35, 75, 155]
+
+
+def test_reminders_are_grouped_by_reason(clock: Clock) -> None:
+    reported = Reported(clock)
+    reasons = {"a": "does not exist", "b": "does not exist", "c": "md array is inactive"}
+    reported.report(**reasons)
+    clock.now += 5
+    assert reported.report(**reasons) == [
+        "still waiting for 2 disks of 2 guests: does not exist",
+        "still waiting for /c for c... (md array is inactive)",
+    ]
+
+
+def test_a_disk_that_flaps_is_told_of_once_between_two_reminders(clock: Clock) -> None:
+    reported = Reported(clock)
+    lines = 0
+    for step in range(30_000):
+        clock.now += 0.01
+        lines += len(reported.report(**({"web": "does not exist"} if step % 2 else {})))
+    assert lines <= 4 * 6
+
+
+def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(clock: Clock) -> None:
+    reported = Reported(clock)
+    said = reported.report(**{f"g{number}": "does not exist" for number in range(1100)})
+    assert len(said) == xwd.MAX_LINES + 1
+    assert said[-1] == (
+        "There are 100 more messages like these; suppressing further messages. See `xendomains-wait-disk list`."
+    )
+    assert reported.report(new="does not exist") == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is shown
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_names_cannot_forge_messages_or_send_escapes_to_the_terminal(host: Host) -> None:
@@ -235,7 +481,7 @@ def test_bytes_that_are_no_utf8_are_shown_as_escapes(host: Host) -> None:
     (host.auto / "web.cfg").write_bytes(b'name="b\xfcro"\ndisk=["/no/b\xfcro.img,raw,xvda"]\n')
     assert r"/no/b\xfcro.img" in host.run("list").output
     assert host.list()["domains"][0]["name"] == r"b\xfcro"
-    assert r"still waiting for /no/b\xfcro.img for b\xfcro..." in host.run("--timeout", "0").messages
+    assert r"still waiting for /no/b\xfcro.img for b\xfcro... (does not exist" in host.run("--timeout", "0").messages
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1", "none"])
@@ -248,53 +494,69 @@ def test_any_locale_will_do(host: Host, locale: str) -> None:
 
 def test_a_closed_standard_error_does_not_matter(host: Host) -> None:
     host.guest("web", host.images / "a")
-    command = f"exec {sys.executable} {MODULE} --config {host.conf} --timeout 1 2>&-"
-    assert subprocess.run(["sh", "-c", command], timeout=30).returncode == xwd.EXIT_TIMED_OUT
+    assert host.run("--timeout", "0", prefix=("sh", "-c", 'exec "$@" 2>&-', "sh")).status == xwd.EXIT_TIMED_OUT
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
 def test_other_closed_streams_do_not_matter(host: Host, closed: str) -> None:
     host.guest("web", host.image("a"))
     for command in ("wait", "list"):
-        line = f"exec {sys.executable} {MODULE} --config {host.conf} {command} {closed}"
-        result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30)
-        assert (result.returncode, result.stderr) == (xwd.EXIT_READY, "")
+        result = host.run(command, prefix=("sh", "-c", f'exec "$@" {closed}', "sh"))
+        assert (result.status, result.messages) == (xwd.EXIT_READY, "")
 
 
 def test_output_that_cannot_be_written_is_told_of(host: Host) -> None:
-    line = f"exec {sys.executable} {MODULE} --config {host.conf} list >/dev/full"
-    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30)
-    assert result.returncode == xwd.EXIT_TIMED_OUT
-    assert result.stderr == "xendomains-wait-disk: the output cannot be written: No space left on device.\n"
+    result = host.run("list", prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
+    assert result.status == xwd.EXIT_TIMED_OUT
+    assert result.messages == "xendomains-wait-disk: the output cannot be written: No space left on device.\n"
 
 
 def test_a_reader_of_list_may_leave_early(host: Host) -> None:
     host.guest("web", host.image("a"))
     ours, theirs = os.pipe()
     os.close(ours)
-    command = [sys.executable, str(MODULE), "--config", str(host.conf), "list"]
-    result = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=30)
+    result = host.run("list", options={"stdout": theirs})
     os.close(theirs)
-    assert (result.returncode, result.stderr) == (xwd.EXIT_READY, "")
+    assert (result.status, result.messages) == (xwd.EXIT_READY, "")
+
+
+def test_check_waits_for_a_reader_who_is_slow(host: Host) -> None:
+    for number in range(3):
+        (host.auto / f"{number}.cfg").write_text("what is this\n")
+    with full_pipe() as (reading, writing):
+        running = host.start("check", options={"stderr": writing})
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(3 * xwd.MAX_SENDING)
+        os.set_blocking(reading, False)
+        read = b""
+        while running.process.poll() is None or select.select([reading], [], [], 0)[0]:
+            if select.select([reading], [], [], 0.01)[0]:
+                read += os.read(reading, 65536)
+    assert running.process.returncode == xwd.EXIT_USAGE
+    assert read.decode().count(".cfg: line 1: ") == 3
 
 
 def test_an_interrupted_list_says_nothing(host: Host) -> None:
-    host.settings.write_text(f"touch {host.root}/sourced; sleep 3\n")
-    process = host.start("list")
+    host.settings.write_text(f"touch {host.root}/sourced; sleep 1000\n")
+    running = host.start("list")
     wait_until((host.root / "sourced").exists)
-    process.send_signal(signal.SIGINT)
-    result = finish(process, time.monotonic())
+    running.signal(signal.SIGINT)
+    result = running.end()
     assert (result.status, result.output, result.messages) == (-signal.SIGINT, "", "")
 
 
-def test_an_internal_error_is_one_line_and_lets_the_boot_go_on() -> None:
-    program = "import xendomains_wait_disk as xwd; xwd.main = lambda: [][0]; xwd.run()"
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=MODULE.parent, timeout=30)
+def test_an_internal_error_is_one_line_and_lets_the_boot_go_on(host: Host) -> None:
+    command = program_with("xwd.main = lambda: [][0]")
+    result = subprocess.run(command, capture_output=True, text=True, cwd=MODULE.parent, timeout=CAP)
     assert result.returncode == xwd.EXIT_TIMED_OUT
     assert result.stderr == (
         "xendomains-wait-disk: internal error, please report it: IndexError: list index out of range\n"
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A terminal
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Terminal:
@@ -302,37 +564,54 @@ class Terminal:
 
     def __init__(self, host: Host, *arguments: str) -> None:
         self._ours, theirs = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, MODULE, "--config", host.conf, *arguments], stderr=theirs, env=clean_environment()
-        )
+        self._running = host.start(*arguments, options={"stderr": theirs})
+        self._shown = ""
         os.close(theirs)
 
-    def shown(self) -> str:
-        """What is written to the terminal up to the end of the command."""
-        shown = b""
-        try:
-            while data := os.read(self._ours, 4096):
-                shown += data
-        except OSError:
-            pass  # the other side is closed
+    def wait_for(self, text: str) -> None:
+        """Returns as soon as this is shown."""
+        deadline = time.monotonic() + CAP
+        while text not in self._shown and time.monotonic() < deadline and self._read():
+            pass
+        assert text in self._shown
+
+    def end(self) -> tuple[int, str]:
+        """The status of the command, and what the terminal has shown."""
+        while self._read():
+            pass
         os.close(self._ours)
-        return shown.decode()
+        return self._running.end().status, self._shown
 
-
-def test_on_a_terminal_the_line_is_gone_at_the_end(host: Host) -> None:
-    host.guest("web", host.images / "a")
-    terminal = Terminal(host, "--timeout", "1")
-    assert f"\r\x1b[K{host.images}/a for web is still missing after 1s" in terminal.shown()
-    assert terminal.process.wait(10) == xwd.EXIT_TIMED_OUT
+    def _read(self) -> bool:
+        assert select.select([self._ours], [], [], CAP)[0], self._shown
+        try:
+            data = os.read(self._ours, 4096)
+        except OSError:
+            return False  # the other side is closed
+        self._shown += data.decode()
+        return data != b""
 
 
 def test_on_a_terminal_one_line_shows_how_things_stand(host: Host) -> None:
     host.guest("web", host.images / "a")
-    terminal = Terminal(host, "--timeout", "10")
-    time.sleep(1.5)
+    terminal = Terminal(host, "--timeout", "5min")
+    terminal.wait_for(f"still waiting for {host.images}/a for web... (does not exist)\r\n")
+    terminal.wait_for("s of 5min: Waiting for 1 disk of 1 guest: ")
     host.image("a")
-    assert terminal.process.wait(10) == xwd.EXIT_READY
-    text = terminal.shown()
-    assert f"still waiting for {host.images}/a for web...\r\n" in text
-    assert re.search(r"\r\x1b\[K\d+s of 10s: Waiting for ", text)
-    assert f"\r\x1b[Kdisk {host.images}/a found (after " in text
+    status, shown = terminal.end()
+    assert status == xwd.EXIT_READY
+    assert re.search(rf"\r\x1b\[Kdisk {host.images}/a found \(after \d+ seconds\)\r\n$", shown)
+
+
+def test_on_a_terminal_the_line_is_gone_at_the_end(host: Host) -> None:
+    host.guest("web", host.images / "a")
+    status, shown = Terminal(host, "--timeout", "0").end()
+    assert status == xwd.EXIT_TIMED_OUT
+    assert f"\r\x1b[K{host.images}/a for web is still missing: does not exist\r\n" in shown
+
+
+def test_json_and_table_are_made_of_the_same(host: Host) -> None:
+    host.guest("web", host.image("a"), host.images / "b")
+    table = host.run("list").output
+    for entry in host.list()["domains"][0]["disks"]:
+        assert any(entry["path"] in line and entry["state"] in line for line in table.splitlines())
