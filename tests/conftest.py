@@ -664,7 +664,7 @@ class Clock:
         self._changed = Condition()
         self._threads = 0
         self._hanging: set[Hang] = set()
-        self.messages = tempfile.TemporaryFile("a+", encoding="utf-8")  # noqa: SIM115
+        self.messages = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self.threads_started = 0
         self.events = Events()
 
