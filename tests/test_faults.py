@@ -1,43 +1,51 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A broken host: what is wrong is told of, the disks of the other guests are waited for, and nothing takes longer."""
+"""A broken host: what is wrong is told of, and the disks of the other guests are waited for."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import resource
+import select
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 from conftest import (
     MODULE,
+    SCRIPT,
     Host,
-    Result,
+    Receiver,
     as_root,
     clean_environment,
     deaf_file_system,
-    finish,
+    full_pipe,
+    fuse_mount,
+    handles,
+    in_namespace,
+    memory_cgroup,
+    process_state,
+    program_with,
     run_quietly,
     saved_file,
+    session_members,
+    slow_file_system,
     wait_until,
+    waiting,
 )
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import xendomains_wait_disk as xwd
-
-NOBODY = 65534
-SCRIPT = MODULE.parent / "bin" / "xendomains-wait-disk"
 
 
 @pytest.fixture
@@ -48,160 +56,99 @@ def waiting_host(host: Host) -> Host:
     return host
 
 
-def command(host: Host, *arguments: str) -> list[str]:
-    return [sys.executable, str(MODULE), "--config", str(host.conf), *arguments]
-
-
-def run(host: Host, *arguments: str, **popen: Any) -> Result:
-    """The command, run to its end with these arguments of Popen."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": clean_environment(), **popen}
-    started = time.monotonic()
-    return finish(subprocess.Popen(command(host, *arguments), text=True, **options), started)
-
-
-def assert_waited(host: Host, result: Result) -> None:
-    """It waited for one second, and then said which disk was missing."""
-    assert result.status == xwd.EXIT_TIMED_OUT
-    assert 1 <= result.seconds < 2.5  # the program takes a while to start
-    assert result.messages.endswith(
-        f"{host.images}/web for web is still missing after 1s: does not exist\n"
-        "xendomains starts now; these guests will probably not come up: web.\n"
-    )
-
-
-# Files that somebody else may write
-
-
-def give_away(file: Path) -> None:
-    os.chown(file, NOBODY, -1)
-
-
-def let_group_write(file: Path) -> None:
-    file.chmod(0o664)
-
-
-def let_everybody_write(file: Path) -> None:
-    file.chmod(0o646)
-
-
-DISTRUSTED = pytest.mark.parametrize(
-    ("spoil", "why"),
-    [
-        pytest.param(give_away, "it belongs to user 65534, not to root (mend that with chown root)", marks=as_root),
-        (let_group_write, "others than its owner may write it (mend that with chmod go-w)"),
-        (let_everybody_write, "others than its owner may write it (mend that with chmod go-w)"),
-    ],
-    ids=["owner", "group", "everybody"],
-)
-Spoil = Callable[[Path], None]
-
-
-@DISTRUSTED
-def test_bash_does_not_run_settings_that_others_may_write(host: Host, spoil: Spoil, why: str) -> None:
-    mark = host.root / "has run"
-    host.settings.write_text(f"touch '{mark}'\n")
-    host.run("check")
-    assert mark.exists()
-    mark.unlink()
-    spoil(host.settings)
-    result = host.run("check")
-    assert not mark.exists()
-    assert (
-        f"{host.settings} is not trusted, because {why}; "
-        "the guests in /etc/xen/auto and /var/lib/xen/save are taken instead.\n"
-    ) in result.messages
-    assert result.status == xwd.EXIT_USAGE
-
-
-@DISTRUSTED
-def test_a_conf_that_others_may_write_is_ignored(host: Host, spoil: Spoil, why: str) -> None:
-    host.configure("timeout = 7")
-    spoil(host.conf)
-    settings, problems = xwd.read_settings(str(host.conf))
-    assert settings == xwd.Settings()
-    assert problems == [f"{host.conf} is not trusted, because {why}; the defaults are used."]
-
-
-@DISTRUSTED
-def test_a_guest_that_others_may_change_is_waited_for_with_a_warning(host: Host, spoil: Spoil, why: str) -> None:
-    spoil(host.guest("web", host.images / "a"))
-    spoil(host.saved("mail", host.images / "b"))
-    messages = host.run("--timeout", "0").messages
-    assert f"{host.auto}/web.cfg: {why}; xl uses it all the same.\n" in messages
-    assert f"{host.save}/mail: {why}; xl uses it all the same.\n" in messages
-    assert messages.endswith("these guests will probably not come up: mail, web.\n")
-
-
-def test_a_link_is_as_trustworthy_as_the_file_it_points_to(host: Host) -> None:
-    file = host.settings.rename(host.root / "elsewhere")
-    host.settings.symlink_to(file)
-    assert host.run("check").status == xwd.EXIT_READY
-    let_everybody_write(file)
-    assert f"{host.settings} is not trusted" in host.run("check").messages
-
-
-@as_root
-def test_a_user_may_list_with_files_of_her_own(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    give_away(host.settings)
-    monkeypatch.setattr("xendomains_wait_disk.os.geteuid", lambda: NOBODY)
-    assert xwd.source_xendomains(str(host.settings), 5).auto == str(host.auto)
-
-
-def test_bash_runs_the_file_that_was_checked_and_not_one_put_in_its_place(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    require_trust = xwd.require_trust
-
-    def replaced_meanwhile(status: os.stat_result) -> None:
-        require_trust(status)
-        (host.root / "evil").write_text("XENDOMAINS_AUTO=/evil\n")
-        (host.root / "evil").rename(host.settings)
-
-    monkeypatch.setattr(xwd, "require_trust", replaced_meanwhile)
-    assert xwd.source_xendomains(str(host.settings), 5).auto == str(host.auto)
+def assert_it_waits(host: Host, **how: Any) -> None:
+    """It waits for the missing disk, and for nothing else, and finds it; `how` is for Host.start()."""
+    with waiting(host, **how) as waiter:
+        host.image("web")
+        result = waiter.end()
+    assert result.status == xwd.EXIT_READY
+    assert f"still waiting for {host.images}/web for web... (does not exist)\n" in result.messages
+    assert f"disk {host.images}/web found (after " in result.messages
 
 
 # Resources that run out
 
 
-def limited(kind: int, limit: int) -> Callable[[], None]:
-    """What makes a child process live with this limit."""
-    return lambda: resource.setrlimit(kind, (limit, limit))
+def limited(kind: int, limit: int) -> Mapping[str, Any]:
+    """Options for a child process that lives with this limit."""
+    return {"preexec_fn": lambda: resource.setrlimit(kind, (limit, limit))}
 
 
 def test_16_file_descriptors_are_enough(waiting_host: Host) -> None:
-    result = run(waiting_host, "--timeout", "1", preexec_fn=limited(resource.RLIMIT_NOFILE, 16))
-    assert_waited(waiting_host, result)
+    assert_it_waits(waiting_host, options=limited(resource.RLIMIT_NOFILE, 16))
 
 
-def test_with_fewer_file_descriptors_it_waits_or_says_what_is_wrong(waiting_host: Host) -> None:
-    for limit in (5, 6, 7, 8, 9, 12):  # with less Python itself does not start
-        result = run(waiting_host, "--timeout", "1", preexec_fn=limited(resource.RLIMIT_NOFILE, limit))
-        if result.status == xwd.EXIT_TIMED_OUT:
-            assert_waited(waiting_host, result)
-        else:
-            settings = re.escape(str(waiting_host.settings))
-            why = r"(cannot be read \(Too many open files\)|ends the shell that reads it)"
-            assert re.match(f"{settings} {why}; the guests in ", result.messages)
+# With less Python itself does not start; what is loaded before the module is not what is tested here.
+ISOLATED = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path = {sys.path}\nimport {MODULE.stem} as m; m.run()"]
+
+
+@pytest.mark.parametrize("number", [5, 6, 7, 9, 12])
+def test_with_fewer_file_descriptors_it_waits_or_says_what_is_wrong(waiting_host: Host, number: int) -> None:
+    options = limited(resource.RLIMIT_NOFILE, number)
+    messages = waiting_host.run("--timeout", "0", options=options, program=ISOLATED).messages
+    missing = f"{waiting_host.images}/web for web is still missing: does not exist\n"
+    assert missing in messages or f"{waiting_host.settings} cannot be read (Too many open files); " in messages
+
+
+@pytest.mark.xfail(strict=True, reason="an OSError while a module is loaded counts as an internal error")
+def test_with_too_few_file_descriptors_to_load_a_module_it_says_so(host: Host) -> None:
+    host.conf.write_text(f"[paths]\nxendomains = {host.settings}\nauto = {host.auto}\n")
+    result = host.run("--timeout", "1", options=limited(resource.RLIMIT_NOFILE, 5), program=ISOLATED)
+    assert "Too many open files" in result.messages
+
+
+@as_root
+def test_64_mib_of_memory_are_enough(waiting_host: Host) -> None:
+    with memory_cgroup(64 << 20) as group:
+        procs = group / "cgroup.procs"
+        assert_it_waits(waiting_host, options={"preexec_fn": lambda: procs.write_text("0")})
+
+
+def test_64_mib_of_data_are_enough(waiting_host: Host) -> None:
+    """A limit that also counts what the stacks of threads might need."""
+    assert_it_waits(waiting_host, options=limited(resource.RLIMIT_DATA, 64 << 20))
+
+
+def test_a_stack_of_128_kib_is_enough_though_json_is_nested_deep(waiting_host: Host) -> None:
+    """Of the stack's limit each thread gets as much."""
+    (waiting_host.save / "deep").write_bytes(saved_file(b'{"a":' * 20_000 + b"\0"))
+    disks = b'"disks":[{"pdev_path":"%b/web"}]' % os.fsencode(waiting_host.images)
+    nested = b'{"c_info":{"name":"web"},"a":%b1%b,%b}' % (b"[" * 31, b"]" * 31, disks)
+    (waiting_host.save / "web").write_bytes(saved_file(nested + b"\0"))
+    (waiting_host.auto / "web.cfg").unlink()
+    assert_it_waits(waiting_host, options=limited(resource.RLIMIT_STACK, 128 << 10))
+
+
+@pytest.mark.parametrize("mib", [13, 16, 22, 26, 32])
+def test_with_less_memory_it_waits_or_says_so_and_never_hangs(waiting_host: Host, mib: int) -> None:
+    process = subprocess.run(
+        [sys.executable, MODULE, "--config", waiting_host.conf, "--timeout", "0"],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        **limited(resource.RLIMIT_DATA, mib << 20),
+    )
+    # What Python says of .pth files, such as coverage.py's, comes before anything of ours.
+    said = process.stderr.rpartition("Remainder of file ignored\n")[2]
+    assert "Traceback" not in said
+    # Python itself does not always call it a lack of memory, and has its own words where it can run nothing at all.
+    ours = ("These guests will probably not come up", "xendomains-wait-disk: ", str(waiting_host.settings))
+    assert said.splitlines()[-1].startswith((*ours, "Exception ignored in", "MemoryError"))
 
 
 @contextmanager
-def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A control group whose processes together have no more memory than this, and no swap space."""
-    group = Path("/sys/fs/cgroup/memory") / f"xendomains-wait-disk-{os.getpid()}"
-    limits = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
-    if not group.parent.is_dir():
-        group, limits = group.parent.parent / group.name, ["memory.max"]
+def pids_cgroup(limit: int) -> Iterator[Path]:
+    """A control group that holds no more processes and threads than this."""
+    group = Path("/sys/fs/cgroup/pids") / f"xendomains-wait-disk-{os.getpid()}"
+    group = group if group.parent.is_dir() else group.parent.parent / group.name
     try:
         group.mkdir()
+        (group / "pids.max").write_text(str(limit))
     except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
+        if group.is_dir():
+            group.rmdir()
+        pytest.skip(f"there can be no control group for this: {error}")
     try:
-        for file in limits:
-            if (group / file).exists():
-                (group / file).write_text(str(limit))
-        if not (group / limits[0]).exists():
-            pytest.skip("control groups have no memory limit here")
         yield group
     finally:
         wait_until(lambda: not (group / "cgroup.procs").read_text())
@@ -209,133 +156,59 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
 
 
 @as_root
-def test_64_mib_of_memory_are_enough(waiting_host: Host) -> None:
-    with memory_cgroup(64 << 20) as group:
+def test_where_no_process_can_be_had_it_says_so_and_a_signal_ends_it(waiting_host: Host) -> None:
+    host = waiting_host
+    host.conf.write_text(f"[paths]\nxendomains = {host.settings}\nauto = {host.auto}\nsave = {host.save}\n")
+    with pids_cgroup(1) as group:
         procs = group / "cgroup.procs"
-        result = run(waiting_host, "--timeout", "1", preexec_fn=lambda: procs.write_text("0"))
-    assert_waited(waiting_host, result)
+        with waiting(host, options={"preexec_fn": lambda: procs.write_text("0")}) as waiter:
+            waiter.wait_for(f"{host.settings} needs /bin/bash, which does not start (Resource temporarily unavailable)")
+            waiter.wait_for(f"still waiting for {host.auto} for the guests in {host.auto}... (not checked yet: ")
+            waiter.signal(signal.SIGTERM)
+            assert waiter.end().status == -signal.SIGTERM
 
 
-def test_64_mib_of_data_are_enough(waiting_host: Host) -> None:
-    """A limit that also counts what the stacks of threads might need."""
-    result = run(waiting_host, "--timeout", "1", preexec_fn=limited(resource.RLIMIT_DATA, 64 << 20))
-    assert_waited(waiting_host, result)
+@as_root
+def test_where_no_thread_can_be_had_the_timeout_holds(waiting_host: Host) -> None:
+    with pids_cgroup(1) as group:
+        procs = group / "cgroup.procs"
+        result = waiting_host.run("--timeout", "1", options={"preexec_fn": lambda: procs.write_text("0")})
+    assert result.status == xwd.EXIT_TIMED_OUT
+    assert "still not ready after 1s: not checked yet: " in result.messages
 
 
-@pytest.mark.parametrize("mib", [13, 16, 22, 24, 26, 32])
-def test_with_less_memory_it_waits_or_says_so_and_never_hangs(waiting_host: Host, mib: int) -> None:
-    process = subprocess.run(
-        command(waiting_host, "--timeout", "1"),
-        capture_output=True,
-        text=True,
-        timeout=10,
-        env=clean_environment(),
-        preexec_fn=limited(resource.RLIMIT_DATA, mib << 20),
-    )
-    # What Python says of .pth files, such as coverage.py's, comes before anything of ours.
-    said = process.stderr.rpartition("Remainder of file ignored\n")[2]
-    assert "Traceback" not in said
-    # Python itself does not always call it a lack of memory, and has its own words where it can run nothing at all.
-    ours = ("xendomains starts now", "xendomains-wait-disk: ", str(waiting_host.settings))
-    assert said.splitlines()[-1].startswith((*ours, "Exception ignored in", "MemoryError"))
+# Python
 
 
-def test_a_thread_that_finds_no_memory_to_begin_with_is_not_waited_for() -> None:
-    program = """
-import _thread, threading, time
-threading._start_new_thread = _thread.start_new_thread = lambda *_, **__: None  # it dies before it has done anything
-import xendomains_wait_disk as xwd
-print(xwd.Scouts().run("look", {"path": lambda: True}, time.monotonic() + 1))
-"""
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=5, cwd=MODULE.parent)
-    assert (result.stdout, result.stderr) == ("{}\n", "")
-
-
-def test_where_no_thread_can_be_had_it_looks_without(waiting_host: Host) -> None:
-    program = (
-        "import sys, xendomains_wait_disk as x\n"
-        'def start(*_): raise RuntimeError("can\'t start new thread")\n'
-        "x.start_new_thread = start; sys.argv[0] = 'x'; x.run()"
-    )
-    assert_waited(waiting_host, run_program(waiting_host, program))
-
-
-def run_program(host: Host, program: str) -> Result:
-    """A program that changes something before it runs the command, with the arguments of the command."""
-    started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "--config", str(host.conf), "--timeout", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=MODULE.parent,
-    )
-    return finish(process, started)
-
-
-@pytest.mark.parametrize(("module", "told"), [("tenacity", True), ("pyudev", False), ("systemd", False)])
+@pytest.mark.parametrize(("module", "told"), [("tenacity", True), ("pyudev", False)])
 def test_a_python_module_that_is_missing_is_named_if_it_is_needed(waiting_host: Host, module: str, told: bool) -> None:
-    program = f"import sys; sys.modules['{module}'] = None; import xendomains_wait_disk as x; x.run()"
-    result = run_program(waiting_host, program)
+    program = program_with(f"sys.modules['{module}'] = None")
     if told:
+        result = waiting_host.run(program=program)
         assert f"xendomains-wait-disk: a Python module cannot be loaded (import of {module} halted" in result.messages
+        assert result.status == xwd.EXIT_TIMED_OUT
     else:
-        assert_waited(waiting_host, result)
+        assert_it_waits(waiting_host, program=program)
+
+
+def test_a_python_module_that_is_missing_does_not_hold_it_though_nobody_reads_that(waiting_host: Host) -> None:
+    with full_pipe() as (_, writing):
+        program = program_with("sys.modules['tenacity'] = None")
+        assert waiting_host.run(program=program, options={"stderr": writing}).status == xwd.EXIT_TIMED_OUT
 
 
 def test_without_configobj_the_defaults_are_used(host: Host) -> None:
     program = (
-        f"import sys; sys.path[:0] = [{str(MODULE.parent)!r}]; sys.modules['configobj'] = None\n"
+        "import sys; sys.modules['configobj'] = None\n"
         f"import xendomains_wait_disk as x; print(x.read_settings({str(host.conf)!r}))"
     )
-    output = run_quietly(sys.executable, "-c", program)
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=clean_environment(), capture_output=True, text=True
+    ).stdout
     assert f"{host.conf} cannot be read without Python's configobj (import of configobj halted" in output
 
 
-@as_root
-def test_a_conf_that_does_not_answer_does_not_hold_the_boot(host: Host) -> None:
-    host.conf.unlink()
-    with deaf_file_system(host.root / "nfs") as nfs:
-        host.conf.symlink_to(nfs / "conf")
-        result = host.run("--timeout", "1")
-    assert result.seconds < 2.5
-    assert f"{host.conf} does not answer; is the server of its file system gone? The defaults" in result.messages
-
-
-@as_root
-def test_settings_that_do_not_answer_do_not_hold_the_boot(host: Host) -> None:
-    host.conf.write_text(f"[paths]\nauto = {host.auto}\nxendomains = {host.settings}\n")
-    host.guest("web", host.images / "web")
-    host.settings.unlink()
-    with deaf_file_system(host.root / "nfs") as nfs:
-        host.settings.symlink_to(nfs / "xendomains")
-        result = host.run("--timeout", "1")
-    assert result.seconds < 2.5
-    assert f"{host.settings}: does not answer; is the server of its file system gone? The guests" in result.messages
-    assert result.messages.endswith("these guests will probably not come up: web.\n")
-
-
 # Nobody listens
-
-
-@contextmanager
-def full_pipe() -> Iterator[tuple[int, int]]:
-    """A pipe that nobody reads, and into which nothing more goes."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    for size in (4096, 1):
-        try:
-            while True:
-                os.write(writing, b"\n" * size)
-        except BlockingIOError:
-            pass
-    os.set_blocking(writing, True)
-    try:
-        yield reading, writing
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 @pytest.mark.parametrize("guests", [1, 50])
@@ -343,118 +216,89 @@ def test_standard_error_that_nobody_reads_does_not_hold_it(waiting_host: Host, g
     for number in range(guests):
         waiting_host.guest(f"web{number}", waiting_host.images / f"web{number}")
     with full_pipe() as (_, writing):
-        result = run(waiting_host, "--timeout", "1", stderr=writing, stdout=subprocess.DEVNULL)
-    assert result.status == xwd.EXIT_TIMED_OUT
-    assert 1 <= result.seconds < 2.5
+        assert waiting_host.run("--timeout", "1", options={"stderr": writing}).status == xwd.EXIT_TIMED_OUT
 
 
-def test_a_signal_ends_it_at_once_while_nobody_reads_standard_error(waiting_host: Host) -> None:
-    with full_pipe() as (_, writing):
-        process = subprocess.Popen(command(waiting_host, "--timeout", "20"), stderr=writing)
-        time.sleep(1.5)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(1) == -signal.SIGTERM
+def test_a_signal_ends_it_while_nobody_reads_standard_error(waiting_host: Host) -> None:
+    address = waiting_host.root / "notify"
+    with full_pipe() as (_, writing), Receiver(address) as systemd:
+        running = waiting_host.start(options={"stderr": writing}, NOTIFY_SOCKET=str(address))
+        assert "STATUS=" in systemd.take()  # it waits
+        running.signal(signal.SIGTERM)
+        assert running.end().status == -signal.SIGTERM
 
 
 def test_a_reader_who_comes_back_is_told_that_messages_were_lost(waiting_host: Host) -> None:
-    for number in range(3):
-        waiting_host.guest(f"web{number}", waiting_host.images / f"web{number}")
-    with full_pipe() as (reading, writing):
-        process = subprocess.Popen(command(waiting_host, "--timeout", "4"), stderr=writing)
-        time.sleep(1)
-        waiting_host.image("web0")
-        time.sleep(1.5)
-        os.set_blocking(reading, False)
-        read = b""
+    address = waiting_host.root / "notify"
+    waiting_host.guest("mail", waiting_host.images / "a", waiting_host.images / "b")
+    with full_pipe() as (reading, writing), Receiver(address) as systemd:
+        running = waiting_host.start(options={"stderr": writing}, NOTIFY_SOCKET=str(address))
+        assert "3 disks" in systemd.take()
+        waiting_host.image("web")
+        assert "2 disks" in systemd.take()
+        drain(reading)
+        waiting_host.image("a")
+        assert "1 disk" in systemd.take()
+        messages = drain(reading)
+        waiting_host.image("b")
+        assert running.end().status == xwd.EXIT_READY
+    assert re.search(r"^Messages were lost here, because nobody read them: [1-9]\.\n", messages)
+    assert f"disk {waiting_host.images}/a found (after " in messages
 
-        def ended() -> bool:
-            nonlocal read
-            with suppress(BlockingIOError):
-                read += os.read(reading, 65536)
-            return process.poll() is not None
 
-        wait_until(ended)
-        ended()
-    messages = read.decode().lstrip("\n")
-    assert messages.startswith("still waiting for ")
-    assert "\nMessages were lost here, because nobody read them: 1.\n" in messages
-    assert messages.endswith("these guests will probably not come up: web, web1, web2.\n")
+def drain(descriptor: int) -> str:
+    """What is in a pipe."""
+    data = b""
+    while select.select([descriptor], [], [], 0)[0]:
+        data += os.read(descriptor, 1 << 16)
+    return data.decode()
 
 
 def test_check_waits_for_a_reader_who_is_slow(host: Host) -> None:
     for number in range(3):
         (host.auto / f"{number}.cfg").write_text("what is this\n")
     with full_pipe() as (reading, writing):
-        process = subprocess.Popen(command(host, "check"), stderr=writing)
-        time.sleep(1.5)
-        os.set_blocking(reading, False)
-        read = b""
-        deadline = time.monotonic() + 5
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                read += os.read(reading, 65536)
-            except BlockingIOError:
-                time.sleep(0.01)
-        with suppress(BlockingIOError):
-            read += os.read(reading, 65536)
-    assert process.returncode == xwd.EXIT_USAGE
-    assert read.decode().count(".cfg: line 1: ") == 3
+        running = host.start("check", options={"stderr": writing})
+        wait_until(lambda: Path(f"/proc/{running.pid}/wchan").read_text().endswith("pipe_write"))
+        messages = ""
+
+        def has_ended() -> bool:
+            nonlocal messages
+            messages += drain(reading)
+            return running.process.poll() is not None
+
+        wait_until(has_ended)
+        has_ended()
+        assert running.end().status == xwd.EXIT_USAGE
+    assert messages.count(".cfg: line 1: ") == 3
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_full_device_does_not_matter(waiting_host: Host, stream: str) -> None:
     with open("/dev/full", "w") as full:
-        result = run(waiting_host, "--timeout", "1", **{stream: full})
-    assert (result.status, result.seconds < 2.5) == (xwd.EXIT_TIMED_OUT, True)
+        assert waiting_host.run("--timeout", "1", options={stream: full}).status == xwd.EXIT_TIMED_OUT
 
 
 def test_standard_error_whose_reader_is_gone_does_not_matter(waiting_host: Host) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    result = run(waiting_host, "--timeout", "1", stderr=writing, stdout=subprocess.DEVNULL)
+    result = waiting_host.run("--timeout", "1", options={"stderr": writing})
     os.close(writing)
-    assert (result.status, result.seconds < 2.5) == (xwd.EXIT_TIMED_OUT, True)
+    assert result.status == xwd.EXIT_TIMED_OUT
 
 
 def test_a_notify_socket_that_takes_no_more_does_not_hold_it(waiting_host: Host) -> None:
-    address = str(waiting_host.root / "notify")
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
-    ):
-        deaf.bind(address)
-        other.connect(address)
-        other.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            while True:
-                other.send(b"STATUS=noise")
-        assert_waited(waiting_host, waiting_host.run("--timeout", "1", NOTIFY_SOCKET=address))
+    with Receiver(waiting_host.root / "notify") as deaf:
+        deaf.fill()
+        assert_it_waits(waiting_host, NOTIFY_SOCKET=deaf.address)
 
 
 @pytest.mark.parametrize("address", ["@", "vsock:2:1", "relative", "/a\nb", "/" + "x" * 200, "/\udcff"])
 def test_an_odd_notify_socket_does_not_matter(waiting_host: Host, address: str) -> None:
-    assert_waited(waiting_host, waiting_host.run("--timeout", "1", NOTIFY_SOCKET=address))
+    assert_it_waits(waiting_host, NOTIFY_SOCKET=address)
 
 
 # A host that lacks what every host has
-
-
-def run_in_namespace(host: Host, change: str) -> Result:
-    """The command, after this was done to the mounts that it sees."""
-    try:
-        run_quietly("unshare", "--mount", "true")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"there can be no mount namespace here: {error.stderr.strip()}")
-    script = f'{change} && exec "$@"'
-    started = time.monotonic()
-    process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *command(host, "--timeout", "1")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean_environment(),
-    )
-    return finish(process, started)
 
 
 @as_root
@@ -470,31 +314,40 @@ def run_in_namespace(host: Host, change: str) -> Result:
     ids=["no /sys", "no /proc", "empty /run", "read-only /run", "full /run"],
 )
 def test_it_needs_no(waiting_host: Host, change: str) -> None:
-    assert_waited(waiting_host, run_in_namespace(waiting_host, change))
+    assert_it_waits(waiting_host, prefix=in_namespace(change))
 
 
 def test_a_block_device_without_sys_is_not_ready_and_the_reason_is_true(tmp_path: Path) -> None:
-    kernel = xwd.Kernel(sys=str(tmp_path))
     reason = f"is a device file, but {tmp_path}, which tells of it, is not mounted"
-    assert xwd.look_at_block_device(os.makedev(7, 0), kernel) == xwd.Look(xwd.State.NOT_READY, reason)
+    status = xwd.check_block_device(os.makedev(7, 0), xwd.HostPaths(sys=str(tmp_path)))
+    assert status == xwd.Status(xwd.State.NOT_READY, reason)
 
 
 @as_root
 def test_without_bash_the_guests_of_xens_defaults_are_waited_for(host: Host) -> None:
-    """Whatever the shells of this host are called, none of them can be run."""
     other = host.root / "default"
     other.mkdir()
     (other / "web.cfg").write_text(f'name = "web"\ndisk = ["{host.images}/web,raw,xvda,rw"]\n')
-    bash = run_quietly("sh", "-c", "readlink -f $(command -v bash)")
-    steps = ("mkdir -p /etc/xen", "mount -t tmpfs none /etc/xen", f"ln -s {other} /etc/xen/auto")
-    change = " && ".join((*steps, f"mount --bind /dev/null {bash}"))
-    if run_quietly("readlink", "-f", "/bin/sh") == bash:
+    bash = os.path.realpath("/bin/bash")
+    if os.path.realpath("/bin/sh") == bash:
         pytest.skip("sh, which sets the stage, is bash here")
-    result = run_in_namespace(host, change)
+    steps = ("mkdir -p /etc/xen", "mount -t tmpfs none /etc/xen", f"ln -s {other} /etc/xen/auto")
+    prefix = in_namespace(" && ".join((*steps, f"mount --bind /dev/null {bash}")))
+    with waiting(host, prefix=prefix) as waiter:
+        host.image("web")
+        result = waiter.end()
     assert (
-        f"{host.settings} needs bash, which does not start (Permission denied); the guests in /etc" in result.messages
-    )
-    assert_waited(host, result)
+        f"{host.settings} needs /bin/bash, which does not start (Permission denied); "
+        "waiting for the guests in /etc/xen/auto and /var/lib/xen/save instead.\n"
+    ) in result.messages
+    assert f"disk {host.images}/web found (after " in result.messages
+
+
+@as_root
+@pytest.mark.xfail(strict=True, reason="it says that bash does not start")
+def test_without_dev_null_the_message_names_it(host: Host) -> None:
+    messages = host.run("--timeout", "0", prefix=in_namespace("mount -t tmpfs none /dev")).messages
+    assert "/dev/null" in messages
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8", "xx", "tr_TR.UTF-8", "en_US.ISO-8859-1"])
@@ -505,7 +358,7 @@ def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> No
         f'name="bücher"\ndisk=["{directory}/a,raw,xvda,rw", "{directory}/b,raw,xvdb,rw"]\n', encoding="utf-8"
     )
     (directory / "a").touch()
-    environment = {"LC_ALL": locale, "LANG": locale, "PYTHONUTF8": "", "PYTHONCOERCECLOCALE": ""}
+    environment: dict[str, Any] = {"LC_ALL": locale, "LANG": locale, "PYTHONUTF8": "", "PYTHONCOERCECLOCALE": ""}
     domain = json.loads(host.run("list", "--json", **environment).output)["domains"][0]
     assert domain["name"] == "bücher"
     assert [(d["path"], d["state"]) for d in domain["disks"]] == [
@@ -513,10 +366,326 @@ def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> No
         (f"{directory}/b", "missing"),
     ]
     environment["PYTHONIOENCODING"] = "utf-8"  # what is printed is compared, and not how it is encoded
-    assert (
-        f"{directory}/b for bücher is still missing: does not exist\n"
-        in host.run("--timeout", "0", **environment).messages
+    messages = host.run("--timeout", "0", **environment).messages
+    assert f"{directory}/b for bücher is still missing: does not exist\n" in messages
+
+
+# What whoever starts it hands on
+
+
+def test_a_parent_that_ignores_sigchld_does_not_matter(waiting_host: Host) -> None:
+    assert_it_waits(waiting_host, options={"preexec_fn": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)})
+
+
+@as_root
+def test_a_directory_in_path_that_hangs_does_not_matter(waiting_host: Host) -> None:
+    with deaf_file_system(waiting_host.root / "deaf") as deaf:
+        assert_it_waits(waiting_host, PATH=f"{deaf}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SHELLOPTS": "noexec"},
+        {"SHELLOPTS": "errexit:nounset:xtrace"},
+        {"BASHOPTS": "failglob:extdebug"},
+        {"POSIXLY_CORRECT": "1"},
+        {"BASH_FUNC_builtin%%": "() { :; }"},
+        {"XENDOMAINS_AUTO": "/nowhere"},
+        {"\udcff": "\udcff"},
+    ],
+    ids=str,
+)
+def test_the_environment_does_not_change_what_bash_makes_of_the_settings(
+    waiting_host: Host, environment: dict[str, str]
+) -> None:
+    assert_it_waits(waiting_host, **environment)
+
+
+def test_bash_runs_nothing_that_the_environment_names(waiting_host: Host) -> None:
+    mark = waiting_host.root / "has run"
+    (waiting_host.root / "rc").write_text(f"touch '{mark}'\n")
+    assert_it_waits(waiting_host, BASH_ENV=str(waiting_host.root / "rc"), ENV=str(waiting_host.root / "rc"))
+    assert not mark.exists()
+
+
+# execve(2) takes them; Python's os.execve() does not.
+WITH_NAMELESS_VARIABLES = """
+import ctypes, os, sys
+arguments = [os.fsencode(argument) for argument in sys.argv[1:]]
+environment = [b"=nothing", b"no equals sign", b"", *(b"%b=%b" % item for item in os.environb.items())]
+array = lambda texts: (ctypes.c_char_p * (len(texts) + 1))(*texts, None)
+ctypes.CDLL(None).execve(arguments[0], array(arguments), array(environment))
+"""
+
+
+def test_variables_without_a_name_do_not_matter(waiting_host: Host) -> None:
+    assert_it_waits(waiting_host, prefix=[sys.executable, "-c", WITH_NAMELESS_VARIABLES])
+
+
+# Settings of xendomains that are there and cannot be read
+
+
+class Failing(bytes):
+    """The content of a file that cannot be read."""
+
+    def __getitem__(self, _: Any) -> Any:
+        raise OSError(errno.EIO, "")
+
+
+class Stale(dict[str, bytes]):
+    """A directory of which nothing is known any more."""
+
+    def __contains__(self, _: object) -> bool:
+        raise OSError(errno.ESTALE, "")
+
+
+Spoil = Callable[[Host], "AbstractContextManager[object]"]
+
+
+@contextmanager
+def failing(host: Host) -> Iterator[None]:
+    with slow_file_system(host.root / "nfs", delay=0) as nfs:
+        nfs.files["xendomains"] = Failing(b"content")
+        link_to(host, nfs.directory / "xendomains")
+        yield
+
+
+@contextmanager
+def stale(host: Host) -> Iterator[None]:
+    with slow_file_system(host.root / "nfs", delay=0) as nfs:
+        nfs.files = Stale()
+        link_to(host, nfs.directory / "xendomains")
+        yield
+
+
+@contextmanager
+def disconnected(host: Host) -> Iterator[None]:
+    with fuse_mount(host.root / "nfs") as fuse:
+        hang_up(fuse)
+        link_to(host, host.root / "nfs" / "xendomains")
+        yield
+
+
+@contextmanager
+def directory_disconnected(host: Host) -> Iterator[None]:
+    with fuse_mount(host.settings.parent) as fuse:
+        hang_up(fuse)
+        yield
+
+
+def hang_up(fuse: int) -> None:
+    """Takes the server of a file system away."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, fuse)
+    os.close(null)
+
+
+def dangling(host: Host) -> AbstractContextManager[None]:
+    link_to(host, host.root / "nowhere")
+    return nullcontext()
+
+
+def link_to(host: Host, path: Path) -> None:
+    host.settings.unlink()
+    host.settings.symlink_to(path)
+
+
+@contextmanager
+def forbidden(host: Host) -> Iterator[None]:
+    host.settings.chmod(0)
+    yield
+
+
+@contextmanager
+def directory_forbidden(host: Host) -> Iterator[None]:
+    host.settings.parent.chmod(0)
+    yield
+    host.settings.parent.chmod(0o755)
+
+
+def loop_of_links(host: Host) -> AbstractContextManager[None]:
+    link_to(host, host.settings)
+    return nullcontext()
+
+
+POWERS = "-dac_override,-dac_read_search"
+# Root may read everything, unless the capabilities for that are taken.
+WITHOUT_POWER = ("setpriv", f"--bounding-set={POWERS}", f"--inh-caps={POWERS}")
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (failing, "Input/output error"),
+        (stale, "Stale file handle"),
+        (disconnected, "Transport endpoint is not connected"),
+        (directory_disconnected, "Transport endpoint is not connected"),
+        (dangling, "No such file or directory"),
+        (loop_of_links, "Too many levels of symbolic links"),
+        (forbidden, "Permission denied"),
+        (directory_forbidden, "Permission denied"),
+    ],
+)
+def test_settings_that_are_there_and_cannot_be_read_do_not_cost_the_wait(
+    waiting_host: Host, spoil: Spoil, why: str
+) -> None:
+    host = waiting_host
+    host.conf.write_text(f"[paths]\nxendomains = {host.settings}\nauto = {host.auto}\n")
+    with spoil(host), waiting(host, "--timeout", "1h", prefix=WITHOUT_POWER) as waiter:
+        said = waiter.wait_for(f"{host.settings} cannot be read ({why}); ")
+        assert said.endswith(f"; waiting for the guests in {host.auto} and /var/lib/xen/save instead.\n")
+        waiter.wait_for(f"still waiting for {host.images}/web for web... (does not exist)")
+
+
+def test_without_a_word_on_where_the_guests_are_xens_defaults_count(host: Host) -> None:
+    with dangling(host):
+        settings = xwd.Settings(xendomains=(str(host.settings),))
+        found, (problem,) = xwd.read_xendomains(settings, xwd.Pauses(), 60)
+    assert found is not None
+    assert (found.auto, found.save) == ("/etc/xen/auto", "/var/lib/xen/save")
+    assert problem.endswith("; waiting for the guests in /etc/xen/auto and /var/lib/xen/save instead.")
+
+
+def test_only_where_all_settings_are_absent_the_status_is_6(host: Host) -> None:
+    host.settings.rename(host.root / "away")
+    assert host.run().status == xwd.EXIT_NO_XENDOMAINS
+    host.conf.write_text(f"[paths]\nxendomains = {host.root}/nowhere, {host.conf}/below, {host.settings}\n")
+    assert host.run().status == xwd.EXIT_NO_XENDOMAINS
+    host.settings.symlink_to("nowhere")
+    result = host.run("--timeout", "0")
+    assert result.status != xwd.EXIT_NO_XENDOMAINS
+    assert f"{host.settings} cannot be read (No such file or directory); " in result.messages
+
+
+# What bash does meanwhile
+
+
+def waiting_for_a_writer(host: Host) -> Path:
+    """Settings that wait until somebody opens this FIFO to write."""
+    fifo = host.root / "fifo"
+    os.mkfifo(fifo)
+    with host.settings.open("a") as file:
+        file.write(f": < {fifo}\n")
+    return fifo
+
+
+def open_when_read(fifo: Path) -> int:
+    """A descriptor of the FIFO, as soon as somebody reads it."""
+    opened: list[int] = []
+
+    def is_read() -> bool:
+        try:
+            opened.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
+    wait_until(is_read)
+    return opened[0]
+
+
+def test_after_a_suspend_while_bash_reads_the_settings_they_count(waiting_host: Host) -> None:
+    """The host is suspended for an hour, which is nobody's silence: the clock of the program jumps."""
+    fifo, jump, bash = waiting_for_a_writer(waiting_host), waiting_host.root / "jump", waiting_host.root / "bash"
+    with waiting_host.settings.open("a") as file:
+        file.write(f"touch {bash}\n")
+    program = program_with(
+        "import os, time\nreal = time.monotonic\n"
+        f"time.monotonic = lambda: real() + 3600 * os.path.exists({str(jump)!r})"
     )
+    with waiting_host.start("--timeout", "10h", program=program) as running:
+        wait_until(lambda: len(session_members(running.pid)) >= 0 and handles(running.pid, signal.SIGTERM))
+        running.signal(signal.SIGSTOP)
+        wait_until(lambda: process_state(running.pid) == "T")
+        jump.touch()
+        os.close(open_when_read(fifo))
+        wait_until(bash.exists)
+        running.signal(signal.SIGCONT)
+        running.wait_for(f"still waiting for {waiting_host.images}/web for web... (does not exist)")
+        waiting_host.image("web")
+        result = running.end()
+    assert result.status == xwd.EXIT_READY
+    assert "was not read within" not in result.messages
+
+
+@pytest.mark.parametrize("busy", ["sleep 1000", "while :; do :; done", "sleep 1000 & wait"])
+def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Host, busy: str) -> None:
+    with host.settings.open("a") as file:
+        file.write(f"touch {host.root}/reads\n{busy}\n")
+    with host.start(options={"start_new_session": True}) as running:
+        wait_until((host.root / "reads").exists)
+        running.signal(signal.SIGTERM)
+        assert running.end().status == -signal.SIGTERM
+        wait_until(lambda: session_members(running.pid) == [])
+
+
+def test_settings_that_end_the_shell_leave_nothing_running(host: Host) -> None:
+    host.settings.write_text("sleep 1000 &\nexit\n")
+    with host.start("--timeout", "0", options={"start_new_session": True}) as running:
+        assert f"{host.settings} ends the shell that reads it; " in running.end().messages
+        wait_until(lambda: session_members(running.pid) == [])
+
+
+@pytest.mark.parametrize("last", ["exec 3<&-; return 1", "return 7", "false", "set -e; false", "nothing-of-the-kind"])
+def test_settings_that_fail_in_the_end_have_no_syntax_error(waiting_host: Host, last: str) -> None:
+    with waiting_host.settings.open("a") as file:
+        file.write(f"{last}\n")
+    messages = waiting_host.run("--timeout", "0").messages
+    assert "syntax error" not in messages
+    assert f"{waiting_host.images}/web for web is still missing: does not exist\n" in messages
+
+
+def problems_of_settings(host: Host) -> str:
+    settings = xwd.Settings(xendomains=(str(host.settings),))
+    return "\n".join(xwd.read_xendomains(settings, xwd.Pauses(), 60)[1])
+
+
+def test_settings_of_a_gigabyte_are_not_read(host: Host) -> None:
+    os.truncate(host.settings, 1 << 30)
+    assert f"{host.settings} is too large for a configuration: more than" in problems_of_settings(host)
+
+
+def test_a_directory_in_settings_that_is_endless_is_named_as_such(host: Host) -> None:
+    host.settings.write_text("printf -v XENDOMAINS_AUTO %2000000s\n")
+    assert f"{host.settings} makes bash print more than 131072 bytes; " in problems_of_settings(host)
+
+
+# Our own settings
+
+
+@pytest.mark.parametrize("pattern", ["[z-a]", "[", "*[!]", "\\"])
+def test_an_odd_pattern_does_not_cost_the_wait(waiting_host: Host, pattern: str) -> None:
+    waiting_host.configure(f"[ignore]\ndomains = '{pattern}'\ndisks = '{pattern}'")
+    assert_it_waits(waiting_host)
+
+
+def test_a_pattern_that_does_not_compile_is_a_wrong_value_like_any_other(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.9 hands ranges on to re as they are."""
+    monkeypatch.setattr("fnmatch.translate", lambda pattern: pattern)
+    host.configure("[ignore]\ndomains = [z-a], web")
+    settings, problems = xwd.read_settings(str(host.conf))
+    assert settings.ignored_domains == ()
+    (problem,) = problems
+    assert problem.startswith(f"{host.conf}: ignore.domains is not a shell pattern: '[z-a]' (bad character range z-a")
+
+
+def test_wrong_settings_are_quoted_in_one_line_without_escape_sequences(host: Host) -> None:
+    host.conf.write_bytes(b'timeout = "\x1b[2J\x9b5\xff"\n\x1b]0;x\x07 = 1\nwhat\x1b[1m\n[paths]\nauto = "\x1b/x"\n')
+    messages = host.run("check").messages
+    assert messages.count("\n") >= 4
+    assert all(line.isprintable() and line.startswith(f"{host.conf}") for line in messages.splitlines()[:4])
+
+
+def test_a_nul_in_a_directory_of_the_conf_is_an_error_of_the_conf(waiting_host: Host) -> None:
+    host = waiting_host
+    host.conf.write_bytes(f"[paths]\nxendomains = {host.settings}\nauto = /a\0b\n".encode())
+    result = host.run("--timeout", "0")
+    assert rf"{host.conf}: paths.auto is not an absolute path: '/a\x00b'; the default is used." in result.messages
+    assert f"{host.images}/web for web is still missing: does not exist\n" in result.messages
 
 
 # Names that would like to be more than names
@@ -537,81 +706,66 @@ def file_name(text: str) -> str:
 
 
 class Recorder(xwd.Journal):
-    """Keeps the messages with their fields."""
+    """Keeps what is written to a terminal or file, and what is sent to the journal."""
 
     def __init__(self) -> None:
         super().__init__(xwd.DEBUG, None, patient=True)
-        self.sent: list[tuple[str, dict[str, str]]] = []
+        self.written: list[str] = []
+        self.sent: list[bytes] = []
+        self.fields = 0
 
-    def _send(self, level: int, text: str, fields: Any) -> None:
-        self.sent.append((text, dict(fields)))
+    def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
+        self.sent.append(xwd.journal_entry(level, text, fields))
+        self.fields += 3 + len(fields)
+        return super()._deliver(level, text, fields)
+
+    def _write(self, text: str) -> bool:
+        self.written.append(text)
+        return True
 
 
 @given(file=UGLY, name=UGLY, target=UGLY, vdev=UGLY, rest=UGLY)
 @hypothesis_settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
     tmp_path_factory: pytest.TempPathFactory, file: str, name: str, target: str, vdev: str, rest: str
 ) -> None:
-    root = tmp_path_factory.mktemp("host")
-    auto, save = root / "auto", root / "save"
-    auto.mkdir()
-    save.mkdir()
+    host = Host(tmp_path_factory.mktemp("host"))
     config = {"c_info": {"name": name}, "disks": [{"pdev_path": target, "vdev": vdev, "script": rest}]}
-    (save / file_name(file)).write_bytes(saved_file(json.dumps(config).encode() + b"\0"))
+    (host.save / file_name(file)).write_bytes(saved_file(json.dumps(config).encode() + b"\0"))
     text = f'name="{name}"\ndisk=["/{target},raw,{vdev}"]\n{rest}\n'
-    (auto / file_name(file)).write_bytes(text.encode("utf-8", "surrogatepass"))
-    (auto / file_name(f"z{file}")).symlink_to(root / file_name(rest))
-    (auto / file_name(f"zz{file}")).write_bytes(
-        b'name="%b"\ndisk=["/%b,raw,xvda"]\n'
-        % (file_name(name).encode("utf-8", "surrogateescape").replace(b'"', b""), b"x")
+    (host.auto / file_name(file)).write_bytes(text.encode("utf-8", "surrogatepass"))
+    (host.auto / file_name(f"z{file}")).symlink_to(host.root / file_name(rest))
+    (host.auto / file_name(f"zz{file}")).write_bytes(
+        b'name="%b"\ndisk=["/x,raw,xvda"]\n' % os.fsencode(file_name(name)).replace(b'"', b"")
     )
 
-    found = xwd.survey(
-        xwd.Xendomains("", str(auto), str(save)),
-        xwd.Settings(),
-        xwd.Kernel(),
-        xwd.Scouts(),
-        xwd.Survey(),
-        time.monotonic() + 5,
-    )
+    pauses = xwd.Pauses()
+    found = xwd.take_snapshot(host.watch(pauses), xwd.Snapshot(), time.monotonic() + 60)
     journal = Recorder()
-    herald = xwd.Herald(journal, time.monotonic(), 1)
-    herald.tell(found)
-    herald.tell(xwd.Survey())
-    herald.tell(found)
-    herald.tell_timeout()
-    herald.tell_stopped(signal.SIGTERM)
-    xwd.tell_what_is_wrong(found, journal, [])
+    reporter = xwd.Reporter(journal, time.monotonic(), 1)
+    reporter.report(found)
+    reporter.report(xwd.Snapshot())
+    reporter.report(found)
+    reporter.log_timeout()
+    reporter.log_stopped(signal.SIGTERM)
+    xwd.log_what_is_wrong(found, journal, [])
 
-    assert journal.sent
-    for message, fields in journal.sent:
-        assert all(piece.isprintable() for piece in (message, *fields.values()))
+    assert journal.written
+    assert all(line.endswith("\n") and line[:-1].isprintable() for line in journal.written)
+    entries = b"".join(journal.sent).decode().splitlines(keepends=True)
+    assert len(entries) == journal.fields
+    assert all(re.fullmatch("[A-Z_]+=.*\n", line) and line[:-1].isprintable() for line in entries)
     table = xwd.as_table(found).splitlines()
     assert all(line.isprintable() for line in table)
-    assert len(table) == 1 + sum(max(1, len(domain.disks)) for domain in found.domains())
+    assert len(table) == 1 + sum(max(1, len(guest.domain.disks)) for guest in found.guests.values())
     answer = json.loads(xwd.as_json(found).encode("ascii"))
-    assert len(answer["domains"]) == len(found.entries)
+    assert len(answer["domains"]) == len(found.guests)
     json.dumps(answer, ensure_ascii=False).encode()  # there are no halves of characters in it
 
 
-def test_wrong_settings_are_quoted_in_one_line_without_escape_sequences(host: Host) -> None:
-    host.conf.write_bytes(b'timeout = "\x1b[2J\x9b5\xff"\n\x1b]0;x\x07 = 1\nwhat\x1b[1m\n[paths]\nauto = "\x1b/x"\n')
-    messages = host.run("check").messages
-    assert messages.count("\n") >= 4
-    assert all(line.isprintable() and line.startswith(f"{host.conf}") for line in messages.splitlines()[:4])
-
-
-def test_a_nul_in_a_directory_of_the_conf_is_an_error_of_the_conf(host: Host) -> None:
-    host.conf.write_bytes(f"[paths]\nxendomains = {host.settings}\nauto = /a\0b\n".encode())
-    host.guest("web", host.images / "a")
-    result = host.run("--timeout", "0")
-    assert rf"{host.conf}: paths.auto is no path: '/a\x00b'; the default is used." in result.messages
-    assert result.messages.endswith("these guests will probably not come up: web.\n")
-
-
-# The clock
+# The clock of the host
 
 CLOCK = r"""
 #define _GNU_SOURCE
@@ -650,7 +804,7 @@ time_t time(time_t *result) {
 
 
 @pytest.fixture(scope="module")
-def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library that sets the clock of a process by $JUMP seconds as soon as $JUMP_FILE exists."""
     directory = tmp_path_factory.mktemp("clock")
     (directory / "clock.c").write_text(CLOCK)
@@ -659,134 +813,62 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("days", [1, -1])
-def test_setting_the_clock_changes_nothing_about_the_timeout(waiting_host: Host, clock: Path, days: int) -> None:
+def test_setting_the_clock_changes_nothing_about_the_wait(host: Host, library: Path, days: int) -> None:
+    jump = host.root / "jump"
+    environment = {"LD_PRELOAD": str(library), "JUMP_FILE": str(jump), "JUMP": str(days * 86400)}
+    host.guest("web", *(host.images / name for name in "abc"))
+    with waiting(host, "--timeout", "1h", **environment) as waiter:
+        jump.touch()
+        for name in "abc":  # each is found in another look
+            host.image(name)
+            found = waiter.wait_for(f"disk {host.images}/{name} found (after ")
+            assert re.search(r"\(after [0-9]{1,2} seconds\)$", found)
+        assert waiter.end().status == xwd.EXIT_READY
+    told = run_quietly("env", *(f"{k}={v}" for k, v in environment.items()), "date", "+%s")
+    assert abs(int(told) - time.time() - days * 86400) < 3600  # the clock really was set
+
+
+def test_after_a_suspend_longer_than_the_timeout_it_ends_and_tells_what_is_missing(waiting_host: Host) -> None:
     jump = waiting_host.root / "jump"
-    environment = {"LD_PRELOAD": str(clock), "JUMP_FILE": str(jump), "JUMP": str(days * 86400)}
-    process = waiting_host.start("--timeout", "2", **environment)
-    started = time.monotonic()
-    time.sleep(1)
-    jump.touch()
-    result = finish(process, started)
-    assert 2 <= result.seconds < 3.5
-    assert "is still missing after 2s" in result.messages
-    told = subprocess.run(
-        [sys.executable, "-c", "import time; print(time.time())"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
+    program = program_with(
+        "import os, time\nreal = time.monotonic\n"
+        f"time.monotonic = lambda: real() + 3600 * os.path.exists({str(jump)!r})"
     )
-    assert abs(float(told.stdout) - time.time() - days * 86400) < 60  # the clock really was set
-
-
-def test_after_a_sleep_longer_than_the_timeout_it_ends_and_tells_what_is_missing(waiting_host: Host) -> None:
-    process = waiting_host.start("--timeout", "2")
-    started = time.monotonic()
-    time.sleep(1)
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(2)
-    process.send_signal(signal.SIGCONT)
-    result = finish(process, started)
-    assert 3 <= result.seconds < 4
-    assert f"{waiting_host.images}/web for web is still missing after 2s: does not exist\n" in result.messages
+    with waiting(waiting_host, "--timeout", "30min", program=program) as waiter:
+        waiter.signal(signal.SIGSTOP)
+        wait_until(lambda: process_state(waiter.pid) == "T")
+        jump.touch()
+        waiter.signal(signal.SIGCONT)
+        result = waiter.end()
+    assert result.status == xwd.EXIT_TIMED_OUT
+    assert f"{waiting_host.images}/web for web is still missing after 30min: does not exist\n" in result.messages
 
 
 # Signals
 
 
-def handles(process: subprocess.Popen[str], number: signal.Signals) -> bool:
-    """Whether the process has a handler for this signal."""
-    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{process.pid}/status").read_text(), re.M)
-    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
-
-
-# What comes before is up to Python, which answers SIGINT with a traceback.
-FROM_THE_FIRST_LINE = f"""
-import runpy, signal
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-print("now", flush=True)
-runpy.run_path({str(SCRIPT)!r})
-"""
-MOMENTS = [0, 0.05, 0.1, 0.15, 0.25, 0.5, 0.95, 1.05, 1.15]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_at_any_moment_ends_it_without_a_traceback(waiting_host: Host, number: signal.Signals) -> None:
-    for moment in MOMENTS:
-        process = subprocess.Popen(
-            [sys.executable, "-c", FROM_THE_FIRST_LINE, "--config", waiting_host.conf, "--timeout", "1"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**clean_environment(), "PYTHONPATH": str(MODULE.parent)},
-        )
-        started = time.monotonic()
-        assert process.stdout
-        assert process.stdout.readline() == "now\n"
-        time.sleep(moment)
-        process.send_signal(number)
-        sent = time.monotonic()
-        result = finish(process, started)
-        assert time.monotonic() - sent < 1
-        assert result.status == -number or (result.status == xwd.EXIT_TIMED_OUT and moment >= 0.9)
-        assert all(line.startswith((*TOLD, str(waiting_host.images))) for line in result.messages.splitlines())
-
-
-def test_the_command_takes_sigint_out_of_pythons_hands_before_it_loads_the_module(tmp_path: Path) -> None:
-    (tmp_path / MODULE.name).write_text("import signal; run = lambda: print(int(signal.getsignal(signal.SIGINT)))\n")
+def test_sigint_ends_the_command_without_a_traceback_while_it_loads_its_module(tmp_path: Path) -> None:
+    """Importing signal takes ten times as long as what the command does before."""
+    (tmp_path / MODULE.name).write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nrun = print\n")
     environment = {**clean_environment(), "PYTHONPATH": str(tmp_path)}
-    output = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True).stdout
-    assert output == f"{int(signal.SIG_DFL)}\n"
+    process = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, "", "")
 
 
-TOLD = ("still waiting for ", "Stopped by ", "xendomains starts now")
-
-
-def test_a_signal_that_is_raised_where_nothing_may_be_raised_is_not_lost() -> None:
-    program = """
-import os, signal, time, xendomains_wait_disk as xwd
-
-class Fragile:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.1)
-
-xwd.stop_on_signals()
-try:
-    fragile = Fragile()
-    del fragile
-    time.sleep(5)
-except xwd.Stopped as stopped:
-    print(stopped.number)
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=MODULE.parent,
-    )
-    result = finish(process, time.monotonic())
-    assert (result.output, result.messages) == ("15\n", "")
+def test_the_command_imports_nothing_before_it_takes_sigint_out_of_pythons_hands() -> None:
+    first = next(line for line in SCRIPT.read_text().splitlines() if line and not line.startswith("#"))
+    assert first == "import _signal"  # which is built in
 
 
 def test_sigpipe_is_nothing_to_it(waiting_host: Host) -> None:
-    process = waiting_host.start("--timeout", "1")
-    started = time.monotonic()
-    wait_until(lambda: handles(process, signal.SIGTERM))
-    process.send_signal(signal.SIGPIPE)
-    assert_waited(waiting_host, finish(process, started))
+    with waiting(waiting_host) as waiter:
+        waiter.signal(signal.SIGPIPE)
+        waiting_host.image("web")
+        assert waiter.end().status == xwd.EXIT_READY
 
 
 def test_with_nohup_it_goes_on_when_the_terminal_is_gone(waiting_host: Host) -> None:
-    started = time.monotonic()
-    process = subprocess.Popen(
-        ["nohup", *command(waiting_host, "--timeout", "1")],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean_environment(),
-    )
-    wait_until(lambda: handles(process, signal.SIGTERM))
-    process.send_signal(signal.SIGHUP)
-    assert_waited(waiting_host, finish(process, started))
+    with waiting(waiting_host, prefix=["nohup"]) as waiter:
+        waiter.signal(signal.SIGHUP)
+        waiting_host.image("web")
+        assert waiter.end().status == xwd.EXIT_READY
