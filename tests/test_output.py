@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import pytest
@@ -359,11 +360,26 @@ def test_a_journald_that_does_not_read_does_not_hold_the_wait(host: Host, journa
     assert journald.start("--timeout", "1").end().status == xwd.EXIT_TIMED_OUT
 
 
-def test_messages_that_nobody_reads_are_lost_at_once_after_the_first(clock: Clock) -> None:
-    with full_pipe() as (_, writing), os.fdopen(os.dup(writing), "w") as stream:
-        journal = xwd.Journal(xwd.WARNING, stream)
-        journal.log_all(xwd.WARNING, [("message", {})] * 10_000)
-        assert journal._lost == 10_000
+def test_only_for_the_first_message_that_nobody_reads_there_is_a_wait(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+
+    class Poll:
+        """Never can anything be written."""
+
+        def register(self, descriptor: int, events: int) -> None:
+            pass
+
+        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+            waits.append(milliseconds / 1000)
+            return []
+
+    monkeypatch.setattr(xwd, "select", SimpleNamespace(poll=Poll, POLLOUT=0, PIPE_BUF=select.PIPE_BUF))
+    journal = xwd.Journal(xwd.WARNING, clock.messages)
+    journal.log_all(xwd.WARNING, [("message", {})] * 100)
+    assert waits[0] == xwd.MAX_SENDING
+    assert set(waits[1:]) == {0}
 
 
 def test_a_signal_ends_it_while_journald_does_not_read(host: Host, journald: Journald) -> None:

@@ -178,9 +178,12 @@ def test_events_are_collected_from_before_the_look_on(
     assert happened[:3] == ["looks", "listens", "looks"]
 
 
-def alarm_on(clock: Clock, seconds: float) -> xwd.Alarm:
+def alarm_on(clock: Clock, seconds: float, calls: dict[str, Callable[[], object]] | None = None) -> xwd.Alarm:
+    """An alarm that ends no later than in so many seconds, and these calls in progress."""
     pauses = xwd.Pauses()
-    watch = xwd.Watch(xwd.Xendomains(), xwd.Settings(), xwd.BlockingCalls(pauses), xwd.BlockingCalls(pauses))
+    files = xwd.BlockingCalls(pauses)
+    files.run("check", calls or {}, clock.now)
+    watch = xwd.Watch(xwd.Xendomains(), xwd.Settings(), files, xwd.BlockingCalls(pauses))
     return xwd.Alarm(pauses, watch, clock.now + seconds)
 
 
@@ -200,6 +203,23 @@ def test_events_that_have_ended_a_pause_do_not_end_the_next(clock: Clock) -> Non
     before = clock.seconds
     alarm.sleep(1)
     assert clock.seconds == before + 1
+
+
+def test_what_comes_back_late_and_is_new_ends_a_pause(clock: Clock) -> None:
+    alarm_on(clock, 100, {"slow": clock.takes(3, "news")}).sleep(50)
+    assert clock.seconds == 3
+
+
+def test_what_comes_back_late_and_is_as_it_was_does_not_end_a_pause(clock: Clock) -> None:
+    pauses = xwd.Pauses()
+    files = xwd.BlockingCalls(pauses)
+    slow: dict[str, Callable[[], object]] = {"slow": clock.takes(3, "as ever")}
+    files.run("check", slow, clock.now + 100, anew=True)
+    files.run("check", slow, clock.now + 100)
+    watch = xwd.Watch(xwd.Xendomains(), xwd.Settings(), files, xwd.BlockingCalls(pauses))
+    started = clock.now
+    xwd.Alarm(pauses, watch, clock.now + 100).sleep(50)
+    assert clock.now == started + 50
 
 
 @pytest.mark.usefixtures("no_pyudev")
