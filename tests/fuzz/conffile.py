@@ -8,6 +8,21 @@ from harness import InMemory, check_sentences, fuzz
 import xendomains_wait_disk as xwd
 
 FILE = InMemory()
+PIECES = [
+    b"[a]\n",
+    b"[",
+    b"a\n",
+    b"a=1\n",
+    b"a=,",
+    b'"',
+    b"'",
+    b"timeout=1",
+    b"1",
+    b"timeout=1s\n",
+    b"\0",
+    b",",
+    b"#\n",
+]
 
 
 def check(content: bytes) -> bool:
@@ -21,9 +36,9 @@ def check(content: bytes) -> bool:
 
 def check_range(settings: xwd.Settings) -> None:
     """Every value is one that the wait can use."""
-    assert 0 <= settings.timeout <= xwd.LONGEST_TIME
-    assert 0.01 <= settings.first <= xwd.LONGEST_TIME
-    assert 0.01 <= settings.longest <= xwd.LONGEST_TIME
+    assert 0 <= settings.timeout <= xwd.MAX_TIME
+    assert xwd.MIN_PAUSE <= settings.first <= xwd.MAX_TIME
+    assert xwd.MIN_PAUSE <= settings.longest <= xwd.MAX_TIME
     assert 1 <= settings.factor <= 100
     assert settings.log_level in xwd.LOG_LEVELS.values()
     assert settings.xendomains
@@ -33,4 +48,4 @@ def check_range(settings: xwd.Settings) -> None:
 
 
 if __name__ == "__main__":
-    fuzz(check)
+    fuzz(check, PIECES, xwd.MAX_SETTINGS)

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import os
 
-from harness import check_entry, fuzz
+from harness import check_guest, fuzz
 
 import xendomains_wait_disk as xwd
+
+PIECES = [b",", b" ", b"=", b"cdrom,", b"/x", b"phy:", b"a:", b"a=", b"vdev=,", b"target=,", b":", b"a-", b"\t,"]
 
 
 def check(content: bytes) -> bool:
     """The specification is read or refused."""
     try:
         disk = xwd.parse_disk(os.fsdecode(content))
-    except xwd.Refusal as refusal:
+    except xwd.ConfigError as refusal:
         assert str(refusal)
         return False
-    if "\n" not in disk.target:  # a line end cannot be written where anything else can
+    if len(content) + 100 < xwd.MAX_DISK_SPECIFICATION:
         assert xwd.parse_disk(as_specification(disk)) == disk
-    domain = xwd.with_warnings(xwd.Domain("web", "/etc/xen/auto/web.cfg", "auto", (disk,)))
-    want = xwd.wanted(disk)
-    assert bool(want.paths) != bool(want.reason)
-    return check_entry(xwd.Entry((), domain, (want,)))
+    required = xwd.required_by(disk)
+    assert bool(required.paths) != bool(required.reason)
+    domain = xwd.Domain("web", "/etc/xen/auto/web.cfg", "auto", (disk,))
+    check_guest(xwd.Guest(domain, required=(required,)))
+    return True
 
 
 def as_specification(disk: xwd.Disk) -> str:
@@ -43,4 +46,4 @@ def as_specification(disk: xwd.Disk) -> str:
 
 
 if __name__ == "__main__":
-    fuzz(check)
+    fuzz(check, PIECES, xwd.MAX_DISK_SPECIFICATION)

@@ -24,7 +24,9 @@ with atheris.instrument_imports(include=["xendomains_wait_disk", "configobj"]):
 
     import xendomains_wait_disk as xwd
 
-SLOWEST = 0.5  # seconds for one input, of which the largest has 8 KiB, while coverage is collected
+# Seconds for one input, while coverage is collected: some, and some for each byte.
+SLOWEST = 0.5
+SLOWEST_BYTE = 50e-6
 MOST_GROWTH = 32.0  # MiB, of which libFuzzer's own corpus is a part
 
 
@@ -56,7 +58,8 @@ class Meter:
         started = time.process_time()
         accepted = self._check(content)
         seconds = time.process_time() - started
-        assert seconds < SLOWEST, f"took {seconds:.3f} s for {content!r}"
+        slowest = SLOWEST + SLOWEST_BYTE * len(content)
+        assert seconds < slowest, f"took {seconds:.3f} s for {len(content)} bytes: {content[:1000]!r}"
         self._inputs += 1
         self._refused += not accepted
         if seconds > self._slowest:
@@ -84,12 +87,16 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGESIZE") / (1 << 20)
 
 
-def fuzz(check: Callable[[bytes], bool]) -> NoReturn:
+def fuzz(check: Callable[[bytes], bool], pieces: Sequence[bytes], largest: int) -> NoReturn:
     """Gives the check what libFuzzer makes up, until time is over; it returns whether the input was accepted.
 
-    libFuzzer takes its options from the command line, and does not return, nor lets Python end as usual.
+    Before that come inputs as large as they may be, and larger by a byte, of each piece over and over: libFuzzer would
+    hardly come to them. It takes its options from the command line, and does not return, nor lets Python end as usual.
     """
     meter = Meter(check)
+    for piece in pieces:
+        for size in (largest, largest + 1):
+            meter.run((piece * size)[:size])
 
     def one_input(content: bytes) -> None:
         meter.run(content)
@@ -107,7 +114,7 @@ class InMemory:
 
     def __init__(self) -> None:
         self._descriptor = os.memfd_create("fuzz")
-        os.fchmod(self._descriptor, 0o600)  # settings that others may write would not be read
+        os.fchmod(self._descriptor, 0o600)  # else it would be said each time that others may write it
         self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"  # which bash can open, too
 
     def write(self, content: bytes) -> str:
@@ -117,23 +124,41 @@ class InMemory:
         return self.path
 
 
-def check_entry(entry: xwd.Entry | None) -> bool:
-    """Whatever was read: it can be looked at, printed on lines of its own, and is valid JSON."""
-    assert entry is not None
-    domain = entry.domain
-    assert not domain.pending, "a file that can be read is nothing to wait for"
-    looks = {want.paths[0]: xwd.look_at(want.paths, xwd.Kernel()) for want in entry.wants if want.paths}
-    assert all(path.startswith("/") for path in looks)
-    survey = xwd.Survey({domain.source: entry}, looks)
-    assert (json.loads(xwd.as_json(survey).encode())["domains"][0]["error"] is None) == (not domain.error)
-    assert len(xwd.as_table(survey).split("\n")) == 1 + max(1, len(domain.disks))
-    check_sentences(xwd.problems_of(domain))
-    return not domain.error
+def check_file(path: str, kind: str) -> xwd.Guest | None:
+    """Whatever is in the file: it is a guest, or xl will reject it; or nothing, if xendomains passes it over."""
+    try:
+        text = xwd.read_text(path, kind, ())
+    except xwd.ConfigError as error:
+        guest = xwd.guest_from_answer(xwd.unread_guest(path, kind), error, xwd.Settings())
+        assert guest
+        return check_guest(guest)
+    if text is None:
+        return None
+    assert isinstance(text, xwd.Text)
+    return check_guest(xwd.parse_guest(path, kind, text, xwd.Settings()))
+
+
+def check_guest(guest: xwd.Guest) -> xwd.Guest:
+    """It can be looked at, printed on lines of its own, and is valid JSON."""
+    assert not guest.is_awaited(), "a file that can be read is nothing to wait for"
+    assert len(guest.domain.disks) == len(guest.required)
+    disks = {r.paths[0]: xwd.check_disk(r.paths, xwd.HostPaths()) for r in guest.required if r.paths}
+    assert all(path.startswith("/") for path in disks)
+    file = guest.domain.source
+    snapshot = xwd.Snapshot({}, {file: guest}, disks)
+    is_ready = guest.status == xwd.READY
+    (domain,) = json.loads(xwd.as_json(snapshot).encode())["domains"]
+    assert (domain["error"] is None) == is_ready
+    assert len(xwd.as_table(snapshot).split("\n")) == 1 + max(1, len(guest.domain.disks))
+    problems = xwd.problems_of(snapshot)[file]
+    assert problems or is_ready
+    check_sentences(problems)
+    return guest
 
 
 def check_sentences(sentences: Sequence[str]) -> None:
     """Messages are whole sentences, and each is short enough for a line in the journal."""
     for sentence in sentences:
-        assert xwd.printable(sentence).isprintable()
-        assert sentence.endswith((".", ")")), sentence
-        assert len(sentence) < 20_000, sentence
+        shown = xwd.printable(xwd.shortened(sentence, xwd.MAX_MESSAGE))
+        assert shown.isprintable()
+        assert shown.endswith((".", ")")), shown
