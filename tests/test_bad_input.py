@@ -56,26 +56,27 @@ CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
     ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
     ("socket", bind_socket, "is a socket, not a regular file"),
     ("device", link_to("/dev/zero"), "is a character device, not a regular file"),
-    ("loop", link_to("bad"), "Too many levels of symbolic links"),
+    ("loop", link_to("bad"), "cannot be read: Too many levels of symbolic links"),
     ("utf16", utf16, "line 1: lexical error"),
     ("saved", truncated, "line 1: lexical error"),
     ("proc", link_to("/proc/version"), "line 1: lexical error"),
 ]
 
 SAVED: list[tuple[str, Callable[[Path], None], str]] = [
-    ("binary", binary, "is not a saved domain"),
-    ("huge", huge, "is not a saved domain"),
-    ("huge saved", huge_saved, "needs what xl does not know: mandatory flags 0xffffffff"),
-    ("empty", Path.touch, "is not a saved domain"),
+    ("huge", huge_saved, "needs what xl does not know: mandatory flags 0xffffffff"),
     ("directory", Path.mkdir, "is a directory, not a regular file"),
     ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
     ("socket", bind_socket, "is a socket, not a regular file"),
     ("device", link_to("/dev/zero"), "is a character device, not a regular file"),
-    ("loop", link_to("bad"), "Too many levels of symbolic links"),
+    ("loop", link_to("bad"), "cannot be read: Too many levels of symbolic links"),
     ("truncated", truncated, "ends within its configuration: 448 of 1041 bytes"),
-    ("utf16", utf16, "is not a saved domain"),
 ]
 
+# xendomains passes over what does not begin as a saved domain does.
+NOT_SAVED = [binary, huge, Path.touch, utf16]
+
+# What xl would not say.
+OURS = ("is too large for a configuration", "cannot be read: Too many levels of symbolic links")
 
 NOTHING = xwd.Snapshot()
 SILENT = xwd.Status(xwd.State.NOT_READY, xwd.NOT_RESPONDING)
@@ -114,16 +115,30 @@ def problem_of(guest: xwd.Guest) -> str:
 
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in CONFIGURATIONS], ids=[row[0] for row in CONFIGURATIONS])
 def test_in_the_auto_directory(host: Host, make: Callable[[Path], None], error: str) -> None:
-    guest = guest_with(host, host.auto, make)
-    assert guest.status.state is xwd.State.REFUSED and error in guest.status.reason
-    assert problem_of(guest) == f"{host.auto}/bad: {guest.status.reason}. xl will reject it; not waiting for its disks."
+    check_problem(guest_with(host, host.auto, make), f"{host.auto}/bad", error)
 
 
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
 def test_in_the_directory_of_saved_domains(host: Host, make: Callable[[Path], None], error: str) -> None:
-    guest = guest_with(host, host.save, make)
-    assert guest.status.state is xwd.State.REFUSED and error in guest.status.reason
-    assert problem_of(guest).startswith(f"{host.save}/bad: {guest.status.reason}. xl will reject it")
+    check_problem(guest_with(host, host.save, make), f"{host.save}/bad", error)
+
+
+def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
+    """Fails if it is not said what is wrong, and what comes of that."""
+    assert error in guest.status.reason
+    if error.startswith(OURS):
+        assert guest.status.state is xwd.State.UNREADABLE
+        assert problem_of(guest) == f"{file}: {guest.status.reason}. It is ignored; not waiting for its disks."
+    else:
+        assert guest.status.state is xwd.State.REFUSED
+        assert problem_of(guest) == f"{file}: {guest.status.reason}. xl will reject it; not waiting for its disks."
+
+
+@pytest.mark.parametrize("make", NOT_SAVED)
+def test_what_is_not_a_saved_domain_is_passed_over_as_xendomains_does(host: Host, make: Callable[[Path], None]) -> None:
+    make(host.save / "other")
+    assert host.run().messages == ""
+    assert host.list()["domains"] == []
 
 
 @as_root
@@ -139,8 +154,8 @@ def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str, kind
     child = os.fork()
     if child == 0:
         os.setuid(NOBODY)
-        refused = xwd.Status(xwd.State.REFUSED, "cannot be read: Permission denied")
-        os._exit(0 if xwd.read_text(str(bad), kind, ()) == refused else 1)
+        status = xwd.Status(xwd.State.UNREADABLE, "cannot be read: Permission denied")
+        os._exit(0 if xwd.read_text(str(bad), kind, ()) == status else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -174,7 +189,7 @@ def test_whatever_goes_wrong_with_one_configuration_is_its_reason(
 
     monkeypatch.setattr(xwd, name, fail)
     found = snapshot(host.watch())
-    assert found.guests[str(bad)].status == xwd.Status(xwd.State.REFUSED, "RuntimeError: odd")
+    assert found.guests[str(bad)].status == xwd.Status(xwd.State.UNREADABLE, "RuntimeError: odd")
     assert list(missing(found)) == [f"{host.images}/missing"]
 
 
@@ -454,7 +469,7 @@ def test_the_largest_configuration_is_read_and_no_larger_one(host: Host) -> None
     with file.open("a") as end:
         end.write("\n")
     (guest,) = snapshot(host.watch()).guests.values()
-    assert guest.status == xwd.Status(xwd.State.REFUSED, "is too large for a configuration: more than 131072 bytes")
+    assert guest.status == xwd.Status(xwd.State.UNREADABLE, "is too large for a configuration: more than 131072 bytes")
 
 
 def test_of_a_file_without_end_no_more_is_read_than_a_configuration_may_have(host: Host) -> None:

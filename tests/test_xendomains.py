@@ -254,9 +254,17 @@ def test_a_file_that_others_may_write_counts_and_is_warned_of(sysconfig: Path, m
     os.chown(sysconfig, owner, -1)
     xendomains, problems = read_first(sysconfig)
     assert xendomains.auto == "/etc/xen/auto"
-    assert problems == (
+    assert problems == ""
+    assert xendomains.warning == (
         f"{sysconfig}: {why.format(sysconfig)}; xendomains runs it as root all the same, and so its settings count."
     )
+
+
+def test_the_boot_is_warned_of_settings_that_others_may_write(host: Host) -> None:
+    host.settings.chmod(0o666)
+    result = host.run()
+    assert result.status == xwd.EXIT_READY
+    assert result.messages.startswith(f"{host.settings}: others than its owner may write it (fix: chmod go-w ")
 
 
 def test_a_directory_in_its_place_is_told_of(tmp_path: Path) -> None:
@@ -312,7 +320,7 @@ def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
     host.settings.unlink()
     result = host.run()
     assert result.status == xwd.EXIT_NO_XENDOMAINS
-    assert result.messages == f"None of {host.settings} exists, so xendomains starts no guests.\n"
+    assert result.messages == f"xendomains has no settings ({host.settings}), so it starts no guests.\n"
 
 
 def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
