@@ -179,6 +179,13 @@ def test_a_call_that_hangs_is_told_from_others_after_a_moment(calls: Calls) -> N
     assert calls.seconds == pytest.approx(xwd.MAX_SILENCE, abs=5 * xwd.SLICE)
 
 
+def test_as_long_as_answers_keep_coming_nothing_hangs(clock: Clock) -> None:
+    calls = Calls(clock, threads=1)
+    answers = calls.run({str(number): clock.takes(0.4, "yes") for number in range(20)})
+    assert set(answers.values()) == {"yes"}
+    assert calls.seconds > 3 * xwd.MAX_SILENCE
+
+
 def test_the_next_time_nobody_waits_for_what_hangs(calls: Calls) -> None:
     asked: dict[str, Callable[[], Any]] = {"hangs": calls.clock.hang(), "quick": yes}
     calls.run(asked)
@@ -269,6 +276,11 @@ def test_time_in_which_the_program_was_stopped_is_not_the_silence_of_others(call
 def test_a_fresh_look_does_not_take_silence_for_the_answer_of_before(calls: Calls) -> None:
     assert calls.run({"a": yes}) == {"a": "yes"}
     assert calls.run({"a": calls.clock.hang()}, anew=True) == {"a": xwd.NOT_RESPONDING}
+
+
+def test_a_fresh_look_that_has_no_time_does_not_take_the_answer_of_before_either(calls: Calls) -> None:
+    calls.run({"a": yes})
+    assert calls.run({"a": calls.clock.hang()}, anew=True, seconds=0.1) == {"a": xwd.NOT_RESPONDING}
 
 
 def test_a_fresh_look_waits_for_what_was_slow_before(calls: Calls) -> None:

@@ -272,6 +272,18 @@ def test_a_new_configuration_is_read_during_the_wait(host: Host, clock: Clock) -
     assert f"still waiting for {host.images}/b for mail... (does not exist)\n" in result.messages
 
 
+def test_another_guest_that_needs_the_same_disk_is_named_as_well(host: Host, clock: Clock) -> None:
+    host.guest("web", host.images / "a")
+    clock.at(2, lambda: host.guest("mail", host.images / "a"))
+    clock.at(4, lambda: host.image("a"))
+    lines = clock.wait(host).messages.splitlines()
+    assert lines[:2] == [
+        f"still waiting for {host.images}/a for web... (does not exist)",
+        f"still waiting for {host.images}/a for mail... (does not exist)",
+    ]
+    assert len(lines) == 3
+
+
 def test_a_changed_configuration_is_read_again(host: Host, clock: Clock) -> None:
     host.guest("web", host.images / "a")
     clock.at(10, lambda: host.guest("web", host.image("another")))
