@@ -426,7 +426,8 @@ DEFAULT_SAVE = "/var/lib/xen/save"
 # syntax error, and three variables.
 SOURCE_SETTINGS = r"""
 complaint=
-. "$1" </dev/null >/dev/null 2>&1 || complaint=$("$BASH" -n "$1" 2>&1 </dev/null)
+. "$1" </dev/null >/dev/null 2>&1
+[ "$?" = 0 ] || complaint=$("$BASH" -n "$1" 2>&1 </dev/null) || :
 builtin printf '%s\0' "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
 """
 SOURCED_FIELDS = 4
@@ -755,7 +756,7 @@ def saved_configuration(descriptor: int) -> tuple[str, bool]:
     header = read_up_to(descriptor, len(SAVED_MAGIC) + 16)
     words = header[len(SAVED_MAGIC) :]
     if not header.startswith(SAVED_MAGIC):
-        raise ConfigError("is not a saved domain, or is damaged")
+        raise ConfigError("was not written by xl save, or is damaged")
     if len(words) < 16:
         raise ConfigError("ends within its header")
     order = next((o for o in BYTE_ORDERS if int.from_bytes(words[:4], o) == SAVED_BYTE_ORDER), None)
@@ -781,7 +782,7 @@ def domain_from_json(text: str, source: str, kind: str) -> Domain:
     import json
 
     depth = 0
-    for mark in re.findall(r'"(?:[^"\\]|\\.)*"|[][{}]', text):
+    for mark in re.findall(r'"(?:[^"\\]|\\.)*"?|[][{}]', text):
         depth += (mark in "[{") - (mark in "]}")
         if depth > MAX_JSON_DEPTH:
             raise Unsupported("holds JSON that is nested too deep")
