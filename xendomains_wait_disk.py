@@ -103,6 +103,10 @@ def quoted(text: str) -> str:
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
+FILE_KINDS = {
+    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device",
+}  # fmt: skip
 
 
 def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
@@ -128,21 +132,10 @@ def read_up_to(descriptor: int, most: int) -> bytes:
 def open_regular_file(path: str) -> int:
     """A descriptor to read the file. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
     # Opening a device may do anything: a watchdog starts to count.
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        raise ConfigError(f"is {kind_of_file(mode)}, not a regular file")
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind != stat.S_IFREG:
+        raise ConfigError(f"is {FILE_KINDS[kind]}, not a regular file")
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-
-
-FILE_KINDS = {
-    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device",
-}  # fmt: skip
-
-
-def kind_of_file(mode: int) -> str:
-    """What a file is, as in "a directory"."""
-    return FILE_KINDS.get(stat.S_IFMT(mode), "something unknown")
 
 
 def why_not_trusted(path: str, status: os.stat_result) -> str:
@@ -176,8 +169,6 @@ def error_text(error: Exception) -> str:
 
 
 # --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
-
-
 class Settings(NamedTuple):
     """What /etc/xen-wait-disk.conf says; a value not given there is the default below."""
 
@@ -248,13 +239,10 @@ def check_pause(text: str) -> float:
 
 def check_factor(text: str) -> float:
     """The factor by which pauses grow."""
-    try:
-        factor = float(text)
-    except ValueError:
-        raise ConfigError(f"is not a number: '{text}'") from None
-    if not 1 <= factor <= 100:
-        raise ConfigError(f"is out of range: '{text}' (1 to 100)")
-    return factor
+    with suppress(ValueError):
+        if 1 <= float(text) <= 100:
+            return float(text)
+    raise ConfigError(f"is not a number from 1 to 100: '{text}'")
 
 
 def check_path(text: str) -> str:
@@ -422,8 +410,6 @@ def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handler
 
 
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
-
-
 class Xendomains(NamedTuple):
     """What xendomains will do when it starts."""
 
@@ -440,7 +426,8 @@ DEFAULT_SAVE = "/var/lib/xen/save"
 # syntax error, and three variables.
 SOURCE_SETTINGS = r"""
 complaint=
-. "$1" </dev/null >/dev/null 2>&1 || complaint=$("$BASH" -n "$1" 2>&1 </dev/null)
+. "$1" </dev/null >/dev/null 2>&1
+[ "$?" = 0 ] || complaint=$("$BASH" -n "$1" 2>&1 </dev/null) || :
 builtin printf '%s\0' "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
 """
 SOURCED_FIELDS = 4
@@ -558,8 +545,6 @@ def kill_group(leader: int) -> None:
 
 
 # --- Configurations: xl.cfg(5), and the header which xl save writes --------------------------------------------------
-
-
 class Disk(NamedTuple):
     """A disk as a configuration states it, xl-disk-configuration(5)."""
 
@@ -582,17 +567,6 @@ class Domain(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class Token(NamedTuple):
-    """A token of xl.cfg: its kind (the name of a group in XL_TOKEN), its text and its line."""
-
-    kind: str
-    text: str
-    line: int
-
-    def __str__(self) -> str:
-        return {"newline": "the end of the line", "end": "the end of the file"}.get(self.kind, f"'{self.text}'")
-
-
 # xl's scanner (libxlu_cfg_l.l). A comment without a newline behind it is an error there, and so it is here.
 XL_TOKEN = re.compile(
     r"""[ \t]+
@@ -613,10 +587,10 @@ def parse_xl_config(text: str) -> dict[str, tuple[XlValue, int]]:
     """
     settings: dict[str, tuple[XlValue, int]] = {}
     tokens = xl_tokens(text)
-    token = next(tokens)
-    while token.kind != "end":
+    for token in tokens:
+        if token.kind == "end":
+            break
         if token.kind == "newline" or token.text == ";":
-            token = next(tokens)
             continue
         if token.kind != "name":
             raise syntax_error(token, "the name of a setting")
@@ -639,18 +613,24 @@ def parse_xl_config(text: str) -> dict[str, tuple[XlValue, int]]:
     return settings
 
 
+class Token(NamedTuple):
+    """A token of xl.cfg: its kind (the name of a group in XL_TOKEN), its text and its line."""
+
+    kind: str
+    text: str
+    line: int
+
+
 def xl_tokens(text: str) -> Iterator[Token]:
     """The tokens of an xl.cfg, without blanks; an endless series of tokens of kind "end" follows the last."""
     line = 1
     for match in XL_TOKEN.finditer(text):
         kind = match.lastgroup
-        if kind is None:
-            continue
         if kind == "bad" and match.end() == len(text) and len(os.fsencode(match.group())) == 1:
             break  # xl reports a bad byte together with what follows it, and here nothing does
-        yield Token(kind, match.group(kind), line)
-        if kind == "newline":
-            line += 1
+        if kind is not None:
+            yield Token(kind, match.group(kind), line)
+            line += kind == "newline"
     while True:
         yield Token("end", "", line)
 
@@ -731,8 +711,10 @@ def syntax_error(token: Token, expected: str) -> ConfigError:
     """The error of xl's parser at this token."""
     if token.kind == "bad":
         hint = BAD_CHARACTERS.get(token.text, "a character that xl does not know")
-        return ConfigError(f"line {token.line}: lexical error near {token}, {hint}")
-    return ConfigError(f"line {token.line}: syntax error near {token}, expected {expected}")
+        return ConfigError(f"line {token.line}: lexical error near '{token.text}', {hint}")
+    ends = {"newline": "the end of the line", "end": "the end of the file"}
+    near = ends.get(token.kind, f"'{token.text}'")
+    return ConfigError(f"line {token.line}: syntax error near {near}, expected {expected}")
 
 
 def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
@@ -772,11 +754,9 @@ def saved_configuration(descriptor: int) -> tuple[str, bool]:
     Reads the header and never the memory image behind it. Raises ConfigError if xl restore would.
     """
     header = read_up_to(descriptor, len(SAVED_MAGIC) + 16)
-    if not header.startswith(SAVED_PREFIX):
-        raise ConfigError("is not a saved domain")
+    words = header[len(SAVED_MAGIC) :]
     if not header.startswith(SAVED_MAGIC):
         raise ConfigError("was not written by xl save, or is damaged")
-    words = header[len(SAVED_MAGIC) :]
     if len(words) < 16:
         raise ConfigError("ends within its header")
     order = next((o for o in BYTE_ORDERS if int.from_bytes(words[:4], o) == SAVED_BYTE_ORDER), None)
@@ -802,7 +782,7 @@ def domain_from_json(text: str, source: str, kind: str) -> Domain:
     import json
 
     depth = 0
-    for mark in re.findall(r'"(?:[^"\\]|\\.)*"|[][{}]', text):
+    for mark in re.findall(r'"(?:[^"\\]|\\.)*"?|[][{}]', text):
         depth += (mark in "[{") - (mark in "]}")
         if depth > MAX_JSON_DEPTH:
             raise Unsupported("holds JSON that is nested too deep")
@@ -821,16 +801,10 @@ def domain_from_json(text: str, source: str, kind: str) -> Domain:
 
 def disk_from_json(disk: Mapping[str, Any]) -> Disk:
     """A disk in libxl's JSON (libxl_types.idl, libxl_device_disk); values at their default are left out there."""
-    backend = disk.get("backend_domname") or disk.get("backend_domid") or ""
-    return Disk(
-        vdev=str(disk.get("vdev") or ""),
-        target=str(disk.get("pdev_path") or ""),
-        format=str(disk.get("format") or ""),
-        backend=str(backend),
-        backendtype=str(disk.get("backend") or ""),
-        script=str(disk.get("script") or ""),
-        cdrom=bool(disk.get("is_cdrom")),
-    )
+    keys = {"vdev": "vdev", "target": "pdev_path", "format": "format", "backendtype": "backend", "script": "script"}
+    backend = str(disk.get("backend_domname") or disk.get("backend_domid") or "")
+    values = {field: str(disk.get(key) or "") for field, key in keys.items()}
+    return Disk(**values, backend=backend, cdrom=bool(disk.get("is_cdrom")))
 
 
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
@@ -985,8 +959,6 @@ class DiskWords:
 
 
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
-
-
 class Required(NamedTuple):
     """What a disk needs on this host: one of these paths; without any, nothing, and `reason` says why."""
 
@@ -1037,8 +1009,6 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
 
 
 # --- Readiness -------------------------------------------------------------------------------------------------------
-
-
 class State(Enum):
     """What was found out about a disk, a configuration or a directory; the values are the words the user reads."""
 
@@ -1055,6 +1025,10 @@ class Status(NamedTuple):
 
     state: State
     reason: str = ""
+
+    def is_awaited(self) -> bool:
+        """Whether this may become ready, and is waited for."""
+        return self.state in (State.MISSING, State.NOT_READY)
 
 
 READY = Status(State.READY)
@@ -1088,7 +1062,8 @@ def path_status(path: str, host: HostPaths) -> Status:
     if stat.S_ISREG(status.st_mode):
         return READY
     if not stat.S_ISBLK(status.st_mode):
-        return Status(State.NOT_READY, f"is {kind_of_file(status.st_mode)}, neither a block device nor a regular file")
+        kind = FILE_KINDS[stat.S_IFMT(status.st_mode)]
+        return Status(State.NOT_READY, f"is {kind}, neither a block device nor a regular file")
     try:
         return check_block_device(status.st_rdev, host)
     except OSError as error:
@@ -1209,8 +1184,6 @@ def lvm_clones(host: HostPaths) -> list[str]:
 
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
-
-
 class NoAnswer(Exception):
     """What a call brings that has not come back, or was not even made; the text says why."""
 
@@ -1397,10 +1370,6 @@ class Guest(NamedTuple):
     signature: tuple[int, ...] = ()
     required: tuple[Required, ...] = ()
 
-    def is_awaited(self) -> bool:
-        """Whether its configuration has to come first."""
-        return self.status.state in (State.MISSING, State.NOT_READY)
-
 
 class Missing(NamedTuple):
     """A disk, a configuration, or a directory of configurations that is waited for, and the guests that need it."""
@@ -1429,14 +1398,15 @@ class Snapshot(NamedTuple):
             found.setdefault(path, (status, {}))[1][domain] = None
 
         for path, directory in self.directories.items():
-            if directory.status.state in (State.MISSING, State.NOT_READY):
+            if directory.status.is_awaited():
                 add(path, directory.status, f"the guests in {path}")
         for file, guest in self.guests.items():
-            if guest.is_awaited():
+            if guest.status.is_awaited():
                 add(file, guest.status, guest.domain.name)
             for required in guest.required:
-                if required.paths and self.disk_status(required).state is not State.READY:
-                    add(required.paths[0], self.disk_status(required), guest.domain.name)
+                status = self.disk_status(required)
+                if status.is_awaited():
+                    add(required.paths[0], status, guest.domain.name)
         return [Missing(path, status, tuple(domains)) for path, (status, domains) in found.items()]
 
 
@@ -1546,7 +1516,7 @@ def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest |
     else:
         status = answer if isinstance(answer, Status) else status_of_rejected(answer)
         guest = unread_guest(before.domain.source, before.domain.kind)._replace(status=status)
-    if guest.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
+    if guest.status.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
         return guest._replace(status=Status(State.SKIPPED, "[ignore] domains names its file"))
     return guest
 
@@ -1615,8 +1585,6 @@ def check_disks(
 
 
 # --- Wait: until everything is ready or time is over -----------------------------------------------------------------
-
-
 def wait(
     watch: Watch, known: Snapshot, report: Callable[[Snapshot], None], pauses: Pauses, deadline: float
 ) -> Snapshot:
@@ -1625,7 +1593,7 @@ def wait(
     Each snapshot is reported. The pauses grow as [polling] says; an event of a block device ends one early, and so does
     an answer that comes late. Raises Stopped if a signal comes.
     """
-    from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential
+    from tenacity import Retrying, retry_if_result, wait_exponential
 
     settings = watch.settings
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
@@ -1641,14 +1609,11 @@ def wait(
         report(known)
         return bool(known.missing())
 
-    def is_over(_: RetryCallState) -> bool:
-        return time.monotonic() >= deadline
-
     Retrying(
         sleep=alarm.sleep,
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
         retry=retry_if_result(bool),
-        stop=is_over,
+        stop=lambda _: time.monotonic() >= deadline,
         retry_error_callback=lambda _: None,
     )(attempt)
     return known
@@ -1709,8 +1674,6 @@ def block_events(host: HostPaths) -> Any:
 
 
 # --- Output: journal, systemd's status, table, JSON ------------------------------------------------------------------
-
-
 def printable(text: str) -> str:
     """The text, escaped where a terminal or the journal would not show it as it is: no name can forge a message."""
     return text if text.isprintable() else "".join(c if c.isprintable() else escaped(c) for c in text)
@@ -2119,8 +2082,6 @@ def as_table(snapshot: Snapshot) -> str:
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
-
-
 class Options(NamedTuple):
     """The command line; at boot there is nothing on it."""
 
@@ -2300,12 +2261,10 @@ def run() -> NoReturn:
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
     except ConfigError as error:
         failure = f"{error}."
-    except MemoryError:
-        failure = "there is not enough memory to go on. What is missing is not waited for."
-    except ImportError as error:
-        failure = f"a Python module cannot be loaded ({error}). What is missing is not waited for."
+    except (MemoryError, ImportError) as error:
+        failure = f"{error_text(error)}. What is missing is not waited for."
     except Exception as error:
-        failure = f"internal error, please report it: {type(error).__name__}: {error}"
+        failure = f"internal error, please report it: {error_text(error)}"
     if failure:
         Journal(ERR, sys.stderr).log(ERR, f"{COMMAND}: {failure}")
     os._exit(status)
