@@ -201,10 +201,10 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
         "/383 for odd",
     ),
     ("much too large", configurations("x" * (xwd.MAX_CONFIGURATION + 1)), xwd.EXIT_READY, TOO_LARGE),
-    ("20 x nested lists", configurations(as_long_as_may_be("[", "disk=%s\n"), 20), xwd.EXIT_READY, "odd19: line 2"),
-    ("20 x +=", configurations(as_long_as_may_be('a+="b"\n'), 20), xwd.EXIT_READY, "odd19: names no domain"),
-    ("20 x += list", configurations(as_long_as_may_be('a+=["b"]\n'), 20), xwd.EXIT_READY, "odd19: names no domain"),
-    ("20 x blanks", configurations(as_long_as_may_be(" "), 20), xwd.EXIT_READY, "odd19: names no domain"),
+    ("12 x nested lists", configurations(as_long_as_may_be("[", "disk=%s\n"), 12), xwd.EXIT_READY, "odd11: line 2"),
+    ("12 x +=", configurations(as_long_as_may_be('a+="b"\n'), 12), xwd.EXIT_READY, "odd11: names no domain"),
+    ("12 x += list", configurations(as_long_as_may_be('a+=["b"]\n'), 12), xwd.EXIT_READY, "odd11: names no domain"),
+    ("12 x blanks", configurations(as_long_as_may_be(" "), 12), xwd.EXIT_READY, "odd11: names no domain"),
     ("JSON nested deep", saved(b"[" * 100_000), xwd.EXIT_READY, "JSON that is nested too deep"),
     ("JSON of backslashes", saved(b'\\"' * 65_000), xwd.EXIT_READY, "JSON that is not valid"),
     ("saved, all lengths", saved(b"", 0xFFFFFFFF, 0xFFFFFFFF), xwd.EXIT_READY, "claims 4294967295 bytes"),
@@ -223,7 +223,6 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
 
 # What does not hold yet, and would only hang here.
 NOT_YET = {
-    "JSON of backslashes": "looking for the depth of JSON takes minutes where a string does not end",
     "100 hanging": "many calls stuck at a mount point keep others from the file system around it",
 }
 
@@ -258,10 +257,10 @@ def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault,
         assert session_members(waiter.pid) == []
 
 
-WAITED_FOR = [row for row in FAULTS if row[2] == xwd.EXIT_TIMED_OUT]
+TO_THE_END = ("link to itself", "long name", "many disks", "1 hanging", "100 hanging", "flapping", "ever new names")
 
 
-@pytest.mark.parametrize("fault", [row[1] for row in WAITED_FOR], ids=[row[0] for row in WAITED_FOR])
+@pytest.mark.parametrize("fault", [row[1] for row in FAULTS if row[0] in TO_THE_END], ids=TO_THE_END)
 def test_whatever_happens_the_timeout_ends_it(host: Host, fault: Fault) -> None:
     with fault(host):
         result = host.run("--timeout", "1", options={"start_new_session": True})
@@ -417,7 +416,7 @@ class Recorder(xwd.Journal):
     """Keeps the messages."""
 
     def __init__(self) -> None:
-        super().__init__(xwd.DEBUG, None)
+        super().__init__(xwd.WARNING, None)
         self.lines: list[str] = []
 
     def _write(self, text: str) -> bool:
