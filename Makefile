@@ -38,11 +38,12 @@ SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk
 # Apart from the others, because there is a conftest.py here and one there.
 XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/dom0/measure tests/xen/dom0/probe $(wildcard tests/xen/*.py)
 
-# What decides whether a guest is waited for: the parsers, readiness, the survey. Not run_bash(), which kills a group of
-# processes; changed a little, that may be the wrong one.
-MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_from*' '*saved_conf*' '*prefix*' '*joined*' \
-    '*look_at*' '*lack_in*' '*is_ready_for*' '*attribute*' '*read_udev*' '*why_missing*' '*wanted*' '*x_matches*' \
-    '*read_entry*' '*unreadable*' '*list_entries*' '*read_file*' '*Scout*' '*x_survey*' '*Survey*' '*UdevAlarm*'
+# What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
+# source_xendomains() and kill_group(), which kill a group of processes; changed a little, that may be the wrong one.
+MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
+    '*path_status*' '*why_*' '*is_ready_for*' '*attribute*' '*udev_properties*' '*lvm_clones*' '*required*' \
+    '*x_matches*' '*x_read_*' '*x_list_*' '*status_of*' '*unread_guest*' '*guest_from*' '*take_snapshot*' '*Snapshot*' \
+    '*BlockingCalls*' '*Alarm*'
 
 export PYTHON
 
@@ -73,7 +74,7 @@ check-xen: setup-xen ## boot a real Xen host in a virtual machine, for SCENARIO=
 bench-xen: setup-xen ## measure on a real Xen host in a virtual machine; ten minutes, as root
 	@$(VENV_PYTHON) tests/xen/bench
 
-bench: setup-bench ## measure start, wait and latency; two minutes, needs root
+bench: setup-bench ## measure start, wait and latency; five minutes, needs root
 	@$(PYTHON) tests/bench $(BENCH_ARGS)
 
 lint: setup-check ## style, types, oldest Python, shell scripts

@@ -13,7 +13,18 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import CORPUS, NOBODY, Clock, Host, as_root, sparse, texts, wait_until
+from conftest import (
+    CORPUS,
+    NOBODY,
+    Clock,
+    Host,
+    as_root,
+    deaf_file_system,
+    sparse,
+    texts,
+    wait_until,
+    waiting,
+)
 
 import xendomains_wait_disk as xwd
 
@@ -475,6 +486,18 @@ def test_the_largest_configuration_is_read_and_no_larger_one(host: Host) -> None
 def test_of_a_file_without_end_no_more_is_read_than_a_configuration_may_have(host: Host) -> None:
     sparse(host.auto / "web.cfg", 1 << 40)
     assert "is too large for a configuration" in host.run().messages
+
+
+@as_root
+def test_a_file_system_that_does_not_answer_hides_no_disk_on_the_one_that_it_is_mounted_on(host: Host) -> None:
+    image = host.images / "web"
+    host.guest("web", image)
+    with deaf_file_system(host.root / "deaf") as deaf:
+        for number in range(40):
+            host.guest(f"deaf{number}", deaf / str(number))
+        with waiting(host, "--timeout", "10min") as running:
+            host.image("web")
+            running.wait_for(f"disk {image} found")
 
 
 def test_a_configuration_that_others_may_write_is_warned_of_and_counts(host: Host) -> None:
