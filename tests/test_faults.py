@@ -586,6 +586,15 @@ def suspend(running: Running, jump: Path) -> None:
     running.signal(signal.SIGCONT)
 
 
+def lets_go_on(fifo: Path) -> bool:
+    """Whether somebody reads the FIFO, who then finds its end."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
 def test_after_a_suspend_while_bash_reads_the_settings_they_count(waiting_host: Host) -> None:
     jump, reads, fifo = (waiting_host.root / name for name in ("jump", "reads", "fifo"))
     os.mkfifo(fifo)
@@ -596,7 +605,7 @@ def test_after_a_suspend_while_bash_reads_the_settings_they_count(waiting_host: 
         wait_until(reads.exists)
         suspend(running, jump)
         wait_until(Path(f"{jump} has been seen").exists)
-        fifo.write_bytes(b"")
+        wait_until(lambda: lets_go_on(fifo))
         running.wait_for(f"still waiting for {waiting_host.images}/web for web... (does not exist)")
         assert "was not read within" not in running.said
 
