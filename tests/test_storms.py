@@ -330,6 +330,20 @@ def test_a_directory_that_answers_again_is_found(host: Host) -> None:
         assert waiter.end().status == xwd.EXIT_READY
 
 
+@pytest.mark.xfail(strict=True, reason="whatever is not waited for any more counts as found")
+def test_a_directory_that_was_waited_for_and_is_gone_is_not_called_found(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to("later")
+    host.saved("web", host.images / "a")
+    with waiting(host) as waiter:
+        waiter.wait_for(f"still waiting for {host.auto} for the guests in {host.auto}... (is a link to ")
+        host.auto.unlink()
+        host.image("a")
+        result = waiter.end()
+    assert f"directory {host.auto} found" not in result.messages
+    assert f"{host.auto} is no longer needed (after " in result.messages
+
+
 @as_root
 def test_a_file_system_that_hands_out_a_little_at_a_time_hides_nothing(host: Host) -> None:
     file = host.saved("web", *(host.images / str(number) for number in range(200)))
