@@ -448,12 +448,12 @@ sys.setprofile(trace)
 
 
 def test_a_signal_between_any_two_functions_ends_it_without_a_traceback(host: Host) -> None:
-    """At twenty moments, counted in calls of functions, from the beginning to the end."""
+    """At a dozen moments, counted in calls of functions, from the beginning to the end."""
     host.guest("web", host.images / "a")
     (host.auto / "odd.cfg").write_text("what is this\n")
     file = host.root / "count"
     host.run("--timeout", "200ms", program=program_with(AT_A_MOMENT.format(moment=0, file=str(file))))
-    moments = 20
+    moments = 12
     calls = int(file.read_text())
     statuses = []
     for number in range(moments):
