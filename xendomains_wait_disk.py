@@ -1,27 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Wait, at boot, for the disks of the Xen guests that are about to start.
 
-xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose
-disk is not there yet fails to start and stays down. This program runs just before: it finds the disks which
-those guests need, and returns when all of them are ready or when the timeout is over.
+xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose disk is not
+there yet fails to start and stays down. This program runs just before: it finds the disks which those guests need, and
+returns when all of them are ready or when the timeout is over.
 
-The module reads from top to bottom in the order in which the data flows:
-
-    files                   what is read, in which size, and whom it belongs to
-    settings                /etc/xen-wait-disk.conf
-    pauses                  what the main thread waits for, and signals
-    xendomains' settings    which directories hold the guests, and whether saved ones are restored
-    configurations          xl.cfg(5), and the header which xl save writes
-    disk specifications     xl-disk-configuration(5)
-    required paths          a path on this host, or nothing and why
-    readiness               ready or not, and why
-    blocking calls          what may never come back, such as a look at a file on an NFS server that is gone
-    snapshot                all of the above, for all guests
-    wait                    until everything is ready or time is over
-    output                  journal, systemd's status, table, JSON
-    command line            options, main()
-
-Every time is in seconds, unless its name says otherwise.
+The module reads from top to bottom in the order in which the data flows, a section for each step. Every time is in
+seconds, unless its name says otherwise.
 """
 
 from __future__ import annotations
@@ -45,11 +30,10 @@ from typing import TYPE_CHECKING, NamedTuple
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
 # pyudev, socket and tenacity together take several times as long as all that the common boot does.
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from socket import socket as Socket
     from types import FrameType
-    from typing import IO, Any, Callable, Literal, NoReturn, Optional, Union
+    from typing import IO, Any, Callable, Literal, NoReturn, Union
 
     XlValue = Union[str, list[Any]]
     Call = Callable[[], Any]
@@ -62,6 +46,7 @@ __version__ = "2.0.0"
 
 COMMAND = "xendomains-wait-disk"
 CONFFILE = "/etc/xen-wait-disk.conf"
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 EXIT_READY = 0
 EXIT_TIMED_OUT = 1
@@ -86,6 +71,7 @@ MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
 MAX_TIME = 7 * 86400.0  # that may be set
+MIN_PAUSE = 0.01  # between two looks, that may be set
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # the unit's TimeoutStartSec= must not be over before systemd is told of ours
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
@@ -112,9 +98,7 @@ def quoted(text: str) -> str:
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Files -----------------------------------------------------------------------------------------------------------
 
 
 def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
@@ -130,20 +114,16 @@ def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
 
 
 def read_up_to(descriptor: int, most: int) -> bytes:
-    """What there is to read, up to so many bytes: a file system may hand out less at a time than it was asked for."""
-    parts = []
-    while most > 0 and (part := os.read(descriptor, most)):
-        parts.append(part)
-        most -= len(part)
-    return b"".join(parts)
+    """What there is, up to so many bytes; a file system may hand out less at a time than it was asked for."""
+    content = b""
+    while part := os.read(descriptor, most - len(content)):
+        content += part
+    return content
 
 
 def open_regular_file(path: str) -> int:
-    """A descriptor to read the file. Raises OSError, or ConfigError if it is not a regular file.
-
-    xl, too, reads no other. It is looked at before it is opened, because opening a device may do anything (a watchdog
-    starts to count).
-    """
+    """A descriptor to read the file. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
+    # Opening a device may do anything: a watchdog starts to count.
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise ConfigError(f"is {kind_of_file(mode)}, not a regular file")
@@ -151,13 +131,9 @@ def open_regular_file(path: str) -> int:
 
 
 FILE_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFREG: "a regular file",
-}
+    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device",
+}  # fmt: skip
 
 
 def kind_of_file(mode: int) -> str:
@@ -195,9 +171,7 @@ def error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Settings: /etc/xen-wait-disk.conf
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
 
 
 class Settings(NamedTuple):
@@ -205,11 +179,7 @@ class Settings(NamedTuple):
 
     timeout: float = 300.0
     log_level: int = WARNING
-    xendomains: tuple[str, ...] = (
-        "/etc/sysconfig/xendomains",
-        "/etc/default/xendomains",
-        "/etc/conf.d/xendomains",
-    )
+    xendomains: tuple[str, ...] = ("/etc/sysconfig/xendomains", "/etc/default/xendomains", "/etc/conf.d/xendomains")
     auto: str = ""
     save: str = ""
     first: float = 0.1
@@ -232,10 +202,7 @@ TIME_UNITS = {
 
 
 def parse_time_span(text: str) -> float:
-    """Seconds in a time span such as "5min", "90" or "1min 30s" (systemd.time(7)).
-
-    Raises ConfigError if it is not one. "infinity" is refused: a boot must not wait for ever.
-    """
+    """Seconds in a time span such as "5min", "90" or "1min 30s" (systemd.time(7)); raises ConfigError."""
     part = r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]*)"
     parts = re.findall(part, text)
     if not parts or re.sub(part, "", text).strip():
@@ -262,86 +229,60 @@ def format_time_span(seconds: float) -> str:
 def parse_log_level(text: str) -> int:
     """The number of a syslog level given by name or number; raises ConfigError if there is no such level."""
     level = text.strip().lower()
-    if level in LOG_LEVELS:
-        return LOG_LEVELS[level]
-    if level in map(str, LOG_LEVELS.values()):
-        return int(level)
+    if level in LOG_LEVELS or level in map(str, LOG_LEVELS.values()):
+        return LOG_LEVELS[level] if level in LOG_LEVELS else int(level)
     raise ConfigError(f"is not a log level: '{text}' (use one of {', '.join(LOG_LEVELS)}, or 0 to 7)")
 
 
-def check_time_span(value: str | list[str], least: str = "0") -> float:
-    """Seconds in a time span of at least `least`."""
-    seconds = parse_time_span(single(value))
-    if seconds < parse_time_span(least):
-        raise ConfigError(f"is too short: '{value}' (at least {least})")
+def check_pause(text: str) -> float:
+    """Seconds between two looks."""
+    seconds = parse_time_span(text)
+    if seconds < MIN_PAUSE:
+        raise ConfigError(f"is too short: '{text}' (at least {format_time_span(MIN_PAUSE)})")
     return seconds
 
 
-def check_log_level(value: str | list[str]) -> int:
-    """The number of a log level."""
-    return parse_log_level(single(value))
-
-
-def check_factor(value: str | list[str]) -> float:
+def check_factor(text: str) -> float:
     """The factor by which pauses grow."""
     try:
-        factor = float(single(value))
-    except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"is not a number: '{value}'") from None
+        factor = float(text)
+    except ValueError:
+        raise ConfigError(f"is not a number: '{text}'") from None
     if not 1 <= factor <= 100:
-        raise ConfigError(f"is out of range: '{value}' (1 to 100)")
+        raise ConfigError(f"is out of range: '{text}' (1 to 100)")
     return factor
 
 
-def check_path(value: str | list[str]) -> str:
-    """One absolute path, or nothing."""
-    path = single(value)
-    if path and (not path.startswith("/") or "\0" in path):
-        raise ConfigError(f"is not an absolute path: '{path}'")
-    return path
+def check_path(text: str) -> str:
+    """An absolute path, or nothing."""
+    if text and (not text.startswith("/") or "\0" in text):
+        raise ConfigError(f"is not an absolute path: '{text}'")
+    return text
 
 
-def check_paths(value: str | list[str]) -> tuple[str, ...]:
-    """Absolute paths, separated by commas."""
-    return tuple(check_path(path) for path in as_list(value))
-
-
-def check_patterns(value: str | list[str]) -> tuple[str, ...]:
-    """Shell patterns, separated by commas."""
+def check_pattern(text: str) -> str:
+    """A shell pattern, as fnmatch takes it."""
     from fnmatch import translate
 
-    for pattern in as_list(value):
-        try:
-            re.compile(translate(pattern))
-        except re.error as error:  # Python 3.9 hands a range such as [z-a] on to re
-            raise ConfigError(f"is not a shell pattern: '{pattern}' ({error})") from None
-    return tuple(as_list(value))
+    try:
+        re.compile(translate(text))
+    except re.error as error:  # Python 3.9 hands a range such as [z-a] on to re
+        raise ConfigError(f"is not a shell pattern: '{text}' ({error})") from None
+    return text
 
 
-def single(value: str | list[str]) -> str:
-    """A value that must not be a list, which is what configobj makes of a comma outside quotes."""
-    if isinstance(value, list):
-        raise ConfigError(f"is a list: '{', '.join(value)}' (one value is wanted; put one with a comma into quotes)")
-    return value
-
-
-def as_list(value: str | list[str]) -> list[str]:
-    """Values separated by commas, without empty ones."""
-    return [item for item in ([value] if isinstance(value, str) else value) if item]
-
-
-# Each key of the file, with its section, its field in Settings and its check.
-SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "timeout": ("timeout", check_time_span),
-    "log_level": ("log_level", check_log_level),
-    "paths.xendomains": ("xendomains", check_paths),
-    "paths.auto": ("auto", check_path),
-    "paths.save": ("save", check_path),
-    "polling.first": ("first", partial(check_time_span, least="10ms")),
-    "polling.longest": ("longest", partial(check_time_span, least="10ms")),
-    "polling.factor": ("factor", check_factor),
-    "ignore.domains": ("ignored_domains", check_patterns),
-    "ignore.disks": ("ignored_disks", check_patterns),
+# Each key of the file, its field in Settings, its check, and whether it takes several values.
+SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
+    "timeout": ("timeout", parse_time_span, False),
+    "log_level": ("log_level", parse_log_level, False),
+    "paths.xendomains": ("xendomains", check_path, True),
+    "paths.auto": ("auto", check_path, False),
+    "paths.save": ("save", check_path, False),
+    "polling.first": ("first", check_pause, False),
+    "polling.longest": ("longest", check_pause, False),
+    "polling.factor": ("factor", check_factor, False),
+    "ignore.domains": ("ignored_domains", check_pattern, True),
+    "ignore.disks": ("ignored_disks", check_pattern, True),
 }
 
 
@@ -382,17 +323,23 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     given = {key: config[key] for key in config.scalars}
     for section in config.sections:
         given.update((f"{section}.{key}", value) for key, value in config[section].items())
-    settings: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in SETTINGS_KEYS or isinstance(value, dict):
             problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
             continue
-        field, check = SETTINGS_KEYS[name]
+        field, check, takes_several = SETTINGS_KEYS[name]
+        values = [value] if isinstance(value, str) else value
         try:
-            settings[field] = check(value)
+            if not takes_several and len(values) != 1:
+                raise ConfigError(f"is a list: '{', '.join(values)}' (it takes one value; put a comma into quotes)")
+            checked: Any = [check(item) for item in values if item or not takes_several]
         except ConfigError as error:
             problems.append(f"{path}: {name} {error}; the default is used.")
-    return Settings()._replace(**{field: value for field, value in settings.items() if value != ()}), problems
+            continue
+        if checked:
+            changes[field] = tuple(checked) if takes_several else checked[0]
+    return Settings()._replace(**changes), problems
 
 
 def closest_key(name: str) -> str:
@@ -403,9 +350,7 @@ def closest_key(name: str) -> str:
     return f"did you mean {similar[0]}?" if similar else f"known are {', '.join(SETTINGS_KEYS)}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pauses: what the main thread waits for, and signals
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
 
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -421,8 +366,7 @@ class Stopped(Exception):
 class Pauses:
     """Where the main thread pauses, and what wakes it.
 
-    A signal only leaves a mark, whatever the program is doing at the moment; here, and nowhere else, the mark raises
-    Stopped.
+    A signal only leaves a mark, whatever the program is doing; here, and nowhere else, the mark raises Stopped.
 
     `paused` is how long it has paused so far: the time that others had to answer. It grows in each pause by no more
     than was meant, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
@@ -466,11 +410,6 @@ class Pauses:
         return descriptor in ready
 
 
-def obey_signals() -> None:
-    """From now on the signals that ask to end do so, in silence."""
-    set_signals(signal.SIG_DFL)
-
-
 def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
     for number in STOPPING_SIGNALS:
@@ -478,43 +417,28 @@ def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handler
             signal.signal(number, action)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# xendomains' settings: which directories hold the guests, and whether saved ones are restored
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Sourced(NamedTuple):
-    """What bash says after it has sourced a settings file."""
-
-    status: str = "0"
-    complaint: str = ""  # about a syntax error
-    auto: str = ""
-    save: str = ""
-    restore: str = ""
+# --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
 
 
 class Xendomains(NamedTuple):
     """What xendomains will do when it starts."""
 
-    settings: str
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
-    remark: str = ""  # a sentence about the file that may be of interest, though nothing need be wrong
 
 
 # Where Xen's own settings file puts them.
 DEFAULT_AUTO = "/etc/xen/auto"
 DEFAULT_SAVE = "/var/lib/xen/save"
 
-
-# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe.
+# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe: what it says of a
+# syntax error, and three variables.
 SOURCE_SETTINGS = r"""
-. "$1" </dev/null >/dev/null 2>&1
-status=$?
 complaint=
-if [ "$status" != 0 ]; then complaint=$("$BASH" -n "$1" 2>&1 </dev/null); fi
-builtin printf '%s\0' "$status" "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
+. "$1" </dev/null >/dev/null 2>&1 || complaint=$("$BASH" -n "$1" 2>&1 </dev/null)
+builtin printf '%s\0' "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "${XENDOMAINS_RESTORE-}"
 """
+SOURCED_FIELDS = 4
 
 # What systemd gives xendomains. Nothing of ours is handed on: BASH_ENV, SHELLOPTS and the like change what bash does.
 BASH = "/bin/bash"
@@ -527,7 +451,7 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
     Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
     A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
     """
-    path = next((path for path in settings.xendomains if os.path.lexists(path)), None)
+    path = next((path for path in settings.xendomains if not is_absent(path)), None)
     if path is None:
         return None, [f"None of {', '.join(settings.xendomains)} exists, so xendomains starts no guests."]
     problems = []
@@ -535,68 +459,58 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
         if distrust := why_not_trusted(path, os.stat(path)):
             problems.append(f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count.")
         read_file(path)
-        sourced = source_xendomains(path, pauses, limit)
+        complaint, auto, save, restore = source_xendomains(path, pauses, limit)
     except (OSError, ConfigError) as error:
-        sourced = Sourced(auto=DEFAULT_AUTO, save=DEFAULT_SAVE, restore="true")
+        complaint, auto, save, restore = "", DEFAULT_AUTO, DEFAULT_SAVE, "true"
         why = str(error) if isinstance(error, ConfigError) else f"cannot be read ({error_text(error)})"
-        taken = f"{settings.auto or DEFAULT_AUTO} and {settings.save or DEFAULT_SAVE}"
+        taken = f"{settings.auto or auto} and {settings.save or save}"
         problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
-    remark = ""
-    if sourced.complaint:
-        problems.append(f"{path} has a syntax error ({sourced.complaint}); what stands before it counts.")
-    elif sourced.status != "0":
-        remark = f"{path} ends with status {sourced.status}; xendomains goes on all the same."
-    restores = sourced.restore != "" if is_debians(path) else sourced.restore == "true"
-    return (
-        Xendomains(
-            settings=path,
-            auto=in_root(settings.auto or sourced.auto),
-            save=in_root(settings.save or sourced.save) if restores else "",
-            remark=remark,
-        ),
-        problems,
-    )
+    if complaint:
+        problems.append(f"{path} has a syntax error ({complaint}); what stands before it counts.")
+    restores = restore != "" if is_debians(path) else restore == "true"
+    auto, save = settings.auto or auto, (settings.save or save) if restores else ""
+    # systemd runs xendomains in /.
+    return Xendomains(*(directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))), problems
+
+
+def is_absent(path: str) -> bool:
+    """Whether there is certainly no such file; a link that dangles is one."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return False
 
 
 def is_debians(path: str) -> bool:
-    """Whether Debian's own xendomains reads these settings, which takes any text in XENDOMAINS_RESTORE for a yes.
-
-    Upstream's reads the same place where Xen was configured for it; its init script only calls a helper program.
-    """
+    """Whether Debian's own xendomains reads these settings, which takes any text in XENDOMAINS_RESTORE for a yes."""
     etc, leaf = os.path.split(os.path.dirname(path))
     if leaf != "default":
         return False
     try:
+        # Upstream may have been configured for the same place; its init script only calls a helper program.
         return b"LIBEXEC_BIN" not in read_file(os.path.join(etc, "init.d", "xendomains"))
     except (OSError, ConfigError):
         return True
 
 
-def in_root(directory: str) -> str:
-    """The directory as xendomains sees it: systemd runs it in /."""
-    return os.path.join("/", directory.rstrip("/")) if directory else ""
-
-
-def source_xendomains(path: str, pauses: Pauses, limit: float) -> Sourced:
-    """The variables of xendomains as bash finds them in the file, and what it complains of.
+def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
+    """What bash says of a syntax error in the file, and XENDOMAINS_AUTO, _SAVE and _RESTORE as it finds them there.
 
     bash sources the file as xendomains does, without input or output. Raises ConfigError if there is no bash, or if the
     file takes longer than `limit` seconds or ends the shell. This is not left to subprocess, whose import costs the
     boot as much as everything else here together.
     """
     reading, writing = os.pipe()
+    arguments = ["bash", "--norc", "--noprofile", "-c", SOURCE_SETTINGS, "bash", os.path.abspath(path)]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, writing, 1),
+        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+    ]
     try:
         process = os.posix_spawn(
-            BASH,
-            ["bash", "--norc", "--noprofile", "-c", SOURCE_SETTINGS, "bash", os.path.abspath(path)],
-            BASH_ENVIRONMENT,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, writing, 1),
-                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-            ],
-            setpgroup=0,
-            setsigdef=[signal.SIGPIPE],
+            BASH, arguments, BASH_ENVIRONMENT, file_actions=actions, setpgroup=0, setsigdef=[signal.SIGPIPE]
         )
     except OSError as error:
         os.close(reading)
@@ -606,7 +520,7 @@ def source_xendomains(path: str, pauses: Pauses, limit: float) -> Sourced:
     printed = b""
     end = pauses.paused + limit
     try:
-        while printed.count(b"\0") < len(Sourced._fields):
+        while printed.count(b"\0") < SOURCED_FIELDS:
             if pauses.paused >= end:
                 raise ConfigError(f"was not read within {format_time_span(limit)}")
             if not pauses.pause(SLICE, reading):
@@ -620,24 +534,23 @@ def source_xendomains(path: str, pauses: Pauses, limit: float) -> Sourced:
     finally:
         os.close(reading)
         kill_group(process)
-    sourced = Sourced(*map(os.fsdecode, printed.split(b"\0")[: len(Sourced._fields)]))
+    complaint, *variables = map(os.fsdecode, printed.split(b"\0")[:SOURCED_FIELDS])
     # bash begins each line of a complaint with its own name.
-    return sourced._replace(complaint=sourced.complaint.partition("\n")[0].partition(": ")[2])
+    return [complaint.partition("\n")[0].partition(": ")[2], *variables]
 
 
 def kill_group(leader: int) -> None:
     """Ends a child and what it left in its process group, even if it has ended itself."""
-    os.killpg(leader, signal.SIGKILL)
-    for _ in range(1000):
-        # Not for as long as it takes: where a file system hangs, even what is killed may stay.
-        if os.waitpid(leader, os.WNOHANG)[0]:
-            break
-        time.sleep(0.0001)
+    with suppress(ProcessLookupError, ChildProcessError):  # whoever started us may have had SIGCHLD ignored
+        os.killpg(leader, signal.SIGKILL)
+        for _ in range(1000):
+            # Not for as long as it takes: where a file system hangs, even what is killed may stay.
+            if os.waitpid(leader, os.WNOHANG)[0]:
+                break
+            time.sleep(0.0001)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Configurations: xl.cfg(5), and the header which xl save writes
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Configurations: xl.cfg(5), and the header which xl save writes --------------------------------------------------
 
 
 class Disk(NamedTuple):
@@ -660,13 +573,6 @@ class Domain(NamedTuple):
     kind: str
     disks: tuple[Disk, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-class XlSetting(NamedTuple):
-    """A value in an xl.cfg and the line it ends in."""
-
-    value: XlValue
-    line: int
 
 
 class Token(NamedTuple):
@@ -693,12 +599,12 @@ XL_TOKEN = re.compile(
 )
 
 
-def parse_xl_config(text: str) -> dict[str, XlSetting]:
-    """The settings of an xl.cfg(5), by name: exactly what xl takes from it. Raises ConfigError, with the line.
+def parse_xl_config(text: str) -> dict[str, tuple[XlValue, int]]:
+    """The settings of an xl.cfg(5), by name: exactly what xl takes from it, and the line each value ends in.
 
-    Source: xl's grammar, libxlu_cfg_y.y and libxlu_cfg.c in Xen's tools/libs/util.
+    Raises ConfigError, with the line. Source: xl's grammar, libxlu_cfg_y.y and libxlu_cfg.c in Xen's tools/libs/util.
     """
-    settings: dict[str, XlSetting] = {}
+    settings: dict[str, tuple[XlValue, int]] = {}
     tokens = xl_tokens(text)
     token = next(tokens)
     while token.kind != "end":
@@ -712,8 +618,14 @@ def parse_xl_config(text: str) -> dict[str, XlSetting]:
             raise syntax_error(operator, "= or +=")
         value, line = xl_value(tokens)
         if operator.text == "+=" and name in settings:
-            value = joined(settings[name].value, value, line)
-        settings[name] = XlSetting(value, line)
+            added, value = value, settings[name][0]
+            if isinstance(value, str) and isinstance(added, str):
+                value += added
+            elif isinstance(value, list) and isinstance(added, list):
+                value += added  # in place: a file may do this thousands of times
+            else:
+                raise ConfigError(f"line {line}: += cannot join a list and a string")
+        settings[name] = (value, line)
         token = next(tokens)
         if token.kind not in ("newline", "end") and token.text != ";":
             raise syntax_error(token, "the end of the line or ;")
@@ -800,16 +712,6 @@ def replace_escape(match: re.Match[str]) -> str:
     return XL_ESCAPES[character]
 
 
-def joined(before: XlValue, added: XlValue, line: int) -> XlValue:
-    """What += makes of two values."""
-    if isinstance(before, str) and isinstance(added, str):
-        return before + added
-    if isinstance(before, list) and isinstance(added, list):
-        before.extend(added)  # in place: a file may do this thousands of times
-        return before
-    raise ConfigError(f"line {line}: += cannot join a list and a string")
-
-
 BAD_CHARACTERS = {
     '"': "a string that does not end in its line",
     "'": "a string that does not end in its line",
@@ -829,26 +731,24 @@ def syntax_error(token: Token, expected: str) -> ConfigError:
 def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     """The domain an xl.cfg describes. Raises ConfigError, as xl would."""
     settings = parse_xl_config(text)
-    name = settings.get("name")
-    if name is None:
+    if "name" not in settings:
         raise ConfigError('names no domain (name = "…" is missing)')
-    if not isinstance(name.value, str):
-        raise ConfigError(f"line {name.line}: name is a list, not a string")
-    disk = settings.get("disk")
-    if disk is None:
-        return Domain(name.value, source, kind)
-    if isinstance(disk.value, str):
-        warning = f"line {disk.line}: disk is a string, not a list, so xl gives the domain no disks"
-        return Domain(name.value, source, kind, warnings=(warning,))
+    name, line = settings["name"]
+    if not isinstance(name, str):
+        raise ConfigError(f"line {line}: name is a list, not a string")
+    specifications, line = settings.get("disk", ([], 0))
+    if isinstance(specifications, str):
+        warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
+        return Domain(name, source, kind, warnings=(warning,))
     disks: list[Disk] = []
-    for specification in disk.value:
+    for specification in specifications:
         if not isinstance(specification, str):
             break  # xl takes this for the end of the list
         try:
             disks.append(parse_disk(specification))
         except ConfigError as error:
-            raise ConfigError(f"disk {quoted(specification)}: {error} (the list ends in line {disk.line})") from None
-    return Domain(name.value, source, kind, tuple(disks))
+            raise ConfigError(f"disk {quoted(specification)}: {error} (the list ends in line {line})") from None
+    return Domain(name, source, kind, tuple(disks))
 
 
 # xl_cmdimpl.c and xl.h in Xen's tools/xl: 32 bytes of magic, then 32-bit words in the byte order of the first.
@@ -926,9 +826,7 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Disk specifications: xl-disk-configuration(5)
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
 
 # The parameters that take one of a few words, and those of them which must not be given again with another word.
 DISK_WORDS = {
@@ -961,11 +859,9 @@ DISK_VDEV_AND_TYPE = r"[a-z0-9]+:[a-z0-9]"
 def parse_disk(specification: str) -> Disk:
     """The disk in one item of an xl.cfg's disk list. Raises ConfigError exactly where xl does.
 
-    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; where several of its rules match, the one
-    that matches most wins.
-
-    Two differences: what is too long for any path or script is refused, and so is a line break, of which xl's scanner
-    makes something else in each rule.
+    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; of its rules the one that matches most wins.
+    Two differences: what is too long for any path or script is refused, and so is a line break, of which each of xl's
+    rules makes something else.
     """
     if len(specification) > MAX_DISK_SPECIFICATION:
         raise ConfigError(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
@@ -1075,21 +971,13 @@ class DiskWords:
             raise ConfigError("no vdev given")
         if "target" not in self.values and not self.cdrom:
             raise ConfigError("no target given")
-        empty = self.cdrom and not self.values.get("target")
-        return Disk(
-            vdev=self.values["vdev"],
-            target=self.values.get("target", ""),
-            format="empty" if empty else self.values.get("format", "raw"),
-            backend=self.values.get("backend", ""),
-            backendtype=self.values.get("backendtype", ""),
-            script=self.values.get("script", ""),
-            cdrom=self.cdrom,
-        )
+        if self.cdrom and not self.values.get("target"):
+            self.values["format"] = "empty"
+        values = {field: self.values[field] for field in Disk._fields if field in self.values}
+        return Disk(**{"format": "raw", **values}, cdrom=self.cdrom)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Required paths: what to look for on this host
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Required paths: what to look for on this host -------------------------------------------------------------------
 
 
 class Required(NamedTuple):
@@ -1141,9 +1029,7 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Readiness
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Readiness -------------------------------------------------------------------------------------------------------
 
 
 class State(Enum):
@@ -1178,16 +1064,9 @@ class HostPaths(NamedTuple):
 
 
 def check_disk(paths: Sequence[str], host: HostPaths) -> Status:
-    """Whether one of the paths is a usable disk; if none is, what the first one lacks.
-
-    May block for as long as a file system does not answer.
-    """
-    statuses = []
-    for path in paths:
-        statuses.append(path_status(path, host))
-        if statuses[-1].state is State.READY:
-            return READY
-    return statuses[0]
+    """Whether one of the paths is a usable disk; if none is, what the first one lacks. May block."""
+    statuses = [path_status(path, host) for path in paths]
+    return READY if READY in statuses else statuses[0]
 
 
 def path_status(path: str, host: HostPaths) -> Status:
@@ -1294,18 +1173,16 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
 def udev_properties(entry: str, host: HostPaths) -> dict[str, str] | None:
     """The properties in an entry of udev's database, such as "b8:0"; nothing while there is no such entry.
 
-    libudev reads the same file, one line a fact, "E:KEY=VALUE" for a property (sd-device.c in systemd). Asking libudev
-    takes longer than all else here.
+    libudev, which takes longer than all else here, reads the same file: "E:KEY=VALUE" is a property (sd-device.c).
     """
     text = attribute(f"{host.run}/udev/data", entry)
     return None if text is None else dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
 
 
-def lvm_clones(host: HostPaths) -> list[list[str]]:
-    """The names of block devices that hold one and the same LVM physical volume, such as a LUN and its clone.
+def lvm_clones(host: HostPaths) -> list[str]:
+    """A sentence for block devices that hold one and the same LVM physical volume, such as a LUN and its clone.
 
-    LVM then takes one of them or none, depending on which it sees first and what activates the volume group. The
-    paths of a multipath device are one disk and do not count.
+    A logical volume may be missing for that. The paths of a multipath device are one disk and do not count.
     """
     holders: dict[str, list[str]] = {}
     for entry in sorted(os.listdir(f"{host.run}/udev/data")):
@@ -1315,12 +1192,15 @@ def lvm_clones(host: HostPaths) -> list[list[str]]:
         if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
             name = os.path.basename(os.path.realpath(f"{host.sys}/dev/block/{entry[1:]}"))
             holders.setdefault(properties.get("ID_FS_UUID", name), []).append(name)
-    return [names for names in holders.values() if len(names) > 1]
+    return [
+        f"{' and '.join(names)} hold the same LVM physical volume, as a disk and its clone do. LVM takes one of them or"
+        " none. Detach the clone, or give it identifiers of its own (vgimportclone(8))."
+        for names in holders.values()
+        if len(names) > 1
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Blocking calls: what may never come back
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Blocking calls: what may never come back ------------------------------------------------------------------------
 
 
 class NoAnswer(Exception):
@@ -1361,29 +1241,29 @@ class BlockingCalls:
         monotonic clock). Of a slow one the last answer counts until it has come back, or is stuck. With `anew`, no
         answer from before counts, and there is more time to give one. Raises Stopped if a signal comes.
         """
-        keys = {path: (purpose, path) for path in calls}
         self.collect()
+        keys = {(purpose, path): call for path, call in calls.items()}
+        stale = [key for key in self._answers if (anew if key in keys else key[0] == purpose)]
+        for key in stale:
+            del self._answers[key]
+        new = sorted((key for key in keys if key not in self._asked), key=self._slow.__contains__)
+        self._asked.update(new)
         with self._lock:
-            for path in sorted(calls, key=lambda path: keys[path] in self._slow):
-                if keys[path] not in self._asked:
-                    self._asked.add(keys[path])
-                    self._todo.append((keys[path], calls[path]))
-        if anew:
-            self._forget(set(keys.values()))
-        awaited = set(keys.values()) if anew else set(keys.values()) - self._slow
+            self._todo.extend((key, keys[key]) for key in new)
+        self._start_threads(len(self._slow.intersection(new)))
+        awaited = keys.keys() if anew else keys.keys() - self._slow
         patience = MAX_SILENCE_AT_END if anew else MAX_SILENCE
         heard = self._pauses.paused
         while awaited & self._asked and (left := deadline - time.monotonic()) > 0:
             silence = self._pauses.paused - heard
             if silence >= patience:
                 break
-            self._start_threads(more=silence >= SLICE)
+            self._start_threads(2 * self._threads if silence >= SLICE else 1)
             self._pauses.pause(min(SLICE, left))
             if self.collect():
                 heard = self._pauses.paused
         self._slow |= awaited & self._asked
-        self._forget({key for key in self._answers if key[0] == purpose and key[1] not in calls})
-        return {path: self._answer(key) for path, key in keys.items()}
+        return {key[1]: self._answer(key) for key in keys}
 
     def collect(self) -> list[bool]:
         """Takes what has come back: for each call, whether it brought anything new."""
@@ -1397,12 +1277,6 @@ class BlockingCalls:
             (self._slow.add if seconds > SLICE else self._slow.discard)(key)
         return news
 
-    def _forget(self, keys: set[Key]) -> None:
-        for key in keys:
-            self._answers.pop(key, None)
-            if key not in self._asked:
-                self._slow.discard(key)
-
     def _answer(self, key: Key) -> Any:
         if key not in self._asked:
             return self._answers[key]
@@ -1412,12 +1286,11 @@ class BlockingCalls:
             return NoAnswer(NOT_CHECKED if waits else NOT_RESPONDING)
         return self._answers[key]
 
-    def _start_threads(self, more: bool) -> None:
-        """Sees to it that a thread is there for what is to be done, and more of them when nothing comes back."""
+    def _start_threads(self, wanted: int) -> None:
+        """Sees to it that so many threads are at work, or at least one, if there is as much to do."""
         with self._lock:
             running = self._threads - len(self._stuck())
-            wanted = min(max(1, 2 * running if more else running), self._most, running + len(self._todo))
-            new = max(0, wanted - running)
+            new = max(0, min(max(1, wanted), self._most, running + len(self._todo)) - running)
             self._threads += new
         for started in range(new):
             try:
@@ -1479,13 +1352,9 @@ class BlockingCalls:
                 names += target.split("/")[::-1]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Snapshot: all guests and all their disks, even if a file system does not answer
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
 
-# mke2fs(8) makes it in each file system, and the directory may be one of its own.
-LOST_AND_FOUND = "lost+found"
-
+LOST_AND_FOUND = "lost+found"  # mke2fs(8) makes it in each file system, and the directory may be one of its own
 # Nobody needs to wait for the end of these.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -1531,9 +1400,6 @@ class Missing(NamedTuple):
     path: str
     status: Status
     domains: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.path} for {', '.join(self.domains)} ({self.status.reason})"
 
 
 class Snapshot(NamedTuple):
@@ -1732,9 +1598,7 @@ def check_disks(
     return statuses
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Wait: until everything is ready or time is over
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Wait: until everything is ready or time is over -----------------------------------------------------------------
 
 
 def wait(
@@ -1828,16 +1692,11 @@ def block_events(host: HostPaths) -> Any:
     return monitor
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Output: journal, systemd's status, table, JSON
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Output: journal, systemd's status, table, JSON ------------------------------------------------------------------
 
 
 def printable(text: str) -> str:
-    """The text with an escape for whatever a terminal or the journal would not show as it is.
-
-    A file name with control characters must not be able to forge a message.
-    """
+    """The text, escaped where a terminal or the journal would not show it as it is: no name can forge a message."""
     return text if text.isprintable() else "".join(c if c.isprintable() else escaped(c) for c in text)
 
 
@@ -1866,9 +1725,9 @@ class Journal:
         self._patient = patient
         self._lost = 0
         self._end = 0.0  # of the time for all that is said at once
-        self._prefers_socket = is_journal(stream)
+        self._is_journal = is_journal(stream)
         self._socket: Socket | None = None
-        self._is_terminal = not self._prefers_socket and stream is not None and stream.isatty()
+        self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._shows_progress = False
 
     def log(self, level: int, text: str, **fields: str) -> None:
@@ -1890,8 +1749,10 @@ class Journal:
     def progress(self, text: str) -> None:
         """On a terminal, one line that is written over each time."""
         if self._is_terminal and self.level > ERR:
+            from shutil import get_terminal_size
+
             self._end = time.monotonic() + MAX_SENDING_ALL
-            self._write(printable(text)[: terminal_width() - 1])
+            self._write(printable(text)[: get_terminal_size().columns - 1])
             self._shows_progress = True
 
     def end_progress(self) -> None:
@@ -1902,26 +1763,16 @@ class Journal:
     def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
         """Whether the message has gone out; what cannot be told to anybody has."""
         text = printable(shortened(text, MAX_MESSAGE))
-        if self._prefers_socket:
-            if self._socket is None:
-                self._socket = journal_socket()
-            if self._socket is not None:
-                return self._send(self._socket, journal_entry(level, text, fields))
-            text = f"<{level}>{text}"  # sd-daemon(3)
-        return self._write(f"{text}\n")
-
-    def _send(self, unix: Socket, data: bytes) -> bool:
-        if not self._can_write(unix.fileno()):
-            return False
-        try:
-            unix.send(data)
-        except BlockingIOError:
-            return False
-        except OSError:
-            unix.close()
-            self._socket = None  # journald is gone, or has a new socket
-            return False
-        return True
+        if not self._is_journal:
+            return self._write(f"{text}\n")
+        with suppress(OSError):
+            self._socket = self._socket or connected_socket(JOURNAL_SOCKET)
+            if not self._can_write(self._socket.fileno()):
+                return False
+            self._socket.send(journal_entry(level, text, fields))
+            return True
+        self._socket = None  # journald is not there, or has a new socket
+        return self._write(f"<{level}>{text}\n")  # sd-daemon(3)
 
     def _write(self, text: str) -> bool:
         if self._shows_progress:
@@ -1959,34 +1810,11 @@ def is_journal(stream: IO[str] | None) -> bool:
     return status is not None and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-JOURNAL_SOCKET = "/run/systemd/journal/socket"
-
-
-def journal_socket() -> Socket | None:
-    """A connection to systemd's journal, or nothing if there is none."""
-    import socket
-
-    unix = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        unix.connect(JOURNAL_SOCKET)
-    except OSError:
-        unix.close()
-        return None
-    return unix
-
-
 def journal_entry(level: int, text: str, fields: Mapping[str, str]) -> bytes:
     """A message in the journal's native protocol, which is stable: https://systemd.io/JOURNAL_NATIVE_PROTOCOL."""
     entry = {"MESSAGE": text, "PRIORITY": str(level), "SYSLOG_IDENTIFIER": COMMAND, **fields}
     lines = [f"{name}={printable(shortened(value, MAX_MESSAGE))}\n" for name, value in entry.items()]
     return "".join(lines).encode(errors="backslashreplace")
-
-
-def terminal_width() -> int:
-    """Columns of the terminal."""
-    import shutil
-
-    return shutil.get_terminal_size().columns
 
 
 def notify(*assignments: str) -> bool:
@@ -1995,20 +1823,29 @@ def notify(*assignments: str) -> bool:
     Returns False if systemd has to be told again, because it took no more at the moment.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return True
-    import socket
-
+    lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as unix:
-            unix.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-            lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
-            unix.send("\n".join(lines).encode())
+        if address:
+            with connected_socket(f"\0{address[1:]}" if address.startswith("@") else address) as unix:
+                unix.send("\n".join(lines).encode())
     except BlockingIOError:
         return False
     except OSError:
         pass  # nobody listens
     return True
+
+
+def connected_socket(address: str) -> Socket:
+    """A socket for datagrams to this address, on which nothing blocks. Raises OSError."""
+    import socket
+
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        unix.connect(address)
+    except OSError:
+        unix.close()
+        raise
+    return unix
 
 
 class Reporter:
@@ -2042,7 +1879,7 @@ class Reporter:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
             self._lines = 0
-            self._log(WARNING, self._reminders())
+            self._log(WARNING, self._reminders(before))
         self._log(WARNING, self._on_waits(before))
         self._report_status()
 
@@ -2062,19 +1899,15 @@ class Reporter:
         return is_news
 
     def _on_problems(self, snapshot: Snapshot) -> Iterator[Message]:
-        for path, directory in snapshot.directories.items():
-            yield from self._on_problem(path, directory_problems(path, directory), {})
-        for file, guest in snapshot.guests.items():
-            fields = {"DOMAIN": guest.domain.name}
-            if guest.status.state is State.REFUSED:
-                fields["MESSAGE_ID"] = MESSAGE_REFUSED
-            yield from self._on_problem(file, guest_problems(guest), fields)
-
-    def _on_problem(self, path: str, problems: list[str], fields: dict[str, str]) -> Iterator[Message]:
-        if problems != self._problems.get(path, []) and self._is_news(path, "problem"):
-            self._problems[path] = problems
-            for text in problems:
-                yield text, {"SOURCE": path, **fields}
+        for path, problems in problems_of(snapshot).items():
+            if problems != self._problems.get(path, []) and self._is_news(path, "problem"):
+                self._problems[path] = problems
+                guest = snapshot.guests.get(path)
+                fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
+                if guest and guest.status.state is State.REFUSED:
+                    fields["MESSAGE_ID"] = MESSAGE_REFUSED
+                for text in problems:
+                    yield text, fields
 
     def _on_waits(self, before: Mapping[str, Missing]) -> Iterator[Message]:
         for path, one in self._awaited.items():
@@ -2085,11 +1918,12 @@ class Reporter:
                 for domain in new:
                     yield waiting_message(one, domain)
 
-    def _reminders(self) -> Iterator[Message]:
+    def _reminders(self, before: Mapping[str, Missing]) -> Iterator[Message]:
         """What is still missing, in groups of the same reason."""
         groups: dict[str, list[Missing]] = {}
-        for one in self._awaited.values():
-            groups.setdefault(one.status.reason, []).append(one)
+        for path, one in self._awaited.items():
+            if path in before:
+                groups.setdefault(one.status.reason, []).append(one)
         for reason, group in groups.items():
             if len(group) == 1:
                 for domain in group[0].domains:
@@ -2123,7 +1957,7 @@ class Reporter:
             status = "Everything that the guests need is ready."
         else:
             seconds = time.monotonic() - self._started
-            status = f"Waiting for {in_numbers(missing)}: {summary(missing)}"
+            status = f"Waiting for {in_short(missing)}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
         if status != self._status:
             left = self._started + self._timeout - time.monotonic()
@@ -2131,15 +1965,6 @@ class Reporter:
             # it is told at the next look.
             if notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}"):
                 self._status = status
-
-    def log_clones(self, clones: Sequence[Sequence[str]]) -> None:
-        """Says which devices are clones for LVM: a logical volume may be missing, or of the wrong one, for that."""
-        for names in clones:
-            text = (
-                f"{' and '.join(names)} hold the same LVM physical volume, as a disk and its clone do. LVM takes one of"
-                " them or none. Detach the clone, or give it identifiers of its own (vgimportclone(8))."
-            )
-            self._journal.log(WARNING, text)
 
     def log_timeout(self) -> None:
         """Says what is still missing at the end."""
@@ -2150,7 +1975,7 @@ class Reporter:
         guests = some(sorted({domain for one in missing for domain in one.domains}), MAX_NAMES)
         starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
         self._journal.log(ERR, f"{starts} guests will probably not come up: {guests}.")
-        notify(f"STATUS=Timed out waiting for {in_numbers(missing)}: {summary(missing)}")
+        notify(f"STATUS=Timed out waiting for {in_short(missing)}")
 
     def _on_timeout(self) -> Iterator[Message]:
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
@@ -2165,7 +1990,7 @@ class Reporter:
         self._journal.end_progress()
         seconds = time.monotonic() - self._started
         missing = list(self._awaited.values())
-        waiting = f", still waiting for {in_numbers(missing)}: {some([str(m) for m in missing], MAX_NAMES)}"
+        waiting = f", still waiting for {in_short(missing)}"
         name = signal.Signals(number).name
         self._journal.log(WARNING, f"Stopped by {name} after {seconds:.0f} seconds{waiting if missing else ''}.")
 
@@ -2187,14 +2012,15 @@ def in_numbers(missing: Sequence[Missing]) -> str:
     return f"{counted(len(missing), 'disk')} of {counted(guests, 'guest')}"
 
 
+def in_short(missing: Sequence[Missing]) -> str:
+    """How much is missing, and the first of it, on one line."""
+    names = [f"{one.path} for {some(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
+    return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
+
+
 def counted(number: int, noun: str) -> str:
     """As in "1 disk" and "2 disks"."""
     return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def summary(missing: Sequence[Missing]) -> str:
-    """The first few of what is missing, on one line."""
-    return some([str(one) for one in missing[:3]], 3) + (f", {len(missing) - 3} more" if len(missing) > 3 else "")
 
 
 def some(texts: Sequence[str], most: int) -> str:
@@ -2203,24 +2029,29 @@ def some(texts: Sequence[str], most: int) -> str:
     return ", ".join([*texts[:most], *more])
 
 
-def directory_problems(path: str, directory: Directory) -> list[str]:
-    """A sentence for everything wrong with a directory, unless that is waited for."""
-    problems = [f"{path}: {directory.warning}."] if directory.warning else []
-    if directory.status.state is State.REFUSED:
-        problems.append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
+def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
+    """By file or directory, a sentence for everything wrong with it, unless that is waited for."""
+    problems = {}
+    for path, directory in snapshot.directories.items():
+        problems[path] = [f"{path}: {directory.warning}."] if directory.warning else []
+        if directory.status.state is State.REFUSED:
+            problems[path].append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
+    for file, guest in snapshot.guests.items():
+        problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
+        if guest.status.state is State.REFUSED:
+            problems[file] = [f"{file}: {guest.status.reason}. xl will reject it; not waiting for its disks."]
     return problems
-
-
-def guest_problems(guest: Guest) -> list[str]:
-    """A sentence for everything wrong with the configuration of a guest, unless that is waited for."""
-    if guest.status.state is State.REFUSED:
-        return [f"{guest.domain.source}: {guest.status.reason}. xl will reject it; not waiting for its disks."]
-    return [f"{guest.domain.source}: {warning}." for warning in guest.domain.warnings]
 
 
 def as_json(snapshot: Snapshot) -> str:
     """The snapshot for programs."""
     import json
+
+    def disk_as_json(disk: Disk, required: Required) -> dict[str, str | None]:
+        state, reason = snapshot.disk_status(required)
+        path = well_formed(required.paths[0]) if required.paths else None
+        about = {"vdev": well_formed(disk.vdev), "target": well_formed(disk.target), "path": path}
+        return {**about, "state": state.value, "reason": well_formed(reason) or None}
 
     domains = [
         {
@@ -2229,36 +2060,16 @@ def as_json(snapshot: Snapshot) -> str:
             "kind": guest.domain.kind,
             "error": well_formed(guest.status.reason) or None,
             "refused": guest.status.state is State.REFUSED,
-            "disks": [
-                disk_as_json(disk, required, snapshot) for disk, required in zip(guest.domain.disks, guest.required)
-            ],
+            "disks": [disk_as_json(*pair) for pair in zip(guest.domain.disks, guest.required)],
         }
         for guest in snapshot.guests.values()
     ]
     directories = [
-        {
-            "path": well_formed(path),
-            "kind": d.kind,
-            "state": d.status.state.value,
-            "reason": well_formed(d.status.reason),
-        }
-        for path, d in snapshot.directories.items()
-        if d.status.state is not State.READY
+        {"path": well_formed(path), "kind": kind, "state": status.state.value, "reason": well_formed(status.reason)}
+        for path, (kind, _, status, _) in snapshot.directories.items()
+        if status != READY
     ]
-    answer = {"ready": not snapshot.missing(), "domains": domains, "directories": directories}
-    return json.dumps(answer, indent=2)
-
-
-def disk_as_json(disk: Disk, required: Required, snapshot: Snapshot) -> dict[str, str | None]:
-    """A disk for programs."""
-    status = snapshot.disk_status(required)
-    return {
-        "vdev": well_formed(disk.vdev),
-        "target": well_formed(disk.target),
-        "path": well_formed(required.paths[0]) if required.paths else None,
-        "state": status.state.value,
-        "reason": well_formed(status.reason) or None,
-    }
+    return json.dumps({"ready": not snapshot.missing(), "domains": domains, "directories": directories}, indent=2)
 
 
 def well_formed(text: str) -> str:
@@ -2287,9 +2098,7 @@ def as_table(snapshot: Snapshot) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Command line ----------------------------------------------------------------------------------------------------
 
 
 class Options(NamedTuple):
@@ -2307,18 +2116,6 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     """The options on the command line. Ends the program if they are wrong (status 2), or asked for help or version."""
     if not arguments:
         return Options()
-    parser = argument_parser()
-    try:
-        options = parser.parse_args(arguments)
-    finally:
-        show("", end="")  # help or version, which the end in run() would not write out
-    if options.json and options.command != "list":
-        parser.error("--json goes with list")
-    return Options(**vars(options))
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """What may stand on the command line."""
     import argparse
 
     def time_span(text: str) -> float:
@@ -2333,30 +2130,29 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 every disk is ready, 1 timed out, 2 wrong usage or configuration, "
         "6 no settings of xendomains.",
     )
-    parser.add_argument(
-        "command",
-        nargs="?",
-        default="wait",
-        choices=("wait", "list", "check"),
-        help="wait: wait for the disks (the default); list: show them and how they are; "
-        "check: say what is wrong in the configuration files",
+    command_help = (
+        "wait: wait for the disks (the default); list: show them and how they are; "
+        "check: say what is wrong in the configuration files"
     )
+    timeout_help = "wait at most this long, as in 90 or 5min; 0: look once"
+    parser.add_argument("command", nargs="?", default="wait", choices=("wait", "list", "check"), help=command_help)
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
-    parser.add_argument(
-        "--timeout", metavar="TIME", type=time_span, help="wait at most this long, as in 90 or 5min; 0: look once"
-    )
+    parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
     parser.add_argument("--json", action="store_true", help="with list: for programs")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: even more")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    try:
+        options = parser.parse_args(arguments)
+    finally:
+        show("", end="")  # help or version, which the end in run() would not write out
+    if options.json and options.command != "list":
+        parser.error("--json goes with list")
+    return Options(**vars(options))
 
 
 def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
-    """The level up to which messages are shown, and a sentence for each wrong value in the environment.
-
-    The command line goes before the environment, and that before the file.
-    """
+    """The level up to which messages are shown, and a sentence for each wrong value in the environment."""
     problems = []
     level = settings.log_level
     for name in ("SYSTEMD_LOG_LEVEL", "LOGLEVEL"):
@@ -2390,14 +2186,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         journal.log(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None:
         return EXIT_NO_XENDOMAINS
-    if xendomains.remark:
-        journal.log(WARNING, xendomains.remark)
 
     watch = Watch(xendomains, settings, BlockingCalls(pauses), BlockingCalls(pauses, threads=1))
     if options.command == "wait":
         return wait_for_disks(watch, journal, pauses, started)
     snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
-    obey_signals()
+    set_signals(signal.SIG_DFL)
     if options.command == "check":
         return log_what_is_wrong(snapshot, journal, problems)
     show(as_json(snapshot) if options.json else as_table(snapshot))
@@ -2416,8 +2210,11 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
         reporter.report(snapshot)
         if snapshot.missing() and timeout:
             snapshot = wait(watch, snapshot, reporter.report, pauses, deadline)
-            reporter.log_clones(find_clones(watch))
-        obey_signals()
+            call: dict[str, Call] = {watch.host.run: partial(lvm_clones, watch.host)}
+            for answer in watch.files.run("clones", call, end_of_look(0.0)).values():
+                if not isinstance(answer, Exception):
+                    journal.log_all(WARNING, [(text, {}) for text in answer])
+        set_signals(signal.SIG_DFL)
     except Stopped as stopped:
         reporter.log_stopped(stopped.number)
         raise
@@ -2428,35 +2225,20 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
     return EXIT_READY
 
 
-def find_clones(watch: Watch) -> list[list[str]]:
-    """Which devices are clones for LVM, if udev's database answers."""
-    call = {watch.host.run: partial(lvm_clones, watch.host)}
-    clones = watch.files.run("clones", call, end_of_look(0.0))[watch.host.run]
-    return [] if isinstance(clones, Exception) else clones
-
-
 def log_what_is_wrong(snapshot: Snapshot, journal: Journal, problems: Sequence[str]) -> int:
     """Says everything wrong in the configurations; returns the exit status, to which `problems` add."""
-    wrong = bool(problems)
-    remarks = []
-    for path, directory in snapshot.directories.items():
-        remarks += directory_problems(path, directory)
-    for guest in snapshot.guests.values():
-        wrong = wrong or guest.status.state is State.REFUSED
-        remarks += guest_problems(guest)
-    remarks += [
-        f"{path}: {status.reason}. The boot would wait for it."
-        for path, status in [
-            *((path, directory.status) for path, directory in snapshot.directories.items()),
-            *((file, guest.status) for file, guest in snapshot.guests.items()),
-        ]
-        if status.state in (State.MISSING, State.NOT_READY)
-    ]
+    remarks = [text for texts in problems_of(snapshot).values() for text in texts]
+    for one in snapshot.missing():
+        if one.path in snapshot.directories or one.path in snapshot.guests:
+            remarks.append(f"{one.path}: {one.status.reason}. The boot would wait for it.")
     for text in remarks:
         journal.log(ERR, text)
-    if not remarks and not wrong:
+    if not remarks and not problems:
         show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
-    return EXIT_USAGE if wrong else EXIT_READY
+    statuses = [guest.status for guest in snapshot.guests.values()]
+    statuses += [directory.status for directory in snapshot.directories.values()]
+    refused = any(status.state is State.REFUSED for status in statuses)
+    return EXIT_USAGE if problems or refused else EXIT_READY
 
 
 def size_of(snapshot: Snapshot) -> str:
@@ -2487,10 +2269,10 @@ def run() -> NoReturn:
     status = EXIT_TIMED_OUT
     failure = ""
     try:
-        obey_signals()
+        set_signals(signal.SIG_DFL)
         status = main()
     except Stopped as stopped:
-        obey_signals()
+        set_signals(signal.SIG_DFL)
         os.kill(os.getpid(), stopped.number)
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
