@@ -42,7 +42,8 @@ SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/bash-completi
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
 # Apart from the others, because there is a conftest.py here and one there.
-XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/dom0/measure tests/xen/dom0/probe $(wildcard tests/xen/*.py)
+XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/dom0/measure tests/xen/dom0/probe \
+    $(wildcard tests/xen/*.py)
 
 # What decides whether a guest is waited for: the parsers, readiness, the survey. Not run_bash(), which kills a group of
 # processes; changed a little, that may be the wrong one.
@@ -68,7 +69,7 @@ demo: setup-demo ## show the program at work on a made-up host; ten seconds
 
 check: lint test ## what has to pass before a change is taken: lint and test
 
-check-fresh: setup-fresh ## the lines of "Try it" in a fresh Debian, RELEASE=bookworm, PACKAGE=yes: and the package; as root
+check-fresh: setup-fresh ## README's "Try it" in a fresh Debian, RELEASE=name, with PACKAGE=yes the package too; as root
 	@tests/fresh
 
 check-packages: setup-packages ## build the packages, install, upgrade and remove them; as root
@@ -81,7 +82,8 @@ check-environments: setup-environments ## the tests with other Pythons and other
 	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests)
 
 check-xen: setup-xen ## boot a real Xen host in a virtual machine, for SCENARIO='names' or all; half an hour, as root
-	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) $(or $(foreach name,$(SCENARIO),tests/xen/test_$(subst -,_,$(name)).py),tests/xen)
+	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) \
+	    $(or $(foreach name,$(SCENARIO),tests/xen/test_$(subst -,_,$(name)).py),tests/xen)
 
 check-all: ## all of the above and coverage, with a table; before a release, two hours, as root
 	@.ci/run all
