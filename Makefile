@@ -4,9 +4,9 @@
 PYTHON ?= $(if $(wildcard /usr/bin/python3 /usr/bin/apt-get),/usr/bin/python3,python3)
 VENV_PYTHON = .venv/bin/python
 # Arguments for pytest, such as PYTEST_ARGS='-n 0 -k pattern'; -n 0 runs one test after the other.
-PYTEST_ARGS =
+PYTEST_ARGS ?=
 # A directory for reports in the form of JUnit, if one is wanted: tests/skipped reads them.
-REPORTS =
+REPORTS ?=
 PYTEST = -m pytest $(if $(REPORTS),--junitxml='$(REPORTS)/$@.xml')
 PARALLEL = -n auto --dist loadgroup
 TIME = 60
