@@ -79,7 +79,7 @@ check-packages: setup-packages ## build the packages, install, upgrade and remov
 
 check-environments: setup-environments ## the tests with other Pythons and other versions of what is imported
 	$(VENV_PYTHON) -m nox $(if $(ENVIRONMENTS),--error-on-missing-interpreters) \
-	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests)
+	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
 check-xen: setup-xen ## boot a real Xen host in a virtual machine, for SCENARIO='names' or all; half an hour, as root
 	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) \
