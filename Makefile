@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# Debian's and openSUSE's packages of configobj, tenacity, pyudev and systemd are for the distribution's own Python.
+# Debian's and openSUSE's packages of configobj, tenacity and pyudev are for the distribution's own Python.
 PYTHON ?= $(if $(wildcard /usr/bin/python3 /usr/bin/apt-get),/usr/bin/python3,python3)
 VENV_PYTHON = .venv/bin/python
+# Arguments for pytest, such as PYTEST_ARGS='-n 0 -k pattern'; -n 0 runs one test after the other.
+PYTEST_ARGS ?=
+# A directory for reports in the form of JUnit, if one is wanted: tests/skipped reads them.
+REPORTS ?=
+PYTEST = -m pytest $(if $(REPORTS),--junitxml='$(REPORTS)/$@.xml')
+PARALLEL = -n auto --dist loadgroup
 TIME = 60
 
 PREFIX = /usr
@@ -28,15 +34,16 @@ print(sysconfig.get_path("purelib", scheme, {"base": "/usr" if scheme == "posix_
 endef
 
 MODULE = xendomains_wait_disk.py
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo noxfile.py \
-    $(wildcard tests/*.py tests/fuzz/*.py)
-SHELL_FILES = .ci/run tests/setup packaging/bash-completion/xendomains-wait-disk \
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo tests/skipped \
+    noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
+SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/bash-completion/xendomains-wait-disk \
     packaging/debian/build packaging/debian/tests/command packaging/debian/xendomains-wait-disk.postinst \
     packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip \
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
 # Apart from the others, because there is a conftest.py here and one there.
-XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/dom0/measure tests/xen/dom0/probe $(wildcard tests/xen/*.py)
+XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/dom0/measure tests/xen/dom0/probe \
+    $(wildcard tests/xen/*.py)
 
 # What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
 # source_xendomains() and kill_group(), which kill a group of processes; changed a little, that may be the wrong one.
@@ -45,31 +52,42 @@ MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_fro
     '*x_matches*' '*x_read_*' '*x_list_*' '*status_of*' '*unread_guest*' '*guest_from*' '*take_snapshot*' '*Snapshot*' \
     '*BlockingCalls*' '*Alarm*'
 
-export PYTHON
+export PYTHON REPORTS
 
-SETUPS = setup-demo setup-check setup-bench setup-fuzz setup-coverage setup-mutation setup-environments setup-xen
+SETUPS = $(addprefix setup-,demo check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
-.PHONY: help demo check check-packages check-environments check-xen bench bench-xen lint test fuzz coverage mutation \
-    deb rpm install clean $(SETUPS)
+.PHONY: help setup demo check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
+    lint format test fuzz coverage mutation lock deb rpm install clean $(SETUPS)
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+setup: ## install the Debian packages that demo and check need, or FOR='xen packages' what those do; asks sudo
+	@tests/setup --install $(FOR)
 
 demo: setup-demo ## show the program at work on a made-up host; ten seconds
 	@$(PYTHON) tests/demo
 
 check: lint test ## what has to pass before a change is taken: lint and test
 
-check-packages: ## build the packages, install, upgrade and remove them; as root
+check-fresh: setup-fresh ## README's "Try it" in a fresh Debian, RELEASE=name, with PACKAGE=yes the package too; as root
+	@tests/fresh
+
+check-packages: setup-packages ## build the packages, install, upgrade and remove them; as root
 	tests/packages/deb
 	tests/packages/rpm
 	tests/packages/pip
 
 check-environments: setup-environments ## the tests with other Pythons and other versions of what is imported
-	$(VENV_PYTHON) -m nox --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests)
+	$(VENV_PYTHON) -m nox $(if $(ENVIRONMENTS),--error-on-missing-interpreters) \
+	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
-check-xen: setup-xen ## boot a real Xen host in a virtual machine, for SCENARIO=name or all; half an hour, as root
-	@$(VENV_PYTHON) -m pytest $(PYTEST_ARGS) $(or $(SCENARIO:%=tests/xen/test_$(subst -,_,$(SCENARIO)).py),tests/xen)
+check-xen: setup-xen ## boot a real Xen host in a virtual machine, for SCENARIO='names' or all; half an hour, as root
+	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) \
+	    $(or $(foreach name,$(SCENARIO),tests/xen/test_$(subst -,_,$(name)).py),tests/xen)
+
+check-all: ## all of the above and coverage, with a table; before a release, two hours, as root
+	@.ci/run all
 
 bench-xen: setup-xen ## measure on a real Xen host in a virtual machine; ten minutes, as root
 	@$(VENV_PYTHON) tests/xen/bench
@@ -85,21 +103,28 @@ lint: setup-check ## style, types, oldest Python, shell scripts
 	.venv/bin/vermin --no-tips -t=3.9- $(MODULE) bin/xendomains-wait-disk
 	shellcheck -x $(SHELL_FILES)
 
-test: setup-check ## the tests
-	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+format: setup-check ## lay out the Python files as lint wants them
+	$(VENV_PYTHON) -m ruff check --select I --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+test: setup-check ## the tests, several at a time
+	$(VENV_PYTHON) $(PYTEST) $(PARALLEL) $(PYTEST_ARGS)
 
 fuzz: setup-fuzz ## feed the parsers broken input, for TIME=60 seconds each
 	@$(VENV_PYTHON) tests/fuzz --time $(TIME) $(TARGETS)
 
 coverage: setup-coverage ## the tests, and which lines and branches of the module they reach; at least 95 %
 	$(VENV_PYTHON) -m coverage erase
-	$(VENV_PYTHON) -m coverage run -m pytest -q $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m coverage run $(PYTEST) -q $(PYTEST_ARGS)
 	$(VENV_PYTHON) -m coverage combine -q
 	$(VENV_PYTHON) -m coverage report
 
 mutation: setup-mutation ## break the module in many small ways, and list what no test notices; half an hour
 	$(VENV_PYTHON) -m mutmut run $(MUTANTS)
 	$(VENV_PYTHON) -m mutmut results
+
+lock: setup-lock ## take the newest of what tests/requirements.in names into tests/requirements.txt
+	tests/lock
 
 deb: ## build the Debian package into dist
 	@packaging/debian/build dist

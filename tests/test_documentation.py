@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Manual pages, README, completion, catalogue and shipped configuration say what the code does."""
+"""The documents say what the program does, where a change of one could leave the other behind."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,21 +24,20 @@ ROOT = MODULE.parent
 COMMAND_PAGE = ROOT / "man" / "xendomains-wait-disk.8"
 SETTINGS_PAGE = ROOT / "man" / "xen-wait-disk.conf.5"
 PAGES = [COMMAND_PAGE, SETTINGS_PAGE]
-README = (ROOT / "README.md").read_text()
-SHIPPED = (ROOT / "etc" / "xen-wait-disk.conf").read_text()
+CONFFILE = ROOT / "etc" / "xen-wait-disk.conf"
 COMPLETION = ROOT / "packaging" / "bash-completion" / "xendomains-wait-disk"
-CATALOGUE = ROOT / "packaging" / "systemd" / "xendomains-wait-disk.catalog"
+CATALOG = ROOT / "packaging" / "systemd" / "xendomains-wait-disk.catalog"
+TEXTS = [*ROOT.glob("*.md"), *(ROOT / "tests").glob("*.md"), *(ROOT / "tests" / "xen").glob("*.md")]
+PROMISES = (ROOT / "tests" / "README.md").read_text()
 
-COMMANDS = {"wait", "list", "check"}
-KEYS = {f"{section}.{key}".lstrip(".") for section, key, *_ in xwd.SETTINGS_KEYS}
-STATES = {state.value for state in xwd.State}
+MACROS = ("TP", "BR", "PP", "RB")
 
 needs_mandoc = pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
-needs_man = pytest.mark.skipif(shutil.which("groff") is None or shutil.which("man") is None, reason="no man-db, groff")
+needs_groff = pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 needs_journalctl = pytest.mark.skipif(shutil.which("journalctl") is None, reason="systemd is not installed")
 
 
-# What stands where
+# What stands in a manual page
 
 
 def roff(page: Path) -> str:
@@ -81,21 +82,42 @@ def example(text: str) -> str:
     return text.split(".EX\n")[1].split(".EE\n")[0]
 
 
-def readme_table(heading: str) -> list[list[str]]:
-    """The rows of the table in the README whose first cell of all is this; cells are without blanks around them."""
-    table = README.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+# The command line
 
 
-def readme_json() -> Any:
-    """The example in the README of what list --json prints."""
-    text = README.split("`list --json` prints:", 1)[1].split("`kind` is", 1)[0]
-    return json.loads(text)
+def usage() -> str:
+    """What --help prints."""
+    return run_quietly(sys.executable, MODULE, "--help")
+
+
+def options(text: str) -> dict[str, bool]:
+    """The options in lines that begin with some, each with whether it takes a value."""
+    found = {}
+    for line in re.findall(r"^ *(-.*?)(?:  .*)?$", text, re.M):
+        for option in line.split(", "):
+            name, _, value = option.replace("=", " ").partition(" ")
+            found[name] = bool(value)
+    return found
+
+
+def commands(text: str) -> set[str]:
+    """The commands in a choice such as {wait,list} or wait | list."""
+    (choice,) = set(re.findall(r"\{([a-z,]+)\}|\[ ?([a-z]+(?: \| [a-z]+)+) ?\]", text))
+    return set(re.findall(r"[a-z]+", "".join(choice)))
+
+
+def test_the_page_has_every_option() -> None:
+    page = "\n".join(tags(section(COMMAND_PAGE, "OPTIONS")))
+    assert options(page) == options(usage()) != {}
+
+
+def test_the_page_has_every_command() -> None:
+    listed = tags(section(COMMAND_PAGE, "COMMANDS"))
+    assert set(listed) == commands(usage()) == commands(section(COMMAND_PAGE, "SYNOPSIS"))
 
 
 def complete(*words: str, directory: Path = ROOT) -> list[str]:
     """What bash offers for the last of these words."""
-    line = " ".join(words)
     script = f'. "{COMPLETION}"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _xendomains_wait_disk' + (
         '; (( ${#COMPREPLY[@]} )) && printf "%s\\n" "${COMPREPLY[@]}"; complete -p xendomains-wait-disk >&2'
     )
@@ -103,52 +125,13 @@ def complete(*words: str, directory: Path = ROOT) -> list[str]:
         ["bash", "--norc", "-c", script, "bash", xwd.COMMAND, *words],
         capture_output=True, text=True, cwd=directory, check=True,
     )  # fmt: skip
-    assert process.stderr == "complete -F _xendomains_wait_disk xendomains-wait-disk\n", line
+    assert process.stderr == "complete -F _xendomains_wait_disk xendomains-wait-disk\n", words
     return process.stdout.splitlines()
 
 
-# The command line
-
-
-def options() -> dict[str, bool]:
-    """The options of the command, each with whether it takes a value."""
-    parser = xwd.argument_parser()
-    return {name: action.nargs is None for action in parser._actions for name in action.option_strings}
-
-
-def test_commands_are_those_of_the_parser() -> None:
-    (choices,) = (set(action.choices) for action in xwd.argument_parser()._actions if action.choices)
-    assert choices == COMMANDS
-
-
-def test_the_page_has_every_option() -> None:
-    documented: dict[str, bool] = {}
-    for tag in tags(section(COMMAND_PAGE, "OPTIONS").split("\n.SS ")[0]):
-        for option in tag.split(", "):
-            name, equals, _ = option.partition("=")
-            documented[name.strip()] = bool(equals)
-    assert documented == options()
-
-
-def test_the_page_has_every_command() -> None:
-    commands = tags(section(COMMAND_PAGE, "COMMANDS"))
-    assert set(commands) == COMMANDS
-    assert f".RB [ {' | '.join(commands)} ]\n" in section(COMMAND_PAGE, "SYNOPSIS")
-
-
-def test_the_readme_has_every_option_and_command() -> None:
-    parser = xwd.argument_parser()
-    spans = " ".join(re.findall(r"`([^`]+)`", README)).split()
-    for action in parser._actions:
-        if action.option_strings:
-            assert set(action.option_strings) & set(spans), action.option_strings
-    assert "`xendomains-wait-disk` without a command waits" in README
-    assert COMMANDS - {"wait"} <= set(spans)
-
-
 def test_completion_has_every_option_and_command() -> None:
-    assert sorted(complete("-")) == sorted(options())
-    assert sorted(complete("")) == sorted(COMMANDS)
+    assert set(complete("-")) == set(options(usage()))
+    assert set(complete("")) == commands(usage())
 
 
 def test_completion_completes_what_was_begun() -> None:
@@ -188,26 +171,10 @@ def pages_defaults() -> Iterator[tuple[str, str]]:
             yield f"{title.strip('[]')}.{key}" if title.startswith("[") else key, found[1] or found[2] or ""
 
 
-def readmes_defaults() -> Iterator[tuple[str, str]]:
-    """Each key in the README, with the default that stands there."""
-    at = ""
-    for cells in readme_table("key | default"):
-        keys = re.findall(r"`([^`]+)`", cells[0])
-        if keys[0].startswith("["):
-            at = f"{keys.pop(0)[1:-1]}."
-        values = re.findall(r"`([^`]+)`", cells[1])
-        if cells[1] == "empty":
-            values = [""] * len(keys)
-        elif len(keys) == 1:
-            values = [", ".join(values)]
-        assert len(keys) == len(values), cells
-        yield from zip([at + key for key in keys], values)
-
-
 def shipped_defaults() -> Iterator[tuple[str, str]]:
     """Each key in the configuration as it is shipped, with the value that is commented out."""
     at = ""
-    for line in SHIPPED.splitlines():
+    for line in CONFFILE.read_text().splitlines():
         header = re.fullmatch(r"\[(\w+)\]", line)
         if header:
             at = f"{header[1]}."
@@ -216,10 +183,10 @@ def shipped_defaults() -> Iterator[tuple[str, str]]:
             yield at + setting[1], setting[2].strip()
 
 
-@pytest.mark.parametrize("defaults", [pages_defaults, readmes_defaults, shipped_defaults])
+@pytest.mark.parametrize("defaults", [pages_defaults, shipped_defaults])
 def test_every_key_and_its_default_are_told(tmp_path: Path, defaults: Callable[[], Iterator[tuple[str, str]]]) -> None:
     told = list(defaults())
-    assert sorted(name for name, _ in told) == sorted(KEYS)
+    assert sorted(name for name, _ in told) == sorted(xwd.SETTINGS_KEYS)
     for name, value in told:
         at, _, key = name.rpartition(".")
         file = tmp_path / name
@@ -227,26 +194,13 @@ def test_every_key_and_its_default_are_told(tmp_path: Path, defaults: Callable[[
         assert xwd.read_settings(str(file)) == (xwd.Settings(), []), name
 
 
-def test_the_page_has_every_level_and_unit() -> None:
-    levels = section(SETTINGS_PAGE, "OPTIONS").split("\n.B log_level\n")[1].split("One of\n")[1].splitlines()[0]
-    assert set(re.findall(r"[a-z]+", levels.replace('" and "', " "))) == set(xwd.LOG_LEVELS)
-    units = section(SETTINGS_PAGE, "DESCRIPTION").split("The units are\n.BR ")[1].splitlines()[0]
-    seconds = {xwd.TIME_UNITS[unit] for unit in re.findall(r"[a-z]+", units.replace('" and "', " "))}
-    assert seconds == set(xwd.TIME_UNITS.values())
-
-
 # Exit status, environment, files
 
 
-def exit_statuses() -> set[int]:
-    return {value for name, value in vars(xwd).items() if name.startswith("EXIT_")}
-
-
 def test_every_exit_status_is_told() -> None:
-    assert {int(tag) for tag in tags(section(COMMAND_PAGE, "EXIT STATUS"))} == exit_statuses()
-    assert {int(cells[0]) for cells in readme_table("exit status")} == exit_statuses()
-    epilog = xwd.argument_parser().epilog or ""
-    assert {int(status) for status in re.findall(r"\b(\d) ", epilog)} == exit_statuses()
+    statuses = {value for name, value in vars(xwd).items() if name.startswith("EXIT_")}
+    assert {int(tag) for tag in tags(section(COMMAND_PAGE, "EXIT STATUS"))} == statuses
+    assert {int(status) for status in re.findall(r"\b(\d) ", usage().partition("Exit status:")[2])} == statuses
 
 
 def test_every_variable_of_the_environment_is_told() -> None:
@@ -262,7 +216,6 @@ def test_every_variable_of_the_environment_is_told() -> None:
     xwd.log_level(xwd.Settings(), xwd.Options(), Recorder())
     others = set(re.findall(r"os\.environ(?:\.get\(|\[)\"(\w+)\"", MODULE.read_text()))
     assert set(tags(section(COMMAND_PAGE, "ENVIRONMENT"))) == Recorder.asked | others
-    assert all(f"`{name}`" in README for name in Recorder.asked)
 
 
 def test_every_file_is_told() -> None:
@@ -271,31 +224,28 @@ def test_every_file_is_told() -> None:
         assert file in files
 
 
-# Promises
-
-
-def test_each_promise_is_held_by_tests_that_exist() -> None:
-    promises = README.partition("## What it promises\n")[2].partition("\n## ")[0]
-    code = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
-    tests = set(re.findall(r"^def (test_\w+)", code, flags=re.M))
-    scenarios = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "xen").glob("test_*.py")}
-    for row in [line for line in promises.splitlines() if line.startswith("| ")][2:]:
-        held_by = row.split(" | ")[-1]
-        named, booted = set(re.findall(r"`(test_\w+)`", held_by)), set(re.findall(r"\*(\w+)\*", held_by))
-        assert named | booted
-        assert named <= tests
-        assert booted <= scenarios
-    assert all(f"*{scenario}*" in promises for scenario in scenarios)
-
-
-# States and JSON
+# States, reasons and JSON
 
 
 def test_every_state_is_told() -> None:
-    assert set(tags(section(COMMAND_PAGE, "COMMANDS"), depth=1)) == {*STATES, "refused", "no disks"}
-    assert {cells[0].strip("`") for cells in readme_table("state")} == {*STATES, "refused"}
-    json_states = section(COMMAND_PAGE, "The form of list --json").split("\n.B state\n.BR ")[1].splitlines()[0]
-    assert set(re.findall(r"[a-z-]+", json_states.replace('" or "', " "))) == STATES
+    states = {state.value for state in xwd.State}
+    assert set(tags(section(COMMAND_PAGE, "COMMANDS"), depth=1)) == {*states, "no disks"}
+    disks, directories = (
+        set(re.findall(r"[a-z-]+", line.replace('" or "', " ")))
+        for line in re.findall(r"^\.B state\n\.BR (.*)", section(COMMAND_PAGE, "JSON"), re.M)
+    )
+    assert disks == states - {"refused"}
+    assert directories <= states
+
+
+def test_every_reason_for_a_device_that_cannot_be_used_is_told() -> None:
+    rules = (xwd.why_not_ready_in_sysfs, xwd.why_not_ready_in_udev)
+    reasons = {xwd.NOT_RESPONDING, xwd.NOT_CHECKED, xwd.MD_NOT_READY["inactive"]}
+    for rule in rules:
+        reasons.update(re.findall(r'(?:return|else) "([^"]+)"', inspect.getsource(rule)))
+    assert len(reasons) > 8
+    told = section(COMMAND_PAGE, "Reasons")
+    assert [reason for reason in reasons if reason not in told] == []
 
 
 def form(value: Any) -> Any:
@@ -307,58 +257,89 @@ def form(value: Any) -> Any:
 
 def test_the_form_of_the_json_is_told(host: Host) -> None:
     host.guest("web", host.images / "not there")
+    host.save.rmdir()
+    host.save.symlink_to("not there")
     printed = form(host.list())
-    text = section(COMMAND_PAGE, "The form of list --json")
+    text = section(COMMAND_PAGE, "JSON")
     assert form(json.loads(example(text))) == printed
-    assert form(readme_json()) == printed
-    names = {*printed, *printed["domains"][0], *printed["domains"][0]["disks"][0]}
-    assert set(tags(text)) == names - {"domains", "disks"}
+    (domain,), (directory,) = printed["domains"], printed["directories"]
+    assert tags(text) == list(printed)
+    assert tags(text, depth=1) == [*domain, *directory]
+    assert tags(text, depth=2) == list(domain["disks"][0])
 
 
-# Messages
+def test_when_reminders_come_is_told() -> None:
+    gaps = [xwd.Reporter.FIRST_REMINDER * 2**n for n in range(5)]
+    *times, last = (f"{seconds:.0f}" for seconds in itertools.accumulate(gaps))
+    assert f"after {', '.join(times)} and {last} seconds" in section(COMMAND_PAGE, "DIAGNOSTICS")
+
+
+def test_limits_are_told() -> None:
+    text = section(COMMAND_PAGE, "How configurations are read")
+    for limit in (f"{xwd.MAX_CONFIGURATION >> 10} KiB", f"{xwd.MAX_DISK_SPECIFICATION >> 10} KiB", f"{xwd.MAX_FILES} "):
+        assert limit in text
+    assert f"File systems get {xwd.MAX_FIRST_LOOK:.0f} seconds" in section(COMMAND_PAGE, "COMMANDS")
+    assert f"more than {xwd.MAX_SETTINGS >> 10} KiB" in section(SETTINGS_PAGE, "DESCRIPTION")
+
+
+# The catalog of messages
 
 
 class Recorder(xwd.Journal):
-    """Keeps the fields of the messages that have an ID."""
+    """Keeps the fields of the messages that have an ID, and of all messages."""
 
     def __init__(self) -> None:
         super().__init__(xwd.DEBUG, None)
-        self.fields: dict[str, set[str]] = {}
+        self.by_id: dict[str, set[str]] = {}
+        self.all: set[str] = set()
 
-    def say_all(self, level: int, messages: Iterable[xwd.Message]) -> None:
-        for _, fields in messages:
+    def log_all(self, level: int, messages: Iterable[xwd.Message]) -> None:
+        for text, fields in messages:
+            entry = xwd.journal_entry(level, text, fields).decode()
+            names = set(re.findall(r"^([A-Z_]+)=", entry, re.M))
+            self.all |= names
             if "MESSAGE_ID" in fields:
-                self.fields[fields["MESSAGE_ID"]] = set(fields) - {"MESSAGE_ID"}
+                self.by_id[fields["MESSAGE_ID"]] = names
 
 
-def catalogue() -> dict[str, str]:
-    """The entries of the catalogue, by ID."""
-    parts = re.split(r"^-- ([0-9a-f]{32})\n", CATALOGUE.read_text(), flags=re.M)[1:]
+def recorded(host: Host) -> Recorder:
+    """The messages about a disk that is missing, and a configuration that is refused."""
+    host.guest("web", host.images / "not there")
+    (host.auto / "zz.cfg").write_text("nonsense\n")
+    pauses = xwd.Pauses()
+    xendomains = xwd.Xendomains(auto=str(host.auto))
+    watch = xwd.Watch(xendomains, xwd.Settings(), xwd.BlockingCalls(pauses), xwd.BlockingCalls(pauses))
+    recorder = Recorder()
+    reporter = xwd.Reporter(recorder, time.monotonic(), 0)
+    reporter.report(xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60, recheck_ready=True))
+    reporter.log_timeout()
+    return recorder
+
+
+def catalog() -> dict[str, str]:
+    """The entries of the catalog, by ID."""
+    parts = re.split(r"^-- ([0-9a-f]{32})\n", CATALOG.read_text(), flags=re.M)[1:]
     return dict(zip(parts[::2], parts[1::2]))
 
 
-def test_the_catalogue_has_every_message() -> None:
-    assert set(catalogue()) == {value for name, value in vars(xwd).items() if name.startswith("MESSAGE_")}
+def test_the_catalog_has_every_message() -> None:
+    assert set(catalog()) == {value for name, value in vars(xwd).items() if name.startswith("MESSAGE_")}
 
 
-def test_the_catalogue_uses_fields_that_messages_have(host: Host) -> None:
-    host.guest("web", host.images / "not there")
-    (host.auto / "zz.cfg").write_text("nonsense\n")
-    found = xwd.survey(
-        xwd.Xendomains("", str(host.auto)), xwd.Settings(), xwd.Kernel(), xwd.Scouts(), xwd.Survey(),
-        time.monotonic() + 10,
-    )  # fmt: skip
-    recorder = Recorder()
-    herald = xwd.Herald(recorder, time.monotonic(), 0)
-    herald.tell(found)
-    herald.tell_timeout()
-    assert set(recorder.fields) == {xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED}
-    for message, text in catalogue().items():
-        assert set(re.findall(r"@(\w+)@", text)) <= recorder.fields.get(message, set())
+def test_the_catalog_uses_fields_that_messages_have(host: Host) -> None:
+    by_id = recorded(host).by_id
+    assert set(by_id) == {xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED}
+    for message, text in catalog().items():
+        assert set(re.findall(r"@(\w+)@", text)) <= by_id.get(message, set())
 
 
-@pytest.mark.parametrize("text", catalogue().values(), ids=catalogue())
-def test_each_entry_of_the_catalogue_is_complete_and_fits_a_terminal(text: str) -> None:
+def test_the_page_has_every_field_of_the_journal(host: Host) -> None:
+    told = re.findall(r"\b[A-Z]{2,}[A-Z_]*\b", section(COMMAND_PAGE, "Fields in the journal"))
+    assert recorded(host).all == {name for name in told if name not in MACROS}
+
+
+@pytest.mark.parametrize("text", catalog().values(), ids=catalog())
+def test_each_entry_of_the_catalog_is_complete_and_fits_a_terminal(text: str) -> None:
     header, _, body = text.partition("\n\n")
     assert [line.split(":")[0] for line in header.splitlines()] == ["Subject", "Defined-By", "Documentation"]
     assert "What to do:" in body
@@ -366,44 +347,72 @@ def test_each_entry_of_the_catalogue_is_complete_and_fits_a_terminal(text: str) 
 
 
 @needs_journalctl
-def test_journalctl_reads_the_catalogue(tmp_path: Path) -> None:
+def test_journalctl_reads_the_catalog(tmp_path: Path) -> None:
     directory = tmp_path / "usr" / "lib" / "systemd" / "catalog"
     directory.mkdir(parents=True)
     (tmp_path / "var" / "lib" / "systemd" / "catalog").mkdir(parents=True)
-    shutil.copy(CATALOGUE, directory)
+    shutil.copy(CATALOG, directory)
     process = subprocess.run(
         ["journalctl", f"--root={tmp_path}", "--update-catalog"], capture_output=True, text=True, check=True
     )
     assert process.stderr == ""
     listed = run_quietly("journalctl", f"--root={tmp_path}", "--list-catalog").splitlines()
-    assert {line.split()[0] for line in listed} == set(catalogue())
+    assert {line.split()[0] for line in listed} == set(catalog())
 
 
-def test_when_reminders_come_is_told() -> None:
-    gaps = [xwd.Herald.FIRST_REMINDER * 2**n for n in range(5)]
-    *times, last = (f"{seconds:.0f}" for seconds in itertools.accumulate(gaps))
-    sentence = f"after {', '.join(times)} and {last} seconds"
-    assert sentence in README
-    assert sentence in section(COMMAND_PAGE, "What it says")
+# Promises
 
 
-def test_the_page_says_how_long_a_look_takes() -> None:
-    assert f"File systems get {xwd.ONE_LOOK:.0f} seconds" in section(COMMAND_PAGE, "COMMANDS")
+def rows(heading: str) -> list[list[str]]:
+    """The rows of the table below a heading of the README of the tests."""
+    part = PROMISES.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")][2:]
 
 
-# The pages as such
+def test_each_promise_is_held_by_tests_that_exist() -> None:
+    code = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
+    tests = set(re.findall(r"^def (test_\w+)", code, re.M))
+    scenarios = {file.stem.partition("_")[2] for file in (ROOT / "tests" / "xen").glob("test_*.py")}
+    booted = set()
+    for row in [*rows("Promises"), *rows("Faults")]:
+        named, scenarios_named = re.findall(r"`(test_\w+)`", row[-1]), re.findall(r"\*(\w+)\*", row[-1])
+        assert named or scenarios_named or "test_documentation.py" in row[-1], row
+        assert set(named) <= tests
+        booted.update(scenarios_named)
+    assert booted == scenarios
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_are_in_order(page: Path) -> None:
-    title = roff(page).split("\n.TH ")[1].splitlines()[0]
-    name, number = page.name.rsplit(".", 1)
-    assert title.startswith(f"{name.upper()} {number} ")
-    assert f'"{xwd.COMMAND} {xwd.__version__}"' in title
-    wanted = ["NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS", "OPTIONS", "EXIT STATUS", "ENVIRONMENT", "FILES"]
-    wanted += ["EXAMPLES", "TROUBLESHOOTING", "SEE ALSO"]
-    found = re.findall(r'^\.SH "?([A-Z ]+)', roff(page), re.M)
-    assert found == ([one for one in wanted if one in found] if number == "5" else wanted)
+# The texts as such
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 6 << 10
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.relative_to(ROOT)))
+def test_links_lead_somewhere(text: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", text.read_text()):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, heading = link.partition("#")
+        target = text.parent / path if path else text
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)", target.read_text(), re.M) if heading else []
+        assert not heading or heading in [re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    packaging = ROOT / "packaging"
+    for file, version in [
+        (COMMAND_PAGE, r'^\.TH .*"xendomains\\-wait\\-disk (\S+)"'),
+        (SETTINGS_PAGE, r'^\.TH .*"xendomains\\-wait\\-disk (\S+)"'),
+        (ROOT / "CHANGELOG.md", r"^## (\S+)"),
+        (packaging / "debian" / "changelog", r"^\S+ \((\S+)-\d+\)"),
+        (packaging / "rpm" / "xendomains-wait-disk.spec", r"^Version: *(\S+)"),
+        (packaging / "rpm" / "xendomains-wait-disk.changes", r"^- Version ([\d.]+\d)"),
+    ]:
+        found = re.search(version, file.read_text(), re.M)
+        assert found and found[1] == xwd.__version__, file
 
 
 @needs_mandoc
@@ -413,7 +422,7 @@ def test_mandoc_finds_nothing_wrong(page: Path) -> None:
     assert process.stdout + process.stderr == ""
 
 
-@needs_man
+@needs_groff
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_groff_finds_nothing_wrong(page: Path) -> None:
     process = subprocess.run(
