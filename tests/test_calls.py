@@ -35,7 +35,6 @@ from conftest import (
 
 import xendomains_wait_disk as xwd
 
-
 # Those that are stuck before anybody knows, those that find out where, and some that go there at the same time.
 A_FEW_THREADS = 4 * xwd.MAX_THREADS
 
@@ -232,8 +231,8 @@ def hanging(clock: Clock, path: str, number: int) -> dict[str, Callable[[], Any]
     return {f"{path}/{n}": clock.hang() for n in range(number)}
 
 
-def test_a_thousand_calls_that_hang_in_one_place_cost_a_few_threads(calls: Calls, tmp_path: Path) -> None:
-    asked = hanging(calls.clock, str(tmp_path), 1000)
+def test_a_thousand_calls_that_hang_in_one_place_cost_a_few_threads(calls: Calls) -> None:
+    asked = hanging(calls.clock, "/proc/self", 1000)
     for _ in range(20):
         answers = calls.run(asked)
         calls.pauses.pause(1)
