@@ -41,7 +41,7 @@ from conftest import (
     wait_until,
     waiting,
 )
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -726,7 +726,11 @@ class Recorder(xwd.Journal):
 
 @given(file=UGLY, name=UGLY, target=UGLY, vdev=UGLY, rest=UGLY)
 @hypothesis_settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+    phases=[Phase.generate],  # to look for a smaller example would take minutes
 )
 def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
     tmp_path_factory: pytest.TempPathFactory, file: str, name: str, target: str, vdev: str, rest: str
