@@ -277,7 +277,7 @@ def test_a_disk_that_a_guest_has_twice_is_missing_once(host: Host) -> None:
 def test_a_link_that_dangles_is_waited_for_and_says_where_to(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     (guest,) = snapshot(host.watch()).guests.values()
-    assert (guest.domain.name, guest.domain.kind, guest.is_awaited()) == ("web.cfg", "auto", True)
+    assert (guest.domain.name, guest.domain.kind, guest.status.is_awaited()) == ("web.cfg", "auto", True)
     assert guest.status.reason == "is a link to /nowhere/web.cfg, which does not exist"
 
 

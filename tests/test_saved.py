@@ -59,8 +59,8 @@ def test_a_configuration_as_text_is_read() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not a saved domain"),
-        (b"name = 'web'\n", "is not a saved domain"),
+        (b"", "was not written by xl save, or is damaged"),
+        (b"name = 'web'\n", "was not written by xl save, or is damaged"),
         (b"Xen saved domain, some other format\n", "was not written by xl save, or is damaged"),
         (REAL[:20], "was not written by xl save, or is damaged"),
         (REAL[:40], "ends within its header"),
