@@ -1204,8 +1204,10 @@ class BlockingCalls:
     def __init__(self, pauses: Pauses, threads: int = MAX_THREADS) -> None:
         self._pauses = pauses
         self._most = threads
+        self._root = os.stat("/").st_dev
         self._lock = allocate_lock()  # for what follows, which the threads change as well
         self._todo: deque[tuple[Key, Call]] = deque()
+        self._kept_out: dict[Key, Call] = {}  # of where others are stuck, until one of them comes back
         self._threads = 0
         self._since: dict[Key, float] = {}  # when each call in progress was made, in Pauses.paused
         self._places: dict[Key, tuple[str, int]] = {}  # where it is: a file, and the file system that led to it
@@ -1262,9 +1264,9 @@ class BlockingCalls:
         if key not in self._asked:
             return self._answers[key]
         with self._lock:
-            waits, is_stuck = key not in self._since, key in self._stuck()
+            waits, is_stuck = key not in self._since, key in self._kept_out or key in self._stuck()
         if is_stuck or key not in self._answers:
-            return NoAnswer(NOT_CHECKED if waits else NOT_RESPONDING)
+            return NoAnswer(NOT_RESPONDING if is_stuck or not waits else NOT_CHECKED)
         return self._answers[key]
 
     def _start_threads(self, wanted: int) -> None:
@@ -1292,38 +1294,43 @@ class BlockingCalls:
                 self._since[key] = self._pauses.paused
                 others_are_stuck = bool(self._stuck())
             started = time.monotonic()
+            is_free = not others_are_stuck or self._approach(key)
             try:
-                if others_are_stuck:
-                    self._approach(key)
-                answer = call()
+                answer = call() if is_free else None
             except Exception as error:
                 answer = error  # whatever it is, it is the answer for this path and concerns no other
             with self._lock:
                 del self._since[key]
                 self._places.pop(key, None)
-                self._done.append((key, answer, time.monotonic() - started))
+                if is_free:
+                    self._done.append((key, answer, time.monotonic() - started))
+                    self._todo.extend(self._kept_out.items())
+                    self._kept_out.clear()
+                else:
+                    self._kept_out[key] = call
             self._pauses.wake()
 
     def _stuck(self) -> list[Key]:
         return [key for key, since in self._since.items() if self._pauses.paused - since >= STUCK]
 
-    def _approach(self, key: Key) -> None:
-        """Goes to the path of a call step by step, links resolved. Raises NoAnswer where others are stuck."""
-        place, device, links = "/", 0, 0
+    def _approach(self, key: Key) -> bool:
+        """Goes to the path of a call step by step, links resolved. False if that leads to where others are stuck."""
+        place, device, links = "/", self._root, 0
         names = key[1].split("/")[::-1]
         while names and links <= MAX_LINKS:
-            name = names.pop()
-            step = os.path.normpath(os.path.join(place, name))
+            step = os.path.normpath(os.path.join(place, names.pop()))
             with self._lock:
-                places = [self._places[other] for other in self._stuck() if other in self._places]
-                if any(at == step for at, _ in places) or sum(on == device for _, on in places) >= MAX_STUCK:
-                    raise NoAnswer(NOT_RESPONDING)
+                places = {self._places[other] for other in self._stuck() if other in self._places}
+                # The root file system leads to others, and is not dead because they are.
+                is_crowded = device != self._root and sum(on == device for _, on in places) >= MAX_STUCK
+                if is_crowded or any(at == step for at, _ in places):
+                    return False
                 self._places[key] = (step, device)
             try:
                 status = os.lstat(step)
                 target = os.readlink(step) if stat.S_ISLNK(status.st_mode) else None
             except (OSError, ValueError):
-                return  # the call itself will say so
+                break  # the call itself will say so
             device = status.st_dev
             if target is None:
                 place = step
@@ -1331,6 +1338,7 @@ class BlockingCalls:
                 links += 1
                 place = "/" if target.startswith("/") else place
                 names += target.split("/")[::-1]
+        return True
 
 
 # --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
@@ -1845,7 +1853,7 @@ class Reporter:
         self._said: set[tuple[str, str]] = set()  # since the last reminder
         self._announced: set[str] = set()  # paths of which it was said that they are waited for
         self._problems: dict[str, list[str]] = {}
-        self._lines = 0
+        self._lines: dict[str, int] = {}  # said since then, by what they are about
         self._status = ""
 
     def report(self, snapshot: Snapshot) -> None:
@@ -1853,25 +1861,26 @@ class Reporter:
         now = time.monotonic()
         before, self._awaited = self._awaited, {one.path: one for one in snapshot.missing()}
         self._journal.log(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}.")
-        self._log(WARNING, self._on_problems(snapshot))
-        self._log(WARNING, self._on_ends(before, snapshot))
+        self._log(WARNING, "problems", self._on_problems(snapshot))
+        self._log(WARNING, "ends", self._on_ends(before, snapshot))
         if now >= self._reminder:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
-            self._lines = 0
-            self._log(WARNING, self._reminders(before))
-        self._log(WARNING, self._on_waits(before))
+            self._lines.clear()
+            self._log(WARNING, "reminders", self._reminders(before))
+        self._log(WARNING, "waits", self._on_waits(before))
         self._report_status()
 
-    def _log(self, level: int, messages: Iterable[Message]) -> None:
+    def _log(self, level: int, about: str, messages: Iterable[Message]) -> None:
         messages = iter(messages)
-        lines = list(islice(messages, max(0, MAX_LINES - self._lines)))
+        said = self._lines.get(about, 0)
+        lines = list(islice(messages, max(0, MAX_LINES - said)))
         self._journal.log_all(level, lines)
         more = sum(1 for _ in messages)
-        if more and self._lines < MAX_LINES:
+        if more and said < MAX_LINES:
             text = f"There are {more} more messages like these; suppressing further messages. See `{COMMAND} list`."
             self._journal.log(level, text)
-        self._lines += len(lines) + more
+        self._lines[about] = said + len(lines) + more
 
     def _is_news(self, path: str, what: str) -> bool:
         is_news = (path, what) not in self._said
@@ -1933,7 +1942,6 @@ class Reporter:
         if not missing:
             if not self._status:
                 return  # there was never anything to wait for
-            self._journal.end_progress()
             status = "Everything that the guests need is ready."
         else:
             seconds = time.monotonic() - self._started
@@ -1950,8 +1958,7 @@ class Reporter:
         """Says what is still missing at the end."""
         missing = list(self._awaited.values())
         self._journal.end_progress()
-        self._lines = 0
-        self._log(ERR, self._on_timeout())
+        self._log(ERR, "timeout", self._on_timeout())
         guests = some(sorted({domain for one in missing for domain in one.domains}), MAX_NAMES)
         starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
         self._journal.log(ERR, f"{starts} guests will probably not come up: {guests}.")
