@@ -508,7 +508,7 @@ def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
         )
     except OSError as error:
         os.close(reading)
-        raise ConfigError(f"needs {BASH}, which does not start ({error_text(error)})") from None
+        raise ConfigError(f"cannot be read with {BASH} and {os.devnull} ({error_text(error)})") from None
     finally:
         os.close(writing)
     printed = b""
@@ -1169,9 +1169,11 @@ def lvm_clones(host: HostPaths) -> list[str]:
     """
     holders: dict[str, list[str]] = {}
     for entry in sorted(os.listdir(f"{host.run}/udev/data")):
+        properties: dict[str, str] = {}
         if not re.fullmatch("b[0-9]{1,9}:[0-9]{1,9}", entry):
             continue
-        properties = udev_properties(entry, host) or {}
+        with suppress(OSError):
+            properties = udev_properties(entry, host) or {}
         if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
             name = os.path.basename(os.path.realpath(f"{host.sys}/dev/block/{entry[1:]}"))
             holders.setdefault(properties.get("ID_FS_UUID", name), []).append(name)
@@ -1448,12 +1450,13 @@ def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> di
         if isinstance(answer, Exception):
             before = known.directories.get(path, Directory(kinds[path]))
             answer = before._replace(status=Status(State.NOT_READY, error_text(answer)))
-        directories[path] = answer
+        if answer is not None:
+            directories[path] = answer
     return directories
 
 
-def list_directory(path: str, kind: str) -> Directory:
-    """The files in a directory that the shell's * matches, in order; none if it is not a directory, as for xendomains.
+def list_directory(path: str, kind: str) -> Directory | None:
+    """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains.
 
     A directory behind a link that dangles is missing: its files come when what the link points to is mounted.
     """
@@ -1463,9 +1466,10 @@ def list_directory(path: str, kind: str) -> Directory:
             first = sorted(islice(names, MAX_FILES))
             is_crowded = next(names, None) is not None
     except NotADirectoryError:
-        return Directory(kind)
+        return None
     except OSError as error:
-        return Directory(kind, status=status_of_unreadable(path, error) or READY)
+        status = status_of_unreadable(path, error)
+        return Directory(kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
     return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
 
@@ -1883,12 +1887,15 @@ class Reporter:
         self._lines[about] = said + len(lines) + more
 
     def _is_news(self, path: str, what: str) -> bool:
-        is_news = (path, what) not in self._said
+        if (path, what) in self._said or len(self._said) > 10 * MAX_LINES:
+            return False
         self._said.add((path, what))
-        return is_news
+        return True
 
     def _on_problems(self, snapshot: Snapshot) -> Iterator[Message]:
-        for path, problems in problems_of(snapshot).items():
+        found = problems_of(snapshot)
+        self._problems = {path: problems for path, problems in self._problems.items() if path in found}
+        for path, problems in found.items():
             if problems != self._problems.get(path, []) and self._is_news(path, "problem"):
                 self._problems[path] = problems
                 guest = snapshot.guests.get(path)
@@ -1930,7 +1937,7 @@ class Reporter:
                 text = f"disk {path} found"
             elif path in snapshot.guests:
                 text = f"configuration {path} found"
-            elif path in snapshot.directories:
+            elif path in snapshot.directories and snapshot.directories[path].status == READY:
                 text = f"directory {path} found"
             else:
                 text = f"{path} is no longer needed"
@@ -2268,7 +2275,7 @@ def run() -> NoReturn:
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
     except ConfigError as error:
         failure = f"{error}."
-    except (MemoryError, ImportError) as error:
+    except (MemoryError, ImportError, OSError) as error:  # a module may lack memory, or a file that it needs
         failure = f"{error_text(error)}. What is missing is not waited for."
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"
