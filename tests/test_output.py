@@ -472,7 +472,10 @@ def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(clock: Cl
     assert said[-1] == (
         "There are 100 more messages like these; suppressing further messages. See `xendomains-wait-disk list`."
     )
-    assert reported.report(new="does not exist") == []
+    others = {f"g{number}": "does not exist" for number in range(1100)}
+    assert reported.report(**others, new="does not exist") == []
+    del others["g0"]
+    assert reported.report(**others, new="does not exist") == ["/g0 is no longer needed (after 0 seconds)"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

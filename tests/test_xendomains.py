@@ -313,7 +313,7 @@ def test_without_bash_xens_defaults_are_taken(sysconfig: Path, monkeypatch: pyte
     monkeypatch.setattr(xwd, "BASH", "/nowhere/bash")
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n")
     assert xendomains.auto == xwd.DEFAULT_AUTO
-    assert f"{sysconfig} needs /nowhere/bash, which does not start (No such file or directory)" in problems
+    assert f"{sysconfig} cannot be read with /nowhere/bash and /dev/null (No such file or directory)" in problems
 
 
 def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
