@@ -161,11 +161,9 @@ def attribute(directory: str, name: str) -> str | None:
 
 def error_text(error: Exception) -> str:
     """Why it failed, without the path, which the sentence around it names."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, (OSError, ConfigError, NoAnswer)):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error) if isinstance(error, (ConfigError, NoAnswer)) else f"{type(error).__name__}: {error}"
 
 
 # --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
@@ -196,7 +194,7 @@ TIME_UNITS = {
 }  # fmt: skip
 
 
-def parse_time_span(text: str) -> float:
+def parse_time_span(text: str, least: float = 0.0) -> float:
     """Seconds in a time span such as "5min", "90" or "1min 30s" (systemd.time(7)); raises ConfigError."""
     part = r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]*)"
     parts = re.findall(part, text)
@@ -209,6 +207,8 @@ def parse_time_span(text: str) -> float:
         seconds += float(number) * TIME_UNITS[unit]
     if seconds > MAX_TIME:
         raise ConfigError(f"is too long: {quoted(text)} (at most 1 week)")
+    if seconds < least:
+        raise ConfigError(f"is too short: {quoted(text)} (at least {format_time_span(least)})")
     return seconds
 
 
@@ -227,14 +227,6 @@ def parse_log_level(text: str) -> int:
     if level in LOG_LEVELS or level in map(str, LOG_LEVELS.values()):
         return LOG_LEVELS[level] if level in LOG_LEVELS else int(level)
     raise ConfigError(f"is not a log level: '{text}' (use one of {', '.join(LOG_LEVELS)}, or 0 to 7)")
-
-
-def check_pause(text: str) -> float:
-    """Seconds between two looks."""
-    seconds = parse_time_span(text)
-    if seconds < MIN_PAUSE:
-        raise ConfigError(f"is too short: '{text}' (at least {format_time_span(MIN_PAUSE)})")
-    return seconds
 
 
 def check_factor(text: str) -> float:
@@ -270,8 +262,8 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
     "paths.xendomains": ("xendomains", check_path, True),
     "paths.auto": ("auto", check_path, False),
     "paths.save": ("save", check_path, False),
-    "polling.first": ("first", check_pause, False),
-    "polling.longest": ("longest", check_pause, False),
+    "polling.first": ("first", partial(parse_time_span, least=MIN_PAUSE), False),
+    "polling.longest": ("longest", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.factor": ("factor", check_factor, False),
     "ignore.domains": ("ignored_domains", check_pattern, True),
     "ignore.disks": ("ignored_disks", check_pattern, True),
@@ -580,12 +572,12 @@ XL_TOKEN = re.compile(
 )
 
 
-def parse_xl_config(text: str) -> dict[str, tuple[XlValue, int]]:
+def parse_xl_config(text: str) -> dict[str, tuple[Any, int]]:
     """The settings of an xl.cfg(5), by name: exactly what xl takes from it, and the line each value ends in.
 
     Raises ConfigError, with the line. Source: xl's grammar, libxlu_cfg_y.y and libxlu_cfg.c in Xen's tools/libs/util.
     """
-    settings: dict[str, tuple[XlValue, int]] = {}
+    settings: dict[str, tuple[Any, int]] = {}
     tokens = xl_tokens(text)
     for token in tokens:
         if token.kind == "end":
@@ -599,13 +591,11 @@ def parse_xl_config(text: str) -> dict[str, tuple[XlValue, int]]:
             raise syntax_error(operator, "= or +=")
         value, line = xl_value(tokens)
         if operator.text == "+=" and name in settings:
-            added, value = value, settings[name][0]
-            if isinstance(value, str) and isinstance(added, str):
-                value += added
-            elif isinstance(value, list) and isinstance(added, list):
-                value += added  # in place: a file may do this thousands of times
-            else:
+            before = settings[name][0]
+            if isinstance(before, list) != isinstance(value, list):
                 raise ConfigError(f"line {line}: += cannot join a list and a string")
+            before += value  # a list in place: a file may do this thousands of times
+            value = before
         settings[name] = (value, line)
         token = next(tokens)
         if token.kind not in ("newline", "end") and token.text != ";":
@@ -674,29 +664,22 @@ XL_ESCAPES = {
 
 def xl_string(token: Token) -> str:
     """What stands between the quotes, with backslash escapes replaced."""
-    text = token.text
-    if "\0" in text:
+
+    def replaced(match: re.Match[str]) -> str:
+        number, character = match.groups()
+        if number is not None:
+            if len(number[:3]) < 2 or not number[:3][-1].isdigit():
+                raise ConfigError(f"line {token.line}: too few digits after a backslash in {quoted(token.text)}")
+            return str(number[3:])
+        if character not in XL_ESCAPES:
+            what = f"an invalid character '{character}' after a backslash"
+            raise ConfigError(f"line {token.line}: {what} in {quoted(token.text)}")
+        return XL_ESCAPES[character]
+
+    if "\0" in token.text:
         # xl compares the quotes of a string that ends at the NUL, and aborts.
-        raise ConfigError(f"line {token.line}: a NUL byte in the string {quoted(text)}")
-    if "\\" not in text:
-        return text[1:-1]
-    try:
-        return re.sub(XL_ESCAPE, replace_escape, text[1:-1])
-    except ConfigError as error:
-        raise ConfigError(f"line {token.line}: {error} in {quoted(text)}") from None
-
-
-def replace_escape(match: re.Match[str]) -> str:
-    """What xl puts in the place of a backslash and what follows it; raises ConfigError if xl would not take it."""
-    number, character = match.groups()
-    if number is not None:
-        digits = number[:3]
-        if len(digits) < 2 or not digits[-1].isdigit():
-            raise ConfigError("too few digits after a backslash")
-        return number[3:]
-    if character not in XL_ESCAPES:
-        raise ConfigError(f"an invalid character '{character}' after a backslash")
-    return XL_ESCAPES[character]
+        raise ConfigError(f"line {token.line}: a NUL byte in the string {quoted(token.text)}")
+    return re.sub(XL_ESCAPE, replaced, token.text[1:-1])
 
 
 BAD_CHARACTERS = {
