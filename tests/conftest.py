@@ -603,9 +603,12 @@ def slow_file_system(directory: Path, delay: float = 0.2, most: int = 1 << 17) -
 def loop_device() -> Path:
     """A free loop device; skips the test if there can be none."""
     try:
-        return Path(run_quietly("losetup", "--find"))
+        device = Path(run_quietly("losetup", "--find"))
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"there are no loop devices here: {error}")
+    if not device.exists():
+        pytest.skip(f"the kernel has a loop device, but there is no {device} here")
+    return device
 
 
 @contextmanager
@@ -629,6 +632,8 @@ def udev() -> Iterator[None]:
         return
     if not UDEVD or os.geteuid() != 0:
         pytest.skip("udev does not run here, and cannot be started: not installed, or not root")
+    if os.statvfs("/sys").f_flag & os.ST_RDONLY:
+        pytest.skip("udev does not run here, and cannot be started: /sys is read-only")
     process = subprocess.Popen([UDEVD], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(udev_answers)

@@ -280,7 +280,7 @@ def test_a_crypt_volume_that_is_being_made_is_not_ready(machine: Machine) -> Non
 
 
 @as_root
-@pytest.mark.xdist_group("loop")
+@pytest.mark.xdist_group("block_devices")
 def test_a_loop_device_becomes_ready_with_a_file_behind_it(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
@@ -292,7 +292,7 @@ def test_a_loop_device_becomes_ready_with_a_file_behind_it(tmp_path: Path) -> No
 
 
 @as_root
-@pytest.mark.xdist_group("loop")
+@pytest.mark.xdist_group("block_devices")
 def test_a_loop_device_of_size_0_is_not_ready(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.touch()
@@ -319,7 +319,7 @@ def test_an_error_in_sysfs_is_told_of(machine: Machine, tmp_path: Path) -> None:
 
 @as_root
 @pytest.mark.usefixtures("udev")
-@pytest.mark.xdist_group("loop")
+@pytest.mark.xdist_group("block_devices")
 def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
     pyudev = pytest.importorskip("pyudev", reason="pyudev is not installed")
     image = tmp_path / "image"
@@ -338,7 +338,7 @@ def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
 
 @as_root
 @pytest.mark.usefixtures("udev")
-@pytest.mark.xdist_group("loop")
+@pytest.mark.xdist_group("block_devices")
 def test_with_udev_a_loop_device_becomes_ready(tmp_path: Path) -> None:
     host = xwd.HostPaths()
     assert host.udev_runs()
@@ -352,7 +352,7 @@ def test_with_udev_a_loop_device_becomes_ready(tmp_path: Path) -> None:
 
 @as_root
 @pytest.mark.usefixtures("udev")
-@pytest.mark.xdist_group("loop")
+@pytest.mark.xdist_group("block_devices")
 def test_a_loop_device_that_becomes_ready_ends_the_wait_before_the_next_look_is_due(host: Host, tmp_path: Path) -> None:
     pytest.importorskip("pyudev", reason="pyudev is not installed")
     host.configure("[polling]\nfirst = 1h\nlongest = 1h\n")
