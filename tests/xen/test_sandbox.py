@@ -64,7 +64,7 @@ def test_it_cannot_write_anything_anywhere(boot: Boot) -> None:
 
 
 def test_it_has_no_network(boot: Boot) -> None:
-    outcomes = {name: outcome for name, outcome in found(boot).items() if name.startswith(("connect", "send"))}
+    outcomes = {name: outcome for name, outcome in found(boot).items() if name.startswith(("connect", "send raw"))}
     assert set(outcomes.values()) == {"EAFNOSUPPORT"}, outcomes
 
 
