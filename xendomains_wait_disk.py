@@ -62,7 +62,7 @@ MESSAGE_MISSING = "c73c68bb58c64bc68febe2f6cd319bcd"
 MESSAGE_REFUSED = "5673123f0bca4e4491a3bf4dd74c6dc6"
 MESSAGE_SETTINGS = "3a7b5633a5a94b02ae3188726f21d967"
 
-# All limits; sizes are in bytes, times in seconds.
+# All limits and intervals; sizes are in bytes, times in seconds.
 MAX_CONFIGURATION = 1 << 17  # of a guest; hundreds of disks fit. Larger is something else, and would take long to parse
 MAX_SETTINGS = 1 << 15  # ours has 2 KiB; configobj takes a minute for 1 MiB of sections
 MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
@@ -72,6 +72,7 @@ MAX_FILES = 4096  # in one of xendomains' directories; where there are more, the
 MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
 MAX_TIME = 7 * 86400.0  # that may be set
 MIN_PAUSE = 0.01  # between two looks, that may be set
+MIN_SLEEP = 0.02  # between two looks in a storm of events
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # the unit's TimeoutStartSec= must not be over before systemd is told of ours
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
@@ -84,6 +85,7 @@ MAX_STUCK = 8  # calls in one file system; when as many do not come back, no fur
 MAX_SENDING = 0.3  # a message may take to be delivered
 MAX_SENDING_ALL = 0.9  # all the messages that are said at once
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
+FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
 MAX_LINES = 1000  # said between two reminders
 MAX_NAMES = 100  # in one line
 MAX_CELL = 1000  # characters, of a table
@@ -1622,8 +1624,6 @@ def end_of_look(deadline: float) -> float:
 class Alarm:
     """Sleeps, and wakes up early when something happens to a block device, or when a slow call brings something new."""
 
-    SHORTEST = 0.02  # between two looks in a storm of events
-
     def __init__(self, pauses: Pauses, watch: Watch, deadline: float) -> None:
         self._pauses = pauses
         self._watch = watch
@@ -1636,7 +1636,7 @@ class Alarm:
         end = min(started + seconds, self._deadline)
         while (left := end - time.monotonic()) > 0:
             if self._pauses.pause(left, self._events.fileno() if self._events else -1):
-                self._pauses.pause(min(started + self.SHORTEST, end) - time.monotonic())
+                self._pauses.pause(min(started + MIN_SLEEP, end) - time.monotonic())
                 self._drain()
                 return
             if any(self._watch.files.collect()):
@@ -1644,7 +1644,7 @@ class Alarm:
 
     def _drain(self) -> None:
         """Takes the events that have come, without reading them: that something happened is all there is to know."""
-        end = time.monotonic() + self.SHORTEST
+        end = time.monotonic() + MIN_SLEEP
         while time.monotonic() < end:
             try:
                 os.read(self._events.fileno(), MAX_ATTRIBUTE)
@@ -1828,15 +1828,13 @@ class Reporter:
     What keeps coming and going is said once between two reminders, and so are at most MAX_LINES messages.
     """
 
-    FIRST_REMINDER = 5.0  # the gaps between reminders double from here
-
     def __init__(self, journal: Journal, started: float, timeout: float) -> None:
         self._journal = journal
         self._started = started
         self._timeout = timeout
         self._awaited: dict[str, Missing] = {}
-        self._reminder = started + self.FIRST_REMINDER
-        self._gap = 2 * self.FIRST_REMINDER
+        self._reminder = started + FIRST_REMINDER
+        self._gap = 2 * FIRST_REMINDER
         self._said: set[tuple[str, str]] = set()  # since the last reminder
         self._announced: set[str] = set()  # paths of which it was said that they are waited for
         self._problems: dict[str, list[str]] = {}

@@ -269,7 +269,7 @@ def test_the_form_of_the_json_is_told(host: Host) -> None:
 
 
 def test_when_reminders_come_is_told() -> None:
-    gaps = [xwd.Reporter.FIRST_REMINDER * 2**n for n in range(5)]
+    gaps = [xwd.FIRST_REMINDER * 2**n for n in range(5)]
     *times, last = (f"{seconds:.0f}" for seconds in itertools.accumulate(gaps))
     assert f"after {', '.join(times)} and {last} seconds" in section(COMMAND_PAGE, "DIAGNOSTICS")
 

@@ -155,7 +155,7 @@ def test_an_event_ends_a_pause(host: Host, clock: Clock) -> None:
     clock.at(3, lambda: host.image("a"))
     clock.at(3, clock.events.happen)
     assert clock.wait(host).status == xwd.EXIT_READY
-    assert 3 <= clock.seconds <= 3 + 2 * xwd.Alarm.SHORTEST
+    assert 3 <= clock.seconds <= 3 + 2 * xwd.MIN_SLEEP
 
 
 def test_events_are_collected_from_before_the_look_on(
@@ -192,7 +192,7 @@ def test_a_storm_of_events_leaves_time_between_two_looks(clock: Clock) -> None:
     for _ in range(10):
         clock.events.happen()
         alarm.sleep(1)
-    assert clock.seconds == pytest.approx(10 * xwd.Alarm.SHORTEST)
+    assert clock.seconds == pytest.approx(10 * xwd.MIN_SLEEP)
 
 
 def test_events_that_have_ended_a_pause_do_not_end_the_next(clock: Clock) -> None:
