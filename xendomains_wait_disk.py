@@ -165,7 +165,8 @@ def error_text(error: Exception) -> str:
     """Why it failed, without the path, which the sentence around it names."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    return str(error) if isinstance(error, (ConfigError, NoAnswer)) else f"{type(error).__name__}: {error}"
+    told = isinstance(error, (ConfigError, ImportError, NoAnswer))
+    return str(error) if told else f"{type(error).__name__}: {error}"
 
 
 # --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
@@ -2256,8 +2257,10 @@ def run() -> NoReturn:
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
     except ConfigError as error:
         failure = f"{error}."
-    except (MemoryError, ImportError, OSError) as error:  # a module may lack memory, or a file that it needs
-        failure = f"{error_text(error)}. What is missing is not waited for."
+    except MemoryError:
+        failure = "there is not enough memory to go on. What is missing is not waited for."
+    except (ImportError, OSError) as error:
+        failure = f"a Python module cannot be loaded ({error_text(error)}). What is missing is not waited for."
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"
     if failure:

@@ -185,6 +185,7 @@ def test_a_python_module_that_is_missing_is_named_if_it_is_needed(waiting_host: 
     if told:
         result = waiting_host.run(program=program)
         assert f"import of {module} halted" in result.messages
+        assert "xendomains-wait-disk: a Python module cannot be loaded (" in result.messages
         assert result.messages.endswith(" What is missing is not waited for.\n")
         assert result.status == xwd.EXIT_TIMED_OUT
     else:
