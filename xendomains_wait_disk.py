@@ -2260,7 +2260,8 @@ def run() -> NoReturn:
     except MemoryError:
         failure = "there is not enough memory to go on. What is missing is not waited for."
     except (ImportError, OSError) as error:
-        failure = f"a Python module cannot be loaded ({error_text(error)}). What is missing is not waited for."
+        what = "a Python module cannot be loaded" if isinstance(error, ImportError) else "the wait cannot go on"
+        failure = f"{what} ({error_text(error)}). What is missing is not waited for."
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"
     if failure:
