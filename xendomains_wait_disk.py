@@ -65,6 +65,7 @@ MESSAGE_SETTINGS = "3a7b5633a5a94b02ae3188726f21d967"
 # All limits and intervals; sizes are in bytes, times in seconds.
 MAX_CONFIGURATION = 1 << 17  # of a guest; hundreds of disks fit. Larger is something else, and would take long to parse
 MAX_SETTINGS = 1 << 15  # ours has 2 KiB; configobj takes a minute for 1 MiB of sections
+MAX_SETTINGS_LINE = 1 << 12  # and 12 s for a line of 32 KiB
 MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
@@ -285,6 +286,8 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
         headings = ("", "[paths]", "[polling]", "[ignore]")
         if all(line.strip() in headings or line.lstrip().startswith("#") for line in lines):
             return Settings(), []
+        if max(map(len, lines)) > MAX_SETTINGS_LINE:
+            raise ConfigError(f"has a line of more than {MAX_SETTINGS_LINE} characters")
         return parse_settings(path, lines)
     except FileNotFoundError:
         problem = "does not exist" if must_exist else ""
@@ -1537,8 +1540,9 @@ def read_text(path: str, kind: str, signature: tuple[int, ...]) -> Text | Status
             return Text(now, os.fsdecode(read_file(path)), warning=warning)
         descriptor = open_regular_file(path)
         try:
-            if os.pread(descriptor, len(SAVED_PREFIX), 0) != SAVED_PREFIX:
+            if read_up_to(descriptor, len(SAVED_PREFIX)) != SAVED_PREFIX:
                 return None  # xendomains passes it over
+            os.lseek(descriptor, 0, os.SEEK_SET)
             return Text(now, *saved_configuration(descriptor), warning)
         finally:
             os.close(descriptor)

@@ -172,6 +172,13 @@ def test_a_file_that_is_too_large_is_named_and_not_read(tmp_path: Path) -> None:
     assert "is too large for a configuration: more than 32768 bytes; the defaults are used." in problems
 
 
+def test_a_line_that_is_too_long_is_named_and_not_read(tmp_path: Path) -> None:
+    settings, problems = read(tmp_path, "timeout = 1\n" + "[" * (xwd.MAX_SETTINGS_LINE + 1) + "\n")
+    assert settings == xwd.Settings()
+    assert "has a line of more than 4096 characters; the defaults are used." in problems
+    assert read(tmp_path, "timeout = 1\n#" + "x" * (xwd.MAX_SETTINGS_LINE - 1) + "\n")[0].timeout == 1
+
+
 @pytest.mark.parametrize(
     "lines",
     [

@@ -333,14 +333,15 @@ def test_a_directory_that_was_waited_for_and_is_gone_is_not_called_found(host: H
 
 
 @as_root
-def test_a_file_system_that_hands_out_a_little_at_a_time_hides_nothing(host: Host) -> None:
-    file = host.saved("web", *(host.images / str(number) for number in range(200)))
-    with slow_file_system(host.root / "slow", delay=0.0, most=4096) as slow:
+@pytest.mark.parametrize(("most", "disks"), [(4096, 200), (10, 2)])
+def test_a_file_system_that_hands_out_a_little_at_a_time_hides_nothing(host: Host, most: int, disks: int) -> None:
+    file = host.saved("web", *(host.images / str(number) for number in range(disks)))
+    with slow_file_system(host.root / "slow", delay=0.0, most=most) as slow:
         slow.files["web"] = file.read_bytes()
-        assert len(slow.files["web"]) > 2 * 4096
+        assert len(slow.files["web"]) > 2 * most
         file.unlink()
         file.symlink_to(slow.directory / "web")
-        assert len(host.list()["domains"][0]["disks"]) == 200
+        assert len(host.list()["domains"][0]["disks"]) == disks
 
 
 # ---------------------------------------------------------------------------------------------------------------------
