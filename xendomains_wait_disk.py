@@ -70,6 +70,7 @@ MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
+MAX_LAYERS = 32  # below a disk; real ones have six
 MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
 MAX_TIME = 7 * 86400.0  # that may be set
 MIN_PAUSE = 0.01  # between two looks, that may be set
@@ -1079,7 +1080,8 @@ def check_block_device(number: int, host: HostPaths) -> Status:
         mounted = os.path.isdir(f"{host.sys}/dev/block")
         lack = "the kernel has no such block device" if mounted else f"{host.sys}, which tells of it, is not mounted"
         return Status(State.NOT_READY, f"is a device file, but {lack}")
-    lack = why_not_ready_in_sysfs(directory, name) or (why_not_ready_in_udev(number, host) if host.udev_runs() else "")
+    lack = why_not_ready_in_sysfs(directory, name) or why_not_ready_below(name, host)
+    lack = lack or (why_not_ready_in_udev(number, host) if host.udev_runs() else "")
     return Status(State.NOT_READY, lack) if lack else READY
 
 
@@ -1106,9 +1108,36 @@ def why_not_ready_in_sysfs(directory: str, name: str) -> str:
             return "nbd device is not connected to a server"
     elif name.startswith("dm-") and attribute(directory, "dm/suspended") == "1":
         return "device-mapper device is suspended"
+    elif name.startswith(("sd", "nvme")) and attribute(directory, "device/state") not in (None, "running", "live"):
+        # When the session of an iSCSI disk has failed, its size stays, and udev says nothing (scsi_sysfs.c in Linux).
+        return f"the kernel calls it {attribute(directory, 'device/state')}"
     if attribute(directory, "size") == "0" and not name.startswith("sr"):
         return "DRBD device has size 0: it has no disk and no peer" if name.startswith("drbd") else "has size 0"
     return ""
+
+
+def why_not_ready_below(name: str, host: HostPaths, depth: int = 0) -> str:
+    """Why a block device cannot be used though it looks well itself: what it stands on, down to the leaves, or nothing.
+
+    A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
+    """
+    directory = f"{host.sys}/class/block/{name}"
+    below = sorted(os.listdir(f"{directory}/slaves")) if os.path.isdir(f"{directory}/slaves") else []
+    if attribute(directory, "partition"):
+        below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
+    legs = below if (attribute(directory, "dm/uuid") or "").startswith("mpath-") else []
+    if attribute(directory, "md/level") not in (None, "", "raid0", "linear"):
+        legs = below
+    lacks = {}
+    for one in below if depth < MAX_LAYERS else []:
+        layer = f"{host.sys}/class/block/{one}"
+        if re.search(r"_[rm]image_[0-9]+$", attribute(layer, "dm/name") or ""):
+            legs = [*legs, one]
+        lack = why_not_ready_in_sysfs(layer, one)
+        lacks[one] = f"{one} below it: {lack}" if lack else why_not_ready_below(one, host, depth + 1)
+    if legs and not all(lacks.get(leg) for leg in legs):
+        return ""
+    return next(filter(None, lacks.values()), "")
 
 
 def why_not_ready_in_udev(number: int, host: HostPaths) -> str:

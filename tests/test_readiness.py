@@ -157,6 +157,8 @@ def machine(tmp_path: Path) -> Machine:
         ("loop7", {}, "loop device has no file"),
         ("sda", {"size": "0"}, "has size 0"),
         ("md127p1", {"size": "0"}, "has size 0"),
+        ("sda", {"device__state": "transport-offline"}, "the kernel calls it transport-offline"),
+        ("nvme0n1", {"device__state": "connecting"}, "the kernel calls it connecting"),
     ],
 )
 def test_what_the_kernel_says_is_not_ready(

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What hosts told of their storage, kept as text in tests/data/hosts: reads it, and puts it on disk as it was there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+HOSTS = Path(__file__).parent / "data" / "hosts"
+
+
+class Entry(NamedTuple):
+    """A file, or if target says so a symbolic link."""
+
+    path: str
+    text: str
+    target: str = ""
+
+
+def entries(host: str) -> list[Entry]:
+    """What was recorded of a host, such as "lvm/active"."""
+    found: list[Entry] = []
+    for part in f"\n{(HOSTS / f'{host}.tree').read_text()}".split("\n== ")[1:]:
+        header, _, text = part.partition("\n")
+        path, _, target = header.partition(" -> ")
+        # The newline that ends the last line went with the mark of the next file.
+        found.append(Entry(path.lstrip("/"), f"{text}\n" if text and not text.endswith("\n") else text, target))
+    return found
+
+
+def unpack(host: str, root: Path) -> Path:
+    """Puts it below a directory, and returns that."""
+    for entry in entries(host):
+        path = root / entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if entry.target:
+            path.symlink_to(entry.target)
+        else:
+            path.write_text(entry.text)
+    return root
