@@ -1122,11 +1122,17 @@ def why_not_ready_below(name: str, host: HostPaths, depth: int = 0) -> str:
     A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
     """
     directory = f"{host.sys}/class/block/{name}"
-    below = sorted(os.listdir(f"{directory}/slaves")) if os.path.isdir(f"{directory}/slaves") else []
-    if attribute(directory, "partition"):
+    below: list[str] = []
+    with suppress(FileNotFoundError):  # a partition has no such directory
+        below = sorted(os.listdir(f"{directory}/slaves"))
+    if not below and attribute(directory, "partition"):
         below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
-    legs = below if (attribute(directory, "dm/uuid") or "").startswith("mpath-") else []
-    if attribute(directory, "md/level") not in (None, "", "raid0", "linear"):
+    if not below:
+        return ""
+    legs: list[str] = []
+    if name.startswith("dm-") and (attribute(directory, "dm/uuid") or "").startswith("mpath-"):
+        legs = below
+    if name.startswith("md") and attribute(directory, "md/level") not in ("", "raid0", "linear"):
         legs = below
     lacks = {}
     for one in below if depth < MAX_LAYERS else []:
@@ -1232,6 +1238,7 @@ class BlockingCalls:
         self._since: dict[Key, float] = {}  # when each call in progress was made, in Pauses.paused
         self._places: dict[Key, tuple[str, int]] = {}  # where it is: a file, and the file system that led to it
         self._done: list[tuple[Key, Any, float]] = []
+        self._awaited: set[Key] = set()  # by the main thread, at the moment
         # Only the main thread uses these: calls that have not come back, what others brought, and which were slow.
         self._asked: set[Key] = set()
         self._answers: dict[Key, Any] = {}
@@ -1251,13 +1258,14 @@ class BlockingCalls:
             del self._answers[key]
         new = sorted((key for key in keys if key not in self._asked), key=self._slow.__contains__)
         self._asked.update(new)
+        awaited = keys.keys() if anew else keys.keys() - self._slow
         with self._lock:
             self._todo.extend((key, keys[key]) for key in new)
+            self._awaited = self._asked.intersection(awaited)
         self._start_threads(len(self._slow.intersection(new)))
-        awaited = keys.keys() if anew else keys.keys() - self._slow
         patience = MAX_SILENCE_AT_END if anew else MAX_SILENCE
         heard = self._pauses.paused
-        while awaited & self._asked and (left := deadline - time.monotonic()) > 0:
+        while not self._asked.isdisjoint(awaited) and (left := deadline - time.monotonic()) > 0:
             silence = self._pauses.paused - heard
             if silence >= patience:
                 break
@@ -1322,13 +1330,17 @@ class BlockingCalls:
             with self._lock:
                 del self._since[key]
                 self._places.pop(key, None)
+                seconds = time.monotonic() - started
                 if is_free:
-                    self._done.append((key, answer, time.monotonic() - started))
+                    self._done.append((key, answer, seconds))
                     self._todo.extend(self._kept_out.items())
                     self._kept_out.clear()
                 else:
                     self._kept_out[key] = call
-            self._pauses.wake()
+                self._awaited.discard(key)
+                wakes = not self._awaited or seconds > SLICE
+            if wakes:  # of quick calls, the last one does
+                self._pauses.wake()
 
     def _stuck(self) -> list[Key]:
         return [key for key, since in self._since.items() if self._pauses.paused - since >= STUCK]
