@@ -81,6 +81,7 @@ MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
 MAX_SILENCE = 2.0  # of all calls in progress, before the wait goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
 STUCK = 0.5  # is what a call is called that is silent for this long
+SLOW = 0.1  # a call that takes longer is not waited for the next time
 SLICE = 0.05  # for which the main thread pauses before it looks after calls that are silent
 MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
 MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
@@ -1262,7 +1263,7 @@ class BlockingCalls:
         with self._lock:
             self._todo.extend((key, keys[key]) for key in new)
             self._awaited = self._asked.intersection(awaited)
-        self._start_threads(len(self._slow.intersection(new)))
+        self._start_threads(len(self._slow.intersection(new)) // 4)  # on a busy host, some only seem to be slow
         patience = MAX_SILENCE_AT_END if anew else MAX_SILENCE
         heard = self._pauses.paused
         while not self._asked.isdisjoint(awaited) and (left := deadline - time.monotonic()) > 0:
@@ -1285,7 +1286,7 @@ class BlockingCalls:
             news.append(self._answers.get(key) != answer)
             self._asked.discard(key)
             self._answers[key] = answer
-            (self._slow.add if seconds > SLICE else self._slow.discard)(key)
+            (self._slow.add if seconds > SLOW else self._slow.discard)(key)
         return news
 
     def _answer(self, key: Key) -> Any:
@@ -1338,7 +1339,7 @@ class BlockingCalls:
                 else:
                     self._kept_out[key] = call
                 self._awaited.discard(key)
-                wakes = not self._awaited or seconds > SLICE
+                wakes = not self._awaited or seconds > SLOW
             if wakes:  # of quick calls, the last one does
                 self._pauses.wake()
 
