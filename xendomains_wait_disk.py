@@ -1038,8 +1038,9 @@ class HostPaths(NamedTuple):
 
 def check_disk(paths: Sequence[str], host: HostPaths) -> Status:
     """Whether one of the paths is a usable disk; if none is, what the first one lacks. May block."""
-    statuses = [path_status(path, host) for path in paths]
-    return READY if READY in statuses else statuses[0]
+    first = path_status(paths[0], host)
+    others = (path_status(path, host) for path in paths[1:])
+    return READY if first == READY or READY in others else first
 
 
 def path_status(path: str, host: HostPaths) -> Status:
@@ -1109,9 +1110,11 @@ def why_not_ready_in_sysfs(directory: str, name: str) -> str:
             return "nbd device is not connected to a server"
     elif name.startswith("dm-") and attribute(directory, "dm/suspended") == "1":
         return "device-mapper device is suspended"
-    elif name.startswith(("sd", "nvme")) and attribute(directory, "device/state") not in (None, "running", "live"):
+    elif name.startswith(("sd", "nvme")):
+        state = attribute(directory, "device/state")
         # When the session of an iSCSI disk has failed, its size stays, and udev says nothing (scsi_sysfs.c in Linux).
-        return f"the kernel calls it {attribute(directory, 'device/state')}"
+        if state not in (None, "running", "live"):
+            return f"the kernel calls it {state}"
     if attribute(directory, "size") == "0" and not name.startswith("sr"):
         return "DRBD device has size 0: it has no disk and no peer" if name.startswith("drbd") else "has size 0"
     return ""
@@ -1138,7 +1141,7 @@ def why_not_ready_below(name: str, host: HostPaths, depth: int = 0) -> str:
     lacks = {}
     for one in below if depth < MAX_LAYERS else []:
         layer = f"{host.sys}/class/block/{one}"
-        if re.search(r"_[rm]image_[0-9]+$", attribute(layer, "dm/name") or ""):
+        if one.startswith("dm-") and re.search(r"_[rm]image_[0-9]+$", attribute(layer, "dm/name") or ""):
             legs = [*legs, one]
         lack = why_not_ready_in_sysfs(layer, one)
         lacks[one] = f"{one} below it: {lack}" if lack else why_not_ready_below(one, host, depth + 1)
@@ -1194,9 +1197,9 @@ def lvm_clones(host: HostPaths) -> list[str]:
     """
     holders: dict[str, list[str]] = {}
     for entry in sorted(os.listdir(f"{host.run}/udev/data")):
-        properties: dict[str, str] = {}
         if not re.fullmatch("b[0-9]{1,9}:[0-9]{1,9}", entry):
             continue
+        properties: dict[str, str] = {}
         with suppress(OSError):
             properties = udev_properties(entry, host) or {}
         if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
