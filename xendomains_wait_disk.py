@@ -23,7 +23,7 @@ from _thread import allocate_lock, start_new_thread
 from collections import deque
 from contextlib import suppress
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
     Key = tuple[str, str]
+    # The role of a DRBD device (empty if it does not matter) and its peer's, its disk and its peer's: drbdsetup(8).
+    DrbdState = tuple[str, str, str, str]
     # The text, and its fields for the journal.
     Message = tuple[str, dict[str, str]]
 
@@ -70,7 +72,9 @@ MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
+MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
 MAX_LAYERS = 32  # below a disk; real ones have six
+MAX_CHAIN = 4  # layers in one sentence
 MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
 MAX_TIME = 7 * 86400.0  # that may be set
 MIN_PAUSE = 0.01  # between two looks, that may be set
@@ -85,12 +89,16 @@ SLOW = 0.1  # a call that takes longer is not waited for the next time
 SLICE = 0.05  # for which the main thread pauses before it looks after calls that are silent
 MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
 MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
+MAX_DRBDSETUP = 5.0  # that drbdsetup may take; it takes milliseconds
+MAX_REASON_AGE = 3.0  # of a reason that is said
 MAX_SENDING = 0.3  # a message may take to be delivered
 MAX_SENDING_ALL = 0.9  # all the messages that are said at once
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
 FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
 MAX_LINES = 1000  # said between two reminders
 MAX_NAMES = 100  # in one line
+MAX_LISTED = 4  # in one clause of a reason
+MAX_REASON = 1000  # characters, of why storage is missing
 MAX_CELL = 1000  # characters, of a table
 
 
@@ -105,6 +113,12 @@ class Unsupported(ConfigError):
 def quoted(text: str) -> str:
     """Text from a file, cut to what fits into a message."""
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
+
+
+def some(texts: Sequence[str], most: int) -> str:
+    """The first of them, and how many more there are."""
+    more = [f"{len(texts) - most} more"] if len(texts) > most else []
+    return ", ".join([*texts[:most], *more])
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
@@ -555,6 +569,7 @@ class Disk(NamedTuple):
     backendtype: str = ""
     script: str = ""
     cdrom: bool = False
+    writes: bool = True
 
 
 class Domain(NamedTuple):
@@ -795,7 +810,7 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
     keys = {"vdev": "vdev", "target": "pdev_path", "format": "format", "backendtype": "backend", "script": "script"}
     backend = str(disk.get("backend_domname") or disk.get("backend_domid") or "")
     values = {field: str(disk.get(key) or "") for field, key in keys.items()}
-    return Disk(**values, backend=backend, cdrom=bool(disk.get("is_cdrom")))
+    return Disk(**values, backend=backend, cdrom=bool(disk.get("is_cdrom")), writes=bool(disk.get("readwrite")))
 
 
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
@@ -878,6 +893,7 @@ class DiskWords:
         self.values: dict[str, str] = {}
         self.after_prefix = False
         self.cdrom = False
+        self.writes = True
 
     def set_prefix(self, prefix: str) -> None:
         """A legacy prefix, as in phy:/dev/vg0/web."""
@@ -905,6 +921,8 @@ class DiskWords:
                 raise ConfigError(f"unknown {key} {quoted(value)}")
             if key == "devtype":
                 self.cdrom = value == "cdrom"
+            elif key == "access":
+                self.writes = value not in ("r", "ro")
             elif key in DISK_WORDS_GIVEN_ONCE and self.values.setdefault(key, value) != value:
                 raise ConfigError(f"{key} is given twice, the second time as {quoted(value)}")
         elif key != "colo-port":
@@ -946,7 +964,7 @@ class DiskWords:
         if self.cdrom and not self.values.get("target"):
             self.values["format"] = "empty"
         values = {field: self.values[field] for field in Disk._fields if field in self.values}
-        return Disk(**{"format": "raw", **values}, cdrom=self.cdrom)
+        return Disk(**{"format": "raw", **values}, cdrom=self.cdrom, writes=self.writes)
 
 
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
@@ -955,6 +973,8 @@ class Required(NamedTuple):
 
     paths: tuple[str, ...] = ()
     reason: str = ""
+    writes: bool = False
+    promotes: bool = False  # its script makes a DRBD resource Primary
 
 
 def required_by(disk: Disk) -> Required:
@@ -967,15 +987,14 @@ def required_by(disk: Disk) -> Required:
     if script == "block-drbd":
         # DRBD 9 has a directory of volumes for each resource, DRBD 8 a link (drbd.rules).
         by_resource = f"/dev/drbd/by-res/{disk.target}"
-        return Required(paths=(f"{by_resource}/0", by_resource))
+        return Required(paths=(f"{by_resource}/0", by_resource), promotes=True)
     # "block" is the script that xl runs when none is given (xl-disk-configuration(5)).
     if script not in ("", "block"):
         return Required(reason=f"the script {script} attaches it")
-    if disk.target.startswith("/"):
-        return Required(paths=(disk.target,))
-    if disk.backendtype == "qdisk":
+    if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    return Required(paths=(f"/{disk.target}",))
+    path = disk.target if disk.target.startswith("/") else f"/{disk.target}"
+    return Required(paths=(path,), writes=disk.writes and not disk.cdrom)
 
 
 def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
@@ -999,6 +1018,532 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
+# --- Storage below a disk: what a device stands on, and which layer lacks what ---------------------------------------
+class HostPaths(NamedTuple):
+    """Where this host tells about its storage."""
+
+    sys: str = "/sys"
+    run: str = "/run"
+    proc: str = "/proc"
+    etc: str = "/etc"
+    var: str = "/var"
+
+    def udev_runs(self) -> bool:
+        """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
+        return os.path.exists(f"{self.run}/udev/control")
+
+
+class Lack(NamedTuple):
+    """Why a disk cannot be used or does not exist, a command that helps, and the device or path below that is to blame.
+
+    The reason goes on in a sentence that begins with the device or path.
+    """
+
+    reason: str
+    hint: str = ""
+    below: str = ""
+
+
+class Device(NamedTuple):
+    """A block device in udev's database."""
+
+    name: str
+    links: Sequence[str]
+    properties: Mapping[str, str]
+
+
+class Evidence:
+    """What one look finds out about storage. It reads each file once, however many disks lie on the same devices."""
+
+    def __init__(self, host: HostPaths, *, explains: bool = True) -> None:
+        self.host = host
+        self.explains = explains  # why something is not ready, which takes longer than to see that it is not
+        self.lacks: dict[str, Lack | None] = {}  # of the devices looked at, by name
+        self.text = lru_cache(None)(read_evidence)
+        self.devices = lru_cache(None)(partial(known_devices, host)) if explains else list
+        self.drbd_states = lru_cache(None)(partial(read_drbd_states, host))
+
+    def having(self, value: str, *keys: str) -> list[Device]:
+        """The devices of which one of these properties has this value."""
+        return [device for device in self.devices() if value in map(device.properties.get, keys)]
+
+    def at(self, path: str) -> str:
+        """The kernel's name of the device that udev has put or linked there; nothing if there is none."""
+        devices = self.devices() if path.startswith("/dev/") else ()
+        return next((device.name for device in devices if path in (f"/dev/{device.name}", *device.links)), "")
+
+
+def read_evidence(path: str) -> str:
+    """What is in a file; nothing if it cannot be read, or is too large to be what it should be."""
+    with suppress(OSError, ValueError):
+        return read_file(path, MAX_EVIDENCE).decode(errors="replace")
+    return ""
+
+
+def names_in(directory: str) -> list[str]:
+    """The names in a directory, sorted; none if it cannot be read."""
+    with suppress(OSError, ValueError):
+        return sorted(os.listdir(directory))[:MAX_FILES]
+    return []
+
+
+def known_devices(host: HostPaths) -> list[Device]:
+    """All block devices that udev knows."""
+    entries = [entry for entry in names_in(f"{host.run}/udev/data") if re.fullmatch("b[0-9]{1,9}:[0-9]{1,9}", entry)]
+    devices = []
+    for entry in entries:
+        with suppress(OSError):
+            devices.append(udev_device(entry, host))
+    return [device for device in devices if device is not None]
+
+
+def udev_device(entry: str, host: HostPaths) -> Device | None:
+    """The device of an entry in udev's database, such as "b8:0"; nothing while there is no such entry.
+
+    libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev, "E:KEY=VALUE" a
+    property (sd-device.c).
+    """
+    text = attribute(f"{host.run}/udev/data", entry)
+    if text is None:
+        return None
+    name = os.path.basename(os.path.realpath(f"{host.sys}/dev/block/{entry[1:]}"))
+    links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
+    return Device(name, links, dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE)))
+
+
+def node(name: str, host: HostPaths) -> str:
+    """The path by which people know a device."""
+    mapped = attribute(f"{host.sys}/class/block/{name}", "dm/name")
+    return f"/dev/mapper/{mapped}" if mapped else f"/dev/{name.replace('!', '/')}"
+
+
+# systemd 256 and newer write udev's entry early, and keep ID_PROCESSING in it until the programs of the rules have run
+# (udev-worker.c; `udevadm wait` looks at the same).
+NOT_FINISHED = "udev has not finished with it"
+
+
+# What is there: a device, and all that it stands on.
+def lack_of(name: str, evidence: Evidence, depth: int = 0) -> Lack | None:
+    """What a block device lacks, or one that it stands on, down to the leaves; nothing if it can be used.
+
+    A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
+    """
+    if name not in evidence.lacks:
+        lack = lack_of_itself(name, evidence)
+        if lack is None and depth < MAX_LAYERS:
+            lack = lack_below(name, evidence, depth)
+        evidence.lacks[name] = lack
+    return evidence.lacks[name]
+
+
+def lack_of_itself(name: str, evidence: Evidence) -> Lack | None:
+    """What a device lacks, whatever lies below it."""
+    directory = f"{evidence.host.sys}/class/block/{name}"
+    for names, key, values, are_good, reason in DEVICE_STATES:
+        if re.match(names, name):
+            value = attribute(directory, key) or ""
+            if (value in values) != are_good:
+                return Lack(reason, below=name) if isinstance(reason, str) else reason(name, value, evidence)
+    if name.startswith("drbd"):
+        return why_drbd_has_no_data(name, evidence)
+    device = udev_device(f"b{attribute(directory, 'dev')}", evidence.host)
+    if device and device.properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
+        return Lack("multipathd uses none of its paths", "multipath -ll", name)
+    is_processing = device and device.properties.get("ID_PROCESSING") == "1"
+    return Lack(NOT_FINISHED, "udevadm settle", name) if is_processing else None
+
+
+def lack_below(name: str, evidence: Evidence, depth: int) -> Lack | None:
+    """What the devices lack that this one stands on, if it needs them."""
+    directory = f"{evidence.host.sys}/class/block/{name}"
+    below = names_in(f"{directory}/slaves")
+    if not below and attribute(directory, "partition"):
+        below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
+    word, legs = legs_of(name, below, evidence.host)
+    if word == "path" and not below:
+        return Lack("has no path", "multipath -ll", name)
+    lacks = {one: lack for one in below if (lack := lack_of(one, evidence, depth + 1))}
+    if not lacks or (legs and not all(leg in lacks for leg in legs)):
+        return None
+    first, lack = next(iter(lacks.items()))
+    if legs:
+        return lack._replace(reason=f"no {word} of it can be used; {node(first, evidence.host)}: {lack.reason}")
+    # Of several layers, the lowest is named.
+    own = lack.below in (name, first)
+    return lack._replace(reason=f"{node(first, evidence.host)} below it: {lack.reason}" if own else lack.reason)
+
+
+def legs_of(name: str, below: Sequence[str], host: HostPaths) -> tuple[str, Sequence[str]]:
+    """What the devices are called and which they are, among those below, of which this one needs just one."""
+    directory = f"{host.sys}/class/block/{name}"
+    if name.startswith("md") and attribute(directory, "md/level") not in (None, "", "raid0", "linear"):
+        return "member", below
+    uuid = attribute(directory, "dm/uuid") or "" if name.startswith("dm-") else ""
+    if uuid.startswith("mpath-"):
+        return "path", below
+    names = {one: attribute(f"{host.sys}/class/block/{one}", "dm/name") or "" for one in below if uuid}
+    return "leg", [one for one, mapped in names.items() if re.search("_[rm]image_[0-9]+$", mapped)]
+
+
+def why_scsi_does_not_run(name: str, state: str, evidence: Evidence) -> Lack:
+    """When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing."""
+    # …/host2/session1/target2:0:0/2:0:0:1/block/sda
+    path = os.path.realpath(f"{evidence.host.sys}/class/block/{name}")
+    session = re.search(r"/(session[0-9]+)/", path)
+    directory = f"{evidence.host.sys}/class/iscsi_session/{session[1]}" if session else ""
+    if session is None or attribute(directory, "state") == "LOGGED_IN":
+        return Lack(f"the kernel calls it {state}", below=name)
+    target = attribute(directory, "targetname")
+    reason = f"the kernel calls it {state}: its iSCSI session with {target} has failed"
+    return Lack(reason, "iscsiadm -m session -P 1", name)
+
+
+def why_array_is_not_active(name: str, state: str, evidence: Evidence) -> Lack:
+    """An md array that is not active, and its members. How many it needs, sysfs does not say then."""
+    members = names_in(f"{evidence.host.sys}/class/block/{name}/slaves")
+    reason = f"md array is {'empty' if state == 'clear' else state}"
+    if members:
+        reason += f" with {some(members, MAX_LISTED)}{' alone' * (len(members) == 1)}"
+    # mdadm's udev rules start mdadm-last-resort@.timer then.
+    if "unsafe" in [device.properties.get("MD_STARTED") for device in evidence.having(name, "MD_DEVICE")]:
+        reason += "; mdadm starts it degraded after 30 s"
+    return Lack(reason, f"mdadm --{'run' if state == 'inactive' else 'detail'} /dev/{name}", name)
+
+
+# The kernel's names of devices, an attribute of theirs, values of it, whether these are the good ones, and else what
+# the device lacks. Sources: scsi_sysfs.c and nvme's sysfs.c in Linux, its Documentation/admin-guide/md.rst, and the
+# attributes which systemd's 99-systemd.rules looks at.
+DEVICE_STATES: Sequence[tuple[str, str, tuple[str, ...], bool, str | Callable[[str, str, Evidence], Lack]]] = (
+    ("sd", "device/state", ("", "running"), True, why_scsi_does_not_run),
+    ("nvme", "device/state", ("", "live"), True, "its NVMe controller is not live"),
+    ("md", "md/array_state", ("clear", "inactive", "suspended", "broken"), False, why_array_is_not_active),
+    ("dm-", "dm/suspended", ("1",), False, "device-mapper device is suspended"),
+    ("loop[0-9]+$", "loop/backing_file", ("",), False, "loop device has no file"),
+    ("nbd[0-9]+$", "pid", ("",), False, "nbd device is not connected to a server"),
+    ("drbd", "size", ("0",), False, "DRBD device has size 0: it has no disk and no peer"),
+    ("(?!sr)", "size", ("0",), False, "has size 0"),  # a drive without a CD has, too
+)
+
+
+def read_drbd_states(host: HostPaths) -> dict[str, DrbdState]:
+    """The state of each DRBD device, by number. Version 8 tells of them in /proc, version 9 only that it is there."""
+    text = read_evidence(f"{host.proc}/drbd")
+    if text.startswith("version: 9"):
+        return drbd_states_from_json(drbd_status())
+    found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
+    return {match[1]: (match[2], match[3], match[4], match[5]) for match in found}
+
+
+def drbd_status() -> str:
+    """What DRBD 9 says of its devices, as JSON."""
+    from subprocess import DEVNULL, SubprocessError, run
+
+    with suppress(OSError, SubprocessError):
+        command = ["drbdsetup", "status", "--json"]
+        return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_DRBDSETUP).stdout
+    return ""
+
+
+def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
+    """The states in what `drbdsetup status --json` prints. Version 9 becomes Primary by itself when it is opened."""
+    import json
+
+    states = {}
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        for resource in json.loads(text):
+            peers = [peer for c in resource.get("connections", ()) for peer in c.get("peer_devices", ())]
+            for device in resource["devices"]:
+                disks = [peer["peer-disk-state"] for peer in peers if peer["volume"] == device["volume"]]
+                best = "UpToDate" if "UpToDate" in disks else "".join(disks[:1])
+                states[str(device["minor"])] = ("", "", str(device["disk-state"]), best)
+    return states
+
+
+def why_drbd_has_no_data(name: str, evidence: Evidence) -> Lack | None:
+    """A DRBD device of which neither its own disk nor its peer's is good."""
+    minor = name[len("drbd") :].partition("p")[0]
+    *_, disk, peer_disk = evidence.drbd_states().get(minor, ("", "", "UpToDate", ""))
+    if disk in ("UpToDate", "Consistent") or peer_disk == "UpToDate":
+        return None
+    peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
+    return Lack(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
+
+
+def why_drbd_is_not_primary(name: str, promotes: bool, evidence: Evidence) -> Lack | None:
+    """A DRBD device that nothing makes Primary: the script of drbd:RESOURCE does, unless the peer is."""
+    minor = name[len("drbd") :].partition("p")[0]
+    role, peer_role, *_ = evidence.drbd_states().get(minor, ("", ""))
+    if role in ("", "Primary") or (promotes and peer_role != "Primary"):
+        return None
+    resources = drbd_resources(evidence)
+    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
+    peer = {"Primary": ", and its peer is Primary", "Unknown": ", and its peer is not connected"}.get(peer_role, "")
+    return Lack(f"DRBD is {role}{peer}", "drbdadm " + ("status" if peer_role == "Primary" else f"primary {resource}"))
+
+
+def drbd_resources(evidence: Evidence) -> dict[str, str]:
+    """The configuration of each of DRBD's resources."""
+    etc = evidence.host.etc
+    files = [f"{etc}/drbd.conf", *(f"{etc}/drbd.d/{name}" for name in names_in(f"{etc}/drbd.d"))]
+    text = re.sub("#.*", "", "\n".join(map(evidence.text, files)))
+    parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def has_minor(configuration: str, minor: str) -> bool:
+    """Whether a resource's configuration gives it the device with this number."""
+    return re.search(rf"(minor\s+|/dev/drbd){minor}\b", configuration) is not None
+
+
+# What is missing: a function for each kind of path, from evidence in /etc and in udev's database.
+def why_missing(path: str, evidence: Evidence) -> Lack:
+    """Why there is nothing at a path, down to the layer that is the cause, and what to do about that."""
+    below = os.path.realpath(path)
+    reasons = [f"is a link to {below}, which does not exist"] if os.path.islink(path) else []
+    hint = ""
+    while below and len(reasons) < MAX_CHAIN and (lack := lack_at(below, evidence)):
+        reasons.append(lack.reason)
+        hint, below = lack.hint or hint, lack.below
+    parent = os.path.dirname(path)
+    plain = "does not exist" if os.path.isdir(parent) else f"does not exist, nor does the directory {parent}"
+    return Lack(": ".join(reasons)[:MAX_REASON] or plain, hint[:MAX_REASON])
+
+
+def lack_at(path: str, evidence: Evidence) -> Lack | None:
+    """What the device at a path lacks, or if there is none, what the first row says that knows anything."""
+    if not evidence.explains:
+        return None
+    if name := evidence.at(path):
+        return lack_of(name, evidence)
+    found = ((explain, re.fullmatch(pattern, path)) for pattern, explain in MISSING_PATHS)
+    return next(filter(None, (explain(match, evidence) for explain, match in found if match)), None)
+
+
+def missing_file(match: re.Match[str], evidence: Evidence) -> Lack | None:
+    """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
+    host = evidence.host
+    plans = {where: (source, "/etc/fstab") for source, where, *_ in rows(f"{host.etc}/fstab", evidence)}
+    for directory in (f"{host.run}/systemd/generator", f"{host.etc}/systemd/system"):
+        for unit in names_in(directory):
+            if unit.endswith(".mount"):
+                keys = dict(re.findall("^(What|Where)=(.+)", evidence.text(f"{directory}/{unit}"), re.MULTILINE))
+                plans.setdefault(keys.get("Where", ""), (keys.get("What", ""), unit))
+    where = max((one for one in plans if match[0].startswith(f"{one.rstrip('/')}/")), key=len, default="/")
+    # Where systemd mounts on demand, autofs is mounted until then.
+    lines = rows(f"{host.proc}/self/mountinfo", evidence)
+    mounted = {os.path.normpath(words[4]) for words in lines if words[4:] and "autofs" not in words}
+    if where == "/" or os.path.normpath(where) in mounted:
+        return None
+    source, file = plans[where]
+    reason = f"lies below {where}, where {source} is to be mounted according to {file}, but is not"
+    return Lack(reason, f"systemctl status {where}", path_of(source))
+
+
+def rows(path: str, evidence: Evidence) -> list[list[str]]:
+    """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
+    lines = [line.split() for line in evidence.text(path).splitlines() if not line.lstrip().startswith("#")]
+    return [[re.sub(r"\\([0-3][0-7]{2})", lambda m: chr(int(m[1], 8)), w) for w in line] for line in lines if line[1:]]
+
+
+def path_of(source: str) -> str:
+    """Where udev links UUID=… and the like, in fstab(5) and crypttab(5); nothing if it is not a device."""
+    tag, _, value = source.partition("=")
+    if tag in TAGS:
+        return "/dev/disk/by-{}/{}".format(tag.lower(), value.strip('"'))
+    return source if source.startswith("/dev/") else ""
+
+
+def missing_array(match: re.Match[str], evidence: Evidence) -> Lack:
+    """An md array by its name or its node. An inactive one has no name yet, but its members' udev entries name it."""
+    wanted, etc = match["name"], evidence.host.etc
+    members = evidence.having(wanted, "MD_DEVICE", "MD_DEVNAME")
+    for name in sorted({device.properties.get("MD_DEVICE", "") for device in members}):
+        if name and os.path.exists(f"{evidence.host.sys}/class/block/{name}") and (lack := lack_of(name, evidence)):
+            return lack._replace(reason=f"{name} is to be {wanted}: {lack.reason}")
+    if members:
+        names = some([device.name for device in members], MAX_LISTED)
+        return Lack(f"array {wanted} is not assembled; its members include {names}", "mdadm --assemble --scan")
+    text = evidence.text(f"{etc}/mdadm/mdadm.conf") or evidence.text(f"{etc}/mdadm.conf")
+    is_known = re.search(rf"^ARRAY\s+(/dev/)?(md/)?{re.escape(wanted)}\s", text, re.MULTILINE)
+    known = "which is in mdadm.conf, is there" if is_known else "is there, nor is it in mdadm.conf"
+    return Lack(f"no member of an array {wanted}{',' * bool(is_known)} {known}", "mdadm --examine --scan")
+
+
+def missing_crypt(match: re.Match[str], evidence: Evidence) -> Lack | None:
+    """A LUKS volume: crypttab(5)."""
+    for name, source, *more in rows(f"{evidence.host.etc}/crypttab", evidence):
+        if name == match["name"]:
+            device = evidence.at(path_of(source))
+            noauto = " (option noauto)" if "noauto" in ",".join(more[1:]).split(",") else ""
+            there = f"/dev/{device} is there" if device else f"{source} is missing"
+            hint = "systemctl start 'systemd-cryptsetup@{}'".format(name.replace("-", r"\x2d"))
+            reason = f"is not opened; its device {there}{noauto}, according to /etc/crypttab"
+            return Lack(reason, hint, "" if device else path_of(source))
+    return None
+
+
+def missing_map(match: re.Match[str], evidence: Evidence) -> Lack | None:
+    """A multipath map by its alias, the name it is bound to, or its WWID: multipath.conf(5)."""
+    name, etc = match["name"], evidence.host.etc
+    wwid, file = name if f"/{name}/\n" in evidence.text(f"{etc}/multipath/wwids") else "", "wwids"
+    for alias, bound, *_ in rows(f"{etc}/multipath/bindings", evidence):
+        wwid, file = (bound, "bindings") if alias == name else (wwid, file)
+    for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", evidence.text(f"{etc}/multipath.conf")):
+        keys = dict(re.findall(r'^\s*(wwid|alias)\s+"?([^"\s]+)', entry, re.MULTILINE))
+        wwid, file = (keys.get("wwid", ""), "multipath.conf") if keys.get("alias") == name else (wwid, file)
+    if not wwid:
+        return None
+    paths = [one for one in evidence.having(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
+    if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
+        return Lack(f"{some(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2")
+    return Lack(f"no path to {wwid} is there, according to multipath's {file}", "multipath -v2", ANY_LUN)
+
+
+def missing_volume(match: re.Match[str], evidence: Evidence) -> Lack | None:
+    """A logical volume: vgcfgbackup(8) tells which physical volumes its group has, and udev which of them are there."""
+    group, volume = match["group"], match["volume"]
+    if is_mapped := match[0].startswith("/dev/mapper/"):
+        group, volume = group.replace("--", "-"), volume.replace("--", "-")
+    file = f"/etc/lvm/backup/{group}"
+    text = evidence.text(f"{evidence.host.etc}/lvm/backup/{group}")
+    head, _, volumes = text.partition("\n\tlogical_volumes {\n")
+    needed = re.findall(r'id = "([\w-]+)"\s+device = "([^"]*)"', head)
+    if not needed:  # anything may be called so below /dev/mapper
+        return None if is_mapped else Lack(f"there is no {file} to tell what volume group {group} lacks", "vgs")
+    if f"\n\t\t{volume} {{\n" not in f"\n{volumes}":
+        date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
+        return Lack(f"{file} of {date[1] if date else 'unknown date'} knows no volume {volume}", f"lvs {group}")
+    lacking = []
+    for uuid, device in needed:
+        holders = [one.name for one in evidence.having(uuid, "ID_FS_UUID") if is_physical_volume(one.properties)]
+        if len(holders) > 1:
+            return Lack(
+                f"{some(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do", "vgimportclone"
+            )
+        lacking += [] if holders else [(uuid, device)]
+    if not lacking:
+        return Lack(f"volume group {group} is complete, but {volume} is not activated", f"vgchange -ay {group}")
+    # LVM writes "[unknown]" where it has not seen the device either.
+    names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device in lacking]
+    below = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]
+    reason = f"volume group {group} lacks physical volume {some(names, MAX_LISTED)}, according to {file}"
+    return Lack(reason, f"vgchange -ay {group}", below)
+
+
+def is_physical_volume(properties: Mapping[str, str]) -> bool:
+    """Whether LVM may use it; all the paths of a multipath device are one disk."""
+    return properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"
+
+
+def missing_iscsi_disk(match: re.Match[str], evidence: Evidence) -> Lack:
+    """A LUN of an iSCSI target, by its path."""
+    target, portal = match["target"], match["portal"]
+    state = iscsi_sessions(evidence).get(target)
+    if state is None:
+        return without_session(target, portal, evidence)
+    if state != "LOGGED_IN":
+        return Lack(f"the session with target {target} at {portal} has failed", "iscsiadm -m session -P 1")
+    return Lack(f"target {target} has a session, but at {portal} no LUN {match['lun']}", "iscsiadm -m session --rescan")
+
+
+def missing_lun(match: re.Match[str], evidence: Evidence) -> Lack | None:
+    """A SCSI disk. Its name does not say of which target it was, but it is known which ones have no session."""
+    sessions = iscsi_sessions(evidence)
+    absent = {target: portal for target, portal in iscsi_nodes(evidence) if target not in sessions}
+    if len(absent) == 1:
+        return without_session(*absent.popitem(), evidence)
+    reason = f"it is probably of one of the targets that have no session: {some(sorted(absent), MAX_LISTED)}"
+    return Lack(reason, "iscsiadm -m node --login") if absent else None
+
+
+def without_session(target: str, portal: str, evidence: Evidence) -> Lack:
+    """A target to which the host has not logged in."""
+    reason = f"target {target} at {portal} has no session"
+    if startup := iscsi_nodes(evidence).get((target, portal)):
+        return Lack(f"{reason}; node.startup is {startup}", f"iscsiadm -m node -T {target} --login")
+    reason += ", nor is it among the nodes of open-iscsi"
+    return Lack(reason, f"iscsiadm -m discovery -t sendtargets -p {portal}")
+
+
+def iscsi_sessions(evidence: Evidence) -> dict[str, str]:
+    """The state of the session with each target; of several, LOGGED_IN if one is."""
+    directory = f"{evidence.host.sys}/class/iscsi_session"
+    states: dict[str, str] = {}
+    for session in names_in(directory):
+        target, state = (evidence.text(f"{directory}/{session}/{key}").strip() for key in ("targetname", "state"))
+        states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
+    return states
+
+
+def iscsi_nodes(evidence: Evidence) -> dict[tuple[str, str], str]:
+    """node.startup by target and portal, of open-iscsi's records: nodes/TARGET/PORTAL or nodes/TARGET/PORTAL/IFACE."""
+    from glob import glob
+
+    directories = [f"{directory}/iscsi/nodes" for directory in (evidence.host.etc, f"{evidence.host.var}/lib")]
+    nodes = {}
+    for path in (path for one in directories for path in (*glob(f"{one}/*/*"), *glob(f"{one}/*/*/*"))):
+        record = dict(re.findall(r"^node\.(\S+) = (.*)", evidence.text(path), re.MULTILINE))
+        if "name" in record:
+            portal = f"{record.get('conn[0].address')}:{record.get('conn[0].port')}"
+            nodes[record["name"], portal] = record.get("startup", "unknown")
+    return nodes
+
+
+def missing_drbd(match: re.Match[str], evidence: Evidence) -> Lack | None:
+    """A DRBD device, by its resource or its number: it is there when the resource is up."""
+    resources = drbd_resources(evidence)
+    minor = match["minor"] or ""
+    name = match["resource"] or next((one for one, text in resources.items() if has_minor(text, minor)), "")
+    if name not in resources:
+        return Lack(f"no resource {name or 'for it'} is in /etc/drbd.conf or /etc/drbd.d", "drbdadm dump")
+    minors = [one[4:] for one in names_in(f"{evidence.host.sys}/class/block") if one.startswith("drbd")]
+    is_up = any(has_minor(resources[name], one) for one in minors)
+    return None if is_up else Lack(f"resource {name} is not up", f"drbdadm up {name}")
+
+
+def missing_zvol(match: re.Match[str], evidence: Evidence) -> Lack:
+    """A volume of ZFS, whose module keeps a directory for each imported pool."""
+    pool = match["pool"]
+    if pool not in names_in(f"{evidence.host.proc}/spl/kstat/zfs"):
+        return Lack(f"pool {pool} is not imported", f"zpool import {pool}")
+    return Lack(f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}")
+
+
+def missing_link(match: re.Match[str], evidence: Evidence) -> Lack | None:
+    """A link by what a block device holds or is."""
+    tag, value = match["tag"].upper(), match["value"]
+    if evidence.having(value, TAGS[tag]):
+        return None
+    below = f"/dev/mapper/{value[len('dm-name-') :]}" if value.startswith("dm-name-") else ""
+    return Lack(f"no block device has this {tag}", f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id", below)
+
+
+# The links that udev makes below /dev/disk, and the property that each is made of; by-id is made of many.
+TAGS = {
+    "ID": "",
+    "LABEL": "ID_FS_LABEL_ENC",
+    "PARTLABEL": "ID_PART_ENTRY_NAME",
+    "PARTUUID": "ID_PART_ENTRY_UUID",
+    "UUID": "ID_FS_UUID_ENC",
+}
+ANY_LUN = "/dev/sd"  # what the names of SCSI disks begin with
+
+MISSING_PATHS: Sequence[tuple[str, Callable[[re.Match[str], Evidence], Lack | None]]] = (
+    ("/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", missing_iscsi_disk),
+    ("/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", missing_link),
+    ("/dev/md/(?P<name>.+)", missing_array),
+    ("/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", missing_array),
+    ("/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|(?P<minor>[0-9]+))", missing_drbd),
+    ("/dev/zvol/(?P<pool>[^/]+)/.+", missing_zvol),
+    ("/dev/mapper/(?P<name>.+)", missing_crypt),
+    ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", missing_map),
+    ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", missing_volume),
+    (r"/dev/(?!disk/|mapper/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", missing_volume),
+    (f"{ANY_LUN}[a-z]*[0-9]*", missing_lun),
+    ("/(?!dev/).*", missing_file),
+)
+
+
 # --- Readiness -------------------------------------------------------------------------------------------------------
 class State(Enum):
     """What was found out about a disk, a configuration or a directory; the values are the words the user reads."""
@@ -1012,10 +1557,11 @@ class State(Enum):
 
 
 class Status(NamedTuple):
-    """What was found out about a path, and if it is not ready, why."""
+    """What was found out about a path, and if it is not ready, why, and perhaps a command that helps."""
 
     state: State
     reason: str = ""
+    hint: str = ""
 
     def is_awaited(self) -> bool:
         """Whether this may become ready, and is waited for."""
@@ -1025,141 +1571,58 @@ class Status(NamedTuple):
 READY = Status(State.READY)
 
 
-class HostPaths(NamedTuple):
-    """Where this host tells about its block devices."""
-
-    sys: str = "/sys"
-    run: str = "/run"
-
-    def udev_runs(self) -> bool:
-        """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
-        return os.path.exists(f"{self.run}/udev/control")
-
-
-def check_disk(paths: Sequence[str], host: HostPaths) -> Status:
-    """Whether one of the paths is a usable disk; if none is, what the first one lacks. May block."""
-    first = path_status(paths[0], host)
-    others = (path_status(path, host) for path in paths[1:])
+def check_disk(required: Required, evidence: Evidence) -> Status:
+    """Whether one of the required paths is a usable disk; if none is, what the first one lacks. May block."""
+    first = path_status(required.paths[0], required, evidence)
+    others = (path_status(path, required, evidence) for path in required.paths[1:])
     return READY if first == READY or READY in others else first
 
 
-def path_status(path: str, host: HostPaths) -> Status:
+def path_status(path: str, required: Required, evidence: Evidence) -> Status:
     """Whether this path, links resolved, is a usable block device or a regular file."""
     try:
         status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):
+            return READY
+        if not stat.S_ISBLK(status.st_mode):
+            kind = FILE_KINDS[stat.S_IFMT(status.st_mode)]
+            return Status(State.NOT_READY, f"is {kind}, neither a block device nor a regular file")
+        lack = why_not_ready(status.st_rdev, required, evidence)
     except (FileNotFoundError, NotADirectoryError):
-        return Status(State.MISSING, why_missing(path))
+        lack = why_missing(path, evidence)
+        return Status(State.MISSING, lack.reason, lack.hint)
     except (OSError, ValueError) as error:
         return Status(State.NOT_READY, f"cannot be checked: {error_text(error)}")
-    if stat.S_ISREG(status.st_mode):
-        return READY
-    if not stat.S_ISBLK(status.st_mode):
-        kind = FILE_KINDS[stat.S_IFMT(status.st_mode)]
-        return Status(State.NOT_READY, f"is {kind}, neither a block device nor a regular file")
-    try:
-        return check_block_device(status.st_rdev, host)
-    except OSError as error:
-        return Status(State.NOT_READY, f"cannot be checked: {error_text(error)}")
+    return Status(State.NOT_READY, lack.reason, lack.hint) if lack else READY
 
 
-def why_missing(path: str) -> str:
-    """In which way a path does not exist: a link may dangle, or a directory on the way may not be there yet."""
-    if os.path.islink(path):
-        return f"is a link to {os.path.realpath(path)}, which does not exist"
-    parent = os.path.dirname(path)
-    return "does not exist" if os.path.isdir(parent) else f"does not exist, nor does the directory {parent}"
-
-
-def check_block_device(number: int, host: HostPaths) -> Status:
-    """Whether the kernel and udev say that the block device with this number can be used.
-
-    Sources: the attributes that systemd's 99-systemd.rules looks at, and sysfs-block in the kernel's Documentation/ABI.
-    """
+def why_not_ready(number: int, required: Required, evidence: Evidence) -> Lack | None:
+    """Why the block device with this number cannot be used according to the kernel or udev, or nothing."""
+    host = evidence.host
     directory = f"{host.sys}/dev/block/{os.major(number)}:{os.minor(number)}"
-    try:
-        name = os.path.basename(os.readlink(directory))
-    except OSError:
+    if not os.path.islink(directory):
         mounted = os.path.isdir(f"{host.sys}/dev/block")
-        lack = "the kernel has no such block device" if mounted else f"{host.sys}, which tells of it, is not mounted"
-        return Status(State.NOT_READY, f"is a device file, but {lack}")
-    lack = why_not_ready_in_sysfs(directory, name) or why_not_ready_below(name, host)
-    lack = lack or (why_not_ready_in_udev(number, host) if host.udev_runs() else "")
-    return Status(State.NOT_READY, lack) if lack else READY
-
-
-# array_state in the kernel's Documentation/admin-guide/md.rst
-MD_NOT_READY = {
-    "clear": "md array is empty",
-    "inactive": "md array is inactive",
-    "suspended": "md array is suspended",
-    "broken": "md array is broken",
-}
-
-
-def why_not_ready_in_sysfs(directory: str, name: str) -> str:
-    """Why a block device cannot be used according to the kernel, or nothing."""
-    if name.startswith("md"):
-        array = attribute(directory, "md/array_state")
-        if array in MD_NOT_READY:
-            return MD_NOT_READY[array]
-    elif name.startswith("loop") and "p" not in name[4:]:
-        if attribute(directory, "loop/backing_file") is None:
-            return "loop device has no file"
-    elif name.startswith("nbd") and "p" not in name:
-        if attribute(directory, "pid") is None:
-            return "nbd device is not connected to a server"
-    elif name.startswith("dm-") and attribute(directory, "dm/suspended") == "1":
-        return "device-mapper device is suspended"
-    elif name.startswith(("sd", "nvme")):
-        state = attribute(directory, "device/state")
-        # When the session of an iSCSI disk has failed, its size stays, and udev says nothing (scsi_sysfs.c in Linux).
-        if state not in (None, "running", "live"):
-            return f"the kernel calls it {state}"
-    if attribute(directory, "size") == "0" and not name.startswith("sr"):
-        return "DRBD device has size 0: it has no disk and no peer" if name.startswith("drbd") else "has size 0"
-    return ""
-
-
-def why_not_ready_below(name: str, host: HostPaths, depth: int = 0) -> str:
-    """Why a block device cannot be used though it looks well itself: what it stands on, down to the leaves, or nothing.
-
-    A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
-    """
-    directory = f"{host.sys}/class/block/{name}"
-    below: list[str] = []
-    with suppress(FileNotFoundError):  # a partition has no such directory
-        below = sorted(os.listdir(f"{directory}/slaves"))
-    if not below and attribute(directory, "partition"):
-        below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
-    if not below:
-        return ""
-    legs: list[str] = []
-    if name.startswith("dm-") and (attribute(directory, "dm/uuid") or "").startswith("mpath-"):
-        legs = below
-    if name.startswith("md") and attribute(directory, "md/level") not in ("", "raid0", "linear"):
-        legs = below
-    lacks = {}
-    for one in below if depth < MAX_LAYERS else []:
-        layer = f"{host.sys}/class/block/{one}"
-        if one.startswith("dm-") and re.search(r"_[rm]image_[0-9]+$", attribute(layer, "dm/name") or ""):
-            legs = [*legs, one]
-        lack = why_not_ready_in_sysfs(layer, one)
-        lacks[one] = f"{one} below it: {lack}" if lack else why_not_ready_below(one, host, depth + 1)
-    if legs and not all(lacks.get(leg) for leg in legs):
-        return ""
-    return next(filter(None, lacks.values()), "")
+        why = "the kernel has no such block device" if mounted else f"{host.sys}, which tells of it, is not mounted"
+        return Lack(f"is a device file, but {why}")
+    name = os.path.basename(os.readlink(directory))
+    if lack := lack_of(name, evidence):
+        return lack
+    if name.startswith("drbd"):  # version 9 is read-only until it is opened to write
+        return why_drbd_is_not_primary(name, required.promotes, evidence)
+    if required.writes and attribute(directory, "ro") == "1":
+        return Lack("is read-only, and the guest writes to it", f"blockdev --setrw {node(name, host)}")
+    reason = why_not_ready_in_udev(number, host) if host.udev_runs() else ""
+    return Lack(reason) if reason else None
 
 
 def why_not_ready_in_udev(number: int, host: HostPaths) -> str:
     """Why a block device cannot be used according to udev, or nothing."""
-    properties = udev_properties(f"b{os.major(number)}:{os.minor(number)}", host)
-    # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
-    # (udev-worker.c; `udevadm wait` looks at the same).
-    if properties is None or properties.get("ID_PROCESSING") == "1":
-        return "udev has not finished with it"
-    if properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
+    device = udev_device(f"b{os.major(number)}:{os.minor(number)}", host)
+    if device is None:
+        return NOT_FINISHED
+    if device.properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(device.properties):
         return ""
-    if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
+    if device.properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
         return "is one path of a multipath device; use the multipath device instead"
     return "udev says that it is not ready (SYSTEMD_READY=0)"
 
@@ -1179,38 +1642,6 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
         and not properties.get("ID_FS_USAGE")
         and not properties.get("ID_PART_TABLE_TYPE")
     )
-
-
-def udev_properties(entry: str, host: HostPaths) -> dict[str, str] | None:
-    """The properties in an entry of udev's database, such as "b8:0"; nothing while there is no such entry.
-
-    libudev, which takes longer than all else here, reads the same file: "E:KEY=VALUE" is a property (sd-device.c).
-    """
-    text = attribute(f"{host.run}/udev/data", entry)
-    return None if text is None else dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
-
-
-def lvm_clones(host: HostPaths) -> list[str]:
-    """A sentence for block devices that hold one and the same LVM physical volume, such as a LUN and its clone.
-
-    A logical volume may be missing for that. The paths of a multipath device are one disk and do not count.
-    """
-    holders: dict[str, list[str]] = {}
-    for entry in sorted(os.listdir(f"{host.run}/udev/data")):
-        if not re.fullmatch("b[0-9]{1,9}:[0-9]{1,9}", entry):
-            continue
-        properties: dict[str, str] = {}
-        with suppress(OSError):
-            properties = udev_properties(entry, host) or {}
-        if properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1":
-            name = os.path.basename(os.path.realpath(f"{host.sys}/dev/block/{entry[1:]}"))
-            holders.setdefault(properties.get("ID_FS_UUID", name), []).append(name)
-    return [
-        f"{' and '.join(names)} hold the same LVM physical volume, as a disk and its clone do. LVM takes one of them or"
-        " none. Detach the clone, or give it identifiers of its own (vgimportclone(8))."
-        for names in holders.values()
-        if len(names) > 1
-    ]
 
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
@@ -1429,6 +1860,7 @@ class Snapshot(NamedTuple):
     directories: Mapping[str, Directory] = {}
     guests: Mapping[str, Guest] = {}
     disks: Mapping[str, Status] = {}
+    explained: float = float("-inf")  # when the reasons were found
 
     def disk_status(self, required: Required) -> Status:
         """How the disk is that requires this."""
@@ -1472,7 +1904,10 @@ def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready:
     """
     directories = list_files(watch, known, deadline, recheck_ready)
     guests = read_guests(watch, directories, known, deadline, recheck_ready)
-    return Snapshot(directories, guests, check_disks(watch, guests, known, deadline, recheck_ready))
+    now = time.monotonic()
+    explains = recheck_ready or now >= known.explained + MAX_REASON_AGE
+    disks = check_disks(watch, guests, known, deadline, recheck_ready, explains)
+    return Snapshot(directories, guests, disks, now if explains else known.explained)
 
 
 def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> dict[str, Directory]:
@@ -1514,7 +1949,7 @@ def status_of_unreadable(path: str, error: OSError) -> Status | None:
     A link to nothing is waited for, and so is the end of an error that a file system may have for a while.
     """
     if isinstance(error, FileNotFoundError):
-        return Status(State.MISSING, why_missing(path)) if os.path.islink(path) else None
+        return Status(State.MISSING, *why_missing(path, Evidence(HostPaths()))[:2]) if os.path.islink(path) else None
     lasts = error.errno in LASTING_ERRORS
     return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
 
@@ -1614,21 +2049,34 @@ def parse_guest(path: str, kind: str, text: Text, settings: Settings) -> Guest:
 
 
 def check_disks(
-    watch: Watch, guests: Mapping[str, Guest], known: Snapshot, deadline: float, anew: bool
+    watch: Watch, guests: Mapping[str, Guest], known: Snapshot, deadline: float, anew: bool, explains: bool
 ) -> dict[str, Status]:
     """How each disk is that the guests require, by path."""
-    paths = {r.paths[0]: r.paths for guest in guests.values() for r in guest.required if r.paths}
-    calls: dict[str, Call] = {
-        path: partial(check_disk, alternatives, watch.host)
-        for path, alternatives in paths.items()
-        if anew or known.disks.get(path) != READY
-    }
-    statuses = dict.fromkeys(paths, READY)
+    evidence = Evidence(watch.host, explains=explains)
+    statuses = {}
+    calls: dict[str, Call] = {}
+    for path, required in required_paths(guests).items():
+        statuses[path] = known.disks.get(path, READY)
+        if anew or path not in known.disks or statuses[path] != READY:
+            calls[path] = partial(check_disk, required, evidence)
     for path, answer in watch.files.run("check", calls, deadline, anew).items():
         if isinstance(answer, Exception):
             answer = Status(State.NOT_READY, error_text(answer))
-        statuses[path] = answer
+        # Without an explanation, a reason of before says more.
+        if explains or answer.state is not statuses[path].state:
+            statuses[path] = answer
     return statuses
+
+
+def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
+    """What the guests require, by path; of a disk of several guests, what suffices for all."""
+    paths: dict[str, Required] = {}
+    for required in (one for guest in guests.values() for one in guest.required if one.paths):
+        other = paths.setdefault(required.paths[0], required)
+        if other != required:
+            writes, promotes = other.writes or required.writes, other.promotes and required.promotes
+            paths[required.paths[0]] = other._replace(writes=writes, promotes=promotes)
+    return paths
 
 
 # --- Wait: until everything is ready or time is over -----------------------------------------------------------------
@@ -2008,7 +2456,8 @@ class Reporter:
             words = "still missing" if one.status.state is State.MISSING else "still not ready"
             for domain in one.domains:
                 fields = {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}
-                yield f"{one.path} for {domain} is {words}{after}: {one.status.reason}", fields
+                advice = f" (try: {one.status.hint})" if one.status.hint else ""
+                yield f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}", fields
 
     def log_stopped(self, number: int) -> None:
         """Says what was still missing when a signal came."""
@@ -2027,8 +2476,8 @@ def waiting_message(one: Missing, domain: str) -> Message:
 
 def fields_of(one: Missing, domain: str) -> dict[str, str]:
     """The fields for the journal."""
-    state, reason = one.status
-    return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason}
+    state, reason, hint = one.status
+    return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
 def in_numbers(missing: Sequence[Missing]) -> str:
@@ -2046,12 +2495,6 @@ def in_short(missing: Sequence[Missing]) -> str:
 def counted(number: int, noun: str) -> str:
     """As in "1 disk" and "2 disks"."""
     return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def some(texts: Sequence[str], most: int) -> str:
-    """The first of them, and how many more there are."""
-    more = [f"{len(texts) - most} more"] if len(texts) > most else []
-    return ", ".join([*texts[:most], *more])
 
 
 def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
@@ -2076,10 +2519,10 @@ def as_json(snapshot: Snapshot) -> str:
     import json
 
     def disk_as_json(disk: Disk, required: Required) -> dict[str, str | None]:
-        state, reason = snapshot.disk_status(required)
+        state, reason, hint = snapshot.disk_status(required)
         path = well_formed(required.paths[0]) if required.paths else None
         about = {"vdev": well_formed(disk.vdev), "target": well_formed(disk.target), "path": path}
-        return {**about, "state": state.value, "reason": well_formed(reason) or None}
+        return {**about, "state": state.value, "reason": well_formed(reason) or None, "hint": well_formed(hint) or None}
 
     domains = [
         {
@@ -2105,22 +2548,26 @@ def well_formed(text: str) -> str:
     return re.sub("[\ud800-\udfff]", lambda match: escaped(match.group()), text)
 
 
-def as_table(snapshot: Snapshot) -> str:
+def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
     """The snapshot for people."""
     rows = [("DOMAIN", "KIND", "VDEV", "DISK", "STATE", "REASON")]
+
+    def add(domain: str, kind: str, vdev: str, path: str, status: Status) -> None:
+        hint = f" (try: {status.hint})" if with_hints and status.hint else ""
+        rows.append((domain, kind, vdev, path, status.state.value, f"{status.reason}{hint}"))
+
     for path, directory in snapshot.directories.items():
         if directory.status.state is not State.READY:
-            rows.append(("-", directory.kind, "-", path, directory.status.state.value, directory.status.reason))
+            add("-", directory.kind, "-", path, directory.status)
     for file, guest in snapshot.guests.items():
         domain = guest.domain
         if guest.status.state is not State.READY:
-            rows.append((domain.name, domain.kind, "-", file, guest.status.state.value, guest.status.reason))
+            add(domain.name, domain.kind, "-", file, guest.status)
         elif not domain.disks:
             rows.append((domain.name, domain.kind, "-", "-", "no disks", ""))
         for disk, required in zip(domain.disks, guest.required):
-            status = snapshot.disk_status(required)
             path = required.paths[0] if required.paths else disk.target or "-"
-            rows.append((domain.name, domain.kind, disk.vdev, path, status.state.value, status.reason))
+            add(domain.name, domain.kind, disk.vdev, path, snapshot.disk_status(required))
     cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
@@ -2165,7 +2612,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
     parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
     parser.add_argument("--json", action="store_true", help="with list: for programs")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: even more")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; with list, what to do")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     try:
@@ -2222,7 +2669,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_signals(signal.SIG_DFL)
     if options.command == "check":
         return log_what_is_wrong(snapshot, journal, problems)
-    show(as_json(snapshot) if options.json else as_table(snapshot))
+    show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
     if problems:
         return EXIT_USAGE
     return EXIT_TIMED_OUT if snapshot.missing() else EXIT_READY
@@ -2238,10 +2685,6 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
         reporter.report(snapshot)
         if snapshot.missing() and timeout:
             snapshot = wait(watch, snapshot, reporter.report, pauses, deadline)
-            call: dict[str, Call] = {watch.host.run: partial(lvm_clones, watch.host)}
-            for answer in watch.files.run("clones", call, end_of_look(0.0)).values():
-                if not isinstance(answer, Exception):
-                    journal.log_all(WARNING, [(text, {}) for text in answer])
         set_signals(signal.SIG_DFL)
     except Stopped as stopped:
         reporter.log_stopped(stopped.number)

@@ -1,0 +1,600 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Storage below a disk: what is said of hosts as they were recorded in tests/data/hosts, and of bad evidence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from recorded import HOSTS, entries, unpack
+
+import xendomains_wait_disk as xwd
+from xendomains_wait_disk import HostPaths, Required
+
+TARGET = "iqn.2003-01.org.example"
+ALL_HOSTS = sorted(str(path.relative_to(HOSTS).with_suffix("")) for path in HOSTS.glob("*/*.tree"))
+# A path of each kind that a recorded host has or lacks.
+PATHS = (
+    "/dev/disk/by-id/dm-name-secret",
+    f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-1",
+    "/dev/disk/by-uuid/0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17",
+    "/dev/drbd/by-res/one/0",
+    "/dev/drbd2",
+    "/dev/mapper/mpatha",
+    "/dev/mapper/secret",
+    "/dev/mapper/vg--two-lv--a",
+    "/dev/md/mirror",
+    "/dev/md127",
+    "/dev/sdz",
+    "/dev/vg/lv",
+    "/dev/vg/typo",
+    "/dev/zvol/tank/web",
+    "/srv/data/web.img",
+    "/srv/images/web.img",
+)
+
+
+READS = Required(paths=("",))
+WRITES = READS._replace(writes=True)
+PROMOTES = READS._replace(promotes=True)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Callable[[str], HostPaths]:
+    """Puts a recorded host on disk."""
+    return cache(lambda name: paths_below(unpack(name, tmp_path / name)))
+
+
+def paths_below(root: Path) -> HostPaths:
+    return HostPaths(*(f"{root}/{name}" for name in HostPaths._fields))
+
+
+def usable(host: HostPaths, name: str, required: Required = WRITES) -> str:
+    """What is said of a device, by the name that the kernel or device-mapper has for it; nothing if it is ready."""
+    return look(host, name, required)[0]
+
+
+def look(host: HostPaths, name: str, required: Required) -> tuple[str, str]:
+    for number in os.listdir(f"{host.sys}/dev/block"):
+        kernel_name = os.path.basename(os.readlink(f"{host.sys}/dev/block/{number}"))
+        if name in (kernel_name, xwd.attribute(f"{host.sys}/class/block/{kernel_name}", "dm/name")):
+            lack = xwd.why_not_ready(os.makedev(*map(int, number.split(":"))), required, xwd.Evidence(host))
+            return (lack.reason, lack.hint) if lack else ("", "")
+    raise LookupError(name)
+
+
+def missing(host: HostPaths, path: str) -> tuple[str, str]:
+    lack = xwd.why_missing(path, xwd.Evidence(host))
+    return lack.reason, lack.hint
+
+
+# iSCSI and what lies on it
+
+
+def test_a_lun_whose_session_failed_is_unusable_and_so_is_all_that_lies_on_it(host: Callable[[str], HostPaths]) -> None:
+    for recorded, state in (("iscsi/blocked", "blocked"), ("iscsi/failed", "transport-offline")):
+        here = host(recorded)
+        assert usable(here, "sdb") == f"the kernel calls it {state}: its iSCSI session with {TARGET}:disk has failed"
+        assert (
+            usable(here, "vg-lv") == f"/dev/sda below it: the kernel calls it {state}: its iSCSI session with {TARGET}:group has failed"
+        )
+        assert usable(here, "mpatha") == (
+            f"no path of it can be used; /dev/sdc: the kernel calls it {state}: its iSCSI session with {TARGET}:map has failed"
+        )
+        assert look(here, "sda", READS).hint == "iscsiadm -m session -P 1"
+
+
+def test_what_is_logged_in_is_usable(host: Callable[[str], HostPaths]) -> None:
+    here = host("multipath/map")
+    assert [usable(here, name) for name in ("sda", "sdb", "vg-lv", "mpatha")] == [""] * 4
+
+
+def test_one_path_is_enough_for_a_map(host: Callable[[str], HostPaths]) -> None:
+    here = host("iscsi/failed")
+    (state,) = Path(here.sys).glob("devices/platform/host*/session*/target4:0:0/4:0:0:1/state")
+    state.write_text("running\n")
+    assert usable(here, "mpatha") == "multipathd uses none of its paths"
+    udev = Path(here.run) / "udev" / "data" / "b253:1"
+    udev.write_text(udev.read_text().replace("MPATH_DEVICE_READY=0", "MPATH_DEVICE_READY=1"))
+    assert usable(here, "mpatha") == ""
+
+
+def test_a_target_without_a_session(host: Callable[[str], HostPaths]) -> None:
+    path = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-1"
+    here = host("iscsi/no-session")
+    reason = f"target {TARGET}:disk at 127.0.0.1:3260 has no session; node.startup is manual"
+    assert missing(here, path) == (reason, f"iscsiadm -m node -T {TARGET}:disk --login")
+    assert missing(here, f"{path}-part1")[0] == reason
+    elsewhere = f"/dev/disk/by-path/ip-10.0.0.7:3260-iscsi-{TARGET}:disk-lun-1"
+    assert missing(here, elsewhere) == (
+        f"target {TARGET}:disk at 10.0.0.7:3260 has no session, nor is it among the nodes of open-iscsi",
+        "iscsiadm -m discovery -t sendtargets -p 10.0.0.7:3260",
+    )
+
+
+def test_a_lun_that_a_target_does_not_have(host: Callable[[str], HostPaths]) -> None:
+    path = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-7"
+    assert missing(host("iscsi/logged-in"), path) == (
+        f"target {TARGET}:disk has a session, but at 127.0.0.1:3260 no LUN 7",
+        "iscsiadm -m session --rescan",
+    )
+
+
+# LVM
+
+
+def pv_of(host: HostPaths, group: str) -> str:
+    text = (Path(host.etc) / "lvm" / "backup" / group).read_text()
+    return text.partition("physical_volumes")[2].partition('id = "')[2].partition('"')[0]
+
+
+def test_a_group_that_lacks_its_lun_names_the_target(host: Callable[[str], HostPaths]) -> None:
+    here = host("lvm/lacks-pv")
+    for name in ("disk", "map"):
+        shutil.rmtree(f"{here.etc}/iscsi/nodes/{TARGET}:{name}")
+    shutil.rmtree(f"{here.etc}/iscsi/nodes/{TARGET}:group/127.0.0.2,3260,1")
+    reason = (
+        f"volume group vg lacks physical volume {pv_of(here, 'vg')} (last seen as /dev/sda), according to "
+        f"/etc/lvm/backup/vg: target {TARGET}:group at 127.0.0.1:3260 has no session; node.startup is manual"
+    )
+    for path in ("/dev/vg/lv", "/dev/mapper/vg-lv"):
+        assert missing(here, path) == (reason, f"iscsiadm -m node -T {TARGET}:group --login")
+
+
+def test_a_group_that_lacks_one_of_many_luns_does_not_guess(host: Callable[[str], HostPaths]) -> None:
+    reason, hint = missing(host("lvm/lacks-pv"), "/dev/vg/lv")
+    assert reason.endswith(
+        f": it is probably of one of the targets that have no session: {TARGET}:disk, {TARGET}:group, {TARGET}:map"
+    )
+    assert hint == "iscsiadm -m node --login"
+
+
+def test_a_group_that_lacks_a_disk_of_which_no_more_is_known(host: Callable[[str], HostPaths]) -> None:
+    here = host("lvm/never-seen")
+    reason = (
+        f"volume group vg-two lacks physical volume {pv_of(here, 'vg-two')} (last seen as /dev/loop1), "
+        "according to /etc/lvm/backup/vg-two"
+    )
+    assert missing(here, "/dev/mapper/vg--two-lv--a") == (reason, "vgchange -ay vg-two")
+    assert missing(here, "/dev/vg-two/lv-a") == (reason, "vgchange -ay vg-two")
+
+
+def test_a_disk_that_lvm_has_not_seen_either(host: Callable[[str], HostPaths]) -> None:
+    here = host("lvm/never-seen")
+    backup = Path(here.etc) / "lvm" / "backup" / "vg"
+    backup.write_text(backup.read_text().replace('"/dev/loop0"', '"[unknown]"'))
+    reason = f"volume group vg lacks physical volume {pv_of(here, 'vg')}, according to /etc/lvm/backup/vg"
+    assert missing(here, "/dev/vg/lv")[0] == reason
+
+
+def test_a_volume_that_is_not_activated(host: Callable[[str], HostPaths]) -> None:
+    assert missing(host("lvm/not-activated"), "/dev/vg/lv") == (
+        "volume group vg is complete, but lv is not activated",
+        "vgchange -ay vg",
+    )
+
+
+def test_a_volume_and_a_group_that_nobody_knows(host: Callable[[str], HostPaths]) -> None:
+    here = host("lvm/active")
+    reason, hint = missing(here, "/dev/vg/typo")
+    assert reason.startswith("/etc/lvm/backup/vg of ") and reason.endswith(" knows no volume typo")
+    assert hint == "lvs vg"
+    assert missing(here, "/dev/typo/lv") == (
+        "there is no /etc/lvm/backup/typo to tell what volume group typo lacks",
+        "vgs",
+    )
+    assert missing(here, "/dev/mapper/typo-lv")[1] == ""
+
+
+def test_a_clone_is_named(host: Callable[[str], HostPaths]) -> None:
+    assert missing(host("lvm/clone"), "/dev/vg/lv") == (
+        "sda, sdb hold the same physical volume, as a LUN and its clone do",
+        "vgimportclone",
+    )
+
+
+# multipath
+
+
+def test_a_map_without_paths_and_paths_without_a_map(host: Callable[[str], HostPaths]) -> None:
+    here = host("multipath/no-map")
+    wwid = (Path(here.etc) / "multipath" / "wwids").read_text().strip().strip("/")
+    assert missing(here, "/dev/mapper/mpatha") == (
+        f"sda, sdb can be paths to {wwid}, and there is no map",
+        "multipath -v2",
+    )
+    assert missing(here, f"/dev/mapper/{wwid}-part1") == missing(here, "/dev/mapper/mpatha")
+    reason, hint = missing(host("multipath/no-path"), "/dev/mapper/mpatha")
+    assert reason.startswith(
+        f"no path to {wwid} is there, according to multipath's bindings: it is probably of one of"
+    )
+    assert hint == "iscsiadm -m node --login"
+
+
+# md
+
+
+def test_an_inactive_array(host: Callable[[str], HostPaths]) -> None:
+    here = host("md/inactive")
+    what = "md array is inactive with vdd alone; mdadm starts it degraded after 30 s"
+    assert look(here, "md127", READS) == (what, "mdadm --run /dev/md127")
+    assert missing(here, "/dev/md/mirror") == (f"md127 is to be mirror: {what}", "mdadm --run /dev/md127")
+    assert missing(here, "/dev/md127") == (what, "mdadm --run /dev/md127")
+
+
+def test_an_array_that_runs_degraded_is_usable(host: Callable[[str], HostPaths]) -> None:
+    assert usable(host("md/degraded"), "md127") == ""
+
+
+def test_an_array_that_is_not_assembled_or_not_there(host: Callable[[str], HostPaths]) -> None:
+    here = host("md/stopped")
+    assert missing(here, "/dev/md/mirror") == (
+        "array mirror is not assembled; its members include vdd",
+        "mdadm --assemble --scan",
+    )
+    assert missing(here, "/dev/md/other") == (
+        "no member of an array other is there, nor is it in mdadm.conf",
+        "mdadm --examine --scan",
+    )
+    (Path(here.etc) / "mdadm" / "mdadm.conf").write_text("ARRAY /dev/md/other metadata=1.2 UUID=1:2:3:4\n")
+    assert missing(here, "/dev/md/other")[0] == "no member of an array other, which is in mdadm.conf, is there"
+
+
+# LUKS, DRBD, read-only, mounts, ZFS, links
+
+
+def test_a_crypt_volume_that_is_not_opened(host: Callable[[str], HostPaths]) -> None:
+    here = host("luks/closed")
+    hint = "systemctl start 'systemd-cryptsetup@secret'"
+    assert missing(here, "/dev/mapper/secret") == (
+        "is not opened; its device /dev/vde is there (option noauto), according to /etc/crypttab",
+        hint,
+    )
+    (Path(here.etc) / "crypttab").write_text("secret UUID=1234 none luks\n")
+    assert missing(here, "/dev/mapper/secret") == (
+        "is not opened; its device UUID=1234 is missing, according to /etc/crypttab: no block device has this UUID",
+        "lsblk -o NAME,UUID",
+    )
+    assert usable(host("luks/open"), "secret") == ""
+
+
+def test_a_drbd_resource_that_is_down(host: Callable[[str], HostPaths]) -> None:
+    here = host("drbd/down")
+    for path in ("/dev/drbd/by-res/one/0", "/dev/drbd/by-res/one", "/dev/drbd1"):
+        assert missing(here, path) == ("resource one is not up", "drbdadm up one")
+    reason = "no resource typo is in /etc/drbd.conf or /etc/drbd.d"
+    assert missing(here, "/dev/drbd/by-res/typo/0") == (reason, "drbdadm dump")
+
+
+def test_a_drbd_resource_that_is_up_under_another_name(host: Callable[[str], HostPaths]) -> None:
+    assert missing(host("drbd/one-secondary"), "/dev/drbd/by-res/one")[1] == ""
+
+
+def test_drbd_8_by_role_and_disk(host: Callable[[str], HostPaths]) -> None:
+    promotes = PROMOTES
+    here = host("drbd/one-secondary")
+    assert look(here, "drbd1", READS) == ("DRBD is Secondary, and its peer is not connected", "drbdadm primary one")
+    assert usable(here, "drbd1", promotes) == ""
+    assert usable(here, "drbd2") == ""
+    for recorded, disk in (("drbd/inconsistent", "Inconsistent"), ("drbd/one-diskless", "Diskless")):
+        reason = f"DRBD's disk is {disk}, and the peer is not connected"
+        assert look(host(recorded), "drbd1", promotes) == (reason, "drbdadm status one")
+        assert usable(host(recorded), "drbd1") == reason
+
+
+@pytest.mark.parametrize(
+    ("states", "reason"),
+    [
+        ("ro:Primary/Secondary ds:UpToDate/UpToDate", ""),
+        ("ro:Primary/Secondary ds:Diskless/UpToDate", ""),
+        ("ro:Primary/Secondary ds:Inconsistent/UpToDate", ""),
+        ("ro:Secondary/Primary ds:UpToDate/UpToDate", "DRBD is Secondary, and its peer is Primary"),
+        ("ro:Secondary/Secondary ds:UpToDate/UpToDate", "DRBD is Secondary"),
+        (
+            "ro:Secondary/Secondary ds:Inconsistent/Inconsistent",
+            "DRBD's disk is Inconsistent, and the peer has one that is Inconsistent",
+        ),
+    ],
+)
+def test_drbd_8_with_its_peer(host: Callable[[str], HostPaths], states: str, reason: str) -> None:
+    here = host("drbd/one-secondary")
+    Path(here.proc, "drbd").write_text(f"version: 8.4.11 (api:1/proto:86-101)\n\n 1: cs:Connected {states} C r-----\n")
+    assert usable(here, "drbd1") == reason
+
+
+def test_drbd_9_by_its_status(host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = host("drbd9/secondary")
+    status = (HOSTS / "drbd9" / "status.json").read_text()
+    said = {"UpToDate and UpToDate": status}
+    status = status.replace('"disk-state": "UpToDate"', '"disk-state": "Inconsistent"')
+    said["Inconsistent, the peer UpToDate"] = status
+    said["Inconsistent, the peer Outdated"] = status.replace("UpToDate", "Outdated")
+    said["unknown"] = ""
+    reasons = {}
+    for name, text in said.items():
+        monkeypatch.setattr(xwd, "drbd_status", lambda text=text: text)
+        reasons[name] = usable(here, "drbd1")
+    assert reasons == {
+        **dict.fromkeys(said, ""),
+        "Inconsistent, the peer Outdated": "DRBD's disk is Inconsistent, and the peer has one that is Outdated",
+    }
+
+
+def test_a_read_only_device_is_for_readers(host: Callable[[str], HostPaths]) -> None:
+    here = host("read-only/read-only")
+    reason = "is read-only, and the guest writes to it"
+    assert look(here, "vdh", WRITES) == (reason, "blockdev --setrw /dev/vdh")
+    assert usable(here, "vdh", READS) == ""
+    assert usable(here, "vdg") == ""
+
+
+def test_a_file_below_a_mount(host: Callable[[str], HostPaths]) -> None:
+    here = host("mount/failed")
+    assert missing(here, "/srv/images/deep/web.img") == (
+        "lies below /srv/images, where 192.0.2.1:/srv/export is to be mounted according to /etc/fstab, but is not",
+        "systemctl status /srv/images",
+    )
+    reason, hint = missing(here, "/srv/data/web.img")
+    assert reason.startswith(
+        "lies below /srv/data, where /dev/vg/data is to be mounted according to /etc/fstab, but is not: "
+    )
+    assert reason.endswith(" knows no volume data") and hint == "lvs vg"
+    with open(f"{here.proc}/self/mountinfo", "a") as file:
+        file.write("99 25 0:99 / /srv/images rw,relatime shared:1 - autofs systemd-1 rw,fd=1\n")
+    assert missing(here, "/srv/images/web.img")[0].startswith("lies below /srv/images, ")
+    with open(f"{here.proc}/self/mountinfo", "a") as file:
+        file.write("98 99 0:98 / /srv/images rw,relatime shared:1 - nfs4 192.0.2.1:/srv/export rw\n")
+    assert missing(here, "/srv/images/web.img")[1] == ""
+
+
+def test_a_mount_that_only_a_unit_tells_of(host: Callable[[str], HostPaths]) -> None:
+    here = host("mount/failed")
+    (Path(here.etc) / "fstab").unlink()
+    assert missing(here, "/srv/images/web.img")[0] == (
+        "lies below /srv/images, where 192.0.2.1:/srv/export is to be mounted according to srv-images.mount, but is not"
+    )
+
+
+def test_a_zvol(host: Callable[[str], HostPaths]) -> None:
+    here = host("zfs/imported")
+    assert missing(here, "/dev/zvol/spare/web") == ("pool spare is not imported", "zpool import spare")
+    assert missing(here, "/dev/zvol/tank/vm/web")[0] == "pool tank has no such volume, or its key is not loaded"
+
+
+def test_links_that_nothing_has(host: Callable[[str], HostPaths]) -> None:
+    here = host("luks/closed")
+    for tag in ("UUID", "LABEL", "PARTUUID", "PARTLABEL"):
+        expected = (f"no block device has this {tag}", f"lsblk -o NAME,{tag}")
+        assert missing(here, f"/dev/disk/by-{tag.lower()}/nothing") == expected
+    assert missing(here, "/dev/disk/by-id/wwn-0x5") == ("no block device has this ID", "ls /dev/disk/by-id")
+    assert missing(here, "/dev/disk/by-id/dm-name-secret")[0].startswith("no block device has this ID: is not opened; ")
+
+
+def test_a_link_that_dangles(host: Callable[[str], HostPaths], tmp_path: Path) -> None:
+    link = tmp_path / "web.img"
+    link.symlink_to("/srv/images/web.img")
+    assert missing(host("mount/failed"), str(link))[0].startswith(
+        "is a link to /srv/images/web.img, which does not exist: lies below /srv/images, "
+    )
+
+
+def test_the_plain_reason(tmp_path: Path) -> None:
+    here = paths_below(tmp_path)
+    assert missing(here, str(tmp_path / "image")) == ("does not exist", "")
+    assert missing(here, str(tmp_path / "no" / "image"))[0].startswith("does not exist, nor does the directory ")
+
+
+# Made up: what no recorded host has
+
+
+def made_up(root: Path, **devices: dict[str, str]) -> HostPaths:
+    """A sysfs of these block devices: attributes by name, with slaves as names with spaces between."""
+    for minor, (name, attributes) in enumerate(devices.items()):
+        name = name.replace("_", "-")
+        directory = root / "sys" / "devices" / attributes.pop("parent", "") / name
+        directory.mkdir(parents=True)
+        for link in (root / "sys" / "class" / "block" / name, root / "sys" / "dev" / "block" / f"7:{minor}"):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(directory)
+        for slave in attributes.pop("slaves", "").split():
+            (directory / "slaves" / slave).mkdir(parents=True)
+        for attribute, value in {"size": "8", "dev": f"7:{minor}", **attributes}.items():
+            (directory / attribute).parent.mkdir(parents=True, exist_ok=True)
+            (directory / attribute).write_text(f"{value}\n")
+    return paths_below(root)
+
+
+def test_a_partition_is_as_good_as_its_disk(tmp_path: Path) -> None:
+    here = made_up(tmp_path, sda={"device/state": "offline"}, sda1={"parent": "sda", "partition": "1"})
+    assert usable(here, "sda1") == "/dev/sda below it: the kernel calls it offline"
+
+
+def test_a_mirror_needs_one_leg_and_a_stripe_all(tmp_path: Path) -> None:
+    bad, good = {"device/state": "offline"}, {"device/state": "running"}
+    here = made_up(
+        tmp_path,
+        sda=bad,
+        sdb=good,
+        md0={"md/array_state": "clean", "md/level": "raid1", "slaves": "sda sdb"},
+        md1={"md/array_state": "clean", "md/level": "raid0", "slaves": "sda sdb"},
+        dm_0={"dm/name": "vg-lv_rimage_0", "dm/uuid": "LVM-1", "slaves": "sda"},
+        dm_1={"dm/name": "vg-lv_rimage_1", "dm/uuid": "LVM-2", "slaves": "sdb"},
+        dm_2={"dm/name": "vg-lv", "dm/uuid": "LVM-3", "slaves": "dm-0 dm-1"},
+        dm_3={"dm/name": "vg-linear", "dm/uuid": "LVM-4", "slaves": "sda sdb"},
+    )
+    assert [usable(here, name) for name in ("md0", "vg-lv")] == ["", ""]
+    assert [usable(here, name) for name in ("md1", "vg-linear")] == ["/dev/sda below it: the kernel calls it offline"] * 2
+    (tmp_path / "sys/devices/sdb/device/state").write_text("offline\n")
+    assert usable(here, "md0") == "no member of it can be used; /dev/sda: the kernel calls it offline"
+    assert usable(here, "vg-lv") == "no leg of it can be used; /dev/mapper/vg-lv_rimage_0: /dev/sda below it: the kernel calls it offline"
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "reason"),
+    [
+        ("nvme0n1", {"device/state": "connecting"}, "its NVMe controller is not live"),
+        ("nvme0n1", {"device/state": "live"}, ""),
+        ("dm_0", {"dm/name": "web", "dm/suspended": "1"}, "device-mapper device is suspended"),
+        ("dm_0", {"dm/name": "mpatha", "dm/uuid": "mpath-36000"}, "has no path"),
+        ("md0", {"md/array_state": "broken"}, "md array is broken"),
+        ("loop0", {}, "loop device has no file"),
+        ("loop0", {"loop/backing_file": "/srv/image"}, ""),
+        ("loop0p1", {}, ""),
+        ("nbd0", {}, "nbd device is not connected to a server"),
+        ("vda", {"size": "0"}, "has size 0"),
+        ("sr0", {"size": "0"}, ""),
+    ],
+)
+def test_states(tmp_path: Path, name: str, attributes: dict[str, str], reason: str) -> None:
+    assert usable(made_up(tmp_path, **{name: attributes}), name.replace("_", "-")) == reason
+
+
+def test_a_layer_that_udev_still_processes(tmp_path: Path) -> None:
+    here = made_up(tmp_path, sda={}, dm_0={"dm/name": "web", "slaves": "sda"})
+    data = tmp_path / "run" / "udev" / "data"
+    data.mkdir(parents=True)
+    (data / "b7:0").write_text("I:1\nE:ID_PROCESSING=1\nV:1\n")
+    assert usable(here, "web") == "/dev/sda below it: udev has not finished with it"
+    assert usable(here, "sda") == "udev has not finished with it"
+
+
+def test_circles_and_depths_end(tmp_path: Path) -> None:
+    layers = {f"dm_{number}": {"slaves": f"dm-{number + 1}"} for number in range(60)}
+    here = made_up(tmp_path, **layers, dm_60={"slaves": "dm-0"})
+    assert usable(here, "dm-0") == ""
+
+
+def test_what_many_disks_lie_on_is_looked_at_once(
+    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = host("multipath/map")
+    reads: list[str] = []
+    attribute = xwd.attribute
+
+    def counted(directory: str, name: str) -> str | None:
+        reads.append(f"{os.path.basename(directory)} {name}")
+        return attribute(directory, name)
+
+    monkeypatch.setattr(xwd, "attribute", counted)
+    evidence = xwd.Evidence(here, explains=False)
+    volume, mapped = (os.makedev(253, 0), os.makedev(253, 1))
+    for number in (volume, mapped, volume, mapped):
+        assert xwd.why_not_ready(number, WRITES, evidence) is None
+    assert {one: reads.count(one) for one in reads if one.endswith("device/state")} == {
+        f"sd{letter} device/state": 1 for letter in "acd"
+    }
+    # Each of two volumes and three LUNs below them, once; and of each disk whether it can be written to.
+    assert len(reads) <= 5 * 8 + 4 * 2
+
+
+# Bad evidence
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield tmp_path_factory.mktemp("spoiled")
+
+
+def everything(here: HostPaths) -> Iterator[str]:
+    evidence = xwd.Evidence(here)
+    for number in os.listdir(f"{here.sys}/dev/block") if os.path.isdir(f"{here.sys}/dev/block") else ():
+        for required in (READS, WRITES, PROMOTES):
+            lack = xwd.why_not_ready(os.makedev(*map(int, number.split(":"))), required, evidence)
+            yield lack.reason if lack else ""
+    for path in PATHS:
+        yield xwd.why_missing(path, evidence).reason
+
+
+BAD = st.one_of(
+    st.binary(max_size=200),
+    st.sampled_from(
+        [b"", b"\n", b"\0" * 5000, b"{" * 5000, b"=" * 5000, b'id = "' * 900, b"\xff\xfe\n" * 500, b"/" * 999]
+    ),
+)
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+def test_bad_evidence_is_no_error(data: st.DataObject, spoiled: Path) -> None:
+    recorded = data.draw(st.sampled_from(ALL_HOSTS))
+    shutil.rmtree(spoiled)
+    here = paths_below(unpack(recorded, spoiled))
+    files = [entry for entry in entries(recorded) if not entry.target and not entry.path.endswith("/dev")]
+    for entry in data.draw(st.lists(st.sampled_from(files), max_size=6, unique=True)):
+        text = entry.text.encode()
+        cut = data.draw(st.integers(0, len(text)))
+        bad = data.draw(st.one_of(BAD, st.just(text[:cut]), BAD.map(partial(bytes.replace, text, text[cut : cut + 1]))))
+        (spoiled / entry.path).write_bytes(bad)
+    for reason in everything(here):
+        assert len(reason) <= 2 * xwd.MAX_ATTRIBUTE
+
+
+@pytest.mark.parametrize("recorded", ALL_HOSTS)
+def test_evidence_that_is_not_a_file_or_huge_is_none(recorded: str, tmp_path: Path) -> None:
+    here = paths_below(unpack(recorded, tmp_path))
+    for entry in entries(recorded):
+        path = tmp_path / entry.path
+        if entry.target or entry.path.startswith("sys/"):
+            continue
+        path.unlink()
+        if path.name.startswith(("b", "f")):
+            os.mkfifo(path)
+        else:
+            path.write_bytes(b"")
+            os.truncate(path, 1 << 40)
+    assert all(len(reason) < 200 for reason in everything(here))
+
+
+@pytest.mark.parametrize(
+    "junk", ["\n", " ", "#", "{", "=", "resource ", 'id = "', "ARRAY ", "multipath {", "alias ", "\\040"]
+)
+def test_large_evidence_takes_no_time(junk: str, host: Callable[[str], HostPaths]) -> None:
+    for recorded in ("lvm/lacks-pv", "multipath/no-map", "drbd/down", "mount/failed", "luks/closed", "md/stopped"):
+        here = host(recorded)
+        for entry in entries(recorded):
+            if entry.path.startswith(("etc/", "proc/")):
+                # Below the limit, so that it is read.
+                (Path(here.etc).parent / entry.path).write_text(entry.text + junk * (400_000 // len(junk)) + "\n")
+        start = time.monotonic()
+        assert len([*everything(here)]) > len(PATHS) - 1
+        assert time.monotonic() - start < 20
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["name", "role", "devices", "connections", "peer_devices", "volume", "minor", "disk-state"]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+)
+
+
+@given(json_values)
+def test_any_status_of_drbd_is_no_error(value: object) -> None:
+    xwd.drbd_states_from_json(json.dumps(value))
+
+
+@given(st.text(max_size=30))
+def test_any_text_as_status_of_drbd_is_no_error(text: str) -> None:
+    xwd.drbd_states_from_json(text)
+    xwd.drbd_states_from_json("[" * 100000)
+
+
+@given(st.text(st.characters(exclude_characters="\0")))
+def test_any_path_is_no_error(path: str) -> None:
+    xwd.why_missing(f"/{path}", xwd.Evidence(HostPaths(*["/nonexistent"] * 5)))
+    xwd.why_missing(f"/dev/{path}", xwd.Evidence(HostPaths(*["/nonexistent"] * 5)))
