@@ -84,12 +84,13 @@ def test_a_lun_whose_session_failed_is_unusable_and_so_is_all_that_lies_on_it(ho
         here = host(recorded)
         assert usable(here, "sdb") == f"the kernel calls it {state}: its iSCSI session with {TARGET}:disk has failed"
         assert (
-            usable(here, "vg-lv") == f"/dev/sda below it: the kernel calls it {state}: its iSCSI session with {TARGET}:group has failed"
+            usable(here, "vg-lv")
+            == f"/dev/sda below it: the kernel calls it {state}: its iSCSI session with {TARGET}:group has failed"
         )
         assert usable(here, "mpatha") == (
             f"no path of it can be used; /dev/sdc: the kernel calls it {state}: its iSCSI session with {TARGET}:map has failed"
         )
-        assert look(here, "sda", READS).hint == "iscsiadm -m session -P 1"
+        assert look(here, "sda", READS)[1] == "iscsiadm -m session -P 1"
 
 
 def test_what_is_logged_in_is_usable(host: Callable[[str], HostPaths]) -> None:
@@ -213,9 +214,7 @@ def test_a_map_without_paths_and_paths_without_a_map(host: Callable[[str], HostP
     )
     assert missing(here, f"/dev/mapper/{wwid}-part1") == missing(here, "/dev/mapper/mpatha")
     reason, hint = missing(host("multipath/no-path"), "/dev/mapper/mpatha")
-    assert reason.startswith(
-        f"no path to {wwid} is there, according to multipath's bindings: it is probably of one of"
-    )
+    assert reason.startswith(f"no path to {wwid} is there, according to multipath's bindings: it is probably of one of")
     assert hint == "iscsiadm -m node --login"
 
 
@@ -286,7 +285,7 @@ def test_drbd_8_by_role_and_disk(host: Callable[[str], HostPaths]) -> None:
     assert usable(here, "drbd2") == ""
     for recorded, disk in (("drbd/inconsistent", "Inconsistent"), ("drbd/one-diskless", "Diskless")):
         reason = f"DRBD's disk is {disk}, and the peer is not connected"
-        assert look(host(recorded), "drbd1", promotes) == (reason, "drbdadm status one")
+        assert look(host(recorded), "drbd1", promotes) == (reason, "drbdadm status")
         assert usable(host(recorded), "drbd1") == reason
 
 
@@ -431,10 +430,15 @@ def test_a_mirror_needs_one_leg_and_a_stripe_all(tmp_path: Path) -> None:
         dm_3={"dm/name": "vg-linear", "dm/uuid": "LVM-4", "slaves": "sda sdb"},
     )
     assert [usable(here, name) for name in ("md0", "vg-lv")] == ["", ""]
-    assert [usable(here, name) for name in ("md1", "vg-linear")] == ["/dev/sda below it: the kernel calls it offline"] * 2
+    assert [usable(here, name) for name in ("md1", "vg-linear")] == [
+        "/dev/sda below it: the kernel calls it offline"
+    ] * 2
     (tmp_path / "sys/devices/sdb/device/state").write_text("offline\n")
     assert usable(here, "md0") == "no member of it can be used; /dev/sda: the kernel calls it offline"
-    assert usable(here, "vg-lv") == "no leg of it can be used; /dev/mapper/vg-lv_rimage_0: /dev/sda below it: the kernel calls it offline"
+    assert (
+        usable(here, "vg-lv")
+        == "no leg of it can be used; /dev/mapper/vg-lv_rimage_0: /dev/sda below it: the kernel calls it offline"
+    )
 
 
 @pytest.mark.parametrize(
