@@ -569,7 +569,7 @@ class Disk(NamedTuple):
     backendtype: str = ""
     script: str = ""
     cdrom: bool = False
-    writes: bool = True
+    writes: bool = False
 
 
 class Domain(NamedTuple):
@@ -964,7 +964,7 @@ class DiskWords:
         if self.cdrom and not self.values.get("target"):
             self.values["format"] = "empty"
         values = {field: self.values[field] for field in Disk._fields if field in self.values}
-        return Disk(**{"format": "raw", **values}, cdrom=self.cdrom, writes=self.writes)
+        return Disk(**{"format": "raw", **values}, cdrom=self.cdrom, writes=self.writes and not self.cdrom)
 
 
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
@@ -994,7 +994,7 @@ def required_by(disk: Disk) -> Required:
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
     path = disk.target if disk.target.startswith("/") else f"/{disk.target}"
-    return Required(paths=(path,), writes=disk.writes and not disk.cdrom)
+    return Required(paths=(path,), writes=disk.writes)
 
 
 def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
@@ -1132,7 +1132,7 @@ def lack_of(name: str, evidence: Evidence, depth: int = 0) -> Lack | None:
         lack = lack_of_itself(name, evidence)
         if lack is None and depth < MAX_LAYERS:
             lack = lack_below(name, evidence, depth)
-        evidence.lacks[name] = lack
+        evidence.lacks[name] = lack or lack_in_udev(name, evidence)
     return evidence.lacks[name]
 
 
@@ -1146,7 +1146,12 @@ def lack_of_itself(name: str, evidence: Evidence) -> Lack | None:
                 return Lack(reason, below=name) if isinstance(reason, str) else reason(name, value, evidence)
     if name.startswith("drbd"):
         return why_drbd_has_no_data(name, evidence)
-    device = udev_device(f"b{attribute(directory, 'dev')}", evidence.host)
+    return None
+
+
+def lack_in_udev(name: str, evidence: Evidence) -> Lack | None:
+    """What a device lacks according to udev, whatever it is used for."""
+    device = udev_device(f"b{attribute(f'{evidence.host.sys}/class/block/{name}', 'dev')}", evidence.host)
     if device and device.properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
         return Lack("multipathd uses none of its paths", "multipath -ll", name)
     is_processing = device and device.properties.get("ID_PROCESSING") == "1"

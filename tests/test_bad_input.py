@@ -209,10 +209,10 @@ def test_whatever_goes_wrong_with_one_disk_is_its_reason(host: Host, monkeypatch
     host.guest("web", bad, good)
     check_disk = xwd.check_disk
 
-    def fail(paths: tuple[str, ...], of: xwd.HostPaths) -> xwd.Status:
-        if str(bad) in paths:
+    def fail(required: xwd.Required, evidence: xwd.Evidence) -> xwd.Status:
+        if str(bad) in required.paths:
             raise RuntimeError("odd")
-        return check_disk(paths, of)
+        return check_disk(required, evidence)
 
     monkeypatch.setattr(xwd, "check_disk", fail)
     assert missing(snapshot(host.watch())) == {str(bad): xwd.Status(xwd.State.NOT_READY, "RuntimeError: odd")}

@@ -308,12 +308,12 @@ def test_a_disk_that_no_longer_answers_when_the_last_one_comes_is_not_ready(
     hang = clock.hang(xwd.READY)
     look = xwd.check_disk
 
-    def check_disk(paths: list[str], paths_of_host: xwd.HostPaths) -> xwd.Status:
-        status: xwd.Status = hang() if paths == [str(dies)] and clock.seconds > 10 else look(paths, paths_of_host)
+    def check_disk(required: xwd.Required, evidence: xwd.Evidence) -> xwd.Status:
+        status: xwd.Status = hang() if str(dies) in required.paths and clock.seconds > 10 else look(required, evidence)
         return status
 
     monkeypatch.setattr(xwd, "check_disk", check_disk)
-    monkeypatch.setattr(xwd, "required_by", lambda disk: xwd.Required([disk.target]))  # type: ignore[arg-type]
+    monkeypatch.setattr(xwd, "required_by", lambda disk: xwd.Required((disk.target,)))
     clock.at(20, comes.touch)
     result = clock.wait(host, timeout=100)
     assert result.status == xwd.EXIT_TIMED_OUT

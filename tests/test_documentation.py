@@ -239,10 +239,9 @@ def test_every_state_is_told() -> None:
 
 
 def test_every_reason_for_a_device_that_cannot_be_used_is_told() -> None:
-    rules = (xwd.why_not_ready_in_sysfs, xwd.why_not_ready_in_udev)
-    reasons = {xwd.NOT_RESPONDING, xwd.NOT_CHECKED, xwd.MD_NOT_READY["inactive"]}
-    for rule in rules:
-        reasons.update(re.findall(r'(?:return|else) "([^"]+)"', inspect.getsource(rule)))
+    reasons = {xwd.NOT_RESPONDING, xwd.NOT_CHECKED, xwd.NOT_FINISHED}
+    reasons.update(reason for *_, reason in xwd.DEVICE_STATES if isinstance(reason, str))
+    reasons.update(re.findall(r'(?:return|else) "([^"]+)"', inspect.getsource(xwd.why_not_ready_in_udev)))
     assert len(reasons) > 8
     told = section(COMMAND_PAGE, "Reasons")
     assert [reason for reason in reasons if reason not in told] == []

@@ -336,8 +336,8 @@ def test_it_needs_no(waiting_host: Host, change: str) -> None:
 
 def test_a_block_device_without_sys_is_not_ready_and_the_reason_is_true(tmp_path: Path) -> None:
     reason = f"is a device file, but {tmp_path}, which tells of it, is not mounted"
-    status = xwd.check_block_device(os.makedev(7, 0), xwd.HostPaths(sys=str(tmp_path)))
-    assert status == xwd.Status(xwd.State.NOT_READY, reason)
+    lack = xwd.why_not_ready(os.makedev(7, 0), xwd.Required(), xwd.Evidence(xwd.HostPaths(sys=str(tmp_path))))
+    assert lack == xwd.Lack(reason)
 
 
 @as_root

@@ -14,11 +14,13 @@ from conftest import Host, as_root, attached, loop_device, run_quietly, sparse, 
 
 import xendomains_wait_disk as xwd
 
+LABEL = "läbel"
 NO_UDEV = xwd.HostPaths(run="/nowhere")
 
 
 def look(path: Path, host: xwd.HostPaths = NO_UDEV) -> xwd.Status:
-    return xwd.path_status(str(path), host)
+    """The status of a path, without the advice."""
+    return xwd.check_disk(xwd.Required((str(path),)), xwd.Evidence(host))._replace(hint="")
 
 
 def not_ready(reason: str) -> xwd.Status:
@@ -101,8 +103,10 @@ def test_a_path_with_a_nul_byte_is_not_ready() -> None:
 
 def test_of_several_paths_one_is_enough(tmp_path: Path) -> None:
     (tmp_path / "old").touch()
-    assert xwd.check_disk((str(tmp_path / "new"), str(tmp_path / "old")), NO_UDEV) == xwd.READY
-    assert xwd.check_disk((str(tmp_path / "new"), str(tmp_path / "no")), NO_UDEV) == missing("does not exist")
+    evidence = xwd.Evidence(NO_UDEV)
+    new, old, no = (str(tmp_path / name) for name in ("new", "old", "no"))
+    assert xwd.check_disk(xwd.Required((new, old)), evidence) == xwd.READY
+    assert xwd.check_disk(xwd.Required((new, no)), evidence) == missing("does not exist")
 
 
 class Machine:
@@ -118,13 +122,13 @@ class Machine:
 
     def device(self, name: str, size: int = 2048, number: str = "259:77", **attributes: str) -> None:
         directory = self.sys / "devices" / name
-        for attribute, value in {"size": str(size), **attributes}.items():
+        for attribute, value in {"size": str(size), "dev": number, **attributes}.items():
             file = directory / attribute.replace("__", "/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(value + "\n")
-        link = self.sys / "dev" / "block" / number
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(directory)
+        for link in (self.sys / "dev" / "block" / number, self.sys / "class" / "block" / name):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(directory)
 
     def udev(self, *properties: str, finished: bool = True, number: str = "259:77") -> None:
         (self.run / "udev" / "control").touch()
@@ -136,7 +140,8 @@ class Machine:
         return xwd.HostPaths(str(self.sys), str(self.run))
 
     def look(self) -> xwd.Status:
-        return xwd.check_block_device(self.NUMBER, self.paths())
+        lack = xwd.why_not_ready(self.NUMBER, xwd.Required(), xwd.Evidence(self.paths()))
+        return not_ready(lack.reason) if lack else xwd.READY
 
 
 @pytest.fixture
@@ -158,7 +163,7 @@ def machine(tmp_path: Path) -> Machine:
         ("sda", {"size": "0"}, "has size 0"),
         ("md127p1", {"size": "0"}, "has size 0"),
         ("sda", {"device__state": "transport-offline"}, "the kernel calls it transport-offline"),
-        ("nvme0n1", {"device__state": "connecting"}, "the kernel calls it connecting"),
+        ("nvme0n1", {"device__state": "connecting"}, "its NVMe controller is not live"),
     ],
 )
 def test_what_the_kernel_says_is_not_ready(
@@ -255,12 +260,12 @@ def test_an_opened_crypt_volume_with_content_is_ready_when_udev_says_so(machine:
 
 def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> None:
     (machine.database / "b259:77").write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\nQ:tag\n")
-    properties = xwd.udev_properties("b259:77", machine.paths())
-    assert properties == {"ID_MODEL": "a=b ", "ID_SERIAL": "\ufffd", "EMPTY": ""}
+    device = xwd.udev_device("b259:77", machine.paths())
+    assert device and device.properties == {"ID_MODEL": "a=b ", "ID_SERIAL": "\ufffd", "EMPTY": ""}
 
 
 def test_of_a_device_that_udev_does_not_know_there_are_no_properties(machine: Machine) -> None:
-    assert xwd.udev_properties("b259:77", machine.paths()) is None
+    assert xwd.udev_device("b259:77", machine.paths()) is None
 
 
 def test_a_loop_device_whose_file_has_a_name_that_is_no_utf8_is_ready(machine: Machine) -> None:
@@ -326,13 +331,15 @@ def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
     pyudev = pytest.importorskip("pyudev", reason="pyudev is not installed")
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
-    run_quietly("mkswap", "--label", "läbel", image)
+    run_quietly("mkswap", "--label", LABEL, image)
     with attached(loop_device(), image) as device:
         run_quietly("udevadm", "settle")
         number = device.stat().st_rdev
-        properties = xwd.udev_properties(f"b{os.major(number)}:{os.minor(number)}", xwd.HostPaths())
+        found = xwd.udev_device(f"b{os.major(number)}:{os.minor(number)}", xwd.HostPaths())
         seen = dict(pyudev.Devices.from_device_number(pyudev.Context(), "block", number).properties)
-    assert properties and properties.items() <= seen.items()
+    assert found and found.name == device.name and f"/dev/disk/by-label/{LABEL}" in found.links
+    properties = found.properties
+    assert properties.items() <= seen.items()
     # libudev adds what is on other lines, and what the kernel says.
     assert {name for name in seen if name.startswith(("ID_", "DM_", "SYSTEMD_"))} <= properties.keys()
     assert properties["ID_FS_TYPE"] == "swap"
@@ -366,34 +373,3 @@ def test_a_loop_device_that_becomes_ready_ends_the_wait_before_the_next_look_is_
         result = running.end()
     assert result.status == xwd.EXIT_READY
     assert f"disk {device} found (after " in result.messages
-
-
-def test_disks_with_the_same_lvm_identifier_are_clones(machine: Machine) -> None:
-    for number, name, uuid in [("8:0", "sda", "one"), ("8:16", "sdb", "one"), ("8:32", "sdc", "other")]:
-        machine.device(name, number=number)
-        machine.udev("ID_FS_TYPE=LVM2_member", f"ID_FS_UUID={uuid}", number=number)
-    assert xwd.lvm_clones(machine.paths()) == [
-        "sda and sdb hold the same LVM physical volume, as a disk and its clone do. LVM takes one of them or none. "
-        "Detach the clone, or give it identifiers of its own (vgimportclone(8))."
-    ]
-
-
-def test_the_paths_of_a_multipath_device_are_no_clones(machine: Machine) -> None:
-    for number, name, more in [("8:0", "sda", "DM_MULTIPATH_DEVICE_PATH=1"), ("254:0", "dm-0", "DM_NAME=mpatha")]:
-        machine.device(name, number=number)
-        machine.udev("ID_FS_TYPE=LVM2_member", "ID_FS_UUID=one", more, number=number)
-    assert xwd.lvm_clones(machine.paths()) == []
-
-
-@pytest.mark.parametrize("name", ["b8:0\n", "b8:0000000000", "c8:0", "+dm:x", "b8:x", "b"])
-def test_what_is_not_a_block_device_in_udevs_database_is_no_clone(machine: Machine, name: str) -> None:
-    machine.device("sda", number="8:16")
-    machine.udev("ID_FS_TYPE=LVM2_member", "ID_FS_UUID=one", number="8:16")
-    (machine.database / name).write_bytes((machine.database / "b8:16").read_bytes())
-    os.mkfifo(machine.database / "n1")
-    assert xwd.lvm_clones(machine.paths()) == []
-
-
-def test_an_entry_without_properties_is_no_clone(machine: Machine) -> None:
-    (machine.database / "b8:0").touch()
-    assert xwd.lvm_clones(machine.paths()) == []

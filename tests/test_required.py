@@ -30,7 +30,36 @@ DRBD = ("/dev/drbd/by-res/r0/0", "/dev/drbd/by-res/r0")
     ],
 )
 def test_a_path_to_wait_for(specification: str, paths: tuple[str, ...]) -> None:
-    assert xwd.required_by(xwd.parse_disk(specification)) == xwd.Required(paths)
+    assert xwd.required_by(xwd.parse_disk(specification)).paths == paths
+
+
+@pytest.mark.parametrize(
+    ("specification", "writes", "promotes"),
+    [
+        ("/dev/vg0/web,raw,xvda,rw", True, False),
+        ("/dev/vg0/web,raw,xvda,w", True, False),
+        ("/dev/vg0/web,raw,xvda", True, False),
+        ("vdev=xvda,target=/dev/vg0/web", True, False),
+        ("phy:/dev/vg0/web,xvda,r", False, False),
+        ("access=ro,vdev=xvda,target=/dev/vg0/web", False, False),
+        ("/srv/install.iso,,hdc,cdrom", False, False),
+        ("drbd:r0,xvda,w", False, True),  # DRBD is read-only until its script has made it Primary
+        ("phy:/dev/drbd1,xvda,w", True, False),
+    ],
+)
+def test_what_a_guest_does_with_a_disk(specification: str, writes: bool, promotes: bool) -> None:
+    required = xwd.required_by(xwd.parse_disk(specification))
+    assert (required.writes, required.promotes) == (writes, promotes)
+
+
+def test_of_a_disk_of_several_guests_what_suffices_for_all_is_required() -> None:
+    reads = xwd.Required(("/dev/web",))
+    writes, promotes = reads._replace(writes=True), reads._replace(promotes=True)
+    guests = {
+        name: xwd.Guest(xwd.Domain(name, name, "auto"), required=(required,))
+        for name, required in (("a", reads), ("b", writes), ("c", promotes))
+    }
+    assert xwd.required_paths(guests) == {"/dev/web": reads._replace(writes=True)}
 
 
 @pytest.mark.parametrize(
@@ -88,8 +117,8 @@ def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytes
         host.guest(name, host.images / "shared")
     looked = []
 
-    def check_disk(paths: tuple[str, ...], _: xwd.HostPaths) -> xwd.Status:
-        looked.append(paths)
+    def check_disk(required: xwd.Required, _: xwd.Evidence) -> xwd.Status:
+        looked.append(required.paths)
         return xwd.READY
 
     monkeypatch.setattr(xwd, "check_disk", check_disk)
@@ -135,7 +164,7 @@ def test_a_disk_is_ignored_by_its_target_or_any_of_its_paths(pattern: str) -> No
 @pytest.mark.parametrize("pattern", ["", "we", "WEB", "/etc/xen/auto/10-web.cfg", "drbd"])
 def test_what_no_pattern_matches_is_not_ignored(pattern: str) -> None:
     ignored = {"ignored_domains": (pattern,), "ignored_disks": (pattern,)}
-    assert required_unless_ignored("drbd:r0,xvda,w", **ignored) == xwd.Required(DRBD)
+    assert required_unless_ignored("drbd:r0,xvda,w", **ignored) == xwd.Required(DRBD, promotes=True)
 
 
 def test_a_link_that_dangles_can_be_ignored_by_its_name(host: Host) -> None:

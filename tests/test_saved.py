@@ -42,7 +42,7 @@ def test_a_file_of_the_real_xl_is_read() -> None:
     domain = xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved")
     assert is_json
     assert domain.name == "web"
-    assert domain.disks == (xwd.Disk("xvda", "/dev/mapper/web", "raw"),)
+    assert domain.disks == (xwd.Disk("xvda", "/dev/mapper/web", "raw", writes=True),)
 
 
 @pytest.mark.parametrize("order", ["little", "big"])
@@ -111,11 +111,11 @@ def test_json_that_is_not_a_domain_is_refused(text: str, message: str) -> None:
 def test_every_field_of_a_disk_is_taken_from_json() -> None:
     disk = {
         "pdev_path": "r0", "vdev": "hdc", "format": "qcow2", "backend_domname": "storage", "backend": "qdisk",
-        "script": "block-drbd", "is_cdrom": 1,
+        "script": "block-drbd", "is_cdrom": 1, "readwrite": 1,
     }  # fmt: skip
     text = json.dumps({"c_info": {"name": "web"}, "disks": [disk, {"backend_domid": 3, "vdev": "xvdb"}]})
     first, second = xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved").disks
-    assert first == xwd.Disk("hdc", "r0", "qcow2", "storage", "qdisk", "block-drbd", True)
+    assert first == xwd.Disk("hdc", "r0", "qcow2", "storage", "qdisk", "block-drbd", True, True)
     assert second == xwd.Disk("xvdb", "", "", "3")
 
 

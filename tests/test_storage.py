@@ -88,7 +88,8 @@ def test_a_lun_whose_session_failed_is_unusable_and_so_is_all_that_lies_on_it(ho
             == f"/dev/sda below it: the kernel calls it {state}: its iSCSI session with {TARGET}:group has failed"
         )
         assert usable(here, "mpatha") == (
-            f"no path of it can be used; /dev/sdc: the kernel calls it {state}: its iSCSI session with {TARGET}:map has failed"
+            f"no path of it can be used; /dev/sdc: the kernel calls it {state}: "
+            f"its iSCSI session with {TARGET}:map has failed"
         )
         assert look(here, "sda", READS)[1] == "iscsiadm -m session -P 1"
 

@@ -121,7 +121,7 @@ def test_an_error_in_a_disk_says_what_is_wrong(specification: str, message: str)
 @pytest.mark.parametrize(
     "parameter",
     [
-        "access=ro",
+        "access=rw",
         "grant_usage=0",
         "grant_usage=1",
         "colo-port=8080",
@@ -131,11 +131,11 @@ def test_an_error_in_a_disk_says_what_is_wrong(specification: str, message: str)
     ],
 )
 def test_what_does_not_matter_here_is_read_all_the_same(parameter: str) -> None:
-    assert xwd.parse_disk(f"{parameter},vdev=xvda,target=/x") == xwd.Disk("xvda", "/x", "raw")
+    assert xwd.parse_disk(f"{parameter},vdev=xvda,target=/x") == xwd.Disk("xvda", "/x", "raw", writes=True)
 
 
 def test_a_lone_equals_sign_at_the_end_is_passed_over_as_xl_does() -> None:
-    assert xwd.parse_disk("/x,raw,xvda,w,=") == xwd.Disk("xvda", "/x", "raw")
+    assert xwd.parse_disk("/x,raw,xvda,w,=") == xwd.Disk("xvda", "/x", "raw", writes=True)
 
 
 def test_strings_are_joined() -> None:

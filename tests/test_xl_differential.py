@@ -45,7 +45,7 @@ class Oracle:
         self.asked = self.accepted = 0
 
     def ask(self, configuration: bytes) -> Answer:
-        """ "refused", or the domain's name and then vdev and target of each disk."""
+        """ "refused", or the domain's name and then vdev, target and access of each disk."""
         self._questions.write(struct.pack("<I", len(configuration)) + configuration)
         self._questions.flush()
         verdict, *words = self._answers.readline().decode().split()
@@ -78,7 +78,7 @@ def ours(configuration: bytes) -> Answer:
         if LINE_BREAK in str(error):
             raise
         return REFUSED
-    return (domain.name, *(word for disk in domain.disks for word in (disk.vdev, disk.target)))
+    return (domain.name, *(word for disk in domain.disks for word in (disk.vdev, disk.target, "rw"[disk.writes])))
 
 
 def compare(oracle: Oracle, configuration: bytes) -> None:

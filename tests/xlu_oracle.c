@@ -3,8 +3,8 @@
  * What Xen's own parser library says of configurations: the oracle for test_xl_differential.py.
  *
  * Reads configurations from standard input, each as its length (32 bits, little endian) and its bytes. For each
- * writes one line: "refused", or "accepted" with the name and then vdev and target of each disk, in hexadecimal,
- * separated by blanks. It does with them what xl create does up to the disks (parse_config_data in xl_parse.c).
+ * writes one line: "refused", or "accepted" with the name and then vdev, target and access (r or w) of each disk, in
+ * hexadecimal, separated by blanks. It does with them what xl create does up to the disks (parse_config_data in xl_parse.c).
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -48,6 +48,7 @@ static int judge(const char *data, int length)
     for (int i = 0; i < count; i++) {
         print_hex(disks[i].vdev);
         print_hex(disks[i].pdev_path);
+        print_hex(disks[i].readwrite ? "w" : "r");
     }
     putchar('\n');
     fflush(stdout);

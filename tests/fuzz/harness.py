@@ -142,7 +142,7 @@ def check_guest(guest: xwd.Guest) -> xwd.Guest:
     """It can be looked at, printed on lines of its own, and is valid JSON."""
     assert not guest.status.is_awaited(), "a file that can be read is nothing to wait for"
     assert len(guest.domain.disks) == len(guest.required)
-    disks = {r.paths[0]: xwd.check_disk(r.paths, xwd.HostPaths()) for r in guest.required if r.paths}
+    disks = {r.paths[0]: xwd.check_disk(r, xwd.Evidence(xwd.HostPaths())) for r in guest.required if r.paths}
     assert all(path.startswith("/") for path in disks)
     file = guest.domain.source
     snapshot = xwd.Snapshot({}, {file: guest}, disks)
