@@ -73,7 +73,6 @@ MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time t
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
-MAX_LAYERS = 32  # below a disk; real ones have six
 MAX_CHAIN = 4  # layers in one sentence
 MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
 MAX_TIME = 7 * 86400.0  # that may be set
@@ -90,7 +89,7 @@ SLICE = 0.05  # for which the main thread pauses before it looks after calls tha
 MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
 MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
 MAX_DRBDSETUP = 5.0  # that drbdsetup may take; it takes milliseconds
-MAX_REASON_AGE = 3.0  # of a reason that is said
+MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_SENDING = 0.3  # a message may take to be delivered
 MAX_SENDING_ALL = 0.9  # all the messages that are said at once
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
@@ -1053,15 +1052,16 @@ class Device(NamedTuple):
 
 
 class Evidence:
-    """What one look finds out about storage. It reads each file once, however many disks lie on the same devices."""
+    """What one look finds out about storage: each thing once, however many disks lie on the same devices."""
 
     def __init__(self, host: HostPaths, *, explains: bool = True) -> None:
         self.host = host
         self.explains = explains  # why something is not ready, which takes longer than to see that it is not
-        self.lacks: dict[str, Lack | None] = {}  # of the devices looked at, by name
         self.text = lru_cache(None)(read_evidence)
         self.devices = lru_cache(None)(partial(known_devices, host)) if explains else list
         self.drbd_states = lru_cache(None)(partial(read_drbd_states, host))
+        self.lack_of = lru_cache(None)(partial(lack_of, evidence=self))
+        self.lack_at = lru_cache(None)(partial(lack_at, evidence=self))
 
     def having(self, value: str, *keys: str) -> list[Device]:
         """The devices of which one of these properties has this value."""
@@ -1106,7 +1106,7 @@ def udev_device(entry: str, host: HostPaths) -> Device | None:
     text = attribute(f"{host.run}/udev/data", entry)
     if text is None:
         return None
-    name = os.path.basename(os.path.realpath(f"{host.sys}/dev/block/{entry[1:]}"))
+    name = os.path.basename(os.readlink(f"{host.sys}/dev/block/{entry[1:]}"))
     links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
     return Device(name, links, dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE)))
 
@@ -1123,17 +1123,12 @@ NOT_FINISHED = "udev has not finished with it"
 
 
 # What is there: a device, and all that it stands on.
-def lack_of(name: str, evidence: Evidence, depth: int = 0) -> Lack | None:
+def lack_of(name: str, evidence: Evidence) -> Lack | None:
     """What a block device lacks, or one that it stands on, down to the leaves; nothing if it can be used.
 
     A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
     """
-    if name not in evidence.lacks:
-        lack = lack_of_itself(name, evidence)
-        if lack is None and depth < MAX_LAYERS:
-            lack = lack_below(name, evidence, depth)
-        evidence.lacks[name] = lack or lack_in_udev(name, evidence)
-    return evidence.lacks[name]
+    return lack_of_itself(name, evidence) or lack_below(name, evidence) or lack_in_udev(name, evidence)
 
 
 def lack_of_itself(name: str, evidence: Evidence) -> Lack | None:
@@ -1158,7 +1153,7 @@ def lack_in_udev(name: str, evidence: Evidence) -> Lack | None:
     return Lack(NOT_FINISHED, "udevadm settle", name) if is_processing else None
 
 
-def lack_below(name: str, evidence: Evidence, depth: int) -> Lack | None:
+def lack_below(name: str, evidence: Evidence) -> Lack | None:
     """What the devices lack that this one stands on, if it needs them."""
     directory = f"{evidence.host.sys}/class/block/{name}"
     below = names_in(f"{directory}/slaves")
@@ -1167,15 +1162,15 @@ def lack_below(name: str, evidence: Evidence, depth: int) -> Lack | None:
     word, legs = legs_of(name, below, evidence.host)
     if word == "path" and not below:
         return Lack("has no path", "multipath -ll", name)
-    lacks = {one: lack for one in below if (lack := lack_of(one, evidence, depth + 1))}
+    lacks = {one: lack for one in below if (lack := evidence.lack_of(one))}
     if not lacks or (legs and not all(leg in lacks for leg in legs)):
         return None
     first, lack = next(iter(lacks.items()))
     if legs:
-        return lack._replace(reason=f"no {word} of it can be used; {node(first, evidence.host)}: {lack.reason}")
-    # Of several layers, the lowest is named.
-    own = lack.below in (name, first)
-    return lack._replace(reason=f"{node(first, evidence.host)} below it: {lack.reason}" if own else lack.reason)
+        return Lack(f"no {word} of it can be used; {node(first, evidence.host)}: {lack.reason}", lack.hint, name)
+    # Only the layer that is to blame is named.
+    place = f"{node(first, evidence.host)} below it: " if lack.below == first else ""
+    return lack._replace(reason=place + lack.reason)
 
 
 def legs_of(name: str, below: Sequence[str], host: HostPaths) -> tuple[str, Sequence[str]]:
@@ -1306,7 +1301,7 @@ def why_missing(path: str, evidence: Evidence) -> Lack:
     below = os.path.realpath(path)
     reasons = [f"is a link to {below}, which does not exist"] if os.path.islink(path) else []
     hint = ""
-    while below and len(reasons) < MAX_CHAIN and (lack := lack_at(below, evidence)):
+    while below and len(reasons) < MAX_CHAIN and (lack := evidence.lack_at(below)):
         reasons.append(lack.reason)
         hint, below = lack.hint or hint, lack.below
     parent = os.path.dirname(path)
@@ -1319,7 +1314,7 @@ def lack_at(path: str, evidence: Evidence) -> Lack | None:
     if not evidence.explains:
         return None
     if name := evidence.at(path):
-        return lack_of(name, evidence)
+        return evidence.lack_of(name)
     found = ((explain, re.fullmatch(pattern, path)) for pattern, explain in MISSING_PATHS)
     return next(filter(None, (explain(match, evidence) for explain, match in found if match)), None)
 
@@ -1363,7 +1358,7 @@ def missing_array(match: re.Match[str], evidence: Evidence) -> Lack:
     wanted, etc = match["name"], evidence.host.etc
     members = evidence.having(wanted, "MD_DEVICE", "MD_DEVNAME")
     for name in sorted({device.properties.get("MD_DEVICE", "") for device in members}):
-        if name and os.path.exists(f"{evidence.host.sys}/class/block/{name}") and (lack := lack_of(name, evidence)):
+        if name and os.path.exists(f"{evidence.host.sys}/class/block/{name}") and (lack := evidence.lack_of(name)):
             return lack._replace(reason=f"{name} is to be {wanted}: {lack.reason}")
     if members:
         names = some([device.name for device in members], MAX_LISTED)
@@ -1610,7 +1605,7 @@ def why_not_ready(number: int, required: Required, evidence: Evidence) -> Lack |
         why = "the kernel has no such block device" if mounted else f"{host.sys}, which tells of it, is not mounted"
         return Lack(f"is a device file, but {why}")
     name = os.path.basename(os.readlink(directory))
-    if lack := lack_of(name, evidence):
+    if lack := evidence.lack_of(name):
         return lack
     if name.startswith("drbd"):  # version 9 is read-only until it is opened to write
         return why_drbd_is_not_primary(name, required.promotes, evidence)

@@ -471,10 +471,17 @@ def test_a_layer_that_udev_still_processes(tmp_path: Path) -> None:
     assert usable(here, "sda") == "udev has not finished with it"
 
 
-def test_circles_and_depths_end(tmp_path: Path) -> None:
-    layers = {f"dm_{number}": {"slaves": f"dm-{number + 1}"} for number in range(60)}
-    here = made_up(tmp_path, **layers, dm_60={"slaves": "dm-0"})
-    assert usable(here, "dm-0") == ""
+def test_layers_are_looked_at_down_to_the_last_and_the_one_to_blame_is_named(tmp_path: Path) -> None:
+    here = made_up(
+        tmp_path,
+        sda={"device/state": "transport-offline"},
+        dm_0={"dm/uuid": "mpath-1", "dm/name": "mpatha", "slaves": "sda"},
+        dm_1={"dm/uuid": "LVM-1", "dm/name": "vg-lv", "slaves": "dm-0"},
+        dm_2={"dm/uuid": "CRYPT-1", "dm/name": "secret", "slaves": "dm-1"},
+    )
+    reason = "no path of it can be used; /dev/sda: the kernel calls it transport-offline"
+    assert usable(here, "mpatha") == reason
+    assert usable(here, "vg-lv") == usable(here, "secret") == f"/dev/mapper/mpatha below it: {reason}"
 
 
 def test_what_many_disks_lie_on_is_looked_at_once(

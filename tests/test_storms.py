@@ -737,6 +737,9 @@ def two_devices(tmp_path: Path) -> xwd.HostPaths:
     data.mkdir(parents=True)
     for number in (16, 32):
         (data / f"b8:{number}").write_text("E:ID_FS_TYPE=LVM2_member\nE:ID_FS_UUID=uuid\n")
+        link = tmp_path / "sys" / "dev" / "block" / f"8:{number}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(f"8:{number}")
     return xwd.HostPaths(sys=str(tmp_path / "sys"), run=str(tmp_path))
 
 
