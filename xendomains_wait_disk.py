@@ -1117,40 +1117,61 @@ def node(name: str, host: HostPaths) -> str:
     return f"/dev/mapper/{mapped}" if mapped else f"/dev/{name.replace('!', '/')}"
 
 
-# systemd 256 and newer write udev's entry early, and keep ID_PROCESSING in it until the programs of the rules have run
-# (udev-worker.c; `udevadm wait` looks at the same).
-NOT_FINISHED = "udev has not finished with it"
-
-
 # What is there: a device, and all that it stands on.
-def lack_of(name: str, evidence: Evidence) -> Lack | None:
+def lack_of(name: str, evidence: Evidence, promotes: bool = False) -> Lack | None:
     """What a block device lacks, or one that it stands on, down to the leaves; nothing if it can be used.
 
     A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
     """
-    return lack_of_itself(name, evidence) or lack_below(name, evidence) or lack_in_udev(name, evidence)
+    lack = lack_of_itself(name, evidence)
+    if lack is None and name.startswith("drbd"):
+        lack = why_drbd_cannot_be_used(name, promotes, evidence)
+    return lack or lack_below(name, evidence) or lack_in_udev(name, evidence)
 
 
 def lack_of_itself(name: str, evidence: Evidence) -> Lack | None:
-    """What a device lacks, whatever lies below it."""
-    directory = f"{evidence.host.sys}/class/block/{name}"
+    """What a device lacks according to the kernel, whatever lies below it."""
     for names, key, values, are_good, reason in DEVICE_STATES:
         if re.match(names, name):
-            value = attribute(directory, key) or ""
+            value = attribute(f"{evidence.host.sys}/class/block/{name}", key) or ""
             if (value in values) != are_good:
                 return Lack(reason, below=name) if isinstance(reason, str) else reason(name, value, evidence)
-    if name.startswith("drbd"):
-        return why_drbd_has_no_data(name, evidence)
     return None
 
 
-def lack_in_udev(name: str, evidence: Evidence) -> Lack | None:
-    """What a device lacks according to udev, whatever it is used for."""
-    device = udev_device(f"b{attribute(f'{evidence.host.sys}/class/block/{name}', 'dev')}", evidence.host)
-    if device and device.properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
+def lack_in_udev(name: str, evidence: Evidence, is_disk: bool = False) -> Lack | None:
+    """What a device lacks according to udev; there is more that a device lacks which is the disk itself."""
+    number = attribute(f"{evidence.host.sys}/class/block/{name}", "dev")
+    device = udev_device(f"b{number}", evidence.host)
+    properties = device.properties if device else {}
+    # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
+    # (udev-worker.c; `udevadm wait` looks at the same).
+    if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
+        return Lack("udev has not finished with it", "udevadm settle", name)
+    if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
         return Lack("multipathd uses none of its paths", "multipath -ll", name)
-    is_processing = device and device.properties.get("ID_PROCESSING") == "1"
-    return Lack(NOT_FINISHED, "udevadm settle", name) if is_processing else None
+    if not is_disk or properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
+        return None
+    if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
+        return Lack("is one path of a multipath device; use the multipath device instead", "multipath -ll")
+    return Lack("udev says that it is not ready (SYSTEMD_READY=0)")
+
+
+def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
+    """Whether udev calls it not ready for a reason that concerns this host only, and not a guest.
+
+    99-systemd.rules does so for an opened crypt volume without a known content, lest systemd mount it while it is
+    being formatted; a guest formats it. 64-btrfs.rules does so while other members of its file system are missing;
+    they may be disks of the guest as well, and are waited for if they are, or the guest does without them.
+    """
+    if properties.get("ID_BTRFS_READY") == "0":
+        return True
+    return (
+        properties.get("DM_UUID", "").startswith("CRYPT-")
+        and properties.get("DM_UDEV_DISABLE_OTHER_RULES_FLAG") != "1"
+        and not properties.get("ID_FS_USAGE")
+        and not properties.get("ID_PART_TABLE_TYPE")
+    )
 
 
 def lack_below(name: str, evidence: Evidence) -> Lack | None:
@@ -1259,26 +1280,20 @@ def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
     return states
 
 
-def why_drbd_has_no_data(name: str, evidence: Evidence) -> Lack | None:
-    """A DRBD device of which neither its own disk nor its peer's is good."""
+def why_drbd_cannot_be_used(name: str, promotes: bool, evidence: Evidence) -> Lack | None:
+    """A DRBD device with good data neither here nor at its peer, or which nothing makes Primary when a guest starts."""
     minor = name[len("drbd") :].partition("p")[0]
-    *_, disk, peer_disk = evidence.drbd_states().get(minor, ("", "", "UpToDate", ""))
-    if disk in ("UpToDate", "Consistent") or peer_disk == "UpToDate":
-        return None
-    peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
-    return Lack(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
-
-
-def why_drbd_is_not_primary(name: str, promotes: bool, evidence: Evidence) -> Lack | None:
-    """A DRBD device that nothing makes Primary: the script of drbd:RESOURCE does, unless the peer is."""
-    minor = name[len("drbd") :].partition("p")[0]
-    role, peer_role, *_ = evidence.drbd_states().get(minor, ("", ""))
+    role, peer_role, disk, peer_disk = evidence.drbd_states().get(minor, ("", "", "UpToDate", ""))
+    if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
+        peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
+        return Lack(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
     if role in ("", "Primary") or (promotes and peer_role != "Primary"):
         return None
-    resources = drbd_resources(evidence)
-    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
-    peer = {"Primary": ", and its peer is Primary", "Unknown": ", and its peer is not connected"}.get(peer_role, "")
-    return Lack(f"DRBD is {role}{peer}", "drbdadm " + ("status" if peer_role == "Primary" else f"primary {resource}"))
+    if peer_role == "Primary":
+        return Lack(f"DRBD is {role}, and its peer is Primary", "drbdadm status", name)
+    resource = next((one for one, text in drbd_resources(evidence).items() if has_minor(text, minor)), "RESOURCE")
+    peer = ", and its peer is not connected" if peer_role == "Unknown" else ""
+    return Lack(f"DRBD is {role}{peer}", f"drbdadm primary {resource}", name)
 
 
 def drbd_resources(evidence: Evidence) -> dict[str, str]:
@@ -1605,43 +1620,13 @@ def why_not_ready(number: int, required: Required, evidence: Evidence) -> Lack |
         why = "the kernel has no such block device" if mounted else f"{host.sys}, which tells of it, is not mounted"
         return Lack(f"is a device file, but {why}")
     name = os.path.basename(os.readlink(directory))
-    if lack := evidence.lack_of(name):
-        return lack
-    if name.startswith("drbd"):  # version 9 is read-only until it is opened to write
-        return why_drbd_is_not_primary(name, required.promotes, evidence)
-    if required.writes and attribute(directory, "ro") == "1":
-        return Lack("is read-only, and the guest writes to it", f"blockdev --setrw {node(name, host)}")
-    reason = why_not_ready_in_udev(number, host) if host.udev_runs() else ""
-    return Lack(reason) if reason else None
-
-
-def why_not_ready_in_udev(number: int, host: HostPaths) -> str:
-    """Why a block device cannot be used according to udev, or nothing."""
-    device = udev_device(f"b{os.major(number)}:{os.minor(number)}", host)
-    if device is None:
-        return NOT_FINISHED
-    if device.properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(device.properties):
-        return ""
-    if device.properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
-        return "is one path of a multipath device; use the multipath device instead"
-    return "udev says that it is not ready (SYSTEMD_READY=0)"
-
-
-def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
-    """Whether udev calls it not ready for a reason that concerns this host only, and not a guest.
-
-    99-systemd.rules does so for an opened crypt volume without a known content, lest systemd mount it while it is
-    being formatted; a guest formats it. 64-btrfs.rules does so while other members of its file system are missing;
-    they may be disks of the guest as well, and are waited for if they are, or the guest does without them.
-    """
-    if properties.get("ID_BTRFS_READY") == "0":
-        return True
-    return (
-        properties.get("DM_UUID", "").startswith("CRYPT-")
-        and properties.get("DM_UDEV_DISABLE_OTHER_RULES_FLAG") != "1"
-        and not properties.get("ID_FS_USAGE")
-        and not properties.get("ID_PART_TABLE_TYPE")
-    )
+    lack = evidence.lack_of(name, promotes=required.promotes) if required.promotes else evidence.lack_of(name)
+    # DRBD 9 is read-only until it is opened to write.
+    if lack is None and required.writes and not name.startswith("drbd") and attribute(directory, "ro") == "1":
+        lack = Lack("is read-only, and the guest writes to it", f"blockdev --setrw {node(name, host)}")
+    if lack is None and host.udev_runs():
+        lack = lack_in_udev(name, evidence, is_disk=True)
+    return lack
 
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------

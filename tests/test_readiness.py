@@ -259,6 +259,7 @@ def test_an_opened_crypt_volume_with_content_is_ready_when_udev_says_so(machine:
 
 
 def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> None:
+    machine.device("sda")
     (machine.database / "b259:77").write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\nQ:tag\n")
     device = xwd.udev_device("b259:77", machine.paths())
     assert device and device.properties == {"ID_MODEL": "a=b ", "ID_SERIAL": "\ufffd", "EMPTY": ""}
