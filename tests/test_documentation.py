@@ -243,7 +243,7 @@ def test_every_reason_for_a_device_that_cannot_be_used_is_told() -> None:
     reasons.update(reason for *_, reason in xwd.DEVICE_STATES if isinstance(reason, str))
     reasons.update(re.findall(r'Lack\("([^"]+)"', inspect.getsource(xwd.lack_in_udev)))
     assert len(reasons) > 8
-    told = section(COMMAND_PAGE, "Reasons")
+    told = section(COMMAND_PAGE, "DIAGNOSTICS")
     assert [reason for reason in reasons if reason not in told] == []
 
 

@@ -64,6 +64,7 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
                         "path": None,
                         "state": "skipped",
                         "reason": "the driver domain storage holds it",
+                        "hint": None,
                     },
                 ],
             },
@@ -81,7 +82,7 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
 
 
 def disk(vdev: str, path: Path, state: str, reason: str | None) -> dict[str, str | None]:
-    return {"vdev": vdev, "target": str(path), "path": str(path), "state": state, "reason": reason}
+    return {"vdev": vdev, "target": str(path), "path": str(path), "state": state, "reason": reason, "hint": None}
 
 
 def test_a_link_that_dangles_is_shown_as_something_to_wait_for(host: Host) -> None:
@@ -270,7 +271,7 @@ def test_the_journal_gets_messages_with_fields(host: Host, journald: Journald) -
     host.guest("web", host.images / "a")
     assert journald.start("--timeout", "0").end().status == xwd.EXIT_TIMED_OUT
     always = {"SYSLOG_IDENTIFIER": "xendomains-wait-disk"}
-    about = {"DISK": f"{host.images}/a", "DOMAIN": "web", "STATE": "missing", "REASON": "does not exist"}
+    about = {"DISK": f"{host.images}/a", "DOMAIN": "web", "STATE": "missing", "REASON": "does not exist", "HINT": ""}
     assert journald.entries() == [
         {
             "MESSAGE": f"still waiting for {host.images}/a for web... (does not exist)",
