@@ -85,6 +85,17 @@ def disk(vdev: str, path: Path, state: str, reason: str | None) -> dict[str, str
     return {"vdev": vdev, "target": str(path), "path": str(path), "state": state, "reason": reason, "hint": None}
 
 
+def test_a_reason_comes_with_a_command_that_helps_in_the_last_message_and_where_more_is_asked_for(host: Host) -> None:
+    host.guest("web", "/dev/zvol/no-such-pool/web")
+    reason, hint = "pool no-such-pool is not imported", "zpool import no-such-pool"
+    messages = host.run("--timeout", "0").messages
+    assert f"still waiting for /dev/zvol/no-such-pool/web for web... ({reason})\n" in messages
+    assert f"/dev/zvol/no-such-pool/web for web is still missing: {reason} (try: {hint})\n" in messages
+    assert host.run("list").output.endswith(f"missing  {reason}\n")
+    assert host.run("list", "-v").output.endswith(f"missing  {reason} (try: {hint})\n")
+    assert host.list()["domains"][0]["disks"][0]["hint"] == hint
+
+
 def test_a_link_that_dangles_is_shown_as_something_to_wait_for(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     answer = host.list()

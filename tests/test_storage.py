@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
+from conftest import Clock, Host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recorded import HOSTS, entries, unpack
@@ -505,6 +506,30 @@ def test_what_many_disks_lie_on_is_looked_at_once(
     }
     # Each of two volumes and three LUNs below them, once; and of each disk whether it can be written to.
     assert len(reads) <= 5 * 8 + 4 * 2
+
+
+def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: Clock, tmp_path: Path) -> None:
+    """Not at each look: that takes longer than to see that nothing has changed."""
+    guests = Host(tmp_path)
+    directory = guests.images / "late"
+    guests.guest("web", directory / "web.img")
+    (tmp_path / "fstab").write_text(f"nas:/export {directory} nfs defaults 0 0\n")
+    watch = guests.watch()._replace(host=HostPaths(etc=str(tmp_path), proc=str(tmp_path)))
+
+    def reason(known: xwd.Snapshot, anew: bool = False) -> tuple[str, xwd.Snapshot]:
+        snapshot = xwd.take_snapshot(watch, known, clock.now + 60, anew)
+        return snapshot.disks[str(directory / "web.img")].reason, snapshot
+
+    not_mounted = f"lies below {directory}, where nas:/export is to be mounted according to /etc/fstab, but is not"
+    plain = f"does not exist, nor does the directory {directory}"
+    said, known = reason(xwd.Snapshot())
+    assert said == not_mounted
+    (tmp_path / "fstab").unlink()
+    clock.now += xwd.MAX_REASON_AGE - 1
+    assert reason(known)[0] == not_mounted
+    assert reason(known, anew=True)[0] == plain
+    clock.now += 1
+    assert reason(known)[0] == plain
 
 
 # Bad evidence
