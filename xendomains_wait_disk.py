@@ -311,7 +311,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
     except ConfigError as error:
         problem = str(error)
     except ImportError as error:
-        problem = f"cannot be read without Python's configobj ({error})"
+        problem = f"cannot be read without Python's configobj ({error}; this is {sys.executable})"
     return Settings(), [f"{path} {problem}; the defaults are used."] if problem else []
 
 
@@ -579,6 +579,11 @@ class Domain(NamedTuple):
     kind: str
     disks: tuple[Disk, ...] = ()
     warnings: tuple[str, ...] = ()
+    boot_files: tuple[Disk, ...] = ()  # with their key for a vdev
+
+    def needs(self) -> tuple[Disk, ...]:
+        """What has to be there before it can start."""
+        return self.disks + self.boot_files
 
 
 # xl's scanner (libxlu_cfg_l.l). A comment without a newline behind it is an error there, and so it is here.
@@ -730,10 +735,11 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
+    boot_files = boot_files_in(settings)
     specifications, line = settings.get("disk", ([], 0))
     if isinstance(specifications, str):
         warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
-        return Domain(name, source, kind, warnings=(warning,))
+        return Domain(name, source, kind, (), (warning,), boot_files)
     disks: list[Disk] = []
     for specification in specifications:
         if not isinstance(specification, str):
@@ -742,7 +748,17 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
             disks.append(parse_disk(specification))
         except ConfigError as error:
             raise type(error)(f"disk {quoted(specification)}: {error} (the list ends in line {line})") from None
-    return Domain(name, source, kind, tuple(disks))
+    return Domain(name, source, kind, tuple(disks), (), boot_files)
+
+
+def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
+    """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
+    values = {key: value for key, (value, _) in settings.items()}
+    if values.get("type", values.get("builder", "pv")) not in ("pv", "pvh", "generic", "linux"):
+        return ()
+    keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
+    # Where libxl looks for a name without a directory depends on how it was built.
+    return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
 
 
 # xl_cmdimpl.c and xl.h in Xen's tools/xl: 32 bytes of magic, then 32-bit words in the byte order of the first.
@@ -2029,7 +2045,7 @@ def parse_guest(path: str, kind: str, text: Text, settings: Settings) -> Guest:
     ]
     if warnings:
         domain = domain._replace(warnings=(*domain.warnings, *warnings))
-    required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.disks)
+    required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
     return Guest(domain, READY, text.signature, required)
 
 
@@ -2516,7 +2532,7 @@ def as_json(snapshot: Snapshot) -> str:
             "kind": guest.domain.kind,
             "error": well_formed(guest.status.reason) or None,
             "refused": guest.status.state is State.REFUSED,
-            "disks": [disk_as_json(*pair) for pair in zip(guest.domain.disks, guest.required)],
+            "disks": [disk_as_json(*pair) for pair in zip(guest.domain.needs(), guest.required)],
         }
         for guest in snapshot.guests.values()
     ]
@@ -2548,9 +2564,9 @@ def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
         domain = guest.domain
         if guest.status.state is not State.READY:
             add(domain.name, domain.kind, "-", file, guest.status)
-        elif not domain.disks:
+        elif not domain.needs():
             rows.append((domain.name, domain.kind, "-", "-", "no disks", ""))
-        for disk, required in zip(domain.disks, guest.required):
+        for disk, required in zip(domain.needs(), guest.required):
             path = required.paths[0] if required.paths else disk.target or "-"
             add(domain.name, domain.kind, disk.vdev, path, snapshot.disk_status(required))
     cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
