@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, NamedTuple
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
 # pyudev, socket and tenacity together take several times as long as all that the common boot does.
 if TYPE_CHECKING:
+    from _socket import socket as Socket
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from socket import socket as Socket
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NoReturn, Union
 
@@ -48,6 +48,8 @@ __version__ = "2.0.0"
 
 COMMAND = "xendomains-wait-disk"
 CONFFILE = "/etc/xen-wait-disk.conf"
+JSON_VERSION = 1
+LAST_WAIT = "/run/xendomains-wait-disk/last.json"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 EXIT_READY = 0
@@ -63,6 +65,7 @@ LOG_LEVELS = {"emerg": 0, "alert": 1, "crit": 2, "err": 3, "warning": 4, "notice
 MESSAGE_MISSING = "c73c68bb58c64bc68febe2f6cd319bcd"
 MESSAGE_REFUSED = "5673123f0bca4e4491a3bf4dd74c6dc6"
 MESSAGE_SETTINGS = "3a7b5633a5a94b02ae3188726f21d967"
+MESSAGE_SUMMARY = "e2f4ab1c6a8c4a7b9f0a1f2b8d7f3c55"
 
 # All limits and intervals; sizes are in bytes, times in seconds.
 MAX_CONFIGURATION = 1 << 17  # of a guest; hundreds of disks fit. Larger is something else, and would take long to parse
@@ -88,7 +91,7 @@ SLOW = 0.1  # a call that takes longer is not waited for the next time
 SLICE = 0.05  # for which the main thread pauses before it looks after calls that are silent
 MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
 MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
-MAX_DRBDSETUP = 5.0  # that drbdsetup may take; it takes milliseconds
+MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_SENDING = 0.3  # a message may take to be delivered
 MAX_SENDING_ALL = 0.9  # all the messages that are said at once
@@ -331,7 +334,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in SETTINGS_KEYS or isinstance(value, dict):
-            problems.append(f"{path}: {name} is unknown and ignored ({closest_key(name)}).")
+            problems.append(f"{path}: {name} is unknown and ignored ({closest(name, list(SETTINGS_KEYS))}).")
             continue
         field, check, takes_several = SETTINGS_KEYS[name]
         values = [value] if isinstance(value, str) else value
@@ -347,12 +350,12 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     return Settings()._replace(**changes), problems
 
 
-def closest_key(name: str) -> str:
-    """A hint for somebody who wrote an unknown key."""
+def closest(name: str, known: Sequence[str]) -> str:
+    """A hint for somebody who wrote an unknown name."""
     from difflib import get_close_matches
 
-    similar = get_close_matches(name, SETTINGS_KEYS, 1)
-    return f"did you mean {similar[0]}?" if similar else f"known are {', '.join(SETTINGS_KEYS)}"
+    similar = get_close_matches(name, known, 1)
+    return f"did you mean {similar[0]}?" if similar else f"known are {some(known, MAX_NAMES)}"
 
 
 # --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
@@ -1192,10 +1195,7 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
 
 def lack_below(name: str, evidence: Evidence) -> Lack | None:
     """What the devices lack that this one stands on, if it needs them."""
-    directory = f"{evidence.host.sys}/class/block/{name}"
-    below = names_in(f"{directory}/slaves")
-    if not below and attribute(directory, "partition"):
-        below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
+    below = devices_below(name, evidence.host)
     word, legs = legs_of(name, below, evidence.host)
     if word == "path" and not below:
         return Lack("has no path", "multipath -ll", name)
@@ -1208,6 +1208,15 @@ def lack_below(name: str, evidence: Evidence) -> Lack | None:
     # Only the layer that is to blame is named.
     place = f"{node(first, evidence.host)} below it: " if lack.below == first else ""
     return lack._replace(reason=place + lack.reason)
+
+
+def devices_below(name: str, host: HostPaths) -> list[str]:
+    """The devices that this one stands on: in sysfs its slaves, or the disk of a partition."""
+    directory = f"{host.sys}/class/block/{name}"
+    below = names_in(f"{directory}/slaves")
+    if not below and attribute(directory, "partition"):
+        below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
+    return below
 
 
 def legs_of(name: str, below: Sequence[str], host: HostPaths) -> tuple[str, Sequence[str]]:
@@ -1224,15 +1233,19 @@ def legs_of(name: str, below: Sequence[str], host: HostPaths) -> tuple[str, Sequ
 
 def why_scsi_does_not_run(name: str, state: str, evidence: Evidence) -> Lack:
     """When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing."""
-    # …/host2/session1/target2:0:0/2:0:0:1/block/sda
-    path = os.path.realpath(f"{evidence.host.sys}/class/block/{name}")
-    session = re.search(r"/(session[0-9]+)/", path)
-    directory = f"{evidence.host.sys}/class/iscsi_session/{session[1]}" if session else ""
-    if session is None or attribute(directory, "state") == "LOGGED_IN":
+    target, session = iscsi_session(name, evidence.host)
+    if session in ("", "LOGGED_IN"):
         return Lack(f"the kernel calls it {state}", below=name)
-    target = attribute(directory, "targetname")
     reason = f"the kernel calls it {state}: its iSCSI session with {target} has failed"
     return Lack(reason, "iscsiadm -m session -P 1", name)
+
+
+def iscsi_session(name: str, host: HostPaths) -> tuple[str, str]:
+    """The target of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
+    # …/host2/session1/target2:0:0/2:0:0:1/block/sda
+    session = re.search(r"/(session[0-9]+)/", os.path.realpath(f"{host.sys}/class/block/{name}"))
+    directory = f"{host.sys}/class/iscsi_session/{session[1]}" if session else ""
+    return attribute(directory, "targetname") or "", attribute(directory, "state") or ""
 
 
 def why_array_is_not_active(name: str, state: str, evidence: Evidence) -> Lack:
@@ -1266,18 +1279,17 @@ def read_drbd_states(host: HostPaths) -> dict[str, DrbdState]:
     """The state of each DRBD device, by number. Version 8 tells of them in /proc, version 9 only that it is there."""
     text = read_evidence(f"{host.proc}/drbd")
     if text.startswith("version: 9"):
-        return drbd_states_from_json(drbd_status())
+        return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
     found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
     return {match[1]: (match[2], match[3], match[4], match[5]) for match in found}
 
 
-def drbd_status() -> str:
-    """What DRBD 9 says of its devices, as JSON."""
+def output_of(*command: str) -> str:
+    """What a program prints; nothing if it cannot be run or takes long."""
     from subprocess import DEVNULL, SubprocessError, run
 
     with suppress(OSError, SubprocessError):
-        command = ["drbdsetup", "status", "--json"]
-        return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_DRBDSETUP).stdout
+        return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_PROGRAM).stdout
     return ""
 
 
@@ -1354,11 +1366,7 @@ def missing_file(match: re.Match[str], evidence: Evidence) -> Lack | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
     host = evidence.host
     plans = {where: (source, "/etc/fstab") for source, where, *_ in rows(f"{host.etc}/fstab", evidence)}
-    for directory in (f"{host.run}/systemd/generator", f"{host.etc}/systemd/system"):
-        for unit in names_in(directory):
-            if unit.endswith(".mount"):
-                keys = dict(re.findall("^(What|Where)=(.+)", evidence.text(f"{directory}/{unit}"), re.MULTILINE))
-                plans.setdefault(keys.get("Where", ""), (keys.get("What", ""), unit))
+    plans = {**mount_units(evidence), **plans}
     where = max((one for one in plans if match[0].startswith(f"{one.rstrip('/')}/")), key=len, default="/")
     # Where systemd mounts on demand, autofs is mounted until then.
     lines = rows(f"{host.proc}/self/mountinfo", evidence)
@@ -1368,6 +1376,16 @@ def missing_file(match: re.Match[str], evidence: Evidence) -> Lack | None:
     source, file = plans[where]
     reason = f"lies below {where}, where {source} is to be mounted according to {file}, but is not"
     return Lack(reason, f"systemctl status {where}", path_of(source))
+
+
+def mount_units(evidence: Evidence) -> dict[str, tuple[str, str]]:
+    """What is to be mounted, and the unit that does it, by mount point; of fstab systemd makes units as well."""
+    plans = {}
+    for directory in (f"{evidence.host.run}/systemd/generator", f"{evidence.host.etc}/systemd/system"):
+        for unit in (unit for unit in names_in(directory) if unit.endswith(".mount")):
+            keys = dict(re.findall("^(What|Where)=(.+)", evidence.text(f"{directory}/{unit}"), re.MULTILINE))
+            plans[keys.get("Where", "")] = (keys.get("What", ""), unit)
+    return plans
 
 
 def rows(path: str, evidence: Evidence) -> list[list[str]]:
@@ -1856,11 +1874,12 @@ class Missing(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What is known of all the guests about to start: the directories, the guests by file, the disks by path."""
+    """What is known of the guests about to start: the directories, the guests by file, the disks by path."""
 
     directories: Mapping[str, Directory] = {}
     guests: Mapping[str, Guest] = {}
     disks: Mapping[str, Status] = {}
+    read: Mapping[str, Guest] = {}  # with those that were not asked for
     explained: float = float("-inf")  # when the reasons were found
 
     def disk_status(self, required: Required) -> Status:
@@ -1895,6 +1914,7 @@ class Watch(NamedTuple):
     files: BlockingCalls
     parser: BlockingCalls  # one call at a time: what parses a configuration takes all the time that it can get
     host: HostPaths = HostPaths()
+    names: tuple[str, ...] = ()  # of the guests that are asked for, or of their files; without any, all are
 
 
 def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready: bool = False) -> Snapshot:
@@ -1904,11 +1924,17 @@ def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready:
     `recheck_ready` everything, and what does not answer does not count as ready.
     """
     directories = list_files(watch, known, deadline, recheck_ready)
-    guests = read_guests(watch, directories, known, deadline, recheck_ready)
+    read = read_guests(watch, directories, known, deadline, recheck_ready)
+    guests = {file: guest for file, guest in read.items() if not watch.names or is_named(guest, watch.names)}
     now = time.monotonic()
     explains = recheck_ready or now >= known.explained + MAX_REASON_AGE
     disks = check_disks(watch, guests, known, deadline, recheck_ready, explains)
-    return Snapshot(directories, guests, disks, now if explains else known.explained)
+    return Snapshot(directories, guests, disks, read, now if explains else known.explained)
+
+
+def is_named(guest: Guest, names: Iterable[str]) -> bool:
+    """Whether one of the names is the guest's or that of its file."""
+    return guest.domain.name in names or os.path.basename(guest.domain.source) in names
 
 
 def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> dict[str, Directory]:
@@ -1966,7 +1992,7 @@ def read_guests(
 ) -> dict[str, Guest]:
     """The guests that these files configure, by file."""
     kinds = {file: directory.kind for directory in directories.values() for file in directory.files}
-    before = {file: known.guests.get(file, unread_guest(file, kind)) for file, kind in kinds.items()}
+    before = {file: known.read.get(file, unread_guest(file, kind)) for file, kind in kinds.items()}
     readers: dict[str, Call] = {f: partial(read_text, f, kinds[f], before[f].signature) for f in kinds}
     answers = watch.files.run("read", readers, deadline, anew)
     texts = {file: answer for file, answer in answers.items() if isinstance(answer, Text)}
@@ -2207,9 +2233,9 @@ class Journal:
         """One message, with fields such as DISK= for the journal."""
         self.log_all(level, [(text, fields)])
 
-    def log_all(self, level: int, messages: Iterable[Message]) -> None:
-        """Several messages."""
-        if level > self.level:
+    def log_all(self, level: int, messages: Iterable[Message], *, always: bool = False) -> None:
+        """Several messages; the journal gets them always, if need be, whatever is to be shown."""
+        if level > self.level and not (always and self._is_journal):
             return
         self._end = time.monotonic() + MAX_SENDING_ALL
         for text, fields in messages:
@@ -2299,8 +2325,11 @@ def notify(*assignments: str) -> bool:
     lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
     try:
         if address:
-            with connected_socket(f"\0{address[1:]}" if address.startswith("@") else address) as unix:
+            unix = connected_socket(f"\0{address[1:]}" if address.startswith("@") else address)
+            try:
                 unix.send("\n".join(lines).encode())
+            finally:
+                unix.close()
     except BlockingIOError:
         return False
     except OSError:
@@ -2310,9 +2339,10 @@ def notify(*assignments: str) -> bool:
 
 def connected_socket(address: str) -> Socket:
     """A socket for datagrams to this address, on which nothing blocks. Raises OSError."""
-    import socket
+    # The module that is written in C: socket takes 20 times as long to import, and the common boot needs this as well.
+    import _socket
 
-    unix = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    unix = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
     try:
         unix.connect(address)
     except OSError:
@@ -2339,11 +2369,16 @@ class Reporter:
         self._problems: dict[str, list[str]] = {}
         self._lines: dict[str, int] = {}  # said since then, by what they are about
         self._status = ""
+        self._snapshot = Snapshot()  # the last
+        self._found: dict[str, float] = {}  # seconds after which disks and the like were there
 
     def report(self, snapshot: Snapshot) -> None:
         """Says what is new since the last snapshot."""
         now = time.monotonic()
         before, self._awaited = self._awaited, {one.path: one for one in snapshot.missing()}
+        self._snapshot = snapshot
+        self._found = {path: seconds for path, seconds in self._found.items() if path not in self._awaited}
+        self._found.update(dict.fromkeys(before.keys() - self._awaited.keys(), now - self._started))
         self._journal.log(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}.")
         self._log(WARNING, "problems", self._on_problems(snapshot))
         self._log(WARNING, "ends", self._on_ends(before, snapshot))
@@ -2441,15 +2476,60 @@ class Reporter:
             if notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}"):
                 self._status = status
 
-    def log_timeout(self) -> None:
-        """Says what is still missing at the end."""
-        missing = list(self._awaited.values())
+    def log_end(self, stopped_by: int = 0) -> str:
+        """Says how the wait ended, and what is missing then; returns the result in a word."""
         self._journal.end_progress()
-        self._log(ERR, "timeout", self._on_timeout())
-        guests = some(sorted({domain for one in missing for domain in one.domains}), MAX_NAMES)
-        starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
-        self._journal.log(ERR, f"{starts} guests will probably not come up: {guests}.")
-        notify(f"STATUS=Timed out waiting for {in_short(missing)}")
+        seconds = time.monotonic() - self._started
+        missing = list(self._awaited.values())
+        refused = [guest.domain.name for guest in rejected(self._snapshot)]
+        if stopped_by:
+            result, level = "stopped", WARNING
+            waiting = f", still waiting for {in_short(missing)}" if missing else ""
+            text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
+        elif missing:
+            result, level = "timeout", ERR
+            self._log(ERR, "timeout", self._on_timeout())
+            starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
+            guests = some(sorted({*refused, *(domain for one in missing for domain in one.domains)}), MAX_NAMES)
+            text = f"{starts} guests will probably not come up: {guests}."
+            notify(f"STATUS=Timed out waiting for {in_short(missing)}")
+        else:
+            result, level = "ready", INFO
+            but = f", but these guests will not come up: {some(refused, MAX_NAMES)}" if refused else ""
+            text = f"Everything is ready for {size_of(self._snapshot)}{but}."
+        fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
+        self._journal.log_all(level, [(text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})], always=True)
+        return result
+
+    def as_last_wait(self, result: str) -> dict[str, Any]:
+        """How the wait ended, for programs and the command `last`."""
+        waited = time.monotonic() - self._started
+        snapshot = self._snapshot
+        domains: dict[str, list[str]] = {}
+        for guest in snapshot.guests.values():
+            for path in (required.paths[0] for required in guest.required if required.paths):
+                domains.setdefault(path, []).append(well_formed(guest.domain.name))
+        return {
+            "version": JSON_VERSION,
+            "boot_id": read_evidence("/proc/sys/kernel/random/boot_id").strip(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - waited)),
+            "waited": round(waited, 3),
+            "timeout": self._timeout,
+            "result": result,
+            "disks": [
+                {
+                    "path": well_formed(path),
+                    "domains": domains[path],
+                    **status_as_json(status),
+                    "found_after": self._found.get(path),
+                }
+                for path, status in snapshot.disks.items()
+            ],
+            "refused": [
+                {"source": well_formed(guest.domain.source), "error": well_formed(guest.status.reason)}
+                for guest in rejected(snapshot)
+            ],
+        }
 
     def _on_timeout(self) -> Iterator[Message]:
         after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
@@ -2459,15 +2539,6 @@ class Reporter:
                 fields = {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}
                 advice = f" (try: {one.status.hint})" if one.status.hint else ""
                 yield f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}", fields
-
-    def log_stopped(self, number: int) -> None:
-        """Says what was still missing when a signal came."""
-        self._journal.end_progress()
-        seconds = time.monotonic() - self._started
-        missing = list(self._awaited.values())
-        waiting = f", still waiting for {in_short(missing)}"
-        name = signal.Signals(number).name
-        self._journal.log(WARNING, f"Stopped by {name} after {seconds:.0f} seconds{waiting if missing else ''}.")
 
 
 def waiting_message(one: Missing, domain: str) -> Message:
@@ -2498,6 +2569,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def rejected(snapshot: Snapshot) -> list[Guest]:
+    """The guests whose configurations xl will reject, or cannot be read."""
+    return [guest for guest in snapshot.guests.values() if guest.status.state in (State.REFUSED, State.UNREADABLE)]
+
+
 def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     """By file or directory, a sentence for everything wrong with it, unless that is waited for."""
     problems = {}
@@ -2520,10 +2596,9 @@ def as_json(snapshot: Snapshot) -> str:
     import json
 
     def disk_as_json(disk: Disk, required: Required) -> dict[str, str | None]:
-        state, reason, hint = snapshot.disk_status(required)
         path = well_formed(required.paths[0]) if required.paths else None
         about = {"vdev": well_formed(disk.vdev), "target": well_formed(disk.target), "path": path}
-        return {**about, "state": state.value, "reason": well_formed(reason) or None, "hint": well_formed(hint) or None}
+        return {**about, **status_as_json(snapshot.disk_status(required))}
 
     domains = [
         {
@@ -2541,7 +2616,16 @@ def as_json(snapshot: Snapshot) -> str:
         for path, (kind, _, status, _) in snapshot.directories.items()
         if status != READY
     ]
-    return json.dumps({"ready": not snapshot.missing(), "domains": domains, "directories": directories}, indent=2)
+    ready = not snapshot.missing()
+    return json.dumps(
+        {"version": JSON_VERSION, "ready": ready, "domains": domains, "directories": directories}, indent=2
+    )
+
+
+def status_as_json(status: Status) -> dict[str, str | None]:
+    """The fields of a status."""
+    state, reason, hint = status
+    return {"state": state.value, "reason": well_formed(reason) or None, "hint": well_formed(hint) or None}
 
 
 def well_formed(text: str) -> str:
@@ -2569,21 +2653,236 @@ def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
         for disk, required in zip(domain.needs(), guest.required):
             path = required.paths[0] if required.paths else disk.target or "-"
             add(domain.name, domain.kind, disk.vdev, path, snapshot.disk_status(required))
+    return in_columns(rows)
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """The rows of a table, each column as wide as its cells."""
     cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
+def write_last_wait(record: Mapping[str, Any]) -> None:
+    """Puts it in the place of the record of the wait before. Raises OSError; the directory is made by the unit."""
+    with open(f"{LAST_WAIT}.new", "w") as file:
+        import json
+
+        json.dump(record, file, indent=2)
+    os.replace(f"{LAST_WAIT}.new", LAST_WAIT)
+
+
+# --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
+class Finding(NamedTuple):
+    """Something wrong with a file, a guest or a disk, and what to do about it; an error if a guest may not start."""
+
+    problem: str
+    fix: str = ""
+    is_error: bool = False
+    file: str = ""
+    guest: str = ""
+    vdev: str = ""
+
+    def text(self) -> str:
+        """It in a sentence."""
+        guest = f"guest {self.guest}{f', {self.vdev}' if self.vdev else ''}: " if self.guest else ""
+        file = f"{self.file}: " if self.file else ""
+        return f"{file}{guest}{self.problem}{f' (fix: {self.fix})' if self.fix else ''}."
+
+
+class Use(NamedTuple):
+    """What a guest needs, and the device that this is now, if it is one."""
+
+    guest: Guest
+    disk: Disk
+    required: Required
+    device: str = ""
+
+    def finding(self, problem: str, fix: str = "", *, is_error: bool = False) -> Finding:
+        """Something wrong with it."""
+        return Finding(problem, fix, is_error, self.guest.domain.source, self.guest.domain.name, self.disk.vdev)
+
+
+def findings_of(snapshot: Snapshot, watch: Watch, *, reboot: bool) -> list[Finding]:
+    """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
+    evidence = Evidence(watch.host)
+    uses = uses_of(snapshot, evidence)
+    checks = [check_files(snapshot, watch.xendomains), check_names(snapshot), check_units()]
+    checks += [check_use(use, snapshot, evidence) for use in uses] + [check_sharing(uses)]
+    if reboot:
+        checks += [check_reboot(use, evidence) for use in uses if snapshot.disk_status(use.required) == READY]
+    return list(dict.fromkeys(finding for findings in checks for finding in findings))
+
+
+def uses_of(snapshot: Snapshot, evidence: Evidence) -> list[Use]:
+    """What the guests need of this host."""
+    uses = []
+    for guest in snapshot.guests.values():
+        for disk, required in zip(guest.domain.needs(), guest.required):
+            device = ""
+            with suppress(OSError):
+                status = os.stat(next(filter(os.path.exists, required.paths), ""))
+                if stat.S_ISBLK(status.st_mode):
+                    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+                    device = os.path.basename(os.readlink(f"{evidence.host.sys}/dev/block/{number}"))
+            if required.paths:
+                uses.append(Use(guest, disk, required, device))
+    return uses
+
+
+def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]:
+    """The directories of xendomains, and the files in them."""
+    for path, variable, usual in (
+        (xendomains.auto, "XENDOMAINS_AUTO", DEFAULT_AUTO),
+        (xendomains.save, "XENDOMAINS_SAVE", DEFAULT_SAVE),
+    ):
+        # Xen's own are there only once they are needed. xendomains itself makes the one where it saves guests.
+        if path and path != usual and path not in snapshot.directories:
+            yield Finding("is not a directory", f"mkdir {path}, or correct {variable}", variable.endswith("AUTO"), path)
+    for path, directory in snapshot.directories.items():
+        if directory.warning:
+            yield Finding(directory.warning, file=path)
+        if directory.status != READY:
+            awaited = "; the boot would wait for it" if directory.status.is_awaited() else ""
+            yield Finding(directory.status.reason + awaited, "", not awaited, path)
+    for file, guest in snapshot.guests.items():
+        yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
+        if guest.status.is_awaited():
+            yield Finding(f"{guest.status.reason}; the boot would wait for it", file=file)
+        elif guest in rejected(snapshot):
+            will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
+            yield Finding(f"{guest.status.reason}; {will}", "", True, file)
+
+
+def check_names(snapshot: Snapshot) -> Iterator[Finding]:
+    """Guests with the same name. A guest that was saved has its configuration as well."""
+    files: dict[tuple[str, str], str] = {}
+    for file, guest in snapshot.guests.items():
+        if guest.status == READY:
+            other = files.setdefault((guest.domain.kind, guest.domain.name), file)
+            if other != file:
+                fix = f"move one of them out of {os.path.dirname(file)}"
+                yield Finding(
+                    f"{other} has the same name, and xl starts one of them", fix, True, file, guest.domain.name
+                )
+
+
+def check_units() -> Iterator[Finding]:
+    """The units without which nothing happens at boot."""
+    for unit in ("xendomains.service", f"{COMMAND}.service"):
+        state = output_of("systemctl", "is-enabled", unit).strip()
+        if state in ("disabled", "masked"):
+            verb = "enable" if state == "disabled" else "unmask"
+            yield Finding(f"{unit} is {state}, so it does not run at boot", f"systemctl {verb} {unit}")
+
+
+# Names that the kernel, or mdadm for an array that mdadm.conf does not name, gives in the order in which devices come.
+UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]+|nvme[0-9]+n[0-9]+|dm-|md12[0-9]|loop|nbd)(p?[0-9]+)?"
+
+
+def check_use(use: Use, snapshot: Snapshot, evidence: Evidence) -> Iterator[Finding]:
+    """What a guest needs: its name, whether it is there if it is no disk, and what else uses it."""
+    path = use.required.paths[0]
+    if use.disk in use.guest.domain.boot_files and snapshot.disk_status(use.required).state is State.MISSING:
+        yield use.finding(f"{path} {snapshot.disk_status(use.required).reason}", is_error=True)
+    if re.fullmatch(UNSTABLE_NAME, path):
+        links = [link for device in evidence.devices() if path == f"/dev/{device.name}" for link in device.links]
+        kinds = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
+        stable = next((link for kind in kinds for link in sorted(links) if link.startswith(kind)), "")
+        yield use.finding(f"{path} may be another disk after a reboot", f"write {stable}" if stable else "")
+    if use.device and use.disk.writes:
+        holders = names_in(f"{evidence.host.sys}/class/block/{use.device}/holders")
+        mounts = {words[2]: words[4] for words in rows(f"{evidence.host.proc}/self/mountinfo", evidence) if words[4:]}
+        swaps = [os.path.realpath(words[0]) for words in rows(f"{evidence.host.proc}/swaps", evidence)]
+        what = f"is part of {some([node(one, evidence.host) for one in holders], MAX_LISTED)}" if holders else ""
+        if where := mounts.get(attribute(f"{evidence.host.sys}/class/block/{use.device}", "dev") or ""):
+            what = f"is mounted on {where}"
+        if what or f"/dev/{use.device}" in swaps:
+            yield use.finding(f"{path} {what or 'is swap space'} on this host, and not for a guest", is_error=True)
+
+
+def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
+    """Disks that two guests write."""
+    writers: dict[str, Use] = {}
+    for use in uses:
+        if use.disk.writes:
+            first = writers.setdefault(use.device or os.path.realpath(use.required.paths[0]), use)
+            if first.guest.domain.name != use.guest.domain.name:
+                problem = f"{use.required.paths[0]} is written by guest {first.guest.domain.name} as well"
+                yield use.finding(problem, "give each guest a disk of its own, or all but one mode r", is_error=True)
+
+
+def check_reboot(use: Use, evidence: Evidence) -> Iterator[Finding]:
+    """What is there now, and would not come back by itself."""
+    layers = [use.device] if use.device else []
+    for name in layers:
+        layers += [one for one in devices_below(name, evidence.host) if one not in layers]
+    found = [why_device_stays_away(name, evidence) for name in layers] or [
+        why_mount_stays_away(os.path.realpath(use.required.paths[0]), evidence)
+    ]
+    for lack in filter(None, found):
+        yield use.finding(f"after a reboot {use.required.paths[0]} will be missing: {lack.reason}", lack.hint)
+
+
+def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
+    """Why a device, whatever lies below it, is not there after a reboot."""
+    host, directory = evidence.host, f"{evidence.host.sys}/class/block/{name}"
+    mapped, uuid = (attribute(directory, f"dm/{key}") or "" for key in ("name", "uuid"))
+    if re.match("loop|nbd", name) and name not in [words[0] for words in rows(f"{host.etc}/nbdtab", evidence)]:
+        return Lack(f"nothing sets up {name} at boot")
+    if target := iscsi_session(name, host)[0]:
+        startups = {startup for (one, _), startup in iscsi_nodes(evidence).items() if one == target}
+        if not startups & {"automatic", "onboot"}:
+            update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
+            return Lack(f"the host does not log in to target {target} at boot", update)
+    if uuid.startswith("CRYPT-"):
+        options = {words[0]: ",".join(words[3:]).split(",") for words in rows(f"{host.etc}/crypttab", evidence)}
+        if mapped not in options:
+            return Lack(f"{mapped} is not in /etc/crypttab")
+        return Lack(f"{mapped} has the option noauto in /etc/crypttab") if "noauto" in options[mapped] else None
+    if uuid.startswith("LVM-"):
+        text = re.sub("#.*", "", evidence.text(f"{host.etc}/lvm/lvm.conf"))
+        group = re.sub("([^-])-([^-].*)", r"\1", mapped).replace("--", "-")
+        activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
+        named = re.findall('"([^"/]*)', activated[1]) if activated else [group]
+        if group not in named and not any(one.startswith("@") for one in named):
+            return Lack(f"auto_activation_volume_list in /etc/lvm/lvm.conf does not name volume group {group}")
+    wants = names_in(f"{host.etc}/systemd/system/multi-user.target.wants") + names_in(f"{host.etc}/rc3.d")
+    if name.startswith("drbd") and not re.search("drbd|pacemaker|linstor", " ".join(wants)):
+        return Lack("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
+    return None
+
+
+def why_mount_stays_away(path: str, evidence: Evidence) -> Lack | None:
+    """Why a file is not there after a reboot: its file system was mounted by hand."""
+    lines = rows(f"{evidence.host.proc}/self/mountinfo", evidence)
+    above = [words for words in lines if words[4:] and path.startswith(f"{words[4].rstrip('/')}/")]
+    where = max((words[4] for words in above), key=len, default="/")
+    kinds = {words[words.index("-") + 1] for words in above if words[4] == where and "-" in words}
+    options = {os.path.normpath(words[1]): words[3:4] for words in rows(f"{evidence.host.etc}/fstab", evidence)}
+    if where == "/" or kinds & {"autofs", "zfs"}:
+        return None
+    if where in options:
+        noauto = "noauto" in ",".join(options[where]) and "x-systemd.automount" not in ",".join(options[where])
+        return Lack(f"{where} has the option noauto in /etc/fstab") if noauto else None
+    return None if where in mount_units(evidence) else Lack(f"what is mounted on {where} is not in /etc/fstab")
+
+
 # --- Command line ----------------------------------------------------------------------------------------------------
+COMMANDS = ("wait", "list", "check", "last")
+
+
 class Options(NamedTuple):
     """The command line; at boot there is nothing on it."""
 
     command: str = "wait"
+    guests: Sequence[str] = ()
     config: str = ""
     timeout: float | None = None
     verbose: int = 0
     quiet: bool = False
     json: bool = False
+    reboot: bool = False
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -2606,13 +2905,15 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     )
     command_help = (
         "wait: wait for the disks (the default); list: show them and how they are; "
-        "check: say what is wrong in the configuration files"
+        "check: say what is wrong, and what the next boot will trip over; last: show how the last wait ended"
     )
     timeout_help = "wait at most this long, as in 90 or 5min; 0: look once"
-    parser.add_argument("command", nargs="?", default="wait", choices=("wait", "list", "check"), help=command_help)
+    parser.add_argument("command", nargs="?", default="wait", choices=COMMANDS, help=command_help)
+    parser.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name or file name; without, all")
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
     parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
-    parser.add_argument("--json", action="store_true", help="with list: for programs")
+    parser.add_argument("--reboot", action="store_true", help="with check: what would not come back after a reboot")
+    parser.add_argument("--json", action="store_true", help="with list, check and last: for programs")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; with list, what to do")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -2620,8 +2921,12 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         options = parser.parse_args(arguments)
     finally:
         show("", end="")  # help or version, which the end in run() would not write out
-    if options.json and options.command != "list":
-        parser.error("--json goes with list")
+    if options.json and options.command == "wait":
+        parser.error("--json goes with list, check and last")
+    if options.reboot and options.command != "check":
+        parser.error("--reboot goes with check")
+    if options.guests and options.command == "last":
+        parser.error("last is of all guests")
     return Options(**vars(options))
 
 
@@ -2651,6 +2956,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = settings._replace(timeout=options.timeout)
     level, level_problems = log_level(settings, options, os.environ)
     journal = Journal(level, sys.stderr, patient=options.command != "wait")
+    if options.command == "last":
+        return show_last_wait(as_json=options.json)
     pauses = Pauses()
     pauses.take_signals()
     limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
@@ -2663,15 +2970,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if xendomains.warning:
         journal.log(WARNING, xendomains.warning, MESSAGE_ID=MESSAGE_SETTINGS)
 
-    watch = Watch(xendomains, settings, BlockingCalls(pauses), BlockingCalls(pauses, threads=1))
+    calls, parser = BlockingCalls(pauses), BlockingCalls(pauses, threads=1)
+    watch = Watch(xendomains, settings, calls, parser, names=tuple(options.guests))
     if options.command == "wait":
         return wait_for_disks(watch, journal, pauses, started)
     snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
     set_signals(signal.SIG_DFL)
+    if unknown := unknown_name(snapshot, watch.names):
+        journal.log(ERR, unknown)
+        return EXIT_USAGE
     if options.command == "check":
-        return log_what_is_wrong(snapshot, journal, problems)
+        findings = findings_of(snapshot, watch, reboot=options.reboot)
+        return show_findings(findings, problems, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    if problems:
+    if problems or rejected(snapshot):
         return EXIT_USAGE
     return EXIT_TIMED_OUT if snapshot.missing() else EXIT_READY
 
@@ -2681,36 +2993,80 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
     timeout = watch.settings.timeout
     deadline = started + timeout
     reporter = Reporter(journal, started, timeout)
+    stopped = None
     try:
         snapshot = take_snapshot(watch, Snapshot(), end_of_look(min(deadline, started + MAX_FIRST_LOOK)))
+        if unknown := unknown_name(snapshot, watch.names):
+            journal.log(ERR, unknown)
+            return EXIT_USAGE
         reporter.report(snapshot)
         if snapshot.missing() and timeout:
-            snapshot = wait(watch, snapshot, reporter.report, pauses, deadline)
+            wait(watch, snapshot, reporter.report, pauses, deadline)
         set_signals(signal.SIG_DFL)
-    except Stopped as stopped:
-        reporter.log_stopped(stopped.number)
-        raise
-    if snapshot.missing():
-        reporter.log_timeout()
-        return EXIT_TIMED_OUT
-    journal.log(INFO, f"Everything is ready for {size_of(snapshot)}.")
-    return EXIT_READY
+    except Stopped as signalled:
+        stopped = signalled
+    result = reporter.log_end(stopped.number if stopped else 0)
+    try:
+        write_last_wait(reporter.as_last_wait(result))
+    except OSError as error:
+        journal.log(DEBUG, f"{LAST_WAIT} cannot be written ({error_text(error)}).")
+    if stopped:
+        raise stopped
+    return EXIT_READY if result == "ready" else EXIT_TIMED_OUT
 
 
-def log_what_is_wrong(snapshot: Snapshot, journal: Journal, problems: Sequence[str]) -> int:
-    """Says everything wrong in the configurations; returns the exit status, to which `problems` add."""
-    remarks = [text for texts in problems_of(snapshot).values() for text in texts]
-    for one in snapshot.missing():
-        if one.path in snapshot.directories or one.path in snapshot.guests:
-            remarks.append(f"{one.path}: {one.status.reason}. The boot would wait for it.")
-    for text in remarks:
-        journal.log(ERR, text)
-    if not remarks and not problems:
-        show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
-    statuses = [guest.status for guest in snapshot.guests.values()]
-    statuses += [directory.status for directory in snapshot.directories.values()]
-    refused = any(status.state in (State.REFUSED, State.UNREADABLE) for status in statuses)
-    return EXIT_USAGE if problems or refused else EXIT_READY
+def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
+    """Which of these names of guests is not one, and which may be meant; nothing if all are."""
+    known = {name for g in snapshot.read.values() for name in (g.domain.name, os.path.basename(g.domain.source))}
+    for name in names:
+        if name not in known:
+            return f"'{name}' is not a guest that starts at boot ({closest(name, sorted(known))})."
+    return ""
+
+
+def show_findings(
+    findings: Sequence[Finding], problems: Sequence[str], snapshot: Snapshot, journal: Journal, *, as_json: bool
+) -> int:
+    """Says everything wrong, or prints it as JSON; returns the exit status, to which problems in settings add."""
+    is_ok = not problems and not any(finding.is_error for finding in findings)
+    if as_json:
+        import json
+
+        settings = [Finding(problem, is_error=True) for problem in problems]
+        rows = [
+            {key: well_formed(value) if isinstance(value, str) else value for key, value in one._asdict().items()}
+            for one in (*settings, *findings)
+        ]
+        show(json.dumps({"version": JSON_VERSION, "ok": is_ok, "findings": rows}, indent=2))
+    else:
+        for finding in findings:
+            journal.log(ERR if finding.is_error else WARNING, finding.text())
+        if not findings and not problems:
+            show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
+    return EXIT_READY if is_ok else EXIT_USAGE
+
+
+def show_last_wait(*, as_json: bool) -> int:
+    """Prints how the last wait ended; returns the status with which it ended. Raises ConfigError if there was none."""
+    import json
+
+    try:
+        text = read_file(LAST_WAIT, MAX_EVIDENCE).decode()
+        last = json.loads(text)
+        if not as_json:
+            rows = [("DISK", "DOMAINS", "STATE", "FOUND AFTER", "REASON")]
+            for disk in last["disks"]:
+                after = "" if disk["found_after"] is None else f"{disk['found_after']:.0f}s"
+                domains = some(disk["domains"], MAX_LISTED)
+                rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
+            rows += [(one["source"], "-", "refused", "", one["error"]) for one in last["refused"]]
+            waited = f"{last['waited']:.0f} of {format_time_span(last['timeout'])}"
+            text = f"{last['started']}: waited {waited}: {last['result']}\n{in_columns(rows)}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = error_text(error)
+        raise ConfigError(f"{LAST_WAIT}, which a wait leaves at its end, cannot be read: {why}") from None
+    show(text)
+    return EXIT_READY if last["result"] == "ready" else EXIT_TIMED_OUT
 
 
 def size_of(snapshot: Snapshot) -> str:
