@@ -1471,7 +1471,7 @@ def missing_volume(match: re.Match[str], evidence: Evidence) -> Lack | None:
             )
         lacking += [] if holders else [(uuid, device)]
     if not lacking:
-        return Lack(f"volume group {group} is complete, but {volume} is not activated", f"vgchange -ay {group}")
+        return Lack(f"volume group {group} is complete, but this volume is not activated", f"vgchange -ay {group}")
     # LVM writes "[unknown]" where it has not seen the device either.
     names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device in lacking]
     below = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]

@@ -180,7 +180,7 @@ def test_a_disk_that_lvm_has_not_seen_either(host: Callable[[str], HostPaths]) -
 
 def test_a_volume_that_is_not_activated(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("lvm/not-activated"), "/dev/vg/lv") == (
-        "volume group vg is complete, but lv is not activated",
+        "volume group vg is complete, but this volume is not activated",
         "vgchange -ay vg",
     )
 
