@@ -49,6 +49,7 @@ __version__ = "2.0.0"
 COMMAND = "xendomains-wait-disk"
 CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
+LATE_DIRECTORY = "/run/xendomains-late"
 LAST_WAIT = "/run/xendomains-wait-disk/last.json"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
@@ -74,6 +75,7 @@ MAX_SETTINGS_LINE = 1 << 12  # and 12 s for a line of 32 KiB
 MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
+LATE_PAUSE = 10.0  # between two looks for a guest that starts late
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
 MAX_CHAIN = 4  # layers in one sentence
@@ -1933,8 +1935,9 @@ def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready:
 
 
 def is_named(guest: Guest, names: Iterable[str]) -> bool:
-    """Whether one of the names is the guest's or that of its file."""
-    return guest.domain.name in names or os.path.basename(guest.domain.source) in names
+    """Whether one of the names is the guest's or that of its file, with its extension or without."""
+    file = os.path.basename(guest.domain.source)
+    return not {guest.domain.name, file, os.path.splitext(file)[0]}.isdisjoint(names)
 
 
 def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> dict[str, Directory]:
@@ -2868,8 +2871,100 @@ def why_mount_stays_away(path: str, evidence: Evidence) -> Lack | None:
     return None if where in mount_units(evidence) else Lack(f"what is mounted on {where} is not in /etc/fstab")
 
 
+# --- Late: a guest whose disks come after the timeout ----------------------------------------------------------------
+class LeftAlone(Exception):
+    """The guest is not to be started, or no longer: a sentence that says why, and the exit status for it."""
+
+
+def start_late(watch: Watch, options: Options, journal: Journal, pauses: Pauses, started: float) -> int:
+    """Waits without limit until a guest's disks are there, and starts it as xendomains would; returns the exit status.
+
+    With --timeout=0 it does not wait, with --no-start it only does. Raises Stopped if a signal comes.
+    """
+    # Nothing is in a hurry: events end a pause early.
+    pause = max(watch.settings.longest, LATE_PAUSE)
+    # The boot may be told to ignore it, because this is there.
+    settings = watch.settings._replace(first=pause, longest=pause, ignored_domains=())
+    watch = watch._replace(settings=settings)
+    reporter = Reporter(journal, started, MAX_TIME)
+    (name,) = watch.names
+
+    def report(snapshot: Snapshot) -> None:
+        check_that_it_may_start(snapshot, name)
+        reporter.report(snapshot)
+
+    try:
+        snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
+        report(snapshot)
+        while options.timeout != 0 and what_is_there(snapshot) == read_evidence(f"{LATE_DIRECTORY}/{name}"):
+            pauses.pause(pause)  # xl has failed with these disks; whether they are ready is not the question
+            snapshot = take_snapshot(watch, snapshot, time.monotonic() + MAX_FIRST_LOOK, recheck_ready=True)
+            report(snapshot)
+        if snapshot.missing() and options.timeout != 0:
+            snapshot = wait(watch, snapshot, report, pauses, float("inf"))
+        if options.no_start or snapshot.missing():
+            return EXIT_TIMED_OUT if snapshot.missing() else EXIT_READY
+        set_signals(signal.SIG_DFL)
+        return create_guest(next(iter(snapshot.guests.values())), snapshot, journal)
+    except LeftAlone as left:
+        reason, status = left.args
+        journal.log(WARNING, reason)
+        return EXIT_TIMED_OUT if options.no_start else status
+
+
+def check_that_it_may_start(snapshot: Snapshot, name: str) -> None:
+    """Raises LeftAlone if a guest is not to be started, so that none is taken for another, and none starts twice."""
+    for guest in snapshot.guests.values():
+        file, name = guest.domain.source, guest.domain.name
+        if guest.domain.kind == "saved":
+            reason = (
+                f"guest {name} was saved in {file}, and is not started from its configuration (fix: xl restore {file})."
+            )
+            raise LeftAlone(reason, EXIT_TIMED_OUT)
+        if guest in rejected(snapshot):
+            raise LeftAlone(f"{file}: {guest.status.reason}. Guest {name} is not started.", EXIT_USAGE)
+    if not snapshot.guests and not snapshot.missing():
+        raise LeftAlone(f"{unknown_name(snapshot, (name,))} It is not started.", EXIT_USAGE)
+    with suppress(OSError):
+        # xl writes this once it has started a guest; logrotate may leave an empty one.
+        log = os.stat(f"/var/log/xen/xl-{name}.log")
+        if log.st_size and log.st_mtime > time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
+            raise LeftAlone(f"guest {name} has been started since the host booted, and is left alone.", EXIT_READY)
+
+
+def what_is_there(snapshot: Snapshot) -> str:
+    """What tells whether a disk has changed."""
+    lines = []
+    for path in snapshot.disks:
+        with suppress(OSError):
+            status = os.stat(path)
+            lines.append(f"{path} {status.st_ino} {status.st_rdev} {status.st_size} {status.st_ctime_ns}\n")
+    return "".join(lines) or "nothing"
+
+
+def create_guest(guest: Guest, snapshot: Snapshot, journal: Journal) -> int:
+    """Starts a guest, unless it runs. What xl says of a failure goes to the journal."""
+    from subprocess import DEVNULL, PIPE, STDOUT, run
+
+    name, file = guest.domain.name, guest.domain.source
+    if output_of("xl", "domid", name):
+        raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
+    command = ["xl", "create", "--quiet", "--defconfig", file]
+    process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
+    if process.returncode == 0:
+        journal.log_all(INFO, [(f"guest {name} is started: its disks are there.", {"DOMAIN": name})], always=True)
+        return EXIT_READY
+    journal.log_all(ERR, [(f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()])
+    journal.log(
+        ERR, f"guest {name} could not be started with {file}; xl's status is {process.returncode}.", DOMAIN=name
+    )
+    with suppress(OSError), open(f"{LATE_DIRECTORY}/{name}", "w") as tried:
+        tried.write(what_is_there(snapshot))
+    return EXIT_TIMED_OUT
+
+
 # --- Command line ----------------------------------------------------------------------------------------------------
-COMMANDS = ("wait", "list", "check", "last")
+COMMANDS = ("wait", "list", "check", "last", "late")
 
 
 class Options(NamedTuple):
@@ -2883,6 +2978,7 @@ class Options(NamedTuple):
     quiet: bool = False
     json: bool = False
     reboot: bool = False
+    no_start: bool = False
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -2905,7 +3001,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     )
     command_help = (
         "wait: wait for the disks (the default); list: show them and how they are; "
-        "check: say what is wrong, and what the next boot will trip over; last: show how the last wait ended"
+        "check: say what is wrong, and what the next boot will trip over; last: show how the last wait ended; "
+        "late: wait for the disks of one guest for as long as it takes, and start it"
     )
     timeout_help = "wait at most this long, as in 90 or 5min; 0: look once"
     parser.add_argument("command", nargs="?", default="wait", choices=COMMANDS, help=command_help)
@@ -2913,20 +3010,23 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
     parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
     parser.add_argument("--reboot", action="store_true", help="with check: what would not come back after a reboot")
+    parser.add_argument("--no-start", action="store_true", help="with late: only wait")
     parser.add_argument("--json", action="store_true", help="with list, check and last: for programs")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; with list, what to do")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     try:
-        options = parser.parse_args(arguments)
+        options = parser.parse_intermixed_args(arguments)
     finally:
         show("", end="")  # help or version, which the end in run() would not write out
-    if options.json and options.command == "wait":
+    if options.json and options.command in ("wait", "late"):
         parser.error("--json goes with list, check and last")
     if options.reboot and options.command != "check":
         parser.error("--reboot goes with check")
     if options.guests and options.command == "last":
         parser.error("last is of all guests")
+    if len(options.guests) != 1 and options.command == "late":
+        parser.error("late takes the name of one guest")
     return Options(**vars(options))
 
 
@@ -2972,6 +3072,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     calls, parser = BlockingCalls(pauses), BlockingCalls(pauses, threads=1)
     watch = Watch(xendomains, settings, calls, parser, names=tuple(options.guests))
+    if options.command == "late":
+        return start_late(watch, options, journal, pauses, started)
     if options.command == "wait":
         return wait_for_disks(watch, journal, pauses, started)
     snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
