@@ -50,6 +50,7 @@ COMMAND = "xendomains-wait-disk"
 CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
 LATE_DIRECTORY = "/run/xendomains-late"
+XL_LOGS = "/var/log/xen"
 LAST_WAIT = "/run/xendomains-wait-disk/last.json"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
@@ -2896,8 +2897,11 @@ def start_late(watch: Watch, options: Options, journal: Journal, pauses: Pauses,
     try:
         snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
         report(snapshot)
-        while options.timeout != 0 and what_is_there(snapshot) == read_evidence(f"{LATE_DIRECTORY}/{name}"):
-            pauses.pause(pause)  # xl has failed with these disks; whether they are ready is not the question
+        tried = read_evidence(f"{LATE_DIRECTORY}/{name}") if options.timeout != 0 else ""
+        if what_is_there(snapshot) == tried:
+            journal.log(WARNING, f"xl has failed to start guest {name}; waiting until one of its disks has changed.")
+        while what_is_there(snapshot) == tried:
+            pauses.pause(pause)
             snapshot = take_snapshot(watch, snapshot, time.monotonic() + MAX_FIRST_LOOK, recheck_ready=True)
             report(snapshot)
         if snapshot.missing() and options.timeout != 0:
@@ -2927,7 +2931,7 @@ def check_that_it_may_start(snapshot: Snapshot, name: str) -> None:
         raise LeftAlone(f"{unknown_name(snapshot, (name,))} It is not started.", EXIT_USAGE)
     with suppress(OSError):
         # xl writes this once it has started a guest; logrotate may leave an empty one.
-        log = os.stat(f"/var/log/xen/xl-{name}.log")
+        log = os.stat(f"{XL_LOGS}/xl-{name}.log")
         if log.st_size and log.st_mtime > time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
             raise LeftAlone(f"guest {name} has been started since the host booted, and is left alone.", EXIT_READY)
 
