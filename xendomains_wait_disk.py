@@ -71,6 +71,7 @@ MAX_SETTINGS_LINE = 1 << 12  # and 12 s for a line of 32 KiB
 MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
+MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory image behind a saved configuration
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
 MAX_CHAIN = 4  # layers in one sentence
@@ -129,31 +130,20 @@ FILE_KINDS = {
 
 def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
     """The content of a regular file of at most so many bytes. Raises OSError, or ConfigError if it is anything else."""
-    descriptor = open_regular_file(path)
-    try:
-        content = read_up_to(descriptor, most + 1)
-    finally:
-        os.close(descriptor)
+    with open_regular_file(path) as file:
+        content = file.read(most + 1)
     if len(content) > most:
         raise Unsupported(f"is too large for a configuration: more than {most} bytes")
     return content
 
 
-def read_up_to(descriptor: int, most: int) -> bytes:
-    """What there is, up to so many bytes; a file system may hand out less at a time than it was asked for."""
-    content = b""
-    while part := os.read(descriptor, most - len(content)):
-        content += part
-    return content
-
-
-def open_regular_file(path: str) -> int:
-    """A descriptor to read the file. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
+def open_regular_file(path: str) -> IO[bytes]:
+    """The file, to be read. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
     # Opening a device may do anything: a watchdog starts to count.
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind != stat.S_IFREG:
         raise ConfigError(f"is {FILE_KINDS[kind]}, not a regular file")
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return open(path, "rb", MAX_BUFFER)
 
 
 def why_not_trusted(path: str, status: os.stat_result) -> str:
@@ -753,12 +743,12 @@ SAVED_JSON, SAVED_STREAM_V2 = 1, 2
 BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 
 
-def saved_configuration(descriptor: int) -> tuple[str, bool]:
+def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     """The configuration in a file that xl save wrote, and whether it is JSON (else it is an xl.cfg).
 
     Reads the header and never the memory image behind it. Raises ConfigError if xl restore would.
     """
-    header = read_up_to(descriptor, len(SAVED_MAGIC) + 16)
+    header = file.read(len(SAVED_MAGIC) + 16)
     words = header[len(SAVED_MAGIC) :]
     if not header.startswith(SAVED_MAGIC):
         raise ConfigError("was not written by xl save, or is damaged")
@@ -771,12 +761,12 @@ def saved_configuration(descriptor: int) -> tuple[str, bool]:
     if flags & ~(SAVED_JSON | SAVED_STREAM_V2):
         raise ConfigError(f"needs what xl does not know: mandatory flags {flags:#x}")
     optional = int.from_bytes(words[12:16], order)
-    size = int.from_bytes(read_up_to(descriptor, 4), order) if optional >= 4 else 0
+    size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
     if size > optional - 4:
         raise ConfigError(f"claims {size} bytes of configuration in {optional} bytes of optional data")
     if size > MAX_CONFIGURATION:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
-    configuration = read_up_to(descriptor, size)
+    configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
     return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
@@ -2003,14 +1993,11 @@ def read_text(path: str, kind: str, signature: tuple[int, ...]) -> Text | Status
         warning = why_not_trusted(path, status)
         if kind == "auto":
             return Text(now, os.fsdecode(read_file(path)), warning=warning)
-        descriptor = open_regular_file(path)
-        try:
-            if read_up_to(descriptor, len(SAVED_PREFIX)) != SAVED_PREFIX:
+        with open_regular_file(path) as file:
+            if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX:
                 return None  # xendomains passes it over
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            return Text(now, *saved_configuration(descriptor), warning)
-        finally:
-            os.close(descriptor)
+            file.seek(0)
+            return Text(now, *saved_configuration(file), warning)
     except OSError as error:
         return status_of_unreadable(path, error)
 

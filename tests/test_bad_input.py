@@ -241,14 +241,14 @@ def failing(number: int) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
-@pytest.mark.parametrize("call", ["scandir", "stat", "open"])
+@pytest.mark.parametrize("call", ["os.scandir", "os.stat", "open"])
 def test_an_error_that_may_pass_is_waited_for(
     host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     host.guest("web", host.image("a"))
     watch = host.watch()
     with monkeypatch.context() as patch:
-        patch.setattr(f"xendomains_wait_disk.os.{call}", failing(number))
+        patch.setattr(f"xendomains_wait_disk.{call}", failing(number), raising=False)
         found = snapshot(watch)
     assert {status.reason for status in missing(found).values()} == {f"cannot be read: {os.strerror(number)}"}
     assert snapshot(watch, found).missing() == []
@@ -456,7 +456,9 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     )
 
 
-def test_a_file_is_read_to_its_end_however_little_of_it_comes_at_a_time() -> None:
+def test_a_file_is_read_to_its_end_however_little_of_it_comes_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = bytes(range(256)) * 400  # more than a pipe holds
     reading, writing = os.pipe()
 
@@ -467,11 +469,11 @@ def test_a_file_is_read_to_its_end_however_little_of_it_comes_at_a_time() -> Non
 
     thread = Thread(target=write)
     thread.start()
-    try:
-        assert xwd.read_up_to(reading, xwd.MAX_CONFIGURATION) == content
-    finally:
-        os.close(reading)
-        thread.join()
+    file = tmp_path / "web.cfg"
+    file.touch()
+    monkeypatch.setattr(xwd, "open", lambda _, *how: os.fdopen(reading, *how), raising=False)
+    assert xwd.read_file(str(file)) == content
+    thread.join()
 
 
 def test_the_largest_configuration_is_read_and_no_larger_one(host: Host) -> None:
