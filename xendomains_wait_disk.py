@@ -1941,17 +1941,13 @@ def read_guests(
     """The guests that these files configure, by file."""
     kinds = {file: directory.kind for directory in directories.values() for file in directory.files}
     before = {file: known.guests.get(file, unread_guest(file, kind)) for file, kind in kinds.items()}
-    readers: dict[str, Call] = {f: partial(read_text, f, kinds[f], before[f].signature) for f in kinds}
+    readers: dict[str, Call] = {file: partial(read_text, guest) for file, guest in before.items()}
     answers = watch.files.run("read", readers, deadline, anew)
     texts = {file: answer for file, answer in answers.items() if isinstance(answer, Text)}
     parsers: dict[str, Call] = {f: partial(parse_guest, f, kinds[f], texts[f], watch.settings) for f in texts}
     answers.update(watch.parser.run("parse", parsers, deadline))
-    guests = {}
-    for file, answer in answers.items():
-        guest = guest_from_answer(before[file], answer, watch.settings)
-        if guest is not None:
-            guests[file] = guest
-    return guests
+    guests = {file: guest_from_answer(before[file], answer, watch.settings) for file, answer in answers.items()}
+    return {file: guest for file, guest in guests.items() if guest is not None}
 
 
 def unread_guest(file: str, kind: str) -> Guest:
@@ -1960,9 +1956,7 @@ def unread_guest(file: str, kind: str) -> Guest:
 
 
 def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest | None:
-    """The guest as it is now: `before` if it has not changed, nothing if its file is gone."""
-    if answer is UNCHANGED:
-        return before
+    """The guest as it is now; nothing if its file is gone."""
     if answer is None or isinstance(answer, Guest):
         return answer
     if isinstance(answer, NoAnswer):
@@ -1977,21 +1971,19 @@ def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest |
     return guest
 
 
-UNCHANGED: Literal["unchanged"] = "unchanged"  # what read_text() says of a file that has not changed
-
-
-def read_text(path: str, kind: str, signature: tuple[int, ...]) -> Text | Status | Literal["unchanged"] | None:
-    """The configuration in this file, unless it is the one with this signature; nothing if the file is gone.
+def read_text(before: Guest) -> Text | Guest | Status | None:
+    """The configuration in a guest's file; the guest if that has not changed, nothing if it is gone.
 
     Raises ConfigError if xl will reject it. May block for as long as a file system does not answer.
     """
+    path = before.domain.source
     try:
         status = os.stat(path)
         now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if now == signature:
-            return UNCHANGED
+        if now == before.signature:
+            return before
         warning = why_not_trusted(path, status)
-        if kind == "auto":
+        if before.domain.kind == "auto":
             return Text(now, os.fsdecode(read_file(path)), warning=warning)
         with open_regular_file(path) as file:
             if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX:
