@@ -1843,21 +1843,14 @@ class Snapshot(NamedTuple):
 
     def missing(self) -> list[Missing]:
         """What the start of the guests still waits for, each path once."""
-        found: dict[str, tuple[Status, dict[str, None]]] = {}
-
-        def add(path: str, status: Status, domain: str) -> None:
-            found.setdefault(path, (status, {}))[1][domain] = None
-
-        for path, directory in self.directories.items():
-            if directory.status.is_awaited():
-                add(path, directory.status, f"the guests in {path}")
+        needed = [(path, one.status, f"the guests in {path}") for path, one in self.directories.items()]
         for file, guest in self.guests.items():
-            if guest.status.is_awaited():
-                add(file, guest.status, guest.domain.name)
-            for required in guest.required:
-                status = self.disk_status(required)
-                if status.is_awaited():
-                    add(required.paths[0], status, guest.domain.name)
+            needed.append((file, guest.status, guest.domain.name))
+            needed += [(one.paths[0], self.disk_status(one), guest.domain.name) for one in guest.required if one.paths]
+        found: dict[str, tuple[Status, dict[str, None]]] = {}
+        for path, status, domain in needed:
+            if status.is_awaited():
+                found.setdefault(path, (status, {}))[1][domain] = None
         return [Missing(path, status, tuple(domains)) for path, (status, domains) in found.items()]
 
 
