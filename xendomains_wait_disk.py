@@ -2176,18 +2176,13 @@ class Journal:
                 self._lost += 1
 
     def progress(self, text: str) -> None:
-        """On a terminal, one line that is written over each time."""
+        """On a terminal, one line that the next one or a message is written over."""
         if self._is_terminal and self.level > ERR:
             from shutil import get_terminal_size
 
             self._end = time.monotonic() + MAX_SENDING_ALL
             self._write(printable(text)[: get_terminal_size().columns - 1])
             self._shows_progress = True
-
-    def end_progress(self) -> None:
-        """Takes that line away."""
-        if self._shows_progress:
-            self._write("")
 
     def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
         """Whether the message has gone out; what cannot be told to anybody has."""
@@ -2400,7 +2395,6 @@ class Reporter:
     def log_timeout(self) -> None:
         """Says what is still missing at the end."""
         missing = list(self._awaited.values())
-        self._journal.end_progress()
         self._log(ERR, "timeout", self._on_timeout())
         guests = some(sorted({domain for one in missing for domain in one.domains}), MAX_NAMES)
         starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
@@ -2418,7 +2412,6 @@ class Reporter:
 
     def log_stopped(self, number: int) -> None:
         """Says what was still missing when a signal came."""
-        self._journal.end_progress()
         seconds = time.monotonic() - self._started
         missing = list(self._awaited.values())
         waiting = f", still waiting for {in_short(missing)}"
