@@ -2377,11 +2377,9 @@ class Reporter:
 
     def _report_status(self) -> None:
         missing = list(self._awaited.values())
-        if not missing:
-            if not self._status:
-                return  # there was never anything to wait for
-            status = "Everything that the guests need is ready."
-        else:
+        # Where there was never anything to wait for, it stays empty.
+        status = "Everything that the guests need is ready." if self._status else ""
+        if missing:
             seconds = time.monotonic() - self._started
             status = f"Waiting for {in_short(missing)}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
