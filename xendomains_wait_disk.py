@@ -1699,13 +1699,11 @@ class BlockingCalls:
         return news
 
     def _answer(self, key: Key) -> Any:
-        if key not in self._asked:
-            return self._answers[key]
         with self._lock:
             waits, is_stuck = key not in self._since, key in self._kept_out or key in self._stuck()
-        if is_stuck or key not in self._answers:
-            return NoAnswer(NOT_RESPONDING if is_stuck or not waits else NOT_CHECKED)
-        return self._answers[key]
+        if key in self._answers and not is_stuck:
+            return self._answers[key]
+        return NoAnswer(NOT_RESPONDING if is_stuck or not waits else NOT_CHECKED)
 
     def _start_threads(self, wanted: int) -> None:
         """Sees to it that so many threads are at work, or at least one, if there is as much to do."""
