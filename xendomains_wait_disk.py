@@ -2225,11 +2225,10 @@ class Journal:
 
 def is_journal(stream: IO[str] | None) -> bool:
     """Whether the stream is connected to the journal: $JOURNAL_STREAM in systemd.exec(5)."""
-    try:
-        status = os.fstat(stream.fileno()) if stream is not None else None
-    except (OSError, ValueError):
-        return False
-    return status is not None and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    with suppress(OSError, ValueError):
+        status = os.fstat(stream.fileno() if stream is not None else -1)
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False
 
 
 def journal_entry(level: int, text: str, fields: Mapping[str, str]) -> bytes:
