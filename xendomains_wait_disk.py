@@ -982,8 +982,7 @@ def required_by(disk: Disk) -> Required:
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    path = disk.target if disk.target.startswith("/") else f"/{disk.target}"
-    return Required(paths=(path,), writes=disk.writes)
+    return Required(paths=(os.path.join("/", disk.target),), writes=disk.writes)
 
 
 def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
