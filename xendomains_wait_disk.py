@@ -846,23 +846,20 @@ def parse_disk(specification: str) -> Disk:
     words = DiskWords()
     rest = specification
     while rest := rest.lstrip(" \t"):
-        positional, comma, _ = rest.partition(",")
+        positional, comma, after = rest.partition(",")
         if "=" in positional:
-            positional, comma = positional.partition("=")[0], ""
-        length = len(positional) + len(comma)
+            positional, comma, after = positional.partition("=")[0], "", rest[rest.index("=") :]
         match = re.match(DISK_PREFIX_OR_KEY, rest)
         prefix, key = match.groups() if match else (None, None)
         if prefix and (prefix in DISK_PREFIXES or not re.match(DISK_VDEV_AND_TYPE, rest)):
             words.set_prefix(prefix)
-            length = len(prefix) + 1
+            after = rest[len(prefix) + 1 :]
         elif key == "target":
-            target = rest[len("target=") :]
-            words.set_string("target", target[:-1] if target.endswith(",") else target)
-            length = len(rest)
+            words.set_string("target", rest[len("target=") :].removesuffix(","))
+            after = ""
         elif key and (key in DISK_KEYS or rest[len(key) + 1 :][:1] not in ("", ",")):
-            value, comma, _ = rest[len(key) + 1 :].partition(",")
+            value, _, after = rest[len(key) + 1 :].partition(",")
             words.set_key(key, value)
-            length = len(key) + 1 + len(value) + len(comma)
         elif positional in DISK_FLAGS:
             words.cdrom = words.cdrom or positional == "cdrom"
         elif positional or comma:
@@ -871,7 +868,7 @@ def parse_disk(specification: str) -> Disk:
             break  # xl reports bad syntax together with what follows it, and here nothing does
         else:
             raise ConfigError(f"bad syntax at {quoted(rest)}")
-        rest = rest[length:]
+        rest = after
     return words.disk()
 
 
