@@ -329,11 +329,10 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
             if not takes_several and len(values) != 1:
                 raise ConfigError(f"is a list: '{', '.join(values)}' (it takes one value; put a comma into quotes)")
             checked: Any = [check(item) for item in values if item or not takes_several]
+            if checked:
+                changes[field] = tuple(checked) if takes_several else checked[0]
         except ConfigError as error:
             problems.append(f"{path}: {name} {error}; the default is used.")
-            continue
-        if checked:
-            changes[field] = tuple(checked) if takes_several else checked[0]
     return Settings()._replace(**changes), problems
 
 
