@@ -737,9 +737,8 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
 # xl_cmdimpl.c and xl.h in Xen's tools/xl: 32 bytes of magic, then 32-bit words in the byte order of the first.
 SAVED_MAGIC = b"Xen saved domain, xl format\n \0 \r"
 SAVED_PREFIX = b"Xen saved domain"  # all that xendomains looks at
-SAVED_BYTE_ORDER = 0x01020304
+SAVED_BYTE_ORDERS: Mapping[bytes, Literal["little", "big"]] = {b"\4\3\2\1": "little", b"\1\2\3\4": "big"}
 SAVED_JSON, SAVED_STREAM_V2 = 1, 2
-BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 
 
 def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
@@ -753,7 +752,7 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
         raise ConfigError("was not written by xl save, or is damaged")
     if len(words) < 16:
         raise ConfigError("ends within its header")
-    order = next((o for o in BYTE_ORDERS if int.from_bytes(words[:4], o) == SAVED_BYTE_ORDER), None)
+    order = SAVED_BYTE_ORDERS.get(words[:4])
     if order is None:
         raise ConfigError(f"has an unknown byte order: {words[:4].hex()}")
     flags = int.from_bytes(words[4:8], order)
