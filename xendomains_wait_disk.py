@@ -640,17 +640,18 @@ def xl_value(tokens: Iterator[Token]) -> tuple[XlValue, int]:
     """The value that comes next, a string or a list, and the line it ends in."""
     lists: list[list[Any]] = []
     after_value = False
-    for token in tokens:
+    while True:
+        token = next(tokens)
         value: XlValue
         if token.kind in ("string", "number") and not after_value:
             value = token.text if token.kind == "number" else xl_string(token)
-        elif token.text == "[" and token.kind == "mark" and not after_value:
+        elif token.text == "[" and not after_value:
             lists.append([])
             continue
-        elif token.text == "]" and token.kind == "mark" and lists:
+        elif token.text == "]" and lists:
             # A trailing comma is fine, but [,] is not: a comma needs a value before it.
             value = lists.pop()
-        elif token.text == "," and token.kind == "mark" and lists and after_value:
+        elif token.text == "," and lists and after_value:
             after_value = False
             continue
         elif token.kind == "newline" and lists:
@@ -661,7 +662,6 @@ def xl_value(tokens: Iterator[Token]) -> tuple[XlValue, int]:
             return value, token.line
         lists[-1].append(value)
         after_value = True
-    raise AssertionError("xl_tokens() is endless")
 
 
 # xl means to take the digits of an octal number here, but takes up to three characters that strtoul(3) likes in
