@@ -1989,8 +1989,7 @@ def parse_guest(path: str, kind: str, text: Text, settings: Settings) -> Guest:
         for disk in domain.disks
         if required_by(disk).paths == (f"/{disk.target}",)
     ]
-    if warnings:
-        domain = domain._replace(warnings=(*domain.warnings, *warnings))
+    domain = domain._replace(warnings=(*domain.warnings, *warnings))
     required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.disks)
     return Guest(domain, READY, text.signature, required)
 
