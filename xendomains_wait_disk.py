@@ -353,7 +353,6 @@ class Stopped(Exception):
     """A signal asks the program to end."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
         self.number = number
 
 
