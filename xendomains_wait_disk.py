@@ -2039,7 +2039,7 @@ def wait(
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
     alarm = Alarm(pauses, watch, deadline)
 
-    def attempt() -> bool:
+    def attempt() -> Snapshot:
         nonlocal known
         end = end_of_look(deadline)
         known = take_snapshot(watch, known, end)
@@ -2047,16 +2047,15 @@ def wait(
             # What became ready first may have gone again.
             known = take_snapshot(watch, known, end, recheck_ready=True)
         report(known)
-        return bool(known.missing())
+        return known
 
-    Retrying(
+    return Retrying(
         sleep=alarm.sleep,
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
-        retry=retry_if_result(bool),
+        retry=retry_if_result(lambda snapshot: bool(snapshot.missing())),
         stop=lambda _: time.monotonic() >= deadline,
-        retry_error_callback=lambda _: None,
+        retry_error_callback=lambda _: known,
     )(attempt)
-    return known
 
 
 def end_of_look(deadline: float) -> float:
