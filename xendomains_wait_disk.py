@@ -1654,9 +1654,7 @@ class BlockingCalls:
         """
         self.collect()
         keys = {(purpose, path): call for path, call in calls.items()}
-        stale = [key for key in self._answers if (anew if key in keys else key[0] == purpose)]
-        for key in stale:
-            del self._answers[key]
+        self._answers = {k: a for k, a in self._answers.items() if k[0] != purpose or (k in keys and not anew)}
         new = sorted((key for key in keys if key not in self._asked), key=self._slow.__contains__)
         self._asked.update(new)
         awaited = keys.keys() if anew else keys.keys() - self._slow
