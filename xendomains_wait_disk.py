@@ -743,7 +743,7 @@ SAVED_JSON, SAVED_STREAM_V2 = 1, 2
 def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     """The configuration in a file that xl save wrote, and whether it is JSON (else it is an xl.cfg).
 
-    Reads the header and never the memory image behind it. Raises ConfigError if xl restore would.
+    Reads the header, and no more than a buffer of the memory image behind it. Raises ConfigError if xl restore would.
     """
     header = file.read(len(SAVED_MAGIC) + 16)
     words = header[len(SAVED_MAGIC) :]
@@ -1796,11 +1796,7 @@ class Text(NamedTuple):
 
 
 class Guest(NamedTuple):
-    """A file in one of xendomains' directories, and the guest that it configures.
-
-    If its status is ready, the disks are known, and what each of them requires. If it is refused, xl will reject it;
-    if it is missing or not ready, it cannot be read yet, and is itself something to wait for.
-    """
+    """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
 
     domain: Domain
     status: Status = READY
@@ -1880,10 +1876,7 @@ def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> di
 
 
 def list_directory(path: str, kind: str) -> Directory | None:
-    """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains.
-
-    A directory behind a link that dangles is missing: its files come when what the link points to is mounted.
-    """
+    """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains."""
     try:
         with os.scandir(path) as found:
             names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
@@ -1901,7 +1894,8 @@ def list_directory(path: str, kind: str) -> Directory | None:
 def status_of_unreadable(path: str, error: OSError) -> Status | None:
     """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
-    A link to nothing is waited for, and so is the end of an error that a file system may have for a while.
+    A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
+    a file system may have for a while.
     """
     if isinstance(error, FileNotFoundError):
         return Status(State.MISSING, *why_missing(path, Evidence(HostPaths()))[:2]) if os.path.islink(path) else None
