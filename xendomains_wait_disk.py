@@ -345,7 +345,6 @@ def closest_key(name: str) -> str:
 
 
 # --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
-
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -800,7 +799,6 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
 
 
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
-
 # The parameters that take one of a few words, and those of them which must not be given again with another word.
 DISK_WORDS = {
     "format": ("raw", "qcow", "qcow2", "vhd", "qed", "empty"),
@@ -1771,7 +1769,6 @@ class BlockingCalls:
 
 
 # --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
-
 LOST_AND_FOUND = "lost+found"  # mke2fs(8) makes it in each file system, and the directory may be one of its own
 # Nobody needs to wait for the end of these.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
