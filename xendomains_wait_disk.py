@@ -2026,7 +2026,7 @@ def wait(
 
     settings = watch.settings
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
-    alarm = Alarm(pauses, watch, deadline)
+    events = block_events(watch.host)
 
     def attempt() -> Snapshot:
         nonlocal known
@@ -2039,7 +2039,7 @@ def wait(
         return known
 
     return Retrying(
-        sleep=alarm.sleep,
+        sleep=lambda seconds: sleep_until(min(time.monotonic() + seconds, deadline), pauses, watch.files, events),
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
         retry=retry_if_result(lambda snapshot: bool(snapshot.missing())),
         stop=lambda _: time.monotonic() >= deadline,
@@ -2052,37 +2052,28 @@ def end_of_look(deadline: float) -> float:
     return max(deadline, time.monotonic() + MAX_LAST_LOOK)
 
 
-class Alarm:
+def sleep_until(end: float, pauses: Pauses, files: BlockingCalls, events: Any) -> None:
     """Sleeps, and wakes up early when something happens to a block device, or when a slow call brings something new."""
+    started = time.monotonic()
+    while (left := end - time.monotonic()) > 0:
+        if pauses.pause(left, events.fileno() if events else -1):
+            pauses.pause(min(started + MIN_SLEEP, end) - time.monotonic())
+            drain(events.fileno())
+            return
+        if any(files.collect()):
+            return
 
-    def __init__(self, pauses: Pauses, watch: Watch, deadline: float) -> None:
-        self._pauses = pauses
-        self._watch = watch
-        self._deadline = deadline
-        self._events = block_events(watch.host)
 
-    def sleep(self, seconds: float) -> None:
-        """Sleeps for that long, until an event, or until the deadline, whatever comes first."""
-        started = time.monotonic()
-        end = min(started + seconds, self._deadline)
-        while (left := end - time.monotonic()) > 0:
-            if self._pauses.pause(left, self._events.fileno() if self._events else -1):
-                self._pauses.pause(min(started + MIN_SLEEP, end) - time.monotonic())
-                self._drain()
-                return
-            if any(self._watch.files.collect()):
-                return
-
-    def _drain(self) -> None:
-        """Takes the events that have come, without reading them: that something happened is all there is to know."""
-        end = time.monotonic() + MIN_SLEEP
-        while time.monotonic() < end:
-            try:
-                os.read(self._events.fileno(), MAX_ATTRIBUTE)
-            except BlockingIOError:
-                return
-            except OSError:
-                pass  # there were more than the kernel keeps, and some are lost
+def drain(descriptor: int) -> None:
+    """Takes the events that have come, without reading them: that something happened is all there is to know."""
+    end = time.monotonic() + MIN_SLEEP
+    while time.monotonic() < end:
+        try:
+            os.read(descriptor, MAX_ATTRIBUTE)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # there were more than the kernel keeps, and some are lost
 
 
 def block_events(host: HostPaths) -> Any:
