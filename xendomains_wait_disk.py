@@ -422,8 +422,7 @@ class Xendomains(NamedTuple):
 DEFAULT_AUTO = "/etc/xen/auto"
 DEFAULT_SAVE = "/var/lib/xen/save"
 
-# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe: what it says of a
-# syntax error, and three variables.
+# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe.
 SOURCE_SETTINGS = r"""
 complaint=
 . "$1" </dev/null >/dev/null 2>&1
@@ -2351,8 +2350,7 @@ class Reporter:
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
         if status != self._status:
             left = self._started + self._timeout - time.monotonic()
-            # More than is left, because the last look may take a little longer. If systemd takes no more at the moment,
-            # it is told at the next look.
+            # More than is left, because the last look may take a little longer.
             if notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}"):
                 self._status = status
 
