@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from socket import socket as Socket
     from types import FrameType
-    from typing import IO, Any, Callable, Literal, NoReturn, Union
+    from typing import IO, Any, Callable, Literal, NoReturn
 
-    XlValue = Union[str, list[Any]]
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
     Key = tuple[str, str]
@@ -633,13 +632,13 @@ def xl_tokens(text: str) -> Iterator[Token]:
         yield Token("end", "", line)
 
 
-def xl_value(tokens: Iterator[Token]) -> tuple[XlValue, int]:
+def xl_value(tokens: Iterator[Token]) -> tuple[str | list[Any], int]:
     """The value that comes next, a string or a list, and the line it ends in."""
     lists: list[list[Any]] = []
     after_value = False
     while True:
         token = next(tokens)
-        value: XlValue
+        value: str | list[Any]
         if token.kind in ("string", "number") and not after_value:
             value = token.text if token.kind == "number" else xl_string(token)
         elif token.text == "[" and not after_value:
