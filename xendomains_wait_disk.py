@@ -2039,9 +2039,7 @@ def wait(
     return Retrying(
         sleep=lambda seconds: sleep_until(min(time.monotonic() + seconds, deadline), pauses, watch.files, events),
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
-        retry=retry_if_result(lambda snapshot: bool(snapshot.missing())),
-        stop=lambda _: time.monotonic() >= deadline,
-        retry_error_callback=lambda _: known,
+        retry=retry_if_result(lambda snapshot: time.monotonic() < deadline and bool(snapshot.missing())),
     )(attempt)
 
 
