@@ -1694,15 +1694,12 @@ class BlockingCalls:
         """Sees to it that so many threads are at work, or at least one, if there is as much to do."""
         with self._lock:
             running = self._threads - len(self._stuck())
-            new = max(0, min(max(1, wanted), self._most, running + len(self._todo)) - running)
-            self._threads += new
-        for started in range(new):
-            try:
+            new = min(max(1, wanted), self._most, running + len(self._todo)) - running
+        for _ in range(new):
+            with suppress(RuntimeError):  # the process has as many as it may have; the next slice tries again
                 start_new_thread(self._work, ())
-            except RuntimeError:  # the process has as many threads as it may have; the next slice tries again
                 with self._lock:
-                    self._threads -= new - started
-                break
+                    self._threads += 1
 
     def _work(self) -> None:
         """What a thread does: makes calls as long as there are any."""
