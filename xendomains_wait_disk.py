@@ -1728,9 +1728,8 @@ class BlockingCalls:
                 else:
                     self._kept_out[key] = call
                 self._awaited.discard(key)
-                wakes = not self._awaited or seconds > SLOW
-            if wakes:  # of quick calls, the last one does
-                self._pauses.wake()
+                if not self._awaited or seconds > SLOW:  # of quick calls, the last one wakes the main thread
+                    self._pauses.wake()
 
     def _stuck(self) -> list[Key]:
         return [key for key, since in self._since.items() if self._pauses.paused - since >= STUCK]
