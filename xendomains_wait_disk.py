@@ -2114,7 +2114,6 @@ class Journal:
         self._lost = 0
         self._end = 0.0  # of the time for all that is said at once
         self._is_journal = is_journal(stream)
-        self._socket: Socket | None = None
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._shows_progress = False
 
@@ -2148,14 +2147,12 @@ class Journal:
         text = printable(shortened(text, MAX_MESSAGE))
         if not self._is_journal:
             return self._write(f"{text}\n")
-        with suppress(OSError):
-            self._socket = self._socket or connected_socket(JOURNAL_SOCKET)
-            if not self._can_write(self._socket.fileno()):
+        with suppress(OSError), connected_socket(JOURNAL_SOCKET) as journal:
+            if not self._can_write(journal.fileno()):
                 return False
-            self._socket.send(journal_entry(level, text, fields))
+            journal.send(journal_entry(level, text, fields))
             return True
-        self._socket = None  # journald is not there, or has a new socket
-        return self._write(f"<{level}>{text}\n")  # sd-daemon(3)
+        return self._write(f"<{level}>{text}\n")  # journald is not there; sd-daemon(3)
 
     def _write(self, text: str) -> bool:
         if self._shows_progress:
