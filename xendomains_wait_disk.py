@@ -586,9 +586,7 @@ def parse_xl_config(text: str) -> dict[str, tuple[Any, int]]:
     """
     settings: dict[str, tuple[Any, int]] = {}
     tokens = xl_tokens(text)
-    for token in tokens:
-        if token.kind == "end":
-            break
+    while (token := next(tokens)).kind != "end":
         if token.kind == "newline" or token.text == ";":
             continue
         if token.kind != "name":
