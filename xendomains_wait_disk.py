@@ -898,8 +898,8 @@ class DiskWords:
                 self.cdrom = value == "cdrom"
             elif key == "access":
                 self.writes = value not in ("r", "ro")
-            elif key in DISK_WORDS_GIVEN_ONCE and self.values.setdefault(key, value) != value:
-                raise ConfigError(f"{key} is given twice, the second time as {quoted(value)}")
+            elif key in DISK_WORDS_GIVEN_ONCE and self.values.get(key) != value:
+                self.set_string(key, value)
         elif key != "colo-port":
             raise ConfigError(f"unknown parameter {quoted(key)}")
         elif not re.match(r"[ \t\n\v\f\r]*[+-]?0*[1-9]", value):
