@@ -50,7 +50,7 @@ XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/record-hos
 MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
     '*path_status*' '*why_*' '*is_ready_for*' '*attribute*' '*udev_properties*' '*lvm_clones*' '*required*' \
     '*x_matches*' '*x_read_*' '*x_list_*' '*status_of*' '*unread_guest*' '*guest_from*' '*take_snapshot*' '*Snapshot*' \
-    '*BlockingCalls*' '*Alarm*'
+    '*BlockingCalls*' '*sleep_until*' '*drain*'
 
 export PYTHON REPORTS
 

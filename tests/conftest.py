@@ -284,7 +284,7 @@ def saved_file(
     """A file as xl save writes it; `size` and `optional` are the lengths it claims."""
     size = len(configuration) if size is None else size
     optional = len(configuration) + 4 if optional is None else optional
-    words = (xwd.SAVED_BYTE_ORDER, flags, 0, optional, size)
+    words = (0x01020304, flags, 0, optional, size)
     return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, order) for word in words) + configuration + image
 
 

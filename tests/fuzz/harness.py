@@ -127,7 +127,7 @@ class InMemory:
 def check_file(path: str, kind: str) -> xwd.Guest | None:
     """Whatever is in the file: it is a guest, or xl will reject it; or nothing, if xendomains passes it over."""
     try:
-        text = xwd.read_text(path, kind, ())
+        text = xwd.read_text(xwd.unread_guest(path, kind))
     except xwd.ConfigError as error:
         guest = xwd.guest_from_answer(xwd.unread_guest(path, kind), error, xwd.Settings())
         assert guest
