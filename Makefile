@@ -15,7 +15,6 @@ PREFIX = /usr
 SBINDIR = $(PREFIX)/sbin
 SYSCONFDIR = /etc
 MANDIR = $(PREFIX)/share/man
-DOCDIR = $(PREFIX)/share/doc/xendomains-wait-disk
 COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 UNITDIR = $(PREFIX)/lib/systemd/system
 PRESETDIR = $(PREFIX)/lib/systemd/system-preset
@@ -34,11 +33,15 @@ print(sysconfig.get_path("purelib", scheme, {"base": "/usr" if scheme == "posix_
 endef
 
 MODULE = xendomains_wait_disk.py
+CONFFILE = $(SYSCONFDIR)/xen-wait-disk.conf
+UNIT = xendomains-wait-disk.service
+PRESET = 90-xendomains-wait-disk.preset
+CATALOG = xendomains-wait-disk.catalog
 PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo tests/skipped \
     noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/bash-completion/xendomains-wait-disk \
-    packaging/debian/build packaging/debian/tests/command packaging/debian/xendomains-wait-disk.postinst \
-    packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip \
+    packaging/dist packaging/debian/build packaging/debian/tests/command \
+    packaging/debian/xendomains-wait-disk.postinst packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip \
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
 # Apart from the others, because there is a conftest.py here and one there.
@@ -52,12 +55,16 @@ MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_fro
     '*x_matches*' '*x_read_*' '*x_list_*' '*status_of*' '*unread_guest*' '*guest_from*' '*take_snapshot*' '*Snapshot*' \
     '*BlockingCalls*' '*Alarm*'
 
+# Those that take no time, do not depend on time, and do not need to be root.
+BUILD_TESTS = $(patsubst %,tests/test_%.py,settings xendomains xl_config required saved readiness)
+
 export PYTHON REPORTS
 
 SETUPS = $(addprefix setup-,demo check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
 .PHONY: help setup demo check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
-    lint format test fuzz coverage mutation lock deb rpm install clean $(SETUPS)
+    lint format test fuzz coverage mutation lock dist deb rpm test-build install install-module install-files uninstall \
+    clean $(SETUPS)
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -126,35 +133,60 @@ mutation: setup-mutation ## break the module in many small ways, and list what n
 lock: setup-lock ## take the newest of what tests/requirements.in names into tests/requirements.txt
 	tests/lock
 
+dist: ## pack the source into dist; the packages and the sdist are made from that
+	@packaging/dist dist
+
 deb: ## build the Debian package into dist
 	@packaging/debian/build dist
 
 rpm: ## build the RPM package into dist
 	@packaging/rpm/build dist
 
+# The same each time, and also where a computer is slow.
+define BUILD_PYTEST
+import sys, hypothesis, pytest
+hypothesis.settings.register_profile("build", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("build")
+sys.exit(pytest.main())
+endef
+export BUILD_PYTEST
+
+test-build: ## the tests that both packages run when they are built
+	PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -c "$$BUILD_PYTEST" -q -p no:cacheprovider -m 'not skipif' $(BUILD_TESTS)
+
 $(SETUPS): setup-%:
 	@tests/setup $*
 
-install: ## install below PREFIX=/usr, for a package with DESTDIR=
+install: install-module install-files ## install below PREFIX=/usr, for a package with DESTDIR=
+
+# Packages have the module from pip or pybuild, which also tell what is installed (.dist-info), and the rest from here.
+install-module:
 	install -D -p -m 644 $(MODULE) '$(DESTDIR)$(PURELIB)/$(MODULE)'
 	$(PYTHON) -m compileall -q -f -s '$(DESTDIR)' -p / '$(DESTDIR)$(PURELIB)/$(MODULE)'
+
+install-files:
 	install -D -m 755 bin/xendomains-wait-disk '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
 	sed -i "1s|/usr/bin/python3|$$($(PYTHON) -c 'import sys; print(sys.executable)')|" \
 	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
 	install -d '$(DESTDIR)$(dir $(REPLACED))'
 	ln -sfr '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)'
-	[ -e '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf' ] || \
-	    install -D -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf'
-	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.service \
-	    '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service'
-	sed -i 's|^ExecStart=/usr/sbin|ExecStart=$(SBINDIR)|' '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service'
-	install -D -p -m 644 packaging/systemd/90-xendomains-wait-disk.preset \
-	    '$(DESTDIR)$(PRESETDIR)/90-xendomains-wait-disk.preset'
-	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.catalog \
-	    '$(DESTDIR)$(CATALOGDIR)/xendomains-wait-disk.catalog'
+	[ -e '$(DESTDIR)$(CONFFILE)' ] || install -D -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(CONFFILE)'
+	install -D -p -m 644 packaging/systemd/$(UNIT) '$(DESTDIR)$(UNITDIR)/$(UNIT)'
+	sed -i 's|^ExecStart=/usr/sbin|ExecStart=$(SBINDIR)|' '$(DESTDIR)$(UNITDIR)/$(UNIT)'
+	install -D -p -m 644 packaging/systemd/$(PRESET) '$(DESTDIR)$(PRESETDIR)/$(PRESET)'
+	install -D -p -m 644 packaging/systemd/$(CATALOG) '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)'
 	install -D -p -m 644 man/xendomains-wait-disk.8 '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8'
 	install -D -p -m 644 man/xen-wait-disk.conf.5 '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5'
 	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
+
+uninstall: ## remove what install installed, but for settings that were edited
+	rm -f '$(DESTDIR)$(PURELIB)/$(MODULE)' '$(DESTDIR)$(PURELIB)'/__pycache__/$(MODULE:.py=).*.pyc \
+	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)' '$(DESTDIR)$(UNITDIR)/$(UNIT)' \
+	    '$(DESTDIR)$(PRESETDIR)/$(PRESET)' '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)' \
+	    '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8' '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5' \
+	    '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
+	-rmdir -p --ignore-fail-on-non-empty '$(DESTDIR)$(dir $(REPLACED))'
+	! cmp -s etc/xen-wait-disk.conf '$(DESTDIR)$(CONFFILE)' || rm '$(DESTDIR)$(CONFFILE)'
 
 clean: ## remove what make made here
 	rm -rf .venv .coverage* .fuzz .nox mutants .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
