@@ -166,8 +166,8 @@ install-module:
 
 install-files:
 	install -D -m 755 bin/xendomains-wait-disk '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
-	sed -i "1s|/usr/bin/python3|$$($(PYTHON) -c 'import sys; print(sys.executable)')|" \
-	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
+	python=$$($(PYTHON) -c 'import sys; print(sys.executable)') && \
+	    sed -i "1s|/usr/bin/python3|$$python|" '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
 	install -d '$(DESTDIR)$(dir $(REPLACED))'
 	ln -sfr '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)'
 	[ -e '$(DESTDIR)$(CONFFILE)' ] || install -D -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(CONFFILE)'
