@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The documents say what the program does, where a change of one could leave the other behind."""
 
 from __future__ import annotations

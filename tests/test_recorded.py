@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Block devices as real Xen hosts showed them, healthy and in trouble, and layers that were made up after them."""
 
 from __future__ import annotations
