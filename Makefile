@@ -38,11 +38,12 @@ CONFFILE = $(SYSCONFDIR)/xen-wait-disk.conf
 UNIT = xendomains-wait-disk.service
 PRESET = 90-xendomains-wait-disk.preset
 CATALOG = xendomains-wait-disk.catalog
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo tests/skipped \
-    noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk packaging/changelogs tests/bench tests/demo tests/skipped \
+    tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/bash-completion/xendomains-wait-disk \
-    packaging/dist packaging/debian/build packaging/debian/tests/command \
-    packaging/debian/xendomains-wait-disk.postinst packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip \
+    packaging/dist packaging/release packaging/debian/build packaging/debian/tests/command packaging/debian/tests/unit \
+    packaging/debian/xendomains-wait-disk.postinst packaging/rpm/build tests/packages/all tests/packages/common \
+    tests/packages/deb tests/packages/dist tests/packages/lintian tests/packages/pip tests/packages/rpm \
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
 # Apart from the others, because there is a conftest.py here and one there.
@@ -64,7 +65,7 @@ export PYTHON REPORTS
 SETUPS = $(addprefix setup-,demo check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
 .PHONY: help setup demo check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
-    lint format test fuzz coverage mutation lock dist deb rpm test-build install install-module install-files uninstall \
+    lint format test fuzz coverage mutation lock dist deb rpm release test-build install install-module install-files uninstall \
     clean $(SETUPS)
 
 help: ## list what make can do here (the default)
@@ -81,10 +82,8 @@ check: lint test ## what has to pass before a change is taken: lint and test
 check-fresh: setup-fresh ## README's "Try it" in a fresh Debian, RELEASE=name, with PACKAGE=yes the package too; as root
 	@tests/fresh
 
-check-packages: setup-packages ## build the packages, install, upgrade and remove them; as root
-	tests/packages/deb
-	tests/packages/rpm
-	tests/packages/pip
+check-packages: setup-packages setup-fresh ## build the packages, install, upgrade and remove them; as root
+	@tests/packages/all
 
 check-environments: setup-environments ## the tests with other Pythons and other versions of what is imported
 	$(VENV_PYTHON) -m nox $(if $(ENVIRONMENTS),--error-on-missing-interpreters) \
@@ -142,6 +141,9 @@ deb: ## build the Debian package into dist
 
 rpm: ## build the RPM package into dist
 	@packaging/rpm/build dist
+
+release: ## make VERSION= of what CHANGELOG.md has as unreleased: date, changelogs, check, commit, tag, dist
+	@packaging/release '$(VERSION)'
 
 # The same each time, and also where a computer is slow.
 define BUILD_PYTEST
