@@ -65,8 +65,8 @@ export PYTHON REPORTS
 SETUPS = $(addprefix setup-,demo check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
 .PHONY: help setup demo check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
-    lint format test fuzz coverage mutation lock dist deb rpm release test-build install install-module install-files uninstall \
-    clean $(SETUPS)
+    lint format test fuzz coverage mutation lock dist deb rpm release test-build \
+    install install-module install-files uninstall clean $(SETUPS)
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
