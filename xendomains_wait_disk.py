@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Wait, at boot, for the disks of the Xen guests that are about to start.
 
 xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose disk is not
@@ -21,7 +22,7 @@ import sys
 import time
 from _thread import allocate_lock, start_new_thread
 from collections import deque
-from contextlib import suppress
+from contextlib import closing, suppress
 from enum import Enum
 from functools import lru_cache, partial
 from itertools import islice
@@ -2191,7 +2192,7 @@ class Journal:
         text = printable(shortened(text, MAX_MESSAGE))
         if not self._is_journal:
             return self._write(f"{text}\n")
-        with suppress(OSError), connected_socket(JOURNAL_SOCKET) as journal:
+        with suppress(OSError), closing(connected_socket(JOURNAL_SOCKET)) as journal:
             if not self._can_write(journal.fileno()):
                 return False
             journal.send(journal_entry(level, text, fields))
@@ -2249,11 +2250,8 @@ def notify(*assignments: str) -> bool:
     lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
     try:
         if address:
-            unix = connected_socket(f"\0{address[1:]}" if address.startswith("@") else address)
-            try:
+            with closing(connected_socket(f"\0{address[1:]}" if address.startswith("@") else address)) as unix:
                 unix.send("\n".join(lines).encode())
-            finally:
-                unix.close()
     except BlockingIOError:
         return False
     except OSError:

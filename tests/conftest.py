@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A made-up Xen host in a temporary directory, on which the real command runs, and what may go wrong on a host.
 
 No test may fail because the machine is slow. What hangs is ended after CAP seconds; what has to come first is waited

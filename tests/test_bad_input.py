@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Whatever lies in xendomains' directories: it is reported with its name and a reason, and all others are handled."""
 
 from __future__ import annotations

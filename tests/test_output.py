@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """What it says, and where: journal, terminal, table, JSON, exit status."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """While the wait goes on, udev dies, directories are replaced, files grow, disks flap, and file systems hang.
 
 Whatever happens, the disks of the other guests are found, the wait ends, and it says what is so.

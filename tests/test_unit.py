@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The unit: runs before xendomains, never holds it up, and may do no more than it has to."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The wait: it ends when everything is ready, when time is over, or on a signal, and never later."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """What the fuzz targets share: a module that reports its coverage, checks of what it returns, and the measuring.
 
 A target is a program that fuzzes for $FUZZ_TIME seconds and prints a Report. __main__.py runs them all.

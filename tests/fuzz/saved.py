@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Fuzzes the header that xl save writes, and the JSON or xl.cfg in it."""
 
 from __future__ import annotations
