@@ -42,7 +42,7 @@ SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/bash-completi
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
 # Apart from the others, because there is a conftest.py here and one there.
-XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
+XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-initrd tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
     $(wildcard tests/xen/*.py)
 
 # What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
