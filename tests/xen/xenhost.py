@@ -176,6 +176,12 @@ class Boot:
                 return seconds
         raise LookupError(f"{name} was never ready. What udev told is in {self.directory}/report/events.")
 
+    def last_event(self, path: str) -> float:
+        """When udev last told of a device before our program was gone."""
+        return max(
+            seconds for seconds, event in self._events if event.get("DEVNAME") == path and seconds < self.wait_ended
+        )
+
     @cached_property
     def _events(self) -> list[tuple[float, dict[str, str]]]:
         events = []
