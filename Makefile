@@ -8,7 +8,7 @@ VENV_PYTHON = .venv/bin/python
 PYTEST_ARGS ?=
 # A directory for reports in the form of JUnit, if one is wanted: tests/skipped reads them.
 REPORTS ?=
-PYTEST = -m pytest $(if $(REPORTS),--junitxml='$(REPORTS)/$@.xml')
+PYTEST = -m pytest $(if $(REPORTS),--junitxml='$(REPORTS)/$@$(addprefix -,$(RELEASE)).xml')
 PARALLEL = -n auto --dist loadgroup
 TIME = 60
 
@@ -47,7 +47,7 @@ SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/bash-completi
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
 # Apart from the others, because there is a conftest.py here and one there.
-XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
+XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-initrd tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
     $(wildcard tests/xen/*.py)
 
 # What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
@@ -89,7 +89,7 @@ check-environments: setup-environments ## the tests with other Pythons and other
 	$(VENV_PYTHON) -m nox $(if $(ENVIRONMENTS),--error-on-missing-interpreters) \
 	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
-check-xen: setup-xen ## boot a real Xen host in a virtual machine, for SCENARIO='names' or all; half an hour, as root
+check-xen: setup-xen ## boot a real Xen host in a virtual machine, RELEASE=name, SCENARIO='names'; half an hour, as root
 	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) \
 	    $(or $(foreach name,$(SCENARIO),tests/xen/test_$(subst -,_,$(name)).py),tests/xen)
 

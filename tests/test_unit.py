@@ -131,7 +131,7 @@ def test_it_still_sees_what_it_has_to() -> None:
 def test_of_what_systemd_listens_on_it_sees_only_what_it_speaks_to() -> None:
     unit = settings()
     assert unit["TemporaryFileSystem"] == ["/run/systemd:ro"]
-    assert unit["BindReadOnlyPaths"][3:] == [
+    assert [path for path in unit["BindReadOnlyPaths"] if "/run/" in path] == [
         f"-{xwd.JOURNAL_SOCKET}",
         "-/run/systemd/notify",
         "-/run/systemd/generator",
