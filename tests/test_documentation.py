@@ -292,7 +292,7 @@ class Recorder(xwd.Journal):
         self.by_id: dict[str, set[str]] = {}
         self.all: set[str] = set()
 
-    def log_all(self, level: int, messages: Iterable[xwd.Message]) -> None:
+    def log_all(self, level: int, messages: Iterable[xwd.Message], *, always: bool = False) -> None:
         for text, fields in messages:
             entry = xwd.journal_entry(level, text, fields).decode()
             names = set(re.findall(r"^([A-Z_]+)=", entry, re.M))
@@ -311,7 +311,7 @@ def recorded(host: Host) -> Recorder:
     recorder = Recorder()
     reporter = xwd.Reporter(recorder, time.monotonic(), 0)
     reporter.report(xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60, recheck_ready=True))
-    reporter.log_timeout()
+    reporter.log_end()
     return recorder
 
 
@@ -327,7 +327,7 @@ def test_the_catalog_has_every_message() -> None:
 
 def test_the_catalog_uses_fields_that_messages_have(host: Host) -> None:
     by_id = recorded(host).by_id
-    assert set(by_id) == {xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED}
+    assert set(by_id) == {xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED, xwd.MESSAGE_SUMMARY}
     for message, text in catalog().items():
         assert set(re.findall(r"@(\w+)@", text)) <= by_id.get(message, set())
 
