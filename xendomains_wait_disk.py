@@ -2812,7 +2812,7 @@ def check_units() -> Iterator[Finding]:
 
 
 # Names that the kernel, or mdadm for an array that mdadm.conf does not name, gives in the order in which devices come.
-UNSTABLE_NAME = "/dev/(((sd|hd|vd)[a-z]+|(nvme[0-9]+n|dm-|md12|loop|nbd)[0-9]+)(p?[0-9]+)?)"
+UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]{1,3}[0-9]*|(md12[0-9]|(nvme[0-9]+n|dm-|loop|nbd)[0-9]+)(p[0-9]+)?)"
 # Links that udev makes for what a device is, the best first.
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
@@ -2824,6 +2824,7 @@ def check_use(use: Use, status: Status, evidence: Evidence) -> Iterator[Finding]
         yield use.finding(f"{path} {status.reason}", is_error=True)
     if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], evidence):
         links = sorted(link for one in evidence.devices() if one.name == match[1] for link in one.links)
+        links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
         yield use.finding(f"{path} may be another disk after a reboot", f"write {stable}" if stable else "")
     if use.device and use.disk.writes:
