@@ -16,6 +16,7 @@ SBINDIR = $(PREFIX)/sbin
 SYSCONFDIR = /etc
 MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/xendomains-wait-disk
+DATADIR = $(PREFIX)/share/xendomains-wait-disk
 COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 UNITDIR = $(PREFIX)/lib/systemd/system
 PRESETDIR = $(PREFIX)/lib/systemd/system-preset
@@ -152,6 +153,8 @@ install: ## install below PREFIX=/usr, for a package with DESTDIR=
 	    '$(DESTDIR)$(PRESETDIR)/90-xendomains-wait-disk.preset'
 	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.catalog \
 	    '$(DESTDIR)$(CATALOGDIR)/xendomains-wait-disk.catalog'
+	install -d '$(DESTDIR)$(DATADIR)'
+	install -p -m 644 schema/*.json '$(DESTDIR)$(DATADIR)'
 	install -D -p -m 644 man/xendomains-wait-disk.8 '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8'
 	install -D -p -m 644 man/xen-wait-disk.conf.5 '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5'
 	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
