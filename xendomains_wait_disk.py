@@ -2702,13 +2702,12 @@ class Finding(NamedTuple):
 
 
 class Use(NamedTuple):
-    """What a guest needs of this host, and what that is now: a block device, or else a path without links."""
+    """What a guest needs of this host, and what that is now: the kernel's name of a device, or a path without links."""
 
     guest: Guest
     disk: Disk
     required: Required
-    device: str = ""
-    path: str = ""
+    place: str
 
     def finding(self, problem: str, fix: str = "", *, is_error: bool = False) -> Finding:
         """Something wrong with it."""
@@ -2718,36 +2717,41 @@ class Use(NamedTuple):
 def findings_of(snapshot: Snapshot, watch: Watch, *, reboot: bool) -> list[Finding]:
     """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
     evidence = Evidence(watch.host)
-    uses = uses_of(snapshot, watch)
+    uses, used = uses_of(snapshot, watch), used_by_host(evidence)
+    # Cluster managers bring up storage themselves.
+    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", evidence)
     checks = [check_files(snapshot, watch.xendomains), check_names(snapshot), check_sharing(uses, evidence)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         status = snapshot.disk_status(use.required)
-        checks += [check_use(use, status, evidence)]
+        checks += [check_use(use, status, used, evidence)]
         checks += [check_reboot(use, evidence)] if reboot and status == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watch.names or one.file in snapshot.guests]
 
 
 def uses_of(snapshot: Snapshot, watch: Watch) -> list[Use]:
-    """What the guests need of this host, without what does not answer; also of guests that were not asked for."""
-    pairs = [(guest, *pair) for guest in snapshot.read.values() for pair in zip(guest.domain.needs(), guest.required)]
-    uses = [Use(*three) for three in pairs if three[2].paths]
-    calls: dict[str, Call] = {use.required.paths[0]: partial(place_of, use.required, watch.host) for use in uses}
+    """What the guests need of this host, also those that were not asked for, without what does not answer."""
+    needed = required_paths(snapshot.read).items()
+    calls: dict[str, Call] = {path: partial(place_of, required, watch.host) for path, required in needed}
     places = watch.files.run("place", calls, time.monotonic() + MAX_FIRST_LOOK)
-    found = [(use, places.get(use.required.paths[0])) for use in uses]
-    return [use._replace(device=place[0], path=place[1]) for use, place in found if isinstance(place, tuple)]
+    return [
+        Use(guest, disk, required, places[required.paths[0]])
+        for guest in snapshot.read.values()
+        for disk, required in zip(guest.domain.needs(), guest.required)
+        if required.paths and isinstance(places[required.paths[0]], str)
+    ]
 
 
-def place_of(required: Required, host: HostPaths) -> tuple[str, str]:
-    """The kernel's name of the device that is required, if it is one, and the path without links. May block."""
+def place_of(required: Required, host: HostPaths) -> str:
+    """The kernel's name of the device that is required, or the path without links. May block."""
     path = os.path.realpath(next(filter(os.path.exists, required.paths), required.paths[0]))
     with suppress(OSError):
         status = os.stat(path)
         if stat.S_ISBLK(status.st_mode):
             number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-            return os.path.basename(os.readlink(f"{host.sys}/dev/block/{number}")), path
-    return "", path
+            return os.path.basename(os.readlink(f"{host.sys}/dev/block/{number}"))
+    return path
 
 
 def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]:
@@ -2769,7 +2773,7 @@ def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]
         yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
         if guest.status.is_awaited():
             yield Finding(f"{guest.status.reason}; the boot would wait for it", file=file)
-        elif guest in rejected(snapshot):
+        elif guest.status.state in (State.REFUSED, State.UNREADABLE):
             will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
             yield Finding(f"{guest.status.reason}; {will}", "", True, file)
 
@@ -2791,7 +2795,7 @@ def check_sharing(uses: Sequence[Use], evidence: Evidence) -> Iterator[Finding]:
     """Disks that two guests write, or of which one guest writes a part."""
     writers: dict[str, list[Use]] = {}
     for use in (use for use in uses if use.disk.writes):
-        writers.setdefault(use.device or use.path, []).append(use)
+        writers.setdefault(use.place, []).append(use)
     for place, sharing in writers.items():
         above = [other for name in devices_above(place, evidence.host) for other in writers.get(name, ())]
         for use in sharing:
@@ -2817,7 +2821,7 @@ UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]{1,3}[0-9]*|(md12[0-9]|(nvme[0-9]+n|dm-|lo
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_use(use: Use, status: Status, evidence: Evidence) -> Iterator[Finding]:
+def check_use(use: Use, status: Status, used: Mapping[str, str], evidence: Evidence) -> Iterator[Finding]:
     """What a guest needs: its name, whether it is there if it is no disk, and whether this host uses it."""
     path, host = use.required.paths[0], evidence.host
     if use.disk in use.guest.domain.boot_files and status.state is State.MISSING:
@@ -2827,15 +2831,14 @@ def check_use(use: Use, status: Status, evidence: Evidence) -> Iterator[Finding]
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
         yield use.finding(f"{path} may be another disk after a reboot", f"write {stable}" if stable else "")
-    if use.device and use.disk.writes:
-        own, fix = used_here(evidence), "give the guest a disk of its own"
-        for name in (use.device, *devices_above(use.device, host)):
-            if name in own:
-                what = path if name == use.device else f"{node(name, host)} on {path}"
-                yield use.finding(f"{what} {own[name]} on this host", fix, is_error=True)
-                return
-        if parts := [node(one, host) for one in holders_of(use.device, host)]:
-            yield use.finding(f"{path} is part of {some(parts, MAX_LISTED)} on this host", fix)
+    if not use.disk.writes:
+        return
+    fix, places = "give the guest a disk of its own", [use.place, *devices_above(use.place, host)]
+    if taken := next((place for place in places if place in used), ""):
+        what = path if taken == use.place else f"{node(taken, host)} on {path}"
+        yield use.finding(f"{what} {used[taken]} on this host", fix, is_error=True)
+    elif parts := [node(one, host) for one in holders_of(use.place, host)]:
+        yield use.finding(f"{path} is part of {some(parts, MAX_LISTED)} on this host", fix)
 
 
 def devices_above(name: str, host: HostPaths) -> list[str]:
@@ -2855,38 +2858,41 @@ def holders_of(name: str, host: HostPaths) -> list[str]:
     return [one for one in names_in(f"{host.sys}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
 
 
-def used_here(evidence: Evidence) -> dict[str, str]:
+def used_by_host(evidence: Evidence) -> dict[str, str]:
     """The devices that this host itself uses, and what for."""
-    host = evidence.host
-    used = {
-        os.path.basename(os.path.realpath(words[0])): "is swap space" for words in rows(f"{host.proc}/swaps", evidence)
-    }
-    for words in (words for words in rows(f"{host.proc}/self/mountinfo", evidence) if "-" in words[:-2]):
+    host, used = evidence.host, {}
+    for path, *_ in rows(f"{host.proc}/swaps", evidence):
+        used[os.path.basename(os.path.realpath(path))] = "is swap space"
+    for words in mounts(evidence):
         # btrfs has a number of its own, and only the source tells the device.
         source = words[words.index("-") + 2]
-        for path in (f"{host.sys}/dev/block/{words[2]}", source if source.startswith("/dev/") else ""):
+        for path in (f"{host.sys}/dev/block/{words[2]}", *([source] if source.startswith("/dev/") else [])):
             used[evidence.at(path) or os.path.basename(os.path.realpath(path))] = f"is mounted on {words[4]}"
     return used
 
 
+def mounts(evidence: Evidence) -> list[list[str]]:
+    """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
+    return [words for words in rows(f"{evidence.host.proc}/self/mountinfo", evidence) if "-" in words[5:-2]]
+
+
 def check_reboot(use: Use, evidence: Evidence) -> Iterator[Finding]:
     """What is there now, and would not come back by itself."""
-    if is_enabled("pacemaker|linstor|ganeti", evidence):
-        return  # which bring up storage themselves
-    layers = [use.device] if use.device else []
+    layers = [use.place]
     for name in layers:
         layers += [one for one in devices_below(name, evidence.host) if one not in layers]
-    found = [why_device_stays_away(name, evidence) for name in layers] or [why_mount_stays_away(use.path, evidence)]
-    for lack in filter(None, found):
+    why_stays_away = why_mount_stays_away if "/" in use.place else why_device_stays_away
+    for lack in filter(None, [why_stays_away(layer, evidence) for layer in layers]):
         yield use.finding(f"after a reboot {use.required.paths[0]} will be missing: {lack.reason}", lack.hint)
 
 
 def is_enabled(names: str, evidence: Evidence) -> bool:
     """Whether a service whose name matches one of these is started at boot."""
     etc = evidence.host.etc
-    directories = [f"{etc}/systemd/system/{one}" for one in names_in(f"{etc}/systemd/system") if one.endswith(".wants")]
     scripts = [name for name in names_in(f"{etc}/rc3.d") if name.startswith("S")]
-    return re.search(names, " ".join([*scripts, *(n for one in directories for n in names_in(one))])) is not None
+    for directory in names_in(f"{etc}/systemd/system"):
+        scripts += names_in(f"{etc}/systemd/system/{directory}") if directory.endswith((".wants", ".requires")) else []
+    return re.search(names, " ".join(scripts)) is not None
 
 
 def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
@@ -2924,16 +2930,15 @@ def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
 
 def why_mount_stays_away(path: str, evidence: Evidence) -> Lack | None:
     """Why a file is not there after a reboot: its file system was mounted by hand."""
-    lines = rows(f"{evidence.host.proc}/self/mountinfo", evidence)
-    above = [words for words in lines if "-" in words[:-2] and path.startswith(f"{words[4].rstrip('/')}/")]
-    where = max((words[4] for words in above), key=len, default="/")
-    # What is mounted on demand lies below autofs.
-    kinds = {words[words.index("-") + 1] for words in above if words[4] == where or "autofs" in words}
-    if where == "/" or kinds & {"autofs", "zfs"}:
+    above = [words for words in mounts(evidence) if path.startswith(f"{words[4].rstrip('/')}/")]
+    kinds = {words[4]: words[words.index("-") + 1] for words in above}
+    where = max(kinds, key=len, default="/")
+    if where == "/" or kinds[where] == "zfs" or "autofs" in [words[words.index("-") + 1] for words in above]:
         return None
-    options = {
-        os.path.normpath(words[1]): ",".join(words[3:4]) for words in rows(f"{evidence.host.etc}/fstab", evidence)
-    }
+    if re.match("nfs|cifs", kinds[where]):  # what the server has mounted there is mounted below it
+        where = min((one for one in kinds if kinds[one] == kinds[where]), key=len)
+    lines = rows(f"{evidence.host.etc}/fstab", evidence)
+    options = {os.path.normpath(words[1]): ",".join(words[3:4]) for words in lines}
     if where in options:
         noauto = "noauto" in options[where].split(",") and "x-systemd.automount" not in options[where]
         return Lack(f"{where} has the option noauto in /etc/fstab") if noauto else None

@@ -403,12 +403,13 @@ def use(host: HostPaths, name: str, path: str, guest: str = "web", kind: str = "
     names = {xwd.attribute(f"{directory}/{one}", "dm/name") or one: one for one in os.listdir(directory)}
     disk = xwd.Disk("xvda", path, writes=writes)
     domain = xwd.Domain(guest, f"/etc/xen/auto/{guest}", kind, (disk,))
-    return xwd.Use(xwd.Guest(domain), disk, xwd.required_by(disk), names.get(name, name), path)
+    return xwd.Use(xwd.Guest(domain), disk, xwd.required_by(disk), names.get(name, name))
 
 
 def check_use(host: HostPaths, name: str, path: str) -> list[str]:
     """What is said of a guest that writes to this device."""
-    return texts(xwd.check_use(use(host, name, path), xwd.READY, xwd.Evidence(host)))
+    evidence = xwd.Evidence(host)
+    return texts(xwd.check_use(use(host, name, path), xwd.READY, xwd.used_by_host(evidence), evidence))
 
 
 def texts(findings: Iterator[xwd.Finding]) -> list[str]:
@@ -707,8 +708,7 @@ def test_drbd_that_no_service_brings_up(there: Callable[[str], HostPaths]) -> No
         "systemd/system/multi-user.target.wants/drbd.service",
         "systemd/system/multi-user.target.wants/drbd@one.target",
         "systemd/system/drbd-services.target.wants/drbd@one.target",
-        "systemd/system/multi-user.target.wants/pacemaker.service",
-        "systemd/system/multi-user.target.wants/linstor-satellite.service",
+        "systemd/system/xendomains.service.requires/drbd@one.target",
         "rc3.d/S01drbd",
     ],
 )
@@ -800,10 +800,21 @@ def test_a_subvolume_of_the_root_file_system_comes_back(host: Host, place: Place
     assert check(host, place, reboot=True) == []
 
 
-def test_a_cluster_manager_mounts_and_activates_by_itself(host: Host, place: Place) -> None:
+def test_what_a_server_has_mounted_below_what_it_exports_comes_with_it(host: Host, place: Place) -> None:
+    host.guest("web", host.image("a"))
+    place.mount("/")
+    place.mount(host.root, kind="nfs4", source="server:/")
+    place.mount(host.images, kind="nfs4", source="server:/images")
+    assert f"what is mounted on {host.root} is not in /etc/fstab" in check(host, place, reboot=True)[0]
+    place.write("etc/fstab", f"server:/ {host.root} nfs4 _netdev 0 0\n")
+    assert check(host, place, reboot=True) == []
+
+
+@pytest.mark.parametrize("manager", ["pacemaker", "linstor-satellite", "ganeti"])
+def test_a_cluster_manager_mounts_and_activates_by_itself(host: Host, place: Place, manager: str) -> None:
     host.guest("web", host.image("a"))
     place.mount(host.images)
-    place.write("etc/systemd/system/multi-user.target.wants/pacemaker.service", "")
+    place.write(f"etc/systemd/system/multi-user.target.wants/{manager}.service", "")
     assert check(host, place, reboot=True) == []
 
 
