@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import pytest
-from xenhost import Boot, Disk, Guest, Host
+from xenhost import TOP, Boot, Disk, Guest, Host
 
 TARGET = "iqn.2003-01.org.example:disk"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
 DISKS = ("web", "mounted", "swap", "member", "pv", "group", "secret", "drbd", "shared", "plain", "whole")
+# Lines from the manual page.
+PAGE = (TOP / "man" / "xendomains-wait-disk.8").read_text().partition(".SH MONITORING")[2].replace("\\-", "-")
+MONITORING = re.findall(r"\.EX\n((?:systemctl|journalctl) .*)", PAGE)
 
 
 def by_id(name: str) -> str:
@@ -63,10 +67,14 @@ HOST = Host(
         """,
     },
     after=f"""
+        exec 9>&2
+        BASH_XTRACEFD=9  # what is traced is no message
         say() {{ xendomains-wait-disk "$@" || echo "status $?"; }}
         say last >$report/last
         say last --json >$report/last.json
         ls -l /run/xendomains-wait-disk >$report/run
+        {MONITORING[0]} >$report/is-failed
+        {MONITORING[1]} >$report/summary
         say check --reboot >$report/healthy 2>&1
 
         mv /root/later/* /etc/xen/auto
@@ -76,7 +84,7 @@ HOST = Host(
         truncate --size=1M /srv/mounted/image
         mkswap {by_id("swap")}
         swapon {by_id("swap")}
-        printf '2048,8192\\n' | sfdisk {by_id("whole")}
+        addpart {by_id("whole")} 1 2048 16384
         udevadm settle
         mkfs.ext4 -q {by_id("whole")}-part1
         mkdir /srv/whole
@@ -150,6 +158,12 @@ def test_the_boot_is_summed_up(boot: Boot) -> None:
     entry = boot.entry("xendomains starts now; these guests will probably not come up: broken, gone.")
     assert (entry["RESULT"], entry["MISSING"]) == ("timeout", "1")
     assert 19 < float(entry["WAITED_SEC"]) < 30
+
+
+def test_the_lines_for_monitoring_tell_how_it_went(boot: Boot) -> None:
+    assert boot.text("is-failed") == "failed\n"
+    entry = json.loads(boot.text("summary"))
+    assert (entry["RESULT"], entry["MISSING"]) == ("timeout", "1")
 
 
 def test_on_a_host_that_is_set_up_well_only_the_broken_guest_is_found(boot: Boot) -> None:
