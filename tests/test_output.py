@@ -162,7 +162,17 @@ def test_check_names_what_xl_will_refuse(host: Host) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--colour"], ["walk"], ["--timeout", "soon"], ["--timeout", "-5"], ["--json"], ["wait", "--json"]],
+    [
+        ["--colour"],
+        ["walk"],
+        ["--reboot"],
+        ["list", "--reboot"],
+        ["last", "web"],
+        ["--timeout", "soon"],
+        ["--timeout", "-5"],
+        ["--json"],
+        ["wait", "--json"],
+    ],
 )
 def test_wrong_usage_ends_with_2_and_a_usage_line(host: Host, arguments: list[str]) -> None:
     result = host.run(*arguments)
