@@ -148,7 +148,9 @@ install: ## install below PREFIX=/usr, for a package with DESTDIR=
 	    install -D -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf'
 	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.service \
 	    '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service'
-	sed -i 's|^ExecStart=/usr/sbin|ExecStart=$(SBINDIR)|' '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service'
+	install -D -p -m 644 'packaging/systemd/xendomains-late@.service' '$(DESTDIR)$(UNITDIR)/xendomains-late@.service'
+	sed -i 's|^\(Exec[A-Z][a-z]*=+\?\)/usr/sbin|\1$(SBINDIR)|' '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service' \
+	    '$(DESTDIR)$(UNITDIR)/xendomains-late@.service'
 	install -D -p -m 644 packaging/systemd/90-xendomains-wait-disk.preset \
 	    '$(DESTDIR)$(PRESETDIR)/90-xendomains-wait-disk.preset'
 	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.catalog \

@@ -16,6 +16,7 @@ import xendomains_wait_disk as xwd
 ROOT = MODULE.parent
 DIRECTORY = ROOT / "packaging" / "systemd"
 UNIT = DIRECTORY / "xendomains-wait-disk.service"
+LATE = DIRECTORY / "xendomains-late@.service"
 PRESET = DIRECTORY / "90-xendomains-wait-disk.preset"
 
 MOST_EXPOSED = 1.5
@@ -23,10 +24,10 @@ MOST_EXPOSED = 1.5
 needs_systemd_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 
 
-def settings() -> dict[str, list[str]]:
-    """The settings of the unit, with the words of each; an assignment after another adds words."""
+def settings(unit: Path = UNIT) -> dict[str, list[str]]:
+    """The settings of a unit, with the words of each; an assignment after another adds words."""
     found: dict[str, list[str]] = {}
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if "=" in line and not line.startswith("#"):
             key, value = line.split("=", 1)
             found.setdefault(key, []).extend(value.split())
@@ -143,3 +144,23 @@ def test_of_what_systemd_listens_on_it_sees_only_what_it_speaks_to() -> None:
     ]
     assert unit["InaccessiblePaths"] == ["-/run/dbus", "-/run/initctl", "-/run/udev/control"]
     assert unit["PrivateIPC"] == ["yes"]
+
+
+def test_the_wait_for_a_late_guest_is_sandboxed_as_the_one_at_boot_is() -> None:
+    boot, late = settings(), settings(LATE)
+    sandbox = dict(list(boot.items())[list(boot).index("CapabilityBoundingSet") : list(boot).index("WantedBy")])
+    # These are of a control group, and would bind the guest's device model as well.
+    of_the_group = {"DevicePolicy", "IPAddressDeny"}
+    assert {key: words for key, words in sandbox.items() if late.get(key) != words}.keys() == of_the_group
+    assert not of_the_group & late.keys()
+
+
+def test_only_the_start_of_a_late_guest_has_the_privileges_of_xl() -> None:
+    late = settings(LATE)
+    assert late["ExecCondition"] == [f"/usr/sbin/{xwd.COMMAND}", "late", "--no-start", "%i"]
+    assert late["ExecStart"] == [f"+/usr/sbin/{xwd.COMMAND}", "late", "--timeout=0", "%i"]
+
+
+def test_late_guests_are_taken_care_of_only_if_somebody_asks_for_it() -> None:
+    assert "late" not in PRESET.read_text()
+    assert settings(LATE)["WantedBy"] == ["xendomains.service"]
