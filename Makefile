@@ -16,6 +16,7 @@ PREFIX = /usr
 SBINDIR = $(PREFIX)/sbin
 SYSCONFDIR = /etc
 MANDIR = $(PREFIX)/share/man
+DATADIR = $(PREFIX)/share/xendomains-wait-disk
 COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 UNITDIR = $(PREFIX)/lib/systemd/system
 PRESETDIR = $(PREFIX)/lib/systemd/system-preset
@@ -180,6 +181,8 @@ install-files:
 	done
 	install -D -p -m 644 packaging/systemd/$(PRESET) '$(DESTDIR)$(PRESETDIR)/$(PRESET)'
 	install -D -p -m 644 packaging/systemd/$(CATALOG) '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)'
+	install -d '$(DESTDIR)$(DATADIR)'
+	install -p -m 644 schema/*.json '$(DESTDIR)$(DATADIR)'
 	install -D -p -m 644 man/xendomains-wait-disk.8 '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8'
 	install -D -p -m 644 man/xen-wait-disk.conf.5 '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5'
 	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
@@ -189,7 +192,8 @@ uninstall: ## remove what install installed, but for settings that were edited
 	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)' $(patsubst %,'$(DESTDIR)$(UNITDIR)/%',$(UNITS)) \
 	    '$(DESTDIR)$(PRESETDIR)/$(PRESET)' '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)' \
 	    '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8' '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5' \
-	    '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
+	    '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk' $(patsubst schema/%,'$(DESTDIR)$(DATADIR)/%',$(wildcard schema/*))
+	-rmdir '$(DESTDIR)$(DATADIR)'
 	-rmdir -p --ignore-fail-on-non-empty '$(DESTDIR)$(dir $(REPLACED))'
 	! cmp -s etc/xen-wait-disk.conf '$(DESTDIR)$(CONFFILE)' || rm '$(DESTDIR)$(CONFFILE)'
 

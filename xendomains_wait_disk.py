@@ -51,7 +51,7 @@ CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
 LATE_DIRECTORY = "/run/xendomains-late"
 XL_LOGS = "/var/log/xen"
-LAST_WAIT = "/run/xendomains-wait-disk/last.json"
+LAST_WAIT = os.path.join(os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}"), "last.json")
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 EXIT_READY = 0
@@ -347,7 +347,7 @@ def closest(name: str, known: Sequence[str]) -> str:
     from difflib import get_close_matches
 
     similar = get_close_matches(name, known, 1)
-    return f"did you mean {similar[0]}?" if similar else f"known are {some(known, MAX_NAMES)}"
+    return f"did you mean {similar[0]}?" if similar else f"known: {some(known, MAX_NAMES) or 'none'}"
 
 
 # --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
@@ -1360,7 +1360,8 @@ def missing_file(match: re.Match[str], evidence: Evidence) -> Lack | None:
 def mount_units(evidence: Evidence) -> dict[str, tuple[str, str]]:
     """What is to be mounted, and the unit that does it, by mount point; of fstab systemd makes units as well."""
     plans = {}
-    for directory in (f"{evidence.host.run}/systemd/generator", f"{evidence.host.etc}/systemd/system"):
+    generated = [f"{evidence.host.run}/systemd/generator{late}" for late in ("", ".late")]
+    for directory in (*generated, f"{evidence.host.etc}/systemd/system"):
         for unit in (unit for unit in names_in(directory) if unit.endswith(".mount")):
             keys = dict(re.findall("^(What|Where)=(.+)", evidence.text(f"{directory}/{unit}"), re.MULTILINE))
             plans[keys.get("Where", "")] = (keys.get("What", ""), unit)
@@ -1383,7 +1384,7 @@ def path_of(source: str) -> str:
 
 def missing_array(match: re.Match[str], evidence: Evidence) -> Lack:
     """An md array by its name or its node. An inactive one has no name yet, but its members' udev entries name it."""
-    wanted, etc = match["name"], evidence.host.etc
+    wanted = match["name"]
     members = evidence.having(wanted, "MD_DEVICE", "MD_DEVNAME")
     for name in sorted({device.properties.get("MD_DEVICE", "") for device in members}):
         if name and os.path.exists(f"{evidence.host.sys}/class/block/{name}") and (lack := evidence.lack_of(name)):
@@ -1391,10 +1392,15 @@ def missing_array(match: re.Match[str], evidence: Evidence) -> Lack:
     if members:
         names = some([device.name for device in members], MAX_LISTED)
         return Lack(f"array {wanted} is not assembled; its members include {names}", "mdadm --assemble --scan")
-    text = evidence.text(f"{etc}/mdadm/mdadm.conf") or evidence.text(f"{etc}/mdadm.conf")
-    is_known = re.search(rf"^ARRAY\s+(/dev/)?(md/)?{re.escape(wanted)}\s", text, re.MULTILINE)
+    is_known = is_in_mdadm_conf(wanted, evidence)
     known = "which is in mdadm.conf, is there" if is_known else "is there, nor is it in mdadm.conf"
     return Lack(f"no member of an array {wanted}{',' * bool(is_known)} {known}", "mdadm --examine --scan")
+
+
+def is_in_mdadm_conf(name: str, evidence: Evidence) -> bool:
+    """Whether mdadm.conf gives an array this name."""
+    text = "\n".join(evidence.text(f"{evidence.host.etc}/{file}") for file in ("mdadm/mdadm.conf", "mdadm.conf"))
+    return re.search(rf"^ARRAY\s+(/dev/)?(md/)?{re.escape(name)}\s", text, re.MULTILINE) is not None
 
 
 def missing_crypt(match: re.Match[str], evidence: Evidence) -> Lack | None:
@@ -2300,7 +2306,7 @@ class Reporter:
         before, self._awaited = self._awaited, {one.path: one for one in snapshot.missing()}
         self._snapshot = snapshot
         self._found = {path: seconds for path, seconds in self._found.items() if path not in self._awaited}
-        self._found.update(dict.fromkeys(before.keys() - self._awaited.keys(), now - self._started))
+        self._found.update(dict.fromkeys(before.keys() - self._awaited.keys(), round(now - self._started, 3)))
         self._journal.log(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}.")
         self._log(WARNING, "problems", self._on_problems(snapshot))
         self._log(WARNING, "ends", self._on_ends(before, snapshot))
@@ -2413,8 +2419,9 @@ class Reporter:
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
-            but = f", but these guests will not come up: {some(refused, MAX_NAMES)}" if refused else ""
-            text = f"Everything is ready for {size_of(self._snapshot)}{but}."
+            text = f"Everything is ready for {size_of(self._snapshot)}."
+            if refused:
+                text = f"No disk is missing, but these guests will not come up: {some(refused, MAX_NAMES)}."
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
         self._journal.log_all(level, [(text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})], always=True)
         return result
@@ -2422,11 +2429,10 @@ class Reporter:
     def as_last_wait(self, result: str) -> dict[str, Any]:
         """How the wait ended, for programs and the command `last`."""
         waited = time.monotonic() - self._started
-        snapshot = self._snapshot
-        domains: dict[str, list[str]] = {}
-        for guest in snapshot.guests.values():
+        paths = {path: Missing(path, status, ()) for path, status in self._snapshot.disks.items()}
+        for guest in self._snapshot.guests.values():
             for path in (required.paths[0] for required in guest.required if required.paths):
-                domains.setdefault(path, []).append(well_formed(guest.domain.name))
+                paths[path] = paths[path]._replace(domains=(*paths[path].domains, guest.domain.name))
         return {
             "version": JSON_VERSION,
             "boot_id": read_evidence("/proc/sys/kernel/random/boot_id").strip(),
@@ -2437,15 +2443,16 @@ class Reporter:
             "disks": [
                 {
                     "path": well_formed(path),
-                    "domains": domains[path],
-                    **status_as_json(status),
+                    "domains": [well_formed(domain) for domain in one.domains],
+                    **status_as_json(one.status),
                     "found_after": self._found.get(path),
                 }
-                for path, status in snapshot.disks.items()
+                # A configuration that is missing in the end is told of as a disk is.
+                for path, one in {**paths, **self._awaited}.items()
             ],
             "refused": [
                 {"source": well_formed(guest.domain.source), "error": well_formed(guest.status.reason)}
-                for guest in rejected(snapshot)
+                for guest in rejected(self._snapshot)
             ],
         }
 
@@ -2609,12 +2616,12 @@ class Finding(NamedTuple):
 
 
 class Use(NamedTuple):
-    """What a guest needs, and the device that this is now, if it is one."""
+    """What a guest needs of this host, and what that is now: the kernel's name of a device, or a path without links."""
 
     guest: Guest
     disk: Disk
     required: Required
-    device: str = ""
+    place: str
 
     def finding(self, problem: str, fix: str = "", *, is_error: bool = False) -> Finding:
         """Something wrong with it."""
@@ -2624,28 +2631,41 @@ class Use(NamedTuple):
 def findings_of(snapshot: Snapshot, watch: Watch, *, reboot: bool) -> list[Finding]:
     """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
     evidence = Evidence(watch.host)
-    uses = uses_of(snapshot, evidence)
-    checks = [check_files(snapshot, watch.xendomains), check_names(snapshot), check_units()]
-    checks += [check_use(use, snapshot, evidence) for use in uses] + [check_sharing(uses)]
-    if reboot:
-        checks += [check_reboot(use, evidence) for use in uses if snapshot.disk_status(use.required) == READY]
-    return list(dict.fromkeys(finding for findings in checks for finding in findings))
+    uses, used = uses_of(snapshot, watch), used_by_host(evidence)
+    # Cluster managers bring up storage themselves.
+    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", evidence)
+    checks = [check_files(snapshot, watch.xendomains), check_names(snapshot), check_sharing(uses, evidence)]
+    checks += [check_units()] if snapshot.guests else []
+    for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
+        status = snapshot.disk_status(use.required)
+        checks += [check_use(use, status, used, evidence)]
+        checks += [check_reboot(use, evidence)] if reboot and status == READY else []
+    found = dict.fromkeys(finding for findings in checks for finding in findings)
+    return [one for one in found if not watch.names or one.file in snapshot.guests]
 
 
-def uses_of(snapshot: Snapshot, evidence: Evidence) -> list[Use]:
-    """What the guests need of this host."""
-    uses = []
-    for guest in snapshot.guests.values():
-        for disk, required in zip(guest.domain.needs(), guest.required):
-            device = ""
-            with suppress(OSError):
-                status = os.stat(next(filter(os.path.exists, required.paths), ""))
-                if stat.S_ISBLK(status.st_mode):
-                    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-                    device = os.path.basename(os.readlink(f"{evidence.host.sys}/dev/block/{number}"))
-            if required.paths:
-                uses.append(Use(guest, disk, required, device))
-    return uses
+def uses_of(snapshot: Snapshot, watch: Watch) -> list[Use]:
+    """What the guests need of this host, also those that were not asked for, without what does not answer."""
+    needed = required_paths(snapshot.read).items()
+    calls: dict[str, Call] = {path: partial(place_of, required, watch.host) for path, required in needed}
+    places = watch.files.run("place", calls, time.monotonic() + MAX_FIRST_LOOK)
+    return [
+        Use(guest, disk, required, places[required.paths[0]])
+        for guest in snapshot.read.values()
+        for disk, required in zip(guest.domain.needs(), guest.required)
+        if required.paths and isinstance(places[required.paths[0]], str)
+    ]
+
+
+def place_of(required: Required, host: HostPaths) -> str:
+    """The kernel's name of the device that is required, or the path without links. May block."""
+    path = os.path.realpath(next(filter(os.path.exists, required.paths), required.paths[0]))
+    with suppress(OSError):
+        status = os.stat(path)
+        if stat.S_ISBLK(status.st_mode):
+            number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+            return os.path.basename(os.readlink(f"{host.sys}/dev/block/{number}"))
+    return path
 
 
 def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]:
@@ -2667,22 +2687,37 @@ def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]
         yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
         if guest.status.is_awaited():
             yield Finding(f"{guest.status.reason}; the boot would wait for it", file=file)
-        elif guest in rejected(snapshot):
+        elif guest.status.state in (State.REFUSED, State.UNREADABLE):
             will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
             yield Finding(f"{guest.status.reason}; {will}", "", True, file)
 
 
 def check_names(snapshot: Snapshot) -> Iterator[Finding]:
     """Guests with the same name. A guest that was saved has its configuration as well."""
-    files: dict[tuple[str, str], str] = {}
-    for file, guest in snapshot.guests.items():
+    files: dict[tuple[str, str], list[str]] = {}
+    for file, guest in snapshot.read.items():
         if guest.status == READY:
-            other = files.setdefault((guest.domain.kind, guest.domain.name), file)
-            if other != file:
-                fix = f"move one of them out of {os.path.dirname(file)}"
-                yield Finding(
-                    f"{other} has the same name, and xl starts one of them", fix, True, file, guest.domain.name
-                )
+            files.setdefault((guest.domain.kind, guest.domain.name), []).append(file)
+    for (_, name), same in files.items():
+        for file in same if same[1:] else ():
+            others = some([os.path.basename(other) for other in same if other != file], MAX_LISTED)
+            problem = f"has the same name as {others}, and one of them starts"
+            yield Finding(problem, f"move the others out of {os.path.dirname(file)}", True, file, name)
+
+
+def check_sharing(uses: Sequence[Use], evidence: Evidence) -> Iterator[Finding]:
+    """Disks that two guests write, or of which one guest writes a part."""
+    writers: dict[str, list[Use]] = {}
+    for use in (use for use in uses if use.disk.writes):
+        writers.setdefault(use.place, []).append(use)
+    for place, sharing in writers.items():
+        above = [other for name in devices_above(place, evidence.host) for other in writers.get(name, ())]
+        for use in sharing:
+            # The saved and the configured form of a guest are one.
+            names = {one.guest.domain.name for one in (*sharing, *above)} - {use.guest.domain.name}
+            if names:
+                problem = f"{use.required.paths[0]} is written by guest {some(sorted(names), MAX_LISTED)} as well"
+                yield use.finding(problem, "give each guest a disk of its own", is_error=True)
 
 
 def check_units() -> Iterator[Finding]:
@@ -2695,95 +2730,134 @@ def check_units() -> Iterator[Finding]:
 
 
 # Names that the kernel, or mdadm for an array that mdadm.conf does not name, gives in the order in which devices come.
-UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]+|nvme[0-9]+n[0-9]+|dm-|md12[0-9]|loop|nbd)(p?[0-9]+)?"
+UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]{1,3}[0-9]*|(md12[0-9]|(nvme[0-9]+n|dm-|loop|nbd)[0-9]+)(p[0-9]+)?)"
+# Links that udev makes for what a device is, the best first.
+STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_use(use: Use, snapshot: Snapshot, evidence: Evidence) -> Iterator[Finding]:
-    """What a guest needs: its name, whether it is there if it is no disk, and what else uses it."""
-    path = use.required.paths[0]
-    if use.disk in use.guest.domain.boot_files and snapshot.disk_status(use.required).state is State.MISSING:
-        yield use.finding(f"{path} {snapshot.disk_status(use.required).reason}", is_error=True)
-    if re.fullmatch(UNSTABLE_NAME, path):
-        links = [link for device in evidence.devices() if path == f"/dev/{device.name}" for link in device.links]
-        kinds = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
-        stable = next((link for kind in kinds for link in sorted(links) if link.startswith(kind)), "")
+def check_use(use: Use, status: Status, used: Mapping[str, str], evidence: Evidence) -> Iterator[Finding]:
+    """What a guest needs: its name, whether it is there if it is no disk, and whether this host uses it."""
+    path, host = use.required.paths[0], evidence.host
+    if use.disk in use.guest.domain.boot_files and status.state is State.MISSING:
+        yield use.finding(f"{path} {status.reason}", is_error=True)
+    if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], evidence):
+        links = sorted(link for one in evidence.devices() if one.name == match[1] for link in one.links)
+        links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
+        stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
         yield use.finding(f"{path} may be another disk after a reboot", f"write {stable}" if stable else "")
-    if use.device and use.disk.writes:
-        holders = names_in(f"{evidence.host.sys}/class/block/{use.device}/holders")
-        mounts = {words[2]: words[4] for words in rows(f"{evidence.host.proc}/self/mountinfo", evidence) if words[4:]}
-        swaps = [os.path.realpath(words[0]) for words in rows(f"{evidence.host.proc}/swaps", evidence)]
-        what = f"is part of {some([node(one, evidence.host) for one in holders], MAX_LISTED)}" if holders else ""
-        if where := mounts.get(attribute(f"{evidence.host.sys}/class/block/{use.device}", "dev") or ""):
-            what = f"is mounted on {where}"
-        if what or f"/dev/{use.device}" in swaps:
-            yield use.finding(f"{path} {what or 'is swap space'} on this host, and not for a guest", is_error=True)
+    if not use.disk.writes:
+        return
+    fix, places = "give the guest a disk of its own", [use.place, *devices_above(use.place, host)]
+    if taken := next((place for place in places if place in used), ""):
+        what = path if taken == use.place else f"{node(taken, host)} on {path}"
+        yield use.finding(f"{what} {used[taken]} on this host", fix, is_error=True)
+    elif parts := [node(one, host) for one in holders_of(use.place, host)]:
+        yield use.finding(f"{path} is part of {some(parts, MAX_LISTED)} on this host", fix)
 
 
-def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
-    """Disks that two guests write."""
-    writers: dict[str, Use] = {}
-    for use in uses:
-        if use.disk.writes:
-            first = writers.setdefault(use.device or os.path.realpath(use.required.paths[0]), use)
-            if first.guest.domain.name != use.guest.domain.name:
-                problem = f"{use.required.paths[0]} is written by guest {first.guest.domain.name} as well"
-                yield use.finding(problem, "give each guest a disk of its own, or all but one mode r", is_error=True)
+def devices_above(name: str, host: HostPaths) -> list[str]:
+    """The devices that stand on this one: its partitions, its holders, and what stands on them."""
+    above = [name]
+    for one in above:
+        directory = f"{host.sys}/class/block/{one}"
+        parts = [part for part in names_in(directory) if os.path.exists(f"{directory}/{part}/partition")]
+        above += [other for other in parts + names_in(f"{directory}/holders") if other not in above]
+    return above[1:]
+
+
+def holders_of(name: str, host: HostPaths) -> list[str]:
+    """What this host has made of a device: not the partitions of a map, nor what a guest has in a volume of ours."""
+    uuids = {one: attribute(f"{host.sys}/class/block/{one}", "dm/uuid") or "" for one in devices_above(name, host)}
+    ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
+    return [one for one in names_in(f"{host.sys}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
+
+
+def used_by_host(evidence: Evidence) -> dict[str, str]:
+    """The devices that this host itself uses, and what for."""
+    host, used = evidence.host, {}
+    for path, *_ in rows(f"{host.proc}/swaps", evidence):
+        used[os.path.basename(os.path.realpath(path))] = "is swap space"
+    for words in mounts(evidence):
+        # btrfs has a number of its own, and only the source tells the device.
+        source = words[words.index("-") + 2]
+        for path in (f"{host.sys}/dev/block/{words[2]}", *([source] if source.startswith("/dev/") else [])):
+            used[evidence.at(path) or os.path.basename(os.path.realpath(path))] = f"is mounted on {words[4]}"
+    return used
+
+
+def mounts(evidence: Evidence) -> list[list[str]]:
+    """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
+    return [words for words in rows(f"{evidence.host.proc}/self/mountinfo", evidence) if "-" in words[5:-2]]
 
 
 def check_reboot(use: Use, evidence: Evidence) -> Iterator[Finding]:
     """What is there now, and would not come back by itself."""
-    layers = [use.device] if use.device else []
+    layers = [use.place]
     for name in layers:
         layers += [one for one in devices_below(name, evidence.host) if one not in layers]
-    found = [why_device_stays_away(name, evidence) for name in layers] or [
-        why_mount_stays_away(os.path.realpath(use.required.paths[0]), evidence)
-    ]
-    for lack in filter(None, found):
+    why_stays_away = why_mount_stays_away if "/" in use.place else why_device_stays_away
+    for lack in filter(None, [why_stays_away(layer, evidence) for layer in layers]):
         yield use.finding(f"after a reboot {use.required.paths[0]} will be missing: {lack.reason}", lack.hint)
+
+
+def is_enabled(names: str, evidence: Evidence) -> bool:
+    """Whether a service whose name matches one of these is started at boot."""
+    etc = evidence.host.etc
+    scripts = [name for name in names_in(f"{etc}/rc3.d") if name.startswith("S")]
+    for directory in names_in(f"{etc}/systemd/system"):
+        scripts += names_in(f"{etc}/systemd/system/{directory}") if directory.endswith((".wants", ".requires")) else []
+    return re.search(names, " ".join(scripts)) is not None
 
 
 def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
     """Why a device, whatever lies below it, is not there after a reboot."""
     host, directory = evidence.host, f"{evidence.host.sys}/class/block/{name}"
     mapped, uuid = (attribute(directory, f"dm/{key}") or "" for key in ("name", "uuid"))
-    if re.match("loop|nbd", name) and name not in [words[0] for words in rows(f"{host.etc}/nbdtab", evidence)]:
-        return Lack(f"nothing sets up {name} at boot")
+    if re.fullmatch("(loop|nbd)[0-9]+", name):
+        units = f"{host.etc}/systemd/system"
+        files = [f"{host.etc}/rc.local", *(f"{units}/{one}" for one in names_in(units) if one.endswith(".service"))]
+        scripts = re.search("losetup|nbd-client", "\n".join(map(evidence.text, files)))
+        is_known = scripts or name in [words[0] for words in rows(f"{host.etc}/nbdtab", evidence)]
+        return None if is_known else Lack(f"nothing sets up {name} at boot")
     if target := iscsi_session(name, host)[0]:
         startups = {startup for (one, _), startup in iscsi_nodes(evidence).items() if one == target}
-        if not startups & {"automatic", "onboot"}:
+        # Without a record, the firmware or the initramfs has logged in.
+        if startups and not startups & {"automatic", "onboot"}:
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
             return Lack(f"the host does not log in to target {target} at boot", update)
-    if uuid.startswith("CRYPT-"):
+    if re.match("CRYPT-(LUKS|PLAIN)", uuid):
         options = {words[0]: ",".join(words[3:]).split(",") for words in rows(f"{host.etc}/crypttab", evidence)}
-        if mapped not in options:
-            return Lack(f"{mapped} is not in /etc/crypttab")
-        return Lack(f"{mapped} has the option noauto in /etc/crypttab") if "noauto" in options[mapped] else None
+        if mapped not in options and mapped not in evidence.text(f"{host.proc}/cmdline"):
+            return Lack(f"{mapped} is not in /etc/crypttab", "add a line for it")
+        return Lack(f"{mapped} has the option noauto in /etc/crypttab") if "noauto" in options.get(mapped, ()) else None
     if uuid.startswith("LVM-"):
         text = re.sub("#.*", "", evidence.text(f"{host.etc}/lvm/lvm.conf"))
         group = re.sub("([^-])-([^-].*)", r"\1", mapped).replace("--", "-")
         activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
-        named = re.findall('"([^"/]*)', activated[1]) if activated else [group]
+        named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
         if group not in named and not any(one.startswith("@") for one in named):
             return Lack(f"auto_activation_volume_list in /etc/lvm/lvm.conf does not name volume group {group}")
-    wants = names_in(f"{host.etc}/systemd/system/multi-user.target.wants") + names_in(f"{host.etc}/rc3.d")
-    if name.startswith("drbd") and not re.search("drbd|pacemaker|linstor", " ".join(wants)):
+    if name.startswith("drbd") and not is_enabled("drbd", evidence):
         return Lack("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
     return None
 
 
 def why_mount_stays_away(path: str, evidence: Evidence) -> Lack | None:
     """Why a file is not there after a reboot: its file system was mounted by hand."""
-    lines = rows(f"{evidence.host.proc}/self/mountinfo", evidence)
-    above = [words for words in lines if words[4:] and path.startswith(f"{words[4].rstrip('/')}/")]
-    where = max((words[4] for words in above), key=len, default="/")
-    kinds = {words[words.index("-") + 1] for words in above if words[4] == where and "-" in words}
-    options = {os.path.normpath(words[1]): words[3:4] for words in rows(f"{evidence.host.etc}/fstab", evidence)}
-    if where == "/" or kinds & {"autofs", "zfs"}:
+    above = [words for words in mounts(evidence) if path.startswith(f"{words[4].rstrip('/')}/")]
+    kinds = {words[4]: words[words.index("-") + 1] for words in above}
+    where = max(kinds, key=len, default="/")
+    if where == "/" or kinds[where] == "zfs" or "autofs" in [words[words.index("-") + 1] for words in above]:
         return None
+    if re.match("nfs|cifs", kinds[where]):  # what the server has mounted there is mounted below it
+        where = min((one for one in kinds if kinds[one] == kinds[where]), key=len)
+    lines = rows(f"{evidence.host.etc}/fstab", evidence)
+    options = {os.path.normpath(words[1]): ",".join(words[3:4]) for words in lines}
     if where in options:
-        noauto = "noauto" in ",".join(options[where]) and "x-systemd.automount" not in ",".join(options[where])
+        noauto = "noauto" in options[where].split(",") and "x-systemd.automount" not in options[where]
         return Lack(f"{where} has the option noauto in /etc/fstab") if noauto else None
-    return None if where in mount_units(evidence) else Lack(f"what is mounted on {where} is not in /etc/fstab")
+    is_unit = where in mount_units(evidence)
+    return None if is_unit else Lack(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
 
 
 # --- Late: a guest whose disks come after the timeout ----------------------------------------------------------------
@@ -2975,7 +3049,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level, level_problems = log_level(settings, options, os.environ)
     journal = Journal(level, sys.stderr, patient=options.command != "wait")
     if options.command == "last":
-        return show_last_wait(as_json=options.json)
+        return show_last_wait(journal, as_json=options.json)
     pauses = Pauses()
     pauses.take_signals()
     limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
@@ -3000,8 +3074,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         journal.log(ERR, unknown)
         return EXIT_USAGE
     if options.command == "check":
+        told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
+        told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
         findings = findings_of(snapshot, watch, reboot=options.reboot)
-        return show_findings(findings, problems, snapshot, journal, as_json=options.json)
+        return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
     if problems or rejected(snapshot):
         return EXIT_USAGE
@@ -3027,7 +3103,8 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
         stopped = signalled
     result = reporter.log_end(stopped.number if stopped else 0)
     try:
-        write_last_wait(reporter.as_last_wait(result))
+        if not watch.names:  # of a few guests it would take the place of all
+            write_last_wait(reporter.as_last_wait(result))
     except OSError as error:
         journal.log(DEBUG, f"{LAST_WAIT} cannot be written ({error_text(error)}).")
     if stopped:
@@ -3045,29 +3122,32 @@ def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
 
 
 def show_findings(
-    findings: Sequence[Finding], problems: Sequence[str], snapshot: Snapshot, journal: Journal, *, as_json: bool
+    told: Sequence[Finding], findings: Sequence[Finding], snapshot: Snapshot, journal: Journal, *, as_json: bool
 ) -> int:
-    """Says everything wrong, or prints it as JSON; returns the exit status, to which problems in settings add."""
-    is_ok = not problems and not any(finding.is_error for finding in findings)
+    """Says everything wrong that was not told before, or prints all of it as JSON; returns the exit status."""
+    is_ok = not any(finding.is_error for finding in (*told, *findings))
     if as_json:
         import json
 
-        settings = [Finding(problem, is_error=True) for problem in problems]
+        keys = ("file", "guest", "vdev", "problem", "fix")
         rows = [
-            {key: well_formed(value) if isinstance(value, str) else value for key, value in one._asdict().items()}
-            for one in (*settings, *findings)
+            {
+                "severity": "error" if finding.is_error else "warning",
+                **{key: well_formed(getattr(finding, key)) or None for key in keys},
+            }
+            for finding in (*told, *findings)
         ]
         show(json.dumps({"version": JSON_VERSION, "ok": is_ok, "findings": rows}, indent=2))
     else:
         for finding in findings:
             journal.log(ERR if finding.is_error else WARNING, finding.text())
-        if not findings and not problems:
+        if not findings and not told:
             show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
     return EXIT_READY if is_ok else EXIT_USAGE
 
 
-def show_last_wait(*, as_json: bool) -> int:
-    """Prints how the last wait ended; returns the status with which it ended. Raises ConfigError if there was none."""
+def show_last_wait(journal: Journal, *, as_json: bool) -> int:
+    """Prints how the last wait ended; returns the status with which it ended."""
     import json
 
     try:
@@ -3080,11 +3160,11 @@ def show_last_wait(*, as_json: bool) -> int:
                 domains = some(disk["domains"], MAX_LISTED)
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
             rows += [(one["source"], "-", "refused", "", one["error"]) for one in last["refused"]]
-            waited = f"{last['waited']:.0f} of {format_time_span(last['timeout'])}"
-            text = f"{last['started']}: waited {waited}: {last['result']}\n{in_columns(rows)}"
+            waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
+            text = f"{last['started']}: {last['result']} after {waited} of {timeout}\n{in_columns(rows)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = error_text(error)
-        raise ConfigError(f"{LAST_WAIT}, which a wait leaves at its end, cannot be read: {why}") from None
+        journal.log(ERR, f"{LAST_WAIT}, which a wait leaves at its end, cannot be read ({error_text(error)}).")
+        return EXIT_USAGE
     show(text)
     return EXIT_READY if last["result"] == "ready" else EXIT_TIMED_OUT
 

@@ -33,6 +33,9 @@ from typing import Any, Literal
 
 import pytest
 
+# No wait leaves a record on the machine itself.
+os.environ["RUNTIME_DIRECTORY"] = "/nowhere"
+
 import xendomains_wait_disk as xwd
 
 # What takes longer than so many seconds hangs.
@@ -808,7 +811,14 @@ class Hang:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     it = Clock()
-    monkeypatch.setattr(xwd, "time", SimpleNamespace(monotonic=lambda: it.now, sleep=time.sleep))
+    fake = SimpleNamespace(
+        monotonic=lambda: it.now,
+        time=lambda: it.now,
+        sleep=time.sleep,
+        localtime=time.localtime,
+        strftime=time.strftime,
+    )
+    monkeypatch.setattr(xwd, "time", fake)
     monkeypatch.setattr(xwd, "start_new_thread", it.start_new_thread)
     monkeypatch.setattr(xwd.Pauses, "pause", lambda *arguments: it.pause(*arguments))
     monkeypatch.setattr(xwd, "block_events", lambda _: it.events)

@@ -229,7 +229,7 @@ def test_one_guest_without_a_good_configuration_does_not_hold_up_one_that_waits(
     host.guest("web", host.images / "a")
     result = host.run("--timeout", "0")
     assert result.status == xwd.EXIT_TIMED_OUT
-    assert result.messages.endswith("will probably not come up: web.\n")
+    assert result.messages.endswith("will probably not come up: bad, web.\n")
 
 
 def failing(number: int) -> Callable[..., Any]:

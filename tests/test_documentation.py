@@ -137,7 +137,7 @@ def test_completion_has_every_option_and_command() -> None:
 
 def test_completion_completes_what_was_begun() -> None:
     assert complete("--ti") == ["--timeout"]
-    assert complete("--json", "l") == ["list"]
+    assert complete("--json", "li") == ["list"]
     assert complete("list", "--j") == ["--json"]
 
 
@@ -221,6 +221,7 @@ def test_every_variable_of_the_environment_is_told() -> None:
 
 def test_every_file_is_told() -> None:
     files = section(COMMAND_PAGE, "FILES")
+    assert f"/run/{xwd.COMMAND}/last.json" in files
     for file in (xwd.CONFFILE, *xwd.Settings().xendomains, xwd.DEFAULT_AUTO, xwd.DEFAULT_SAVE):
         assert file in files
 
@@ -233,7 +234,7 @@ def test_every_state_is_told() -> None:
     assert set(tags(section(COMMAND_PAGE, "COMMANDS"), depth=1)) == {*states, "no disks"}
     disks, directories = (
         set(re.findall(r"[a-z-]+", line.replace('" or "', " ")))
-        for line in re.findall(r"^\.B state\n\.BR (.*)", section(COMMAND_PAGE, "JSON"), re.M)
+        for line in re.findall(r"^\.B state\n\.BR (.*)", section(COMMAND_PAGE, "list --json"), re.M)
     )
     assert disks == states - {"refused", "unreadable"}
     assert directories <= states
@@ -260,12 +261,46 @@ def test_the_form_of_the_json_is_told(host: Host) -> None:
     host.save.rmdir()
     host.save.symlink_to("not there")
     printed = form(host.list())
-    text = section(COMMAND_PAGE, "JSON")
+    text = section(COMMAND_PAGE, "list --json")
     assert form(json.loads(example(text))) == printed
     (domain,), (directory,) = printed["domains"], printed["directories"]
     assert tags(text) == list(printed)
     assert tags(text, depth=1) == [*domain, *directory]
     assert tags(text, depth=2) == list(domain["disks"][0])
+
+
+@pytest.mark.parametrize("command", ["check", "last"])
+def test_the_form_of_other_json_is_told(host: Host, command: str) -> None:
+    host.guest("web", "/dev/sdz")
+    (host.auto / "zz.cfg").write_text("nonsense\n")
+    host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root))
+    printed = form(json.loads(host.run(command, "--json", RUNTIME_DIRECTORY=str(host.root)).output))
+    text = section(COMMAND_PAGE, f"{command} --json")
+    assert form(json.loads(example(text))) == {
+        **printed,
+        **({"disks": [{**printed["disks"][0], "domains": [None]}]} if command == "last" else {}),
+    }
+    assert tags(text) == list(printed)
+    assert tags(text, depth=1) == [name for rows in printed.values() if rows for name in rows[0]]
+
+
+@pytest.mark.parametrize("command", ["list", "check", "last"])
+def test_the_schemas_are_told(command: str) -> None:
+    assert f"{command}.schema.json" in section(COMMAND_PAGE, "FILES")
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
+def test_the_lines_for_prometheus_work(host: Host, tmp_path: Path) -> None:
+    host.guest("web", host.image("a"), host.images / "b")
+    (host.auto / "zz.cfg").write_text("nonsense\n")
+    host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root))
+    (script,) = re.findall(r"\.EX\n(jq .*?)\.EE", section(COMMAND_PAGE, "MONITORING"), re.S)
+    script = script.replace("\\e", "\\").replace("/run/xendomains-wait-disk", str(host.root))
+    script = script.replace("/var/lib/prometheus/node-exporter", str(tmp_path))
+    run_quietly("sh", "-c", script)
+    waited, missing, refused = (tmp_path / "xendomains_wait.prom").read_text().splitlines()
+    assert re.fullmatch(r"xendomains_wait_seconds [0-9.]+", waited)
+    assert (missing, refused) == ("xendomains_wait_missing 1", "xendomains_wait_refused 1")
 
 
 def test_when_reminders_come_is_told() -> None:
@@ -293,7 +328,7 @@ class Recorder(xwd.Journal):
         self.by_id: dict[str, set[str]] = {}
         self.all: set[str] = set()
 
-    def log_all(self, level: int, messages: Iterable[xwd.Message]) -> None:
+    def log_all(self, level: int, messages: Iterable[xwd.Message], *, always: bool = False) -> None:
         for text, fields in messages:
             entry = xwd.journal_entry(level, text, fields).decode()
             names = set(re.findall(r"^([A-Z_]+)=", entry, re.M))
@@ -312,7 +347,7 @@ def recorded(host: Host) -> Recorder:
     recorder = Recorder()
     reporter = xwd.Reporter(recorder, time.monotonic(), 0)
     reporter.report(xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60, recheck_ready=True))
-    reporter.log_timeout()
+    reporter.log_end()
     return recorder
 
 
@@ -328,7 +363,7 @@ def test_the_catalog_has_every_message() -> None:
 
 def test_the_catalog_uses_fields_that_messages_have(host: Host) -> None:
     by_id = recorded(host).by_id
-    assert set(by_id) == {xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED}
+    assert set(by_id) == {xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED, xwd.MESSAGE_SUMMARY}
     for message, text in catalog().items():
         assert set(re.findall(r"@(\w+)@", text)) <= by_id.get(message, set())
 

@@ -762,15 +762,17 @@ def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
     )
 
     pauses = xwd.Pauses()
-    found = xwd.take_snapshot(host.watch(pauses), xwd.Snapshot(), time.monotonic() + 60)
+    watch = host.watch(pauses)
+    found = xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60)
     journal = Recorder()
     reporter = xwd.Reporter(journal, time.monotonic(), 1)
     reporter.report(found)
     reporter.report(xwd.Snapshot())
     reporter.report(found)
-    reporter.log_timeout()
-    reporter.log_stopped(signal.SIGTERM)
-    xwd.log_what_is_wrong(found, journal, [])
+    reporter.log_end()
+    reporter.log_end(signal.SIGTERM)
+    findings = xwd.findings_of(found, watch, reboot=True)
+    xwd.show_findings([], findings, found, journal, as_json=False)
 
     assert journal.written
     assert all(line.endswith("\n") and line[:-1].isprintable() for line in journal.written)
@@ -782,7 +784,8 @@ def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
     assert len(table) == 1 + sum(max(1, len(guest.domain.disks)) for guest in found.guests.values())
     answer = json.loads(xwd.as_json(found).encode("ascii"))
     assert len(answer["domains"]) == len(found.guests)
-    json.dumps(answer, ensure_ascii=False).encode()  # there are no halves of characters in it
+    last = reporter.as_last_wait("timeout")
+    json.dumps([answer, last], ensure_ascii=False).encode()  # there are no halves of characters in it
 
 
 # The clock of the host

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO
+from unittest.mock import ANY
 
 import pytest
 from conftest import (
@@ -39,6 +40,7 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
     broken.write_text('name="zz"\ndisk=["/dev/x"\n')
     saved = host.saved("old", host.image("c"))
     assert host.list() == {
+        "version": 1,
         "ready": False,
         "domains": [
             {
@@ -110,6 +112,7 @@ def test_a_directory_that_cannot_be_read_yet_is_shown_as_one(host: Host) -> None
     host.auto.symlink_to("/nowhere")
     reason = "is a link to /nowhere, which does not exist"
     assert host.list() == {
+        "version": 1,
         "ready": False,
         "domains": [],
         "directories": [{"path": str(host.auto), "kind": "auto", "state": "missing", "reason": reason}],
@@ -146,7 +149,7 @@ def test_check_names_links_that_dangle_and_relative_targets(host: Host) -> None:
     host.guest("mail", "vg0/mail,raw,xvda,rw")
     result = host.run("check")
     assert (result.status, result.output) == (xwd.EXIT_READY, "")
-    assert "web.cfg: is a link to /nowhere, which does not exist. The boot would wait for it." in result.messages
+    assert "web.cfg: is a link to /nowhere, which does not exist; the boot would wait for it." in result.messages
     assert "the target 'vg0/mail' of disk xvda is relative" in result.messages
 
 
@@ -160,7 +163,17 @@ def test_check_names_what_xl_will_refuse(host: Host) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--colour"], ["wait", "list"], ["--timeout", "soon"], ["--timeout", "-5"], ["--json"], ["wait", "--json"]],
+    [
+        ["--colour"],
+        ["walk"],
+        ["--reboot"],
+        ["list", "--reboot"],
+        ["last", "web"],
+        ["--timeout", "soon"],
+        ["--timeout", "-5"],
+        ["--json"],
+        ["wait", "--json"],
+    ],
 )
 def test_wrong_usage_ends_with_2_and_a_usage_line(host: Host, arguments: list[str]) -> None:
     result = host.run(*arguments)
@@ -302,6 +315,10 @@ def test_the_journal_gets_messages_with_fields(host: Host, journald: Journald) -
             "MESSAGE": "xendomains starts now; these guests will probably not come up: web.",
             "PRIORITY": "3",
             **always,
+            "MESSAGE_ID": xwd.MESSAGE_SUMMARY,
+            "RESULT": "timeout",
+            "WAITED_SEC": ANY,
+            "MISSING": "1",
         },
     ]
     assert journald.stderr() == ""
@@ -330,7 +347,7 @@ def test_no_name_can_add_a_field_to_a_message(host: Host, journald: Journald) ->
     journald.start("--timeout", "0").end()
     for entry in journald.entries():
         assert entry["PRIORITY"] in "34"
-        assert entry.get("MESSAGE_ID") in (None, xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED)
+        assert entry.get("MESSAGE_ID") in (None, xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED, xwd.MESSAGE_SUMMARY)
 
 
 def test_a_long_message_or_field_is_cut_to_what_the_journal_takes(host: Host, journald: Journald) -> None:

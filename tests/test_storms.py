@@ -414,7 +414,7 @@ def wait_for(host: Host, clock: Clock, timeout: float) -> tuple[xwd.Snapshot, li
     reporter = xwd.Reporter(journal, clock.now, timeout)
     found = xwd.wait(host.watch(pauses), xwd.Snapshot(), reporter.report, pauses, clock.now + timeout)
     if found.missing():
-        reporter.log_timeout()
+        reporter.log_end()
     return found, journal.lines
 
 
@@ -627,7 +627,10 @@ def test_a_disk_that_udev_never_looked_at_is_told_so(host: Host, place: Place, l
     (place.udev / "control").touch()
     with attached(*loop):
         result = host.run("--timeout", "0", prefix=place.prefix)
-    assert f"{loop[0]} for web is still not ready: udev has not finished with it\n" in result.messages
+    assert (
+        f"{loop[0]} for web is still not ready: udev has not finished with it (try: udevadm settle)\n"
+        in result.messages
+    )
 
 
 @block_devices

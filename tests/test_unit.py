@@ -128,6 +128,13 @@ def test_it_still_sees_what_it_has_to() -> None:
     assert not {"PrivateNetwork", "PrivateUsers", "User", "DynamicUser", "RootDirectory"} & set(unit)
 
 
+def test_it_may_write_one_directory_which_stays_until_the_next_boot() -> None:
+    unit = settings()
+    assert unit["RuntimeDirectory"] == [xwd.COMMAND]
+    assert unit["RuntimeDirectoryPreserve"] == ["yes"]
+    assert not {"ReadWritePaths", "StateDirectory", "CacheDirectory", "LogsDirectory"} & set(unit)
+
+
 def test_of_what_systemd_listens_on_it_sees_only_what_it_speaks_to() -> None:
     unit = settings()
     assert unit["TemporaryFileSystem"] == ["/run/systemd:ro"]

@@ -333,7 +333,7 @@ def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
 def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
     host.auto.rmdir()
     host.auto.touch()
-    assert host.list() == {"ready": True, "domains": [], "directories": []}
+    assert host.list() == {"version": 1, "ready": True, "domains": [], "directories": []}
 
 
 def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:
@@ -351,5 +351,5 @@ def test_a_directory_that_is_a_file_system_of_its_own_has_nothing_wrong_in_it(ho
 
 def test_directories_that_do_not_exist_hold_no_guests(host: Host) -> None:
     host.settings.write_text("XENDOMAINS_AUTO=/nowhere\nXENDOMAINS_SAVE=/nowhere\nXENDOMAINS_RESTORE=true\n")
-    assert host.list() == {"ready": True, "domains": [], "directories": []}
+    assert host.list() == {"version": 1, "ready": True, "domains": [], "directories": []}
     assert host.run().status == xwd.EXIT_READY

@@ -1,0 +1,895 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command check: what it finds, with --reboot as well, and on which hosts it finds nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CORPUS, Host, as_root, attached, deaf_file_system, loop_device, run_quietly
+from recorded import HOSTS, unpack
+
+import xendomains_wait_disk as xwd
+from xendomains_wait_disk import HostPaths
+
+block_devices = pytest.mark.xdist_group("block_devices")
+
+TARGET = "iqn.2003-01.org.example"
+RECORDED = sorted(str(path.relative_to(HOSTS).with_suffix("")) for path in HOSTS.glob("*/*.tree"))
+
+
+class Systemctl:
+    """Stands in for systemctl: tells which units are enabled."""
+
+    def __init__(self, directory: Path) -> None:
+        self._states = directory
+        script = directory / "systemctl"
+        script.write_text(f'#!/bin/sh\n[ "$1" = is-enabled ] && cat "{directory}/$2"\n')
+        script.chmod(0o755)
+        for unit in ("xendomains", "xendomains-wait-disk"):
+            self.says(f"{unit}.service", "enabled")
+
+    def says(self, unit: str, state: str) -> None:
+        """How this unit is from now on."""
+        (self._states / unit).write_text(f"{state}\n")
+
+
+@pytest.fixture(autouse=True)
+def systemctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
+    directory = tmp_path_factory.mktemp("bin")
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return Systemctl(directory)
+
+
+class Place:
+    """What a host tells of its storage, in a directory of its own; sysfs is the machine's."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.paths = HostPaths("/sys", *(f"{root}/{name}" for name in HostPaths._fields[1:]))
+
+    def write(self, file: str, text: str) -> None:
+        """A file such as etc/fstab."""
+        path = self.root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def mount(self, where: str | Path, kind: str = "ext4", source: str = "/dev/sdx1", number: str = "254:254") -> None:
+        """Something that is mounted, as proc(5) tells of it."""
+        file = self.root / "proc/self/mountinfo"
+        before = file.read_text() if file.exists() else ""
+        self.write("proc/self/mountinfo", f"{before}40 1 {number} / {where} rw shared:1 - {kind} {source} rw\n")
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))
+
+
+def check(host: Host, place: Place | None = None, *names: str, reboot: bool = False) -> list[str]:
+    """What is found on this host, in sentences without the directory of the guests."""
+    watch = host.watch()._replace(names=names, host=place.paths if place else HostPaths())
+    snapshot = xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60, recheck_ready=True)
+    found = xwd.findings_of(snapshot, watch, reboot=reboot)
+    return [f"{'error' if one.is_error else 'warning'}: {one.text()}".replace(f"{host.auto}/", "") for one in found]
+
+
+def check_json(host: Host, *arguments: str) -> dict[str, Any]:
+    """What `check --json` says."""
+    answer: dict[str, Any] = json.loads(host.run("check", "--json", *arguments).output)
+    return answer
+
+
+# Files and directories
+
+
+def test_a_finding_has_file_guest_disk_problem_and_what_to_do(host: Host) -> None:
+    host.guest("web", "/dev/sdz")
+    result = host.run("check")
+    problem = "/dev/sdz may be another disk after a reboot"
+    assert (result.status, result.output) == (xwd.EXIT_READY, "")
+    assert result.messages == f"{host.auto}/web.cfg: guest web, xvda: {problem}.\n"
+    assert check_json(host) == {
+        "version": 1,
+        "ok": True,
+        "findings": [
+            {
+                "severity": "warning",
+                "file": f"{host.auto}/web.cfg",
+                "guest": "web",
+                "vdev": "xvda",
+                "problem": problem,
+                "fix": None,
+            }
+        ],
+    }
+
+
+def test_an_error_ends_it_with_2_and_a_warning_with_0(host: Host) -> None:
+    host.guest("web", "/dev/sdz")
+    assert host.run("check").status == xwd.EXIT_READY
+    (host.auto / "db").write_text("what is this\n")
+    assert host.run("check").status == xwd.EXIT_USAGE
+    assert check_json(host)["ok"] is False
+
+
+def test_what_is_wrong_in_the_settings_is_in_the_json_as_well(host: Host) -> None:
+    host.configure("timeout = soon")
+    (finding,) = check_json(host)["findings"]
+    assert finding["severity"] == "error"
+    assert finding["problem"].startswith(f"{host.conf}: timeout is not a time span: 'soon'")
+
+
+def test_settings_that_others_may_write_are_a_warning_in_the_json(host: Host) -> None:
+    host.settings.chmod(0o666)
+    (finding,) = check_json(host)["findings"]
+    assert finding["severity"] == "warning"
+    assert "others than its owner may write it" in finding["problem"]
+    assert "Nothing is wrong" not in host.run("check").output
+
+
+def test_a_directory_that_does_not_exist_is_a_typo(host: Host) -> None:
+    host.settings.write_text(f"XENDOMAINS_AUTO={host.root}/atuo\n")
+    result = host.run("check")
+    assert result.status == xwd.EXIT_USAGE
+    assert result.messages == (
+        f"{host.root}/atuo: is not a directory (fix: mkdir {host.root}/atuo, or correct XENDOMAINS_AUTO).\n"
+    )
+
+
+def test_a_directory_for_saved_guests_that_does_not_exist_is_a_warning(host: Host) -> None:
+    host.save.rmdir()
+    assert check(host) == [
+        f"warning: {host.save}: is not a directory (fix: mkdir {host.save}, or correct XENDOMAINS_SAVE)."
+    ]
+
+
+def test_xens_own_directories_need_not_exist(host: Host) -> None:
+    xendomains = xwd.Xendomains(auto=xwd.DEFAULT_AUTO, save=xwd.DEFAULT_SAVE)
+    assert list(xwd.check_files(xwd.Snapshot(), xendomains)) == []
+
+
+def test_a_link_that_dangles_is_a_warning_because_the_boot_waits_for_it(host: Host) -> None:
+    (host.auto / "web.cfg").symlink_to("/nowhere")
+    assert check(host) == ["warning: web.cfg: is a link to /nowhere, which does not exist; the boot would wait for it."]
+
+
+def test_a_directory_behind_a_link_that_dangles_is_a_warning(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to("/nowhere")
+    (finding,) = check(host)
+    assert finding.startswith("warning: ") and "the boot would wait for it" in finding
+
+
+def test_what_xl_rejects_is_an_error(host: Host) -> None:
+    (host.auto / "web.cfg").write_text("name=web\n")
+    assert check(host) == [
+        "error: web.cfg: line 1: syntax error near 'web', expected a string, a number or [; xl will reject it."
+    ]
+
+
+def test_two_configurations_with_one_name(host: Host) -> None:
+    shutil.copy(host.guest("web"), host.auto / "web.cfg.bak")
+    assert check(host) == [
+        f"error: {one}: guest web: has the same name as {other}, and one of them starts "
+        f"(fix: move the others out of {host.auto})."
+        for one, other in (("web.cfg", "web.cfg.bak"), ("web.cfg.bak", "web.cfg"))
+    ]
+
+
+def test_the_saved_and_the_configured_form_of_a_guest_are_one(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    host.saved("web", host.images / "a")
+    assert check(host) == []
+
+
+@pytest.mark.parametrize("key", ["kernel", "ramdisk", "bootloader"])
+def test_a_kernel_that_is_not_there_is_an_error(host: Host, key: str) -> None:
+    (host.auto / "web.cfg").write_text(f'name="web"\nkernel="{host.image("vmlinuz")}"\n{key}="{host.images}/gone"\n')
+    assert check(host) == [f"error: web.cfg: guest web, {key}: {host.images}/gone does not exist."]
+
+
+def test_what_a_guest_boots_from_is_no_disk_that_it_writes(host: Host) -> None:
+    for name in ("web", "db"):
+        (host.auto / name).write_text(f'name="{name}"\nkernel="{host.image("vmlinuz")}"\n')
+    assert check(host) == []
+
+
+# Units
+
+
+@pytest.mark.parametrize("unit", ["xendomains.service", "xendomains-wait-disk.service"])
+def test_a_unit_that_is_not_enabled(host: Host, systemctl: Systemctl, unit: str) -> None:
+    host.guest("web")
+    systemctl.says(unit, "disabled")
+    assert check(host) == [f"warning: {unit} is disabled, so it does not run at boot (fix: systemctl enable {unit})."]
+    systemctl.says(unit, "masked")
+    assert check(host) == [f"warning: {unit} is masked, so it does not run at boot (fix: systemctl unmask {unit})."]
+
+
+@pytest.mark.parametrize("state", ["enabled", "enabled-runtime", "static", "generated", "alias", "not-found", ""])
+def test_a_unit_in_another_state_is_no_finding(host: Host, systemctl: Systemctl, state: str) -> None:
+    host.guest("web")
+    systemctl.says("xendomains.service", state)
+    assert check(host) == []
+
+
+def test_on_a_host_that_starts_no_guests_the_units_may_be_disabled(host: Host, systemctl: Systemctl) -> None:
+    systemctl.says("xendomains.service", "disabled")
+    assert check(host) == []
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "sdz",
+        "sdaa3",
+        "hdz1",
+        "vdz",
+        "nvme9n1",
+        "nvme9n1p2",
+        "dm-99",
+        "md127",
+        "md126p1",
+        "loop99",
+        "loop99p1",
+        "nbd9p1",
+    ],
+)
+def test_a_name_that_depends_on_the_order_in_which_devices_come(host: Host, place: Place, path: str) -> None:
+    host.guest("web", f"/dev/{path}")
+    assert check(host, place) == [f"warning: web.cfg: guest web, xvda: /dev/{path} may be another disk after a reboot."]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "vg/sda", "mapper/mpatha", "md/web", "md0", "md1270", "disk/by-id/wwn-0x5", "disk/by-path/pci-0",
+        "xvda", "xvdb1", "drbd1", "drbd/by-res/web/0", "zvol/tank/web", "zd0", "sr0", "loop-control", "sdcard",
+    ],
+)  # fmt: skip
+def test_a_name_that_stays(host: Host, place: Place, path: str) -> None:
+    host.guest("web", f"/dev/{path}")
+    assert check(host, place) == []
+
+
+def test_an_array_that_mdadm_conf_numbers_keeps_its_name(host: Host, place: Place) -> None:
+    host.guest("web", "/dev/md127", "/dev/md126")
+    place.write("etc/mdadm/mdadm.conf", "ARRAY /dev/md127 metadata=1.2 UUID=1\n#ARRAY /dev/md126 UUID=2\n")
+    assert check(host, place) == ["warning: web.cfg: guest web, xvdb: /dev/md126 may be another disk after a reboot."]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "name", "stable"),
+    [
+        ("lvm/active", "dm-0", "/dev/disk/by-id/dm-name-vg-lv"),
+        ("multipath/map", "dm-1", "/dev/disk/by-id/dm-name-mpatha"),
+        ("luks/open", "dm-0", "/dev/disk/by-id/dm-name-secret"),
+        ("iscsi/logged-in", "sda", "/dev/disk/by-id/scsi-"),
+    ],
+)
+def test_the_name_to_write_instead_is_udevs(
+    recorded: str, name: str, stable: str, there: Callable[[str], HostPaths]
+) -> None:
+    (finding,) = check_use(there(recorded), name, f"/dev/{name}")
+    assert finding.startswith(f"/dev/{name} may be another disk after a reboot (fix: write {stable}")
+
+
+# What this host does with a disk
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Path]:
+    """A loop device with 1 MiB."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    with attached(loop_device(), image) as device:
+        yield device
+
+
+@as_root
+@block_devices
+def test_a_disk_that_is_mounted_here(host: Host, loop: Path) -> None:
+    host.guest("web", loop.parent / "." / loop.name)
+    run_quietly("mke2fs", "-q", loop)
+    run_quietly("mount", loop, host.root / "images")
+    try:
+        found = check(host)
+    finally:
+        run_quietly("umount", host.root / "images")
+    fix = "(fix: give the guest a disk of its own)"
+    assert f"error: web.cfg: guest web, xvda: {loop} is mounted on {host.images} on this host {fix}." in found
+    assert len(found) == len(check(host)) + 1  # that of its name, loopN
+
+
+@as_root
+@block_devices
+def test_a_guest_that_only_reads_may_share_a_disk_that_is_mounted_here(host: Host, place: Place, loop: Path) -> None:
+    link = host.root / "link"
+    link.symlink_to(loop)
+    host.guest("web", f"{link},raw,xvda,r")
+    place.mount("/srv", number=loop_number(loop))
+    assert check(host, place) == []
+
+
+@as_root
+@block_devices
+def test_swap_space_of_this_host(host: Host, place: Place, loop: Path) -> None:
+    link = host.root / "link"
+    link.symlink_to(loop)
+    host.guest("web", link)
+    place.write("proc/swaps", f"Filename\tType\tSize\tUsed\tPriority\n{loop}\tpartition\t1020\t0\t-2\n")
+    assert check(host, place) == [
+        f"error: web.cfg: guest web, xvda: {link} is swap space on this host (fix: give the guest a disk of its own)."
+    ]
+
+
+@as_root
+@block_devices
+def test_a_btrfs_has_no_number_of_its_device(host: Host, place: Place, loop: Path) -> None:
+    link = host.root / "link"
+    link.symlink_to(loop)
+    host.guest("web", link)
+    place.mount("/srv", kind="btrfs", source=str(loop), number="0:44")
+    assert check(host, place) == [
+        f"error: web.cfg: guest web, xvda: {link} is mounted on /srv on this host "
+        "(fix: give the guest a disk of its own)."
+    ]
+
+
+def loop_number(loop: Path) -> str:
+    status = loop.stat()
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+class Tree:
+    """A made-up sysfs with block devices that stand on each other."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = HostPaths(*(f"{root}/{name}" for name in HostPaths._fields))
+        self._root = root
+
+    def device(self, name: str, number: int, **attributes: str) -> None:
+        """A device, with attributes such as dm__uuid."""
+        directory = self._root / "sys/class/block" / name
+        for key, value in {"dev": f"252:{number}", "size": "2048", **attributes}.items():
+            file = directory / key.replace("__", "/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{value}\n")
+        link = self._root / f"sys/dev/block/252:{number}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(directory)
+
+    def below(self, name: str, *above: str) -> None:
+        """That these devices stand on this one."""
+        for one in above:
+            for directory, other in ((f"{name}/holders", one), (f"{one}/slaves", name)):
+                (self._root / "sys/class/block" / directory).mkdir(exist_ok=True)
+                (self._root / "sys/class/block" / directory / other).touch()
+
+    def partition(self, name: str, number: int, of: str) -> None:
+        """A partition of a device."""
+        self.device(name, number, partition="1")
+        directory = self._root / "sys/class/block"
+        (directory / of / name).mkdir()
+        (directory / of / name / "partition").write_text("1\n")
+
+    def mount(self, number: int, where: str) -> None:
+        """That a device is mounted."""
+        file = self._root / "proc/self/mountinfo"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as table:
+            table.write(f"40 1 252:{number} / {where} rw - ext4 /dev/root rw\n")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+def use(host: HostPaths, name: str, path: str, guest: str = "web", kind: str = "auto", writes: bool = True) -> xwd.Use:
+    """A guest's use of a device, by the name that the kernel or device-mapper has for it."""
+    directory = f"{host.sys}/class/block"
+    names = {xwd.attribute(f"{directory}/{one}", "dm/name") or one: one for one in os.listdir(directory)}
+    disk = xwd.Disk("xvda", path, writes=writes)
+    domain = xwd.Domain(guest, f"/etc/xen/auto/{guest}", kind, (disk,))
+    return xwd.Use(xwd.Guest(domain), disk, xwd.required_by(disk), names.get(name, name))
+
+
+def check_use(host: HostPaths, name: str, path: str) -> list[str]:
+    """What is said of a guest that writes to this device."""
+    evidence = xwd.Evidence(host)
+    return texts(xwd.check_use(use(host, name, path), xwd.READY, xwd.used_by_host(evidence), evidence))
+
+
+def texts(findings: Iterator[xwd.Finding]) -> list[str]:
+    """The findings without file, guest and disk."""
+    return [one._replace(file="", guest="").text().rstrip(".") for one in findings]
+
+
+FIX = "(fix: give the guest a disk of its own)"
+
+
+def test_a_disk_of_which_a_partition_is_mounted_here(tree: Tree) -> None:
+    tree.device("sda", 0)
+    tree.partition("sda1", 1, of="sda")
+    tree.mount(1, "/boot")
+    assert check_use(tree.paths, "sda", "/dev/disk/by-id/a") == [
+        f"/dev/sda1 on /dev/disk/by-id/a is mounted on /boot on this host {FIX}"
+    ]
+
+
+def test_a_physical_volume_of_which_a_volume_is_mounted_here(tree: Tree) -> None:
+    tree.device("sda", 0)
+    tree.device("dm-0", 1, dm__name="vg-root", dm__uuid="LVM-1")
+    tree.below("sda", "dm-0")
+    tree.mount(1, "/")
+    assert check_use(tree.paths, "sda", "/dev/disk/by-id/a") == [
+        f"/dev/mapper/vg-root on /dev/disk/by-id/a is mounted on / on this host {FIX}"
+    ]
+
+
+def test_a_member_of_an_array_and_a_physical_volume_of_this_host(tree: Tree) -> None:
+    for number, (holder, attributes) in enumerate(
+        {"md127": {}, "dm-0": {"dm__name": "vg-lv", "dm__uuid": "LVM-1"}}.items()
+    ):
+        tree.device(f"sd{'ab'[number]}", 2 * number)
+        tree.device(holder, 2 * number + 1, **attributes)
+        tree.below(f"sd{'ab'[number]}", holder)
+    assert check_use(tree.paths, "sda", "/dev/disk/by-id/a") == [
+        f"/dev/disk/by-id/a is part of /dev/md127 on this host {FIX}"
+    ]
+    assert check_use(tree.paths, "sdb", "/dev/disk/by-id/b") == [
+        f"/dev/disk/by-id/b is part of /dev/mapper/vg-lv on this host {FIX}"
+    ]
+
+
+def test_a_path_of_a_multipath_map_is_not_for_a_guest(tree: Tree) -> None:
+    tree.device("sda", 0)
+    tree.device("dm-0", 1, dm__name="mpatha", dm__uuid="mpath-36001")
+    tree.below("sda", "dm-0")
+    assert check_use(tree.paths, "sda", "/dev/disk/by-id/a") == [
+        f"/dev/disk/by-id/a is part of /dev/mapper/mpatha on this host {FIX}"
+    ]
+
+
+def test_the_partitions_of_a_map_that_kpartx_makes_are_no_use(tree: Tree) -> None:
+    tree.device("dm-0", 0, dm__name="mpatha", dm__uuid="mpath-36001")
+    tree.device("dm-1", 1, dm__name="mpatha-part1", dm__uuid="part1-mpath-36001")
+    tree.below("dm-0", "dm-1")
+    assert check_use(tree.paths, "mpatha", "/dev/mapper/mpatha") == []
+    tree.mount(1, "/srv")
+    assert check_use(tree.paths, "mpatha", "/dev/mapper/mpatha") == [
+        f"/dev/mapper/mpatha-part1 on /dev/mapper/mpatha is mounted on /srv on this host {FIX}"
+    ]
+
+
+def test_a_volume_group_that_a_guest_has_in_a_volume_of_ours_is_no_use(tree: Tree) -> None:
+    tree.device("dm-0", 0, dm__name="vg-web", dm__uuid="LVM-1")
+    tree.device("dm-1", 1, dm__name="guest-root", dm__uuid="LVM-2")
+    tree.below("dm-0", "dm-1")
+    assert check_use(tree.paths, "vg-web", "/dev/vg/web") == []
+
+
+# Disks of two guests
+
+
+def test_a_disk_that_two_guests_write(host: Host) -> None:
+    shared = host.image("shared")
+    host.guest("web", shared)
+    host.guest("db", shared)
+    assert check(host) == [
+        f"error: {one}.cfg: guest {one}, xvda: {shared} is written by guest {other} as well "
+        "(fix: give each guest a disk of its own)."
+        for one, other in (("db", "web"), ("web", "db"))
+    ]
+
+
+def test_a_disk_that_two_guests_write_by_different_names(host: Host) -> None:
+    (host.root / "link").symlink_to(host.image("shared"))
+    host.guest("web", host.images / "shared")
+    host.guest("db", host.root / "link")
+    assert len(check(host)) == 2
+
+
+@pytest.mark.parametrize("access", ["r", "ro"])
+def test_a_disk_that_one_guest_only_reads_may_be_shared(host: Host, access: str) -> None:
+    shared = host.image("shared")
+    host.guest("web", shared)
+    host.guest("db", f"{shared},raw,xvda,{access}")
+    assert check(host) == []
+
+
+def test_a_cd_may_be_in_two_drives(host: Host) -> None:
+    cd = host.image("debian.iso")
+    for name in ("web", "db"):
+        host.guest(name, f"{cd},raw,xvdc,rw,cdrom")
+    assert check(host) == []
+
+
+def test_a_disk_and_a_part_of_it_are_shared(tree: Tree) -> None:
+    tree.device("sda", 0)
+    tree.partition("sda1", 1, of="sda")
+    uses = [use(tree.paths, "sda", "/dev/disk/by-id/a"), use(tree.paths, "sda1", "/dev/disk/by-id/a-part1", "db")]
+    (finding,) = texts(xwd.check_sharing(uses, xwd.Evidence(tree.paths)))
+    assert finding == "/dev/disk/by-id/a is written by guest db as well (fix: give each guest a disk of its own)"
+
+
+def test_disks_of_a_driver_domain_or_a_script_and_those_ignored_are_not_looked_at(host: Host) -> None:
+    for name in ("web", "db"):
+        host.guest(
+            name, "backend=storage,vdev=xvda,target=/dev/sda", "script=block-npiv,vdev=xvdb,target=/dev/sdb", "/dev/sdc"
+        )
+    host.configure("[ignore]\ndisks = /dev/sdc")
+    result = host.run("check")
+    assert (result.status, result.messages) == (xwd.EXIT_READY, "")
+
+
+def test_a_file_system_that_does_not_answer_costs_its_own_disks_only(host: Host) -> None:
+    host.image("shared")
+    for name in ("web", "db"):
+        host.guest(name, host.images / "shared")
+    with deaf_file_system(host.root / "nfs") as nfs:
+        host.guest("deaf", nfs / "disk")
+        result = host.run("check", "--reboot")
+    assert result.status == xwd.EXIT_USAGE
+    assert f"{host.images}/shared is written by guest db as well" in result.messages
+
+
+# Guests that are asked for
+
+
+def test_of_the_guests_that_are_asked_for_everything_is_found_and_nothing_of_others(host: Host) -> None:
+    shared = host.image("shared")
+    host.guest("web", shared)
+    host.guest("db", shared, "/dev/sdz")
+    host.settings.chmod(0o600)
+    for name in ("web", "web.cfg"):
+        assert check(host, None, name) == [
+            f"error: web.cfg: guest web, xvda: {shared} is written by guest db as well "
+            "(fix: give each guest a disk of its own)."
+        ]
+
+
+# What a reboot takes away
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Callable[[str], HostPaths]:
+    """Puts a recorded host on disk."""
+
+    def paths(recorded: str) -> HostPaths:
+        root = unpack(recorded, tmp_path / recorded)
+        return HostPaths(*(f"{root}/{name}" for name in HostPaths._fields))
+
+    return cache(paths)
+
+
+def check_reboot(host: HostPaths, name: str, path: str = "/dev/disk") -> list[str]:
+    """Why this device, or what it stands on, would be missing."""
+    found = texts(xwd.check_reboot(use(host, name, path), xwd.Evidence(host)))
+    found = list(dict.fromkeys(found))
+    start = f"after a reboot {path} will be missing: "
+    assert all(one.startswith(start) for one in found)
+    return [one[len(start) :] for one in found]
+
+
+def write(host: HostPaths, file: str, text: str) -> None:
+    """A file below /etc."""
+    path = Path(host.etc) / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def with_startup(host: HostPaths, startup: str, nodes: str = "**") -> None:
+    """Sets node.startup of open-iscsi's records."""
+    for record in Path(host.etc).glob(f"iscsi/nodes/{nodes}/default"):
+        record.write_text(record.read_text().replace("node.startup = manual", f"node.startup = {startup}"))
+
+
+def stays_out(target: str) -> str:
+    update = f"iscsiadm -m node -T {TARGET}:{target} -o update -n node.startup -v automatic"
+    return f"the host does not log in to target {TARGET}:{target} at boot (fix: {update})"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "name", "target"),
+    [
+        ("iscsi/logged-in", "sdb", "disk"),
+        ("lvm/active", "vg-lv", "group"),
+        ("multipath/map", "mpatha", "map"),
+    ],
+)
+def test_a_session_that_was_made_by_hand(
+    recorded: str, name: str, target: str, there: Callable[[str], HostPaths]
+) -> None:
+    here = there(recorded)
+    assert check_reboot(here, name) == [stays_out(target)]
+    with_startup(here, "automatic")
+    assert check_reboot(here, name) == []
+
+
+def test_one_portal_to_which_the_host_logs_in_at_boot_is_enough(there: Callable[[str], HostPaths]) -> None:
+    here = there("multipath/map")
+    with_startup(here, "onboot", f"{TARGET}:map/127.0.0.2,3260,1")
+    assert check_reboot(here, "mpatha") == []
+
+
+def test_a_session_without_a_record_was_made_by_the_firmware_or_the_initramfs(
+    there: Callable[[str], HostPaths],
+) -> None:
+    here = there("iscsi/logged-in")
+    shutil.rmtree(f"{here.etc}/iscsi/nodes")
+    assert check_reboot(here, "sdb") == []
+
+
+def test_a_luks_volume_that_nothing_opens(there: Callable[[str], HostPaths]) -> None:
+    here = there("luks/open")
+    assert check_reboot(here, "secret") == ["secret has the option noauto in /etc/crypttab"]
+    write(here, "crypttab", "# secret UUID=x none luks\n")
+    assert check_reboot(here, "secret") == ["secret is not in /etc/crypttab (fix: add a line for it)"]
+
+
+@pytest.mark.parametrize("line", ["secret UUID=x none luks,nofail", "secret UUID=x", "secret /dev/sda /key x-noauto"])
+def test_a_luks_volume_that_is_opened_at_boot(line: str, there: Callable[[str], HostPaths]) -> None:
+    here = there("luks/open")
+    write(here, "crypttab", f"{line}\n")
+    assert check_reboot(here, "secret") == []
+
+
+def test_a_luks_volume_that_the_initramfs_opens(there: Callable[[str], HostPaths]) -> None:
+    here = there("luks/open")
+    write(here, "crypttab", "")
+    Path(here.proc, "cmdline").write_text("root=/dev/mapper/root rd.luks.name=0e6cd8b1=secret\n")
+    assert check_reboot(here, "secret") == []
+
+
+def test_the_device_below_a_luks_volume_with_integrity_has_no_line_of_its_own(tree: Tree) -> None:
+    tree.device("dm-0", 0, dm__name="secret_dif", dm__uuid="CRYPT-SUBDEV-1-secret_dif")
+    assert check_reboot(tree.paths, "secret_dif") == []
+
+
+LVM_CONF = "activation {{\n\t# auto_activation_volume_list = [ ]\n\t{}\n}}\n"
+
+
+@pytest.mark.parametrize("value", ["[ ]", '[ "other" ]', '[ "other", "vg2/lv" ]', '[\n"other",\n"another" ]'])
+def test_a_volume_group_that_is_not_activated_by_itself(value: str, there: Callable[[str], HostPaths]) -> None:
+    here = there("lvm/active")
+    with_startup(here, "automatic")
+    write(here, "lvm/lvm.conf", LVM_CONF.format(f"auto_activation_volume_list = {value}"))
+    assert check_reboot(here, "vg-lv") == [
+        "auto_activation_volume_list in /etc/lvm/lvm.conf does not name volume group vg"
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        'auto_activation_volume_list = [ "other", "vg" ]',
+        'auto_activation_volume_list = [ "vg/lv" ]',
+        'auto_activation_volume_list = [ "@*" ]',
+    ],
+)
+def test_a_volume_group_that_is_activated(line: str, there: Callable[[str], HostPaths]) -> None:
+    here = there("lvm/active")
+    with_startup(here, "automatic")
+    write(here, "lvm/lvm.conf", LVM_CONF.format(line))
+    assert check_reboot(here, "vg-lv") == []
+
+
+def test_a_group_and_a_volume_with_hyphens(tree: Tree) -> None:
+    tree.device("dm-0", 0, dm__name="vg--two-lv--a", dm__uuid="LVM-1")
+    write(tree.paths, "lvm/lvm.conf", 'auto_activation_volume_list = [ "vg-two" ]\n')
+    assert check_reboot(tree.paths, "vg--two-lv--a") == []
+
+
+def test_drbd_that_no_service_brings_up(there: Callable[[str], HostPaths]) -> None:
+    here = there("drbd/one-secondary")
+    fix = "(fix: systemctl enable drbd.service)"
+    assert check_reboot(here, "drbd1") == [f"no service that brings up DRBD is enabled {fix}"]
+    write(here, "rc3.d/K01drbd", "")
+    assert len(check_reboot(here, "drbd1")) == 1
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "systemd/system/multi-user.target.wants/drbd.service",
+        "systemd/system/multi-user.target.wants/drbd@one.target",
+        "systemd/system/drbd-services.target.wants/drbd@one.target",
+        "systemd/system/xendomains.service.requires/drbd@one.target",
+        "rc3.d/S01drbd",
+    ],
+)
+def test_drbd_that_a_service_brings_up(file: str, there: Callable[[str], HostPaths]) -> None:
+    here = there("drbd/one-secondary")
+    write(here, file, "")
+    assert check_reboot(here, "drbd1") == []
+
+
+@as_root
+@block_devices
+def test_a_loop_device_that_was_made_by_hand(host: Host, place: Place, loop: Path) -> None:
+    link = host.root / "link"
+    link.symlink_to(loop)
+    host.guest("web", link)
+    assert check(host, place, reboot=True) == [
+        f"warning: web.cfg: guest web, xvda: after a reboot {link} will be missing: "
+        f"nothing sets up {loop.name} at boot."
+    ]
+
+
+@pytest.mark.parametrize("file", ["rc.local", "systemd/system/images.service"])
+def test_a_loop_device_that_a_script_sets_up(file: str, tree: Tree) -> None:
+    tree.device("loop0", 0, loop__backing_file="/srv/web.img")
+    write(tree.paths, file, "ExecStart=/sbin/losetup /dev/loop0 /srv/web.img\n")
+    assert check_reboot(tree.paths, "loop0") == []
+
+
+def test_an_nbd_device_is_set_up_by_nbdtab(tree: Tree) -> None:
+    tree.device("nbd0", 0, pid="17")
+    assert check_reboot(tree.paths, "nbd0") == ["nothing sets up nbd0 at boot"]
+    write(tree.paths, "nbdtab", "nbd0 server web persist\n")
+    assert check_reboot(tree.paths, "nbd0") == []
+
+
+def test_all_that_is_wrong_below_a_disk_is_told(tree: Tree) -> None:
+    tree.device("loop0", 0)
+    tree.device("dm-0", 1, dm__name="secret", dm__uuid="CRYPT-LUKS2-1-secret")
+    tree.device("dm-1", 2, dm__name="vg-lv", dm__uuid="LVM-1")
+    tree.below("loop0", "dm-0")
+    tree.below("dm-0", "dm-1")
+    assert check_reboot(tree.paths, "vg-lv") == [
+        "secret is not in /etc/crypttab (fix: add a line for it)",
+        "nothing sets up loop0 at boot",
+    ]
+
+
+def test_a_file_system_that_was_mounted_by_hand(host: Host, place: Place) -> None:
+    host.guest("web", host.image("a"))
+    place.mount("/")
+    place.mount(host.images)
+    assert check(host, place, reboot=True) == [
+        f"warning: web.cfg: guest web, xvda: after a reboot {host.images}/a will be missing: "
+        f"what is mounted on {host.images} is not in /etc/fstab (fix: add a line for it)."
+    ]
+    place.write("etc/fstab", f"/dev/sdx1 {host.images}/ ext4 noauto 0 0\n")
+    assert "has the option noauto in /etc/fstab" in check(host, place, reboot=True)[0]
+
+
+@pytest.mark.parametrize("options", ["defaults", "_netdev,nofail", "noauto,x-systemd.automount", "x-noauto", ""])
+def test_a_file_system_that_fstab_mounts(host: Host, place: Place, options: str) -> None:
+    host.guest("web", host.image("a"))
+    place.mount(host.images)
+    place.write("etc/fstab", f"/dev/sdx1 {host.images} ext4 {options}\n")
+    assert check(host, place, reboot=True) == []
+
+
+@pytest.mark.parametrize("directory", ["etc/systemd/system", "run/systemd/generator", "run/systemd/generator.late"])
+def test_a_file_system_that_a_unit_mounts(host: Host, place: Place, directory: str) -> None:
+    host.guest("web", host.image("a"))
+    place.mount(host.images)
+    place.write(f"{directory}/images.mount", f"[Mount]\nWhat=/dev/sdx1\nWhere={host.images}\n")
+    assert check(host, place, reboot=True) == []
+
+
+def test_what_is_mounted_on_demand_or_by_zfs_comes_back(host: Host, place: Place) -> None:
+    host.guest("web", host.image("a"))
+    place.mount(host.root, kind="autofs", source="/etc/auto.srv")
+    place.mount(host.images, kind="nfs4", source="server:/images")
+    assert check(host, place, reboot=True) == []
+    place.write("proc/self/mountinfo", "")
+    place.mount(host.images, kind="zfs", source="tank/images")
+    assert check(host, place, reboot=True) == []
+
+
+def test_a_subvolume_of_the_root_file_system_comes_back(host: Host, place: Place) -> None:
+    host.guest("web", host.image("a"))
+    place.mount("/", kind="btrfs")
+    assert check(host, place, reboot=True) == []
+
+
+def test_what_a_server_has_mounted_below_what_it_exports_comes_with_it(host: Host, place: Place) -> None:
+    host.guest("web", host.image("a"))
+    place.mount("/")
+    place.mount(host.root, kind="nfs4", source="server:/")
+    place.mount(host.images, kind="nfs4", source="server:/images")
+    assert f"what is mounted on {host.root} is not in /etc/fstab" in check(host, place, reboot=True)[0]
+    place.write("etc/fstab", f"server:/ {host.root} nfs4 _netdev 0 0\n")
+    assert check(host, place, reboot=True) == []
+
+
+@pytest.mark.parametrize("manager", ["pacemaker", "linstor-satellite", "ganeti"])
+def test_a_cluster_manager_mounts_and_activates_by_itself(host: Host, place: Place, manager: str) -> None:
+    host.guest("web", host.image("a"))
+    place.mount(host.images)
+    place.write(f"etc/systemd/system/multi-user.target.wants/{manager}.service", "")
+    assert check(host, place, reboot=True) == []
+
+
+def test_without_reboot_nothing_is_said_of_that(host: Host, place: Place) -> None:
+    host.guest("web", host.image("a"))
+    place.mount(host.images)
+    assert check(host, place) == []
+
+
+def test_of_what_is_missing_now_nothing_is_said(host: Host, place: Place) -> None:
+    host.guest("web", host.images / "not there")
+    place.mount(host.images)
+    assert check(host, place, reboot=True) == []
+
+
+# Hosts on which nothing is found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # Debian's /etc/default/xendomains and openSUSE's /etc/sysconfig/xendomains, as they are shipped.
+        "XENDOMAINS_AUTO=/etc/xen/auto\nXENDOMAINS_SAVE=/var/lib/xen/save\nXENDOMAINS_RESTORE=true\n",
+        'XENDOMAINS_RESTORE=false\nXENDOMAINS_SAVE=""\nXENDOMAINS_AUTO="/etc/xen/auto"\nXENDOMAINS_AUTO_ONLY=false\n',
+    ],
+)
+def test_on_a_host_as_distributions_ship_it_nothing_is_wrong(host: Host, systemctl: Systemctl, settings: str) -> None:
+    if Path(xwd.DEFAULT_AUTO).exists() or Path(xwd.DEFAULT_SAVE).exists():
+        pytest.skip("this machine has guests of its own")
+    systemctl.says("xendomains.service", "disabled")
+    host.settings.write_text(settings)
+    result = host.run("check", "--reboot")
+    assert (result.status, result.messages) == (xwd.EXIT_READY, "")
+    assert result.output == "Nothing is wrong in the configuration of 0 guests with 0 disks.\n"
+
+
+WORTH_A_WARNING = {
+    "21": "disk is a string, not a list",
+    "24": "is relative; libxl looks for /",
+    "28": "/dev/md127 may be another disk after a reboot",
+}
+
+
+@pytest.mark.parametrize("file", sorted(CORPUS.glob("*.json")), ids=lambda file: file.stem)
+def test_of_what_xl_accepts_nothing_is_wrong(host: Host, place: Place, file: Path) -> None:
+    text = file.with_suffix(".cfg").read_text()
+    for name in ("vmlinuz", "initrd.img"):
+        text = text.replace(f"/boot/{name}", str(host.image(name)))
+    (host.auto / file.stem).write_text(text)
+    found = check(host, place, reboot=True)
+    assert len(found) == (file.name[:2] in WORTH_A_WARNING)
+    assert all(one.startswith("warning: ") and WORTH_A_WARNING[file.name[:2]] in one for one in found)
+
+
+@pytest.mark.parametrize("recorded", RECORDED)
+def test_on_recorded_hosts_nothing_is_wrong_with_the_use_of_devices(
+    recorded: str, there: Callable[[str], HostPaths]
+) -> None:
+    here = there(recorded)
+    for name in xwd.names_in(f"{here.sys}/class/block"):
+        for directory in Path(f"{here.sys}/class/block/{name}/slaves").glob("*"):
+            (holders := Path(here.sys, "class/block", directory.name, "holders")).mkdir(exist_ok=True)
+            (holders / name).touch()
+    tops = [one for one in xwd.names_in(f"{here.sys}/class/block") if not xwd.devices_above(one, here)]
+    for name in tops:
+        assert check_use(here, name, f"/dev/disk/by-id/{name}") == []
+
+
+@pytest.mark.parametrize("recorded", RECORDED)
+def test_on_recorded_hosts_that_are_set_up_for_it_all_comes_back(
+    recorded: str, there: Callable[[str], HostPaths]
+) -> None:
+    here = there(recorded)
+    with_startup(here, "automatic")
+    write(here, "crypttab", "secret UUID=x none luks\n")
+    write(here, "systemd/system/multi-user.target.wants/drbd.service", "")
+    for name in xwd.names_in(f"{here.sys}/class/block"):
+        assert [one for one in check_reboot(here, name) if "loop" not in one] == []

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a wait leaves: the record that the command last shows, and one message that sums it up."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Clock, Host, Result, program_with, waiting
+from test_output import Journald, journald
+
+import xendomains_wait_disk as xwd
+
+__all__ = ["journald"]  # a fixture
+
+
+@pytest.fixture
+def run(host: Host) -> Path:
+    """The directory that systemd makes for the service."""
+    directory = host.root / "run"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def last(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The record, also for a wait in this process."""
+    monkeypatch.setattr(xwd, "LAST_WAIT", str(run / "last.json"))
+    return run / "last.json"
+
+
+def read(last: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(last.read_text())
+    return record
+
+
+def show(host: Host, run: Path, *arguments: str) -> Result:
+    return host.run("last", *arguments, RUNTIME_DIRECTORY=str(run))
+
+
+def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: Clock, last: Path) -> None:
+    host.guest("web", host.image("a"), host.images / "b", host.images / "c")
+    host.guest("db", host.images / "b")
+    (host.auto / "zz").write_text("what is this\n")
+    clock.at(7, lambda: host.image("b"))
+    clock.wait(host, timeout=20)
+    record = read(last)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", record.pop("started"))
+    assert record.pop("boot_id") == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    found = [disk.pop("found_after") for disk in record["disks"]]
+    assert [found[1], found[2]] == [None, None] and 7 <= found[0] <= 8
+    none = {"reason": None, "hint": None}
+    assert record == {
+        "version": 1,
+        "waited": 20,
+        "timeout": 20,
+        "result": "timeout",
+        "disks": [
+            {"path": f"{host.images}/b", "domains": ["db", "web"], "state": "ready", **none},
+            {"path": f"{host.images}/a", "domains": ["web"], "state": "ready", **none},
+            {
+                "path": f"{host.images}/c",
+                "domains": ["web"],
+                "state": "missing",
+                "reason": "does not exist",
+                "hint": None,
+            },
+        ],
+        "refused": [
+            {"source": f"{host.auto}/zz", "error": "line 1: syntax error near 'is', expected = or +="},
+        ],
+    }
+
+
+def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: Clock, last: Path) -> None:
+    host.guest("web", host.images / "a", host.images / "b")
+    clock.at(3, lambda: host.image("a"))
+    clock.at(9, lambda: (host.images / "a").unlink())
+    clock.wait(host, timeout=20)
+    assert [disk["found_after"] for disk in read(last)["disks"]] == [None, None]
+
+
+def test_a_configuration_that_is_missing_in_the_end_is_in_the_record(host: Host, clock: Clock, last: Path) -> None:
+    (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
+    clock.wait(host, timeout=20)
+    (row,) = read(last)["disks"]
+    assert (row["path"], row["domains"], row["state"]) == (f"{host.auto}/web.cfg", ["web.cfg"], "missing")
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_it_is_left_when_all_is_ready_and_at_the_timeout(host: Host, run: Path, present: bool) -> None:
+    host.guest("web", host.image("a") if present else host.images / "a")
+    host.run("--timeout", "0", RUNTIME_DIRECTORY=str(run))
+    assert read(run / "last.json")["result"] == ("ready" if present else "timeout")
+    assert [file.name for file in run.iterdir()] == ["last.json"]
+
+
+def test_it_is_left_when_a_signal_ends_the_wait(host: Host, run: Path) -> None:
+    host.guest("web", host.images / "a")
+    with waiting(host, RUNTIME_DIRECTORY=str(run)) as running:
+        running.signal(signal.SIGTERM)
+        assert running.end().status == -signal.SIGTERM
+    assert read(run / "last.json")["result"] == "stopped"
+
+
+def test_a_wait_for_some_guests_leaves_the_record_of_all(host: Host, run: Path) -> None:
+    host.guest("web", host.image("a"))
+    host.run("wait", "web", RUNTIME_DIRECTORY=str(run))
+    assert list(run.iterdir()) == []
+
+
+def test_who_reads_it_sees_the_one_before_or_the_new_one(host: Host, run: Path) -> None:
+    (run / "last.json").write_text("the one before")
+    host.guest("web", host.image("a"))
+    with (run / "last.json").open() as before:
+        host.run(RUNTIME_DIRECTORY=str(run))
+        assert before.read() == "the one before"
+    assert read(run / "last.json")["result"] == "ready"
+
+
+@pytest.mark.parametrize("place", ["nowhere", "file", "full"])
+def test_where_it_cannot_be_written_that_costs_a_message_for_who_wants_all(host: Host, place: str) -> None:
+    host.guest("web", host.image("a"))
+    (host.root / "file").touch()
+    (host.root / "full").mkdir()
+    (host.root / "full" / "last.json.new").symlink_to("/dev/full")
+    result = host.run(RUNTIME_DIRECTORY=f"{host.root}/{place}")
+    assert (result.status, result.messages) == (xwd.EXIT_READY, "")
+    result = host.run("-vv", RUNTIME_DIRECTORY=f"{host.root}/{place}")
+    assert f"{host.root}/{place}/last.json cannot be written (" in result.messages
+
+
+def test_last_shows_it_as_a_table(host: Host, clock: Clock, last: Path) -> None:
+    host.guest("web", host.images / "a", host.images / "b")
+    (host.auto / "zz").write_text("what is this\n")
+    clock.at(7, lambda: host.image("a"))
+    clock.wait(host, timeout=90)
+    result = show(host, last.parent)
+    head, *rows = result.output.splitlines()
+    assert result.status == xwd.EXIT_TIMED_OUT
+    assert head.endswith(": timeout after 1min 30s of 1min 30s")
+    assert rows[1].endswith(("  7s", "  8s"))
+    assert [re.split("  +", row) for row in rows] == [
+        ["DISK", "DOMAINS", "STATE", "FOUND AFTER", "REASON"],
+        [f"{host.images}/a", "web", "ready", rows[1][-2:]],
+        [f"{host.images}/b", "web", "missing", "does not exist"],
+        [f"{host.auto}/zz", "-", "refused", "line 1: syntax error near 'is', expected = or +="],
+    ]
+
+
+def test_last_prints_it_for_programs(host: Host, run: Path) -> None:
+    host.guest("web", host.image("a"))
+    host.run(RUNTIME_DIRECTORY=str(run))
+    result = show(host, run, "--json")
+    assert result.status == xwd.EXIT_READY
+    assert json.loads(result.output) == read(run / "last.json")
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"disks": 1, "refused": []}', "\udcff"])
+def test_last_says_so_if_there_is_no_record(host: Host, run: Path, text: str | None) -> None:
+    if text is not None:
+        (run / "last.json").write_text(text, errors="surrogateescape")
+    result = show(host, run)
+    assert result.status == xwd.EXIT_USAGE
+    assert result.messages.startswith(f"{run}/last.json, which a wait leaves at its end, cannot be read (")
+
+
+# The message that sums it up
+
+
+def summary(journald: Journald) -> dict[str, str]:
+    """The only message that sums a wait up."""
+    (entry,) = (entry for entry in journald.entries() if entry.get("MESSAGE_ID") == xwd.MESSAGE_SUMMARY)
+    assert re.fullmatch(r"\d+\.\d{3}", entry["WAITED_SEC"])
+    return {key: entry[key] for key in ("RESULT", "MISSING", "PRIORITY", "MESSAGE")}
+
+
+@pytest.mark.parametrize("arguments", [(), ("--quiet",)])
+def test_the_journal_is_told_that_all_was_ready_whatever_the_level(
+    host: Host, journald: Journald, arguments: tuple[str, ...]
+) -> None:
+    host.guest("web", host.image("a"))
+    journald.start(*arguments).end()
+    assert summary(journald) == {
+        "RESULT": "ready",
+        "MISSING": "0",
+        "PRIORITY": "6",
+        "MESSAGE": "Everything is ready for 1 guest with 1 disk.",
+    }
+
+
+def test_the_journal_is_told_how_much_was_missing(host: Host, journald: Journald) -> None:
+    host.guest("web", host.images / "a", host.images / "b")
+    journald.start("--timeout", "0").end()
+    assert summary(journald) == {
+        "RESULT": "timeout",
+        "MISSING": "2",
+        "PRIORITY": "3",
+        "MESSAGE": "xendomains starts now; these guests will probably not come up: web.",
+    }
+
+
+def test_the_journal_is_told_of_a_signal(host: Host, journald: Journald) -> None:
+    host.guest("web", host.images / "a")
+    running = journald.start()
+    journald.entry()
+    running.signal(signal.SIGTERM)
+    running.end()
+    told = summary(journald)
+    assert (told["RESULT"], told["MISSING"], told["PRIORITY"]) == ("stopped", "1", "4")
+    assert told["MESSAGE"].startswith("Stopped by SIGTERM after 0 seconds, still waiting for 1 disk of 1 guest: ")
+
+
+def test_elsewhere_it_is_a_message_as_others(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    assert host.run().messages == ""
+    assert "Everything is ready for 1 guest with 1 disk.\n" in host.run("-v").messages
+
+
+# Guests that are refused
+
+
+def test_with_a_guest_that_is_refused_not_everything_is_ready(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    (host.auto / "zz").write_text("what is this\n")
+    result = host.run("-v")
+    assert result.status == xwd.EXIT_READY
+    assert "Everything is ready" not in result.messages
+    assert result.messages.endswith("No disk is missing, but these guests will not come up: zz.\n")
+
+
+def test_a_guest_that_is_refused_is_among_those_that_will_not_come_up(host: Host) -> None:
+    host.guest("web", host.images / "a")
+    (host.auto / "zz").write_text("what is this\n")
+    assert host.run("--timeout", "0").messages.endswith("will probably not come up: web, zz.\n")
+
+
+def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    (host.auto / "zz").write_text("what is this\n")
+    assert host.run("list").status == xwd.EXIT_USAGE
+    assert [domain["refused"] for domain in host.list()["domains"]] == [False, True]
+    host.guest("db", host.images / "b")
+    assert host.run("list").status == xwd.EXIT_USAGE
+
+
+# Guests that are asked for
+
+
+@pytest.mark.parametrize("name", ["web", "web.cfg"])
+def test_only_the_guests_that_are_asked_for_count(host: Host, name: str) -> None:
+    host.guest("web", host.image("a"))
+    host.guest("db", host.images / "b")
+    assert host.run("wait", name).status == xwd.EXIT_READY
+    listed = host.run("list", name)
+    assert (listed.status, len(listed.output.splitlines())) == (xwd.EXIT_READY, 2)
+    checked = host.run("check", name)
+    assert checked.output == "Nothing is wrong in the configuration of 1 guest with 1 disk.\n"
+
+
+def test_the_saved_and_the_configured_form_of_a_guest_have_one_name(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    host.saved("web", host.image("b"))
+    answer = json.loads(host.run("list", "--json", "web").output)
+    assert [domain["kind"] for domain in answer["domains"]] == ["saved", "auto"]
+
+
+@pytest.mark.parametrize("command", ["wait", "list", "check"])
+def test_an_unknown_guest_is_wrong_usage_and_the_closest_name_is_told(host: Host, command: str) -> None:
+    host.guest("webserver", host.image("a"))
+    host.guest("db", host.images / "b")
+    result = host.run(command, "db", "wbserver")
+    assert (result.status, result.output) == (xwd.EXIT_USAGE, "")
+    assert result.messages == "'wbserver' is not a guest that starts at boot (did you mean webserver?).\n"
+
+
+def test_where_no_guests_start_none_is_known(host: Host) -> None:
+    assert host.run("list", "web").messages == "'web' is not a guest that starts at boot (known: none).\n"
+
+
+# What a guest boots from
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'kernel="{}"',
+        'kernel="{}"\ntype="pv"',
+        'type="pvh"\nkernel="{}"',
+        'builder="generic"\nkernel="{}"',
+        'ramdisk="{}"',
+        'bootloader="{}"',
+        'bootloader="{}"\nkernel="/boot/not used"',
+    ],
+)
+def test_what_a_guest_boots_from_is_waited_for(host: Host, lines: str) -> None:
+    (host.auto / "web").write_text(f'name="web"\n{lines.format(host.images / "late")}\n')
+    with waiting(host) as running:
+        host.image("late")
+        assert running.end().status == xwd.EXIT_READY
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'bootloader="pygrub"',
+        'type="hvm"\nkernel="/nowhere/hvmloader"',
+        'builder="hvm"\nkernel="/nowhere/hvmloader"',
+        'kernel=["/nowhere"]',
+        'kernel=""',
+        'kernel="vmlinuz"',
+    ],
+)
+def test_what_lies_elsewhere_or_is_not_used_is_not_waited_for(host: Host, lines: str) -> None:
+    (host.auto / "web").write_text(f'name="web"\n{lines}\n')
+    assert host.run("--timeout", "0").status == xwd.EXIT_READY
+
+
+def test_what_a_guest_boots_from_is_listed(host: Host) -> None:
+    (host.auto / "web").write_text(f'name="web"\nkernel="{host.images}/vmlinuz"\nramdisk="{host.image("initrd")}"\n')
+    rows = [row.split()[2:5] for row in host.run("list").output.splitlines()[1:]]
+    assert rows == [["kernel", f"{host.images}/vmlinuz", "missing"], ["ramdisk", f"{host.images}/initrd", "ready"]]
+
+
+def test_without_configobj_the_interpreter_is_named(host: Host) -> None:
+    host.configure("timeout = 0")
+    result = host.run("list", program=program_with("import sys; sys.modules['configobj'] = None"))
+    assert "cannot be read without Python's configobj (" in result.messages
+    assert f"; this is {sys.executable}); the defaults are used." in result.messages

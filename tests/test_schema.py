@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The JSON Schemas, against what the program prints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODULE, Host
+
+import xendomains_wait_disk as xwd
+
+jsonschema = pytest.importorskip("jsonschema", reason="python3-jsonschema is not installed")
+
+SCHEMAS = MODULE.parent / "schema"
+
+
+def schema(command: str) -> Any:
+    """The schema for what a command prints; names that it does not have are an error here."""
+
+    def strict(part: Any) -> Any:
+        if isinstance(part, list):
+            return [strict(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        more = {"additionalProperties": False} if "properties" in part else {}
+        return {**{name: strict(one) for name, one in part.items()}, **more}
+
+    return strict(json.loads((SCHEMAS / f"{command}.schema.json").read_text()))
+
+
+def validate(host: Host, *arguments: str) -> Any:
+    """What a command prints, which its schema allows."""
+    printed = json.loads(host.run(*arguments, "--json", RUNTIME_DIRECTORY=str(host.root)).output)
+    jsonschema.Draft202012Validator(schema(arguments[0])).validate(printed)
+    return printed
+
+
+@pytest.fixture
+def troubled(host: Host) -> Host:
+    """A host on which there is something of each kind."""
+    host.guest("web", host.image("a"), host.images / "b", host.images, "backend=other,vdev=xvdd,target=/dev/x")
+    host.guest("db", "/dev/zvol/no-such-pool/db", "/dev/sdz", host.images / "a")
+    host.saved("old", host.image("c"))
+    (host.auto / "broken").write_text("what is this\n")
+    (host.auto / "dangling").symlink_to("/nowhere")
+    (host.auto / "pv").write_text('name="p\\tv"\nkernel="/nowhere/vmlinuz"\n')
+    return host
+
+
+@pytest.mark.parametrize("command", ["list", "check", "last"])
+def test_a_schema_is_one(command: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema(command))
+    assert schema(command)["properties"]["version"] == {"const": xwd.JSON_VERSION}
+
+
+@pytest.mark.parametrize("command", ["list", "check", "last"])
+def test_what_is_printed_is_what_the_schema_allows(troubled: Host, command: str) -> None:
+    troubled.run("--timeout", "0", RUNTIME_DIRECTORY=str(troubled.root))
+    assert validate(troubled, command)
+
+
+def test_what_is_printed_where_nothing_is_wrong_as_well(host: Host) -> None:
+    host.run(RUNTIME_DIRECTORY=str(host.root))
+    assert validate(host, "list") == {"version": 1, "ready": True, "domains": [], "directories": []}
+    assert validate(host, "check", "--reboot") == {"version": 1, "ok": True, "findings": []}
+    assert validate(host, "last")["result"] == "ready"
+
+
+def test_a_directory_that_cannot_be_read_as_well(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to("/nowhere")
+    host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root))
+    assert len(validate(host, "list")["directories"]) == 1
+    assert len(validate(host, "check")["findings"]) == 1
+    assert len(validate(host, "last")["disks"]) == 1
+
+
+def test_a_schema_has_no_name_that_is_never_printed(troubled: Host) -> None:
+    troubled.run("--timeout", "0", RUNTIME_DIRECTORY=str(troubled.root))
+    troubled.configure("timeout = soon")
+    troubled.save.rename(troubled.root / "elsewhere")
+    troubled.save.symlink_to("/nowhere")
+
+    def check(part: Any, printed: list[Any]) -> None:
+        for name, one in part.get("properties", {}).items():
+            values = [value[name] for value in printed]
+            items = [item for value in values if isinstance(value, list) for item in value]
+            check(one.get("items", {}) if "items" in one else one, items or values)
+            assert values, name
+        if "enum" not in part and isinstance(part.get("type"), list):
+            assert {None} < set(printed), part
+
+    for command in ("list", "check", "last"):
+        printed = [validate(troubled, command)]
+        part = schema(command)
+        if command == "last":  # nothing is found in no time
+            part["properties"]["disks"]["items"]["properties"].pop("found_after")
+        check(part, printed)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_they_are_installed(tmp_path: Path) -> None:
+    lines = subprocess.run(
+        ["make", "-n", "install", f"DESTDIR={tmp_path}"], cwd=MODULE.parent, capture_output=True, text=True, check=True
+    ).stdout
+    assert f"install -p -m 644 schema/*.json '{tmp_path}/usr/share/xendomains-wait-disk'" in lines

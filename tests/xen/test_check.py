@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What check and last say on a booted host: after a boot in which a disk never came, and with much to trip over."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import pytest
+from xenhost import TOP, Boot, Disk, Guest, Host
+
+TARGET = "iqn.2003-01.org.example:disk"
+LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
+DISKS = ("web", "mounted", "swap", "member", "pv", "group", "secret", "drbd", "shared", "plain", "whole")
+# Lines from the manual page.
+PAGE = (TOP / "man" / "xendomains-wait-disk.8").read_text().partition(".SH MONITORING")[2].replace("\\-", "-")
+MONITORING = re.findall(r"\.EX\n((?:systemctl|journalctl) .*)", PAGE)
+
+
+def by_id(name: str) -> str:
+    return f"/dev/disk/by-id/virtio-{name}"
+
+
+# These come into the auto directory when the boot is over, and never start.
+LATER = (
+    Guest("mounted", (f"{by_id('mounted')},raw,xvda,w",)),
+    Guest("whole", (f"{by_id('whole')},raw,xvda,w",)),
+    Guest("swap", (f"{by_id('swap')},raw,xvda,w",)),
+    Guest("member", (f"{by_id('member')},raw,xvda,w",)),
+    Guest("pv", (f"{by_id('pv')},raw,xvda,w",)),
+    Guest("volume", ("/dev/group/lv,raw,xvda,w",)),
+    Guest("lun", (f"{LUN},raw,xvda,w",)),
+    Guest("luks", ("/dev/mapper/secret,raw,xvda,w",)),
+    Guest("drbd", ("drbd:one,xvda,w",)),
+    Guest("loop", ("/dev/loop7,raw,xvda,w",)),
+    Guest("image", ("/srv/mounted/image,raw,xvda,w",)),
+    Guest("kernel", more='kernel = "/boot/gone"'),
+    Guest("one", (f"{by_id('shared')},raw,xvda,w",)),
+    Guest("two", (f"{by_id('shared')},raw,xvda,w",)),
+    Guest("reader", (f"{by_id('shared')},raw,xvda,r",)),
+    Guest("unstable", ("/dev/UNSTABLE,raw,xvda,w",)),
+)
+
+HOST = Host(
+    disks=tuple(Disk(name, 32) for name in DISKS),
+    guests=(
+        Guest("web", (f"{by_id('web')},raw,xvda,w",)),
+        Guest("gone", ("/dev/disk/by-id/virtio-gone,raw,xvda,w",), starts=False),
+    ),
+    files={
+        "/etc/xen/auto/broken": "what is this\n",
+        "/etc/xen-wait-disk.conf": "timeout = 20\n",
+        **{f"/root/later/{guest.name}.cfg": guest.configuration() for guest in LATER},
+        "/root/later/web.cfg.bak": Guest("web").configuration(),
+        "/etc/tgt/conf.d/disk.conf": f"<target {TARGET}>\n  backing-store /srv/lun\n</target>\n",
+        "/etc/drbd.d/one.res": f"""
+            resource one {{
+                device minor 1;
+                disk {by_id("drbd")};
+                meta-disk internal;
+                on dom0 {{ address 127.0.0.1:7790; }}
+                on elsewhere {{ address 127.0.0.9:7790; }}
+            }}
+        """,
+    },
+    after=f"""
+        exec 9>&2
+        BASH_XTRACEFD=9  # what is traced is no message
+        say() {{ xendomains-wait-disk "$@" || echo "status $?"; }}
+        say last >$report/last
+        say last --json >$report/last.json
+        ls -l /run/xendomains-wait-disk >$report/run
+        {MONITORING[0]} >$report/is-failed
+        {MONITORING[1]} >$report/summary
+        say check --reboot >$report/healthy 2>&1
+
+        mv /root/later/* /etc/xen/auto
+        mkfs.ext4 -q {by_id("mounted")}
+        mkdir /srv/mounted
+        mount {by_id("mounted")} /srv/mounted
+        truncate --size=1M /srv/mounted/image
+        mkswap {by_id("swap")}
+        swapon {by_id("swap")}
+        addpart {by_id("whole")} 1 2048 16384
+        udevadm settle
+        mkfs.ext4 -q {by_id("whole")}-part1
+        mkdir /srv/whole
+        mount {by_id("whole")}-part1 /srv/whole
+        mdadm --create /dev/md/array --run --force --level=1 --raid-devices=1 --metadata=1.2 {by_id("member")}
+        vgcreate pv {by_id("pv")}
+        lvcreate --yes --name=lv --size=8M pv
+        vgcreate group {by_id("group")}
+        lvcreate --yes --name=lv --size=8M group
+        echo 'activation {{ auto_activation_volume_list = [ "pv" ] }}' >>/etc/lvm/lvm.conf
+        echo secret >/root/key
+        cryptsetup luksFormat --batch-mode --pbkdf=pbkdf2 --pbkdf-force-iterations=1000 {by_id("secret")} /root/key
+        cryptsetup open --key-file=/root/key {by_id("secret")} secret
+        truncate --size=16M /srv/lun /srv/loop
+        losetup /dev/loop7 /srv/loop
+        systemctl start tgt iscsid
+        iscsiadm --mode discovery --type sendtargets --portal 127.0.0.1
+        iscsiadm --mode node --login
+        modprobe drbd
+        drbdadm create-md --force one
+        drbdadm up one
+        drbdadm primary --force one
+        udevadm settle
+        sed -i "s|UNSTABLE|$(basename "$(realpath {by_id("plain")})")|" /etc/xen/auto/unstable.cfg
+        systemctl disable xendomains.service xendomains-wait-disk.service
+        say check --json >$report/check.json
+        say check --reboot --json >$report/reboot.json
+        say check --reboot web >$report/web 2>&1
+        say list >$report/list
+    """,
+)
+
+
+@cache
+def answer(boot: Boot, name: str) -> tuple[Any, str]:
+    """What a command printed as JSON, and its exit status if that was not 0."""
+    text, _, status = boot.text(name).partition("\nstatus ")
+    return json.loads(text), status.strip()
+
+
+def found(boot: Boot, name: str) -> set[tuple[str, str, str]]:
+    """Whether they are errors, of which guests, and what was found."""
+    findings = answer(boot, name)[0]["findings"]
+    return {(one["severity"], one["guest"] or "", one["problem"]) for one in findings}
+
+
+def warnings(problems: Iterable[tuple[str, str]]) -> set[tuple[str, str, str]]:
+    return {("warning", guest, problem) for guest, problem in problems}
+
+
+def test_the_last_boot_tells_what_it_waited_for(boot: Boot) -> None:
+    last, status = answer(boot, "last.json")
+    assert (last["version"], last["result"], last["timeout"], status) == (1, "timeout", 20, "1")
+    assert 19 < last["waited"] < 30
+    assert {disk["path"]: disk["state"] for disk in last["disks"]} == {
+        by_id("web"): "ready",
+        by_id("gone"): "missing",
+        "/boot/guest": "ready",
+        "/boot/guest.img": "ready",
+    }
+    assert [one["source"] for one in last["refused"]] == ["/etc/xen/auto/broken"]
+    assert "missing" in boot.text("last") and boot.text("last").endswith("status 1\n")
+
+
+def test_the_record_is_for_root(boot: Boot) -> None:
+    (line,) = boot.text("run").splitlines()[1:]
+    assert line.startswith("-rw------- 1 root root ") and line.endswith(" last.json")
+
+
+def test_the_boot_is_summed_up(boot: Boot) -> None:
+    entry = boot.entry("xendomains starts now; these guests will probably not come up: broken, gone.")
+    assert (entry["RESULT"], entry["MISSING"]) == ("timeout", "1")
+    assert 19 < float(entry["WAITED_SEC"]) < 30
+
+
+def test_the_lines_for_monitoring_tell_how_it_went(boot: Boot) -> None:
+    assert boot.text("is-failed") == "failed\n"
+    entry = json.loads(boot.text("summary"))
+    assert (entry["RESULT"], entry["MISSING"]) == ("timeout", "1")
+
+
+def test_on_a_host_that_is_set_up_well_only_the_broken_guest_is_found(boot: Boot) -> None:
+    finding, status = boot.text("healthy").splitlines()
+    assert finding.startswith("/etc/xen/auto/broken: line 1: ")
+    assert status == "status 2"
+
+
+def test_check_finds_all_that_the_next_boot_trips_over(boot: Boot) -> None:
+    assert answer(boot, "check.json")[1] == "2"
+    findings = found(boot, "check.json")
+    (unstable,) = (problem for _, guest, problem in findings if guest == "unstable")
+    (part,) = (problem for _, guest, problem in findings if guest == "whole")
+    assert part.endswith(f"1 on {by_id('whole')} is mounted on /srv/whole on this host")
+    assert findings == {
+        ("error", "", "line 1: syntax error near 'is', expected = or +=; xl will reject it"),
+        ("error", "web", "has the same name as web.cfg.bak, and one of them starts"),
+        ("error", "web", "has the same name as web.cfg, and one of them starts"),
+        ("error", "one", f"{by_id('shared')} is written by guest two as well"),
+        ("error", "two", f"{by_id('shared')} is written by guest one as well"),
+        ("error", "kernel", "/boot/gone does not exist"),
+        ("error", "mounted", f"{by_id('mounted')} is mounted on /srv/mounted on this host"),
+        ("error", "swap", f"{by_id('swap')} is swap space on this host"),
+        ("error", "whole", part),
+        *warnings(
+            {
+                ("", "xendomains.service is disabled, so it does not run at boot"),
+                ("", "xendomains-wait-disk.service is disabled, so it does not run at boot"),
+                ("member", f"{by_id('member')} is part of /dev/md127 on this host"),
+                ("pv", f"{by_id('pv')} is part of /dev/mapper/pv-lv on this host"),
+                ("loop", "/dev/loop7 may be another disk after a reboot"),
+                ("unstable", unstable),
+            }
+        ),
+    }
+
+
+def test_it_names_what_to_write_instead(boot: Boot) -> None:
+    (fix,) = (one["fix"] for one in answer(boot, "check.json")[0]["findings"] if one["guest"] == "unstable")
+    assert fix == f"write {by_id('plain')}"
+
+
+@pytest.mark.parametrize(
+    ("guest", "path", "reason"),
+    [
+        (
+            "volume",
+            "/dev/group/lv",
+            "auto_activation_volume_list in /etc/lvm/lvm.conf does not name volume group group",
+        ),
+        ("lun", LUN, f"the host does not log in to target {TARGET} at boot"),
+        ("luks", "/dev/mapper/secret", "secret is not in /etc/crypttab"),
+        ("drbd", "/dev/drbd/by-res/one/0", "no service that brings up DRBD is enabled"),
+        ("loop", "/dev/loop7", "nothing sets up loop7 at boot"),
+        ("image", "/srv/mounted/image", "what is mounted on /srv/mounted is not in /etc/fstab"),
+    ],
+)
+def test_with_reboot_it_finds_what_does_not_come_back(boot: Boot, guest: str, path: str, reason: str) -> None:
+    assert ("warning", guest, f"after a reboot {path} will be missing: {reason}") in found(boot, "reboot.json")
+
+
+def test_with_reboot_it_finds_nothing_else(boot: Boot) -> None:
+    more = found(boot, "reboot.json") - found(boot, "check.json")
+    assert {guest for _, guest, _ in more} == {"volume", "lun", "luks", "drbd", "loop", "image"}
+    assert len(more) == 6
+
+
+def test_of_one_guest_only_its_own_findings_are_told(boot: Boot) -> None:
+    *findings, status = boot.text("web").splitlines()
+    assert len(findings) == 2 and all("guest web" in one for one in findings)
+    assert status == "status 2"
+
+
+def test_list_ends_with_2_because_a_guest_is_refused(boot: Boot) -> None:
+    assert boot.text("list").endswith("status 2\n")
