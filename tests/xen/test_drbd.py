@@ -59,3 +59,8 @@ def test_the_wait_lasts_until_the_resources_are_up(boot: Boot) -> None:
     # with that (ID_PROCESSING).
     ready = max(*map(boot.ready_at, HOST.awaited), *map(boot.last_event, ("/dev/drbd1", "/dev/drbd2")))
     assert -0.5 < boot.wait_ended - ready < boot.soon
+
+
+def test_it_is_told_why_and_what_helps(boot: Boot) -> None:
+    waiting = boot.entry("still waiting for /dev/drbd/by-res/one/0 for by-prefix.*")
+    assert (waiting["REASON"], waiting["HINT"]) == ("resource one is not up", "drbdadm up one")

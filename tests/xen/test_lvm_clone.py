@@ -28,5 +28,7 @@ def test_neither_is_taken_for_the_volume(boot: Boot) -> None:
 
 
 def test_what_is_seen_is_told(boot: Boot) -> None:
-    assert boot.said("/dev/vg/lv for web is still missing after 40s: does not exist, nor does the directory /dev/vg")
-    assert boot.said(r"sd[ab] and sd[ab] hold the same LVM physical volume, as a disk and its clone do\. .*")
+    assert boot.said(
+        "/dev/vg/lv for web is still missing after 40s: "
+        r"sd[ab], sd[ab] hold the same physical volume, as a LUN and its clone do \(try: vgimportclone\)"
+    )
