@@ -20,6 +20,7 @@ from xenhost import Boot, Guest, Host
 TARGET = "iqn.2003-01.org.example"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-1"
 UUID = "0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17"
+WWID = "360000000000000000e00000000020001"
 OTHER_UUID = "2b5f7e8c-7c1f-4f3f-9a52-9d3f6f0f1d11"
 
 
@@ -39,18 +40,18 @@ class Row(NamedTuple):
 
 # Of a LUN it is not known of which target it was.
 ANY_TARGET = f"it is probably of one of the targets that have no session: {TARGET}:disk, {TARGET}:group, {TARGET}:map"
-# By guest, in the order of the files.
+# By guest, in the order of the files: md-absent.cfg comes before md.cfg.
 ROWS = {
     "drbd": Row("/dev/drbd/by-res/one/0", "resource one is not up", "drbdadm up one"),
-    "image": Row(
-        "/srv/images/web.img",
-        "lies below /srv/images, where 192.0.2.1:/srv/export is to be mounted according to /etc/fstab, but is not",
-        "systemctl status /srv/images",
-    ),
     "image-generated": Row(
         "/srv/more/web.img",
         "lies below /srv/more, where 192.0.2.1:/srv/more is to be mounted according to srv-more.mount, but is not",
         "systemctl status /srv/more",
+    ),
+    "image": Row(
+        "/srv/images/web.img",
+        "lies below /srv/images, where 192.0.2.1:/srv/export is to be mounted according to /etc/fstab, but is not",
+        "systemctl status /srv/images",
     ),
     "iscsi": Row(
         LUN,
@@ -63,12 +64,6 @@ ROWS = {
         "no block device has this UUID",
         "lsblk -o NAME,UUID",
     ),
-    "lvm": Row(
-        "/dev/vg/lv",
-        "volume group vg lacks physical volume l2pcea-cHBF-0h8e-4byI-6WP3-iFcR-UCozmx (last seen as /dev/sda), "
-        f"according to /etc/lvm/backup/vg: {ANY_TARGET}",
-        "iscsiadm -m node --login",
-    ),
     "lvm-mapper": Row(
         "/dev/mapper/vg--two-lv--a",
         "volume group vg-two lacks physical volume 7p8NQf-akZc-cLCy-lzpy-q7Ew-qkVk-XOjP8p (last seen as /dev/loop1), "
@@ -80,13 +75,24 @@ ROWS = {
         "/etc/lvm/backup/vg of Wed Nov 25 14:56:23 2026 knows no volume typo",
         "lvs vg",
     ),
-    "md": Row("/dev/md/stripe", "md127 is to be stripe: md array is inactive with vdd alone", "mdadm --run /dev/md127"),
+    "lvm": Row(
+        "/dev/vg/lv",
+        "volume group vg lacks physical volume l2pcea-cHBF-0h8e-4byI-6WP3-iFcR-UCozmx (last seen as /dev/sda), "
+        f"according to /etc/lvm/backup/vg: {ANY_TARGET}",
+        "iscsiadm -m node --login",
+    ),
     "md-absent": Row(
-        "/dev/md/web", "no member of an array web is there, nor is it in mdadm.conf", "mdadm --examine --scan"
+        "/dev/md/web", "no member of an array web, which is in mdadm.conf, is there", "mdadm --examine --scan"
+    ),
+    "md": Row("/dev/md/stripe", "md127 is to be stripe: md array is inactive with vdd alone", "mdadm --run /dev/md127"),
+    "multipath-wwid": Row(
+        f"/dev/mapper/{WWID}",
+        f"no path to {WWID} is there, according to multipath's wwids: {ANY_TARGET}",
+        "iscsiadm -m node --login",
     ),
     "multipath": Row(
         "/dev/mapper/mpatha",
-        "no path to 360000000000000000e00000000020001 is there, according to multipath's bindings: " + ANY_TARGET,
+        f"no path to {WWID} is there, according to multipath's bindings: {ANY_TARGET}",
         "iscsiadm -m node --login",
     ),
     "uuid": Row(
@@ -101,7 +107,8 @@ HOST = Host(
     guests=tuple(Guest(name, (f"{row.path},raw,xvda,w",), starts=False) for name, row in ROWS.items()),
     files={
         **configured("drbd/down", "luks/closed", "lvm/lacks-pv"),
-        "/etc/multipath/bindings": configured("multipath/no-path")["/etc/multipath/bindings"],
+        **{path: text for path, text in configured("multipath/no-path").items() if "/multipath/" in path},
+        "/etc/mdadm/mdadm.conf": "ARRAY /dev/md/web metadata=1.2 UUID=2b5f7e8c:7c1f4f3f:9a529d3f:6f0f1d11\n",
         "/etc/xen-wait-disk.conf": "timeout = 20s\n",
         "/etc/fstab": "/dev/vda / ext4 defaults 0 1\n192.0.2.1:/srv/export /srv/images nfs noauto 0 0\n",
         # What systemd.mount-extra= on the kernel's command line does as well, from systemd 254 on.
