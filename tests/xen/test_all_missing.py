@@ -67,7 +67,7 @@ ROWS = {
     "lvm-mapper": Row(
         "/dev/mapper/vg--two-lv--a",
         "volume group vg-two lacks physical volume 7p8NQf-akZc-cLCy-lzpy-q7Ew-qkVk-XOjP8p (last seen as /dev/loop1), "
-        "according to /etc/lvm/backup/vg-two",
+        "according to /etc/lvm/backup/vg-two: loop device has no file",
         "vgchange -ay vg-two",
     ),
     "lvm-typo": Row(
@@ -109,6 +109,8 @@ HOST = Host(
         **configured("drbd/down", "luks/closed", "lvm/lacks-pv"),
         **{path: text for path, text in configured("multipath/no-path").items() if "/multipath/" in path},
         "/etc/mdadm/mdadm.conf": "ARRAY /dev/md/web metadata=1.2 UUID=2b5f7e8c:7c1f4f3f:9a529d3f:6f0f1d11\n",
+        # The group was last seen on a loop device, which is there.
+        "/etc/modules-load.d/loop.conf": "loop\n",
         "/etc/xen-wait-disk.conf": "timeout = 20s\n",
         "/etc/fstab": "/dev/vda / ext4 defaults 0 1\n192.0.2.1:/srv/export /srv/images nfs noauto 0 0\n",
         # What systemd.mount-extra= on the kernel's command line does as well, from systemd 254 on.
