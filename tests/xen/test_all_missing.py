@@ -131,7 +131,7 @@ HOST = Host(
         sed -n 's/.*"hint": "\\(.*\\)"$/\\1/p' $report/list.json | sort -u >$report/advice
         while read -r command; do
             echo "# $command"
-            timeout 30 bash -c "$command" </dev/null 2>&1 && status=0 || status=$?
+            timeout 10 bash -c "$command" </dev/null 2>&1 && status=0 || status=$?
             echo "# $status"
         done <$report/advice >$report/advice-taken
     """,
