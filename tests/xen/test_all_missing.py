@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import pytest
 from recorded import entries
-from test_raid5 import MEMBERS, WHOLE
-from xenhost import Boot, Guest, Host
+from test_raid1 import WHOLE
+from xenhost import Boot, Disk, Guest, Host
 
 TARGET = "iqn.2003-01.org.example"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-1"
@@ -84,7 +84,11 @@ ROWS = {
     "md-absent": Row(
         "/dev/md/web", "no member of an array web, which is in mdadm.conf, is there", "mdadm --examine --scan"
     ),
-    "md": Row("/dev/md/stripe", "md127 is to be stripe: md array is inactive with vdd alone", "mdadm --run /dev/md127"),
+    "md": Row(
+        "/dev/md/mirror",
+        "md127 is to be mirror: md array is inactive with vdd alone; mdadm starts it degraded after 30 s",
+        "mdadm --run /dev/md127",
+    ),
     "multipath-wwid": Row(
         f"/dev/mapper/{WWID}",
         f"no path to {WWID} is there, according to multipath's wwids: {ANY_TARGET}",
@@ -103,7 +107,7 @@ ROWS = {
     "zfs": Row("/dev/zvol/tank/web", "pool tank is not imported", "zpool import tank"),
 }
 HOST = Host(
-    disks=(MEMBERS[0]._replace(left_by=WHOLE),),
+    disks=(Disk("mirror-a", left_by=WHOLE),),
     # An HVM guest needs no kernel of the host, which would be in the table as well.
     guests=tuple(
         Guest(name, (f"{row.path},raw,xvda,w",), starts=False, more='type = "hvm"') for name, row in ROWS.items()
@@ -120,8 +124,9 @@ HOST = Host(
         "/etc/systemd/system-generators/more": "#!/bin/sh\n"
         'printf "[Mount]\\nWhat=192.0.2.1:/srv/more\\nWhere=/srv/more\\nType=nfs\\n" >"$1/srv-more.mount"\n',
     },
-    # Each as closed to others as its tools leave it.
+    # The evidence is as closed to others as its tools leave it; and the array's 30 seconds are never over.
     setup="""
+        systemctl mask mdadm-last-resort@md127.timer
         mkdir -p /srv/images /srv/more
         chmod 700 /etc/lvm/backup /etc/iscsi/nodes
         chmod -R go-rwx /etc/lvm/backup/* /etc/iscsi/nodes/* /etc/multipath/*
