@@ -131,7 +131,7 @@ HOST = Host(
         chmod 700 /etc/lvm/backup /etc/iscsi/nodes
         chmod -R go-rwx /etc/lvm/backup/* /etc/iscsi/nodes/* /etc/multipath/*
     """,
-    # Then what is advised is tried; that will not help here, but the commands have to exist, and know their options.
+    # Then what is advised is tried. It helps the array only, but the commands have to exist, and know their options.
     after="""
         xendomains-wait-disk list >$report/list || true
         xendomains-wait-disk list -v >$report/list-v || true
