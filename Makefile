@@ -90,7 +90,7 @@ check-environments: setup-environments ## the tests with other Pythons and other
 	$(VENV_PYTHON) -m nox $(if $(ENVIRONMENTS),--error-on-missing-interpreters) \
 	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
-check-xen: setup-xen ## boot a real Xen host in a virtual machine, RELEASE=name, SCENARIO='names'; half an hour, as root
+check-xen: setup-xen ## boot a real Xen host in a virtual machine, RELEASE=name, SCENARIO='names'; forty minutes, as root
 	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) \
 	    $(or $(foreach name,$(SCENARIO),tests/xen/test_$(subst -,_,$(name)).py),tests/xen)
 

@@ -1451,9 +1451,8 @@ def missing_volume(match: re.Match[str], evidence: Evidence) -> Lack | None:
     for uuid, device in needed:
         holders = [one.name for one in evidence.having(uuid, "ID_FS_UUID") if is_physical_volume(one.properties)]
         if len(holders) > 1:
-            return Lack(
-                f"{some(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do", "vgimportclone"
-            )
+            reason = f"{some(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do"
+            return Lack(reason, "vgimportclone /dev/CLONE")
         lacking += [] if holders else [(uuid, device)]
     if not lacking:
         return Lack(f"volume group {group} is complete, but this volume is not activated", f"vgchange -ay {group}")

@@ -201,7 +201,7 @@ def test_a_volume_and_a_group_that_nobody_knows(host: Callable[[str], HostPaths]
 def test_a_clone_is_named(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("lvm/clone"), "/dev/vg/lv") == (
         "sda, sdb hold the same physical volume, as a LUN and its clone do",
-        "vgimportclone",
+        "vgimportclone /dev/CLONE",
     )
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A LUN of an iSCSI target, to which the host logs in late, by its name below /dev/disk/by-path."""
+"""A LUN of an iSCSI target, by its name below /dev/disk/by-path: the host logs in late, with what the wait advises."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from xenhost import Boot, Guest, Host
 
 TARGET = "iqn.2003-01.org.example:disk"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
+ADVICE = f"iscsiadm -m node -T {TARGET} --login"
 HOST = Host(
     guests=(Guest("web", (f"{LUN},raw,xvda,w",)),),
     files={"/etc/tgt/conf.d/disk.conf": f"<target {TARGET}>\n  backing-store /srv/lun\n</target>\n"},
     setup="truncate --size=32M /srv/lun",
     early="systemctl start tgt iscsid && iscsiadm --mode discovery --type sendtargets --portal 127.0.0.1",
-    late="sleep 20; iscsiadm --mode node --login",
+    late=f"until_said 'still waiting for {LUN} for web...'; sleep 10; {ADVICE}",
     awaited=(LUN,),
 )
 
@@ -27,3 +28,9 @@ def test_the_wait_lasts_until_the_lun_is_there(boot: Boot) -> None:
     assert boot.waited > 10
     assert boot.released_in_time
     assert boot.xendomains_followed
+
+
+def test_it_is_told_why_and_what_helps(boot: Boot) -> None:
+    waiting = boot.entry(f"still waiting for {LUN} for web.*")
+    assert waiting["REASON"] == f"target {TARGET} at 127.0.0.1:3260 has no session; node.startup is manual"
+    assert waiting["HINT"] == ADVICE

@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A logical volume on a LUN, to which the host logs in late: udev's event for the LUN activates the volume group."""
+"""A logical volume on a LUN, to which the host logs in late: udev's event for the LUN activates the volume group.
+
+LVM has last seen its physical volume as that LUN, so that the wait can tell what is missing below it.
+"""
 
 from __future__ import annotations
 
-from lvm import SERVE_VOLUME_GROUP, TARGET_WITHOUT_CLONE
+from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION, SERVE_VOLUME_GROUP, TARGET, TARGET_WITHOUT_CLONE
 from xenhost import Boot, Guest, Host
 
+ADVICE = f"iscsiadm -m node -T {TARGET} --login"
 HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",)),),
     files={"/etc/tgt/conf.d/group.conf": TARGET_WITHOUT_CLONE},
-    early=SERVE_VOLUME_GROUP,
-    late="sleep 20; iscsiadm --mode node --login",
+    early=f"""
+        {SERVE_VOLUME_GROUP}
+        {PAUSE_ACTIVATION}
+        iscsiadm --mode node --login
+        udevadm settle
+        vgcfgbackup vg
+        iscsiadm --mode node --logout
+        {RESUME_ACTIVATION}
+    """,
+    late=f"until_said 'still waiting for /dev/vg/lv for web...'; sleep 10; {ADVICE}",
     awaited=("/dev/vg/lv",),
 )
 
@@ -24,3 +36,12 @@ def test_the_wait_lasts_until_the_volume_is_active(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     assert boot.released_in_time
+
+
+def test_it_is_told_which_layer_lacks_what(boot: Boot) -> None:
+    waiting = boot.entry(
+        r"still waiting for /dev/vg/lv for web\.\.\. \(volume group vg lacks physical volume [\w-]+ "
+        r"\(last seen as /dev/sda\), according to /etc/lvm/backup/vg: "
+        rf"target {TARGET} at 127.0.0.1:3260 has no session; node.startup is manual\)"
+    )
+    assert (waiting["STATE"], waiting["HINT"]) == ("missing", ADVICE)

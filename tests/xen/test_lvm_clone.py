@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from lvm import PAUSE_ACTIVATION, SERVE_VOLUME_GROUP, TARGET_WITH_CLONE
+from lvm import PAUSE_ACTIVATION, SERVE_VOLUME_GROUP, TARGET, TARGET_WITH_CLONE
 from xenhost import Boot, Guest, Host
 
 HOST = Host(
@@ -18,6 +18,10 @@ HOST = Host(
         udevadm settle
         vgchange --activate=ay vg || true
     """,
+    after=f"""
+        vgimportclone /dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-2
+        vgs --noheadings -o vg_name >$report/groups
+    """,
 )
 
 
@@ -28,5 +32,11 @@ def test_neither_is_taken_for_the_volume(boot: Boot) -> None:
 
 
 def test_what_is_seen_is_told(boot: Boot) -> None:
-    assert boot.said("/dev/vg/lv for web is still missing after 40s: does not exist, nor does the directory /dev/vg")
-    assert boot.said(r"sd[ab] and sd[ab] hold the same LVM physical volume, as a disk and its clone do\. .*")
+    assert boot.said(
+        "/dev/vg/lv for web is still missing after 40s: "
+        r"sd[ab], sd[ab] hold the same physical volume, as a LUN and its clone do \(try: vgimportclone /dev/CLONE\)"
+    )
+
+
+def test_what_is_advised_makes_a_group_of_its_own_of_the_clone(boot: Boot) -> None:
+    assert boot.text("groups").split() == ["vg", "vg1"]

@@ -24,7 +24,7 @@ TOP = HERE.parent.parent
 DEFAULT_RELEASE = "bookworm"
 RELEASE = os.environ.get("RELEASE") or DEFAULT_RELEASE
 
-# A boot takes 30 to 190 seconds, and more on a busy machine. Before this time is over, the host's watchdog speaks.
+# A boot takes 30 to 200 seconds, and more on a busy machine. Before this time is over, the host's watchdog speaks.
 BOOT_TIMEOUT = 600
 REPORT_SIZE = 64 << 20
 

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""A host that lacks storage of every kind at once: what the unit in its sandbox says of each, and `list` outside of it.
+
+What it has in /etc is of the recorded hosts (tests/data/hosts), so that what is said of it is the same in every boot.
+Nothing of it is ever there, and no guest starts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import NamedTuple
+
+import pytest
+from recorded import entries
+from test_raid1 import WHOLE
+from xenhost import Boot, Disk, Guest, Host
+
+TARGET = "iqn.2003-01.org.example"
+LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-1"
+UUID = "0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17"
+WWID = "360000000000000000e00000000020001"
+OTHER_UUID = "2b5f7e8c-7c1f-4f3f-9a52-9d3f6f0f1d11"
+
+
+def configured(*hosts: str) -> dict[str, str]:
+    """What recorded hosts have in /etc."""
+    return {f"/{entry.path}": entry.text for host in hosts for entry in entries(host) if entry.path.startswith("etc/")}
+
+
+class Row(NamedTuple):
+    """What is said of a guest's disk."""
+
+    path: str
+    reason: str
+    hint: str
+    state: str = "missing"
+
+
+# Of a LUN it is not known of which target it was.
+ANY_TARGET = f"it is probably of one of the targets that have no session: {TARGET}:disk, {TARGET}:group, {TARGET}:map"
+# By guest, in the order of the files: md-absent.cfg comes before md.cfg.
+ROWS = {
+    "drbd": Row("/dev/drbd/by-res/one/0", "resource one is not up", "drbdadm up one"),
+    "image-generated": Row(
+        "/srv/more/web.img",
+        "lies below /srv/more, where 192.0.2.1:/srv/more is to be mounted according to srv-more.mount, but is not",
+        "systemctl status /srv/more",
+    ),
+    "image": Row(
+        "/srv/images/web.img",
+        "lies below /srv/images, where 192.0.2.1:/srv/export is to be mounted according to /etc/fstab, but is not",
+        "systemctl status /srv/images",
+    ),
+    "iscsi": Row(
+        LUN,
+        f"target {TARGET}:disk at 127.0.0.1:3260 has no session; node.startup is manual",
+        f"iscsiadm -m node -T {TARGET}:disk --login",
+    ),
+    "luks": Row(
+        "/dev/mapper/secret",
+        f"is not opened; its device UUID={UUID} is missing (option noauto), according to /etc/crypttab: "
+        "no block device has this UUID",
+        "lsblk -o NAME,UUID",
+    ),
+    "lvm-mapper": Row(
+        "/dev/mapper/vg--two-lv--a",
+        "volume group vg-two lacks physical volume 7p8NQf-akZc-cLCy-lzpy-q7Ew-qkVk-XOjP8p (last seen as /dev/loop1), "
+        "according to /etc/lvm/backup/vg-two: loop device has no file",
+        "vgchange -ay vg-two",
+    ),
+    "lvm-typo": Row(
+        "/dev/vg/typo",
+        "/etc/lvm/backup/vg of Wed Nov 25 14:56:23 2026 knows no volume typo",
+        "lvs vg",
+    ),
+    "lvm": Row(
+        "/dev/vg/lv",
+        "volume group vg lacks physical volume l2pcea-cHBF-0h8e-4byI-6WP3-iFcR-UCozmx (last seen as /dev/sda), "
+        f"according to /etc/lvm/backup/vg: {ANY_TARGET}",
+        "iscsiadm -m node --login",
+    ),
+    "md-absent": Row(
+        "/dev/md/web", "no member of an array web, which is in mdadm.conf, is there", "mdadm --examine --scan"
+    ),
+    "md": Row(
+        "/dev/md/mirror",
+        "md127 is to be mirror: md array is inactive with vdd alone; mdadm starts it degraded after 30 s",
+        "mdadm --run /dev/md127",
+    ),
+    "multipath-wwid": Row(
+        f"/dev/mapper/{WWID}",
+        f"no path to {WWID} is there, according to multipath's wwids: {ANY_TARGET}",
+        "iscsiadm -m node --login",
+    ),
+    "multipath": Row(
+        "/dev/mapper/mpatha",
+        f"no path to {WWID} is there, according to multipath's bindings: {ANY_TARGET}",
+        "iscsiadm -m node --login",
+    ),
+    "uuid": Row(
+        f"/dev/disk/by-uuid/{OTHER_UUID}",
+        "no block device has this UUID",
+        "lsblk -o NAME,UUID",
+    ),
+    "zfs": Row("/dev/zvol/tank/web", "pool tank is not imported", "zpool import tank"),
+}
+HOST = Host(
+    disks=(Disk("mirror-a", left_by=WHOLE),),
+    # An HVM guest needs no kernel of the host, which would be in the table as well.
+    guests=tuple(
+        Guest(name, (f"{row.path},raw,xvda,w",), starts=False, more='type = "hvm"') for name, row in ROWS.items()
+    ),
+    files={
+        **configured("drbd/down", "luks/closed", "lvm/lacks-pv"),
+        **{path: text for path, text in configured("multipath/no-path").items() if "/multipath/" in path},
+        "/etc/mdadm/mdadm.conf": "ARRAY /dev/md/web metadata=1.2 UUID=2b5f7e8c:7c1f4f3f:9a529d3f:6f0f1d11\n",
+        # The group was last seen on a loop device, which is there.
+        "/etc/modules-load.d/loop.conf": "loop\n",
+        "/etc/xen-wait-disk.conf": "timeout = 20s\n",
+        "/etc/fstab": "/dev/vda / ext4 defaults 0 1\n192.0.2.1:/srv/export /srv/images nfs noauto 0 0\n",
+        # What systemd.mount-extra= on the kernel's command line does as well, from systemd 254 on.
+        "/etc/systemd/system-generators/more": "#!/bin/sh\n"
+        'printf "[Mount]\\nWhat=192.0.2.1:/srv/more\\nWhere=/srv/more\\nType=nfs\\n" >"$1/srv-more.mount"\n',
+    },
+    # The evidence is as closed to others as its tools leave it; and the array's 30 seconds are never over.
+    setup="""
+        systemctl mask mdadm-last-resort@md127.timer
+        mkdir -p /srv/images /srv/more
+        chmod 700 /etc/lvm/backup /etc/iscsi/nodes
+        chmod -R go-rwx /etc/lvm/backup/* /etc/iscsi/nodes/* /etc/multipath/*
+    """,
+    # Then what is advised is tried. It helps the array only, but the commands have to exist, and know their options.
+    after="""
+        xendomains-wait-disk list >$report/list || true
+        xendomains-wait-disk list -v >$report/list-v || true
+        xendomains-wait-disk list --json >$report/list.json || true
+        sed -n 's/.*"hint": "\\(.*\\)"$/\\1/p' $report/list.json | sort -u >$report/advice
+        while read -r command; do
+            echo "# $command"
+            timeout 10 bash -c "$command" </dev/null 2>&1 && status=0 || status=$?
+            echo "# $status"
+        done <$report/advice >$report/advice-taken
+    """,
+)
+
+
+def test_the_wait_ends_when_its_time_is_over(boot: Boot) -> None:
+    assert boot.wait["ExecMainStatus"] == "1"
+    assert boot.waited > 20
+    assert boot.wait_ended - boot.said_first < 20 + boot.soon
+
+
+def test_the_last_messages_say_why_and_what_to_do(boot: Boot) -> None:
+    last = [message for message in boot.messages() if " is still missing after 20s: " in message]
+    assert last == [
+        f"{row.path} for {name} is still missing after 20s: {row.reason} (try: {row.hint})"
+        for name, row in ROWS.items()
+    ]
+    assert boot.messages()[-1] == (
+        f"xendomains starts now; these guests will probably not come up: {', '.join(sorted(ROWS))}."
+    )
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_it_is_told_at_once_and_in_fields(boot: Boot, name: str) -> None:
+    row = ROWS[name]
+    waiting = boot.entry(f"still waiting for {re.escape(f'{row.path} for {name}... ({row.reason})')}")
+    fields = {"DISK": row.path, "DOMAIN": name, "STATE": row.state, "REASON": row.reason, "HINT": row.hint}
+    assert {key: waiting[key] for key in fields} == fields
+
+
+def test_the_table_says_the_same_outside_of_the_sandbox(boot: Boot) -> None:
+    def table(name: str) -> list[list[str]]:
+        return [re.split(" {2,}", line) for line in boot.text(name).splitlines()]
+
+    header = ["DOMAIN", "KIND", "VDEV", "DISK", "STATE", "REASON"]
+    rows = {name: [name, "auto", "xvda", row.path, row.state, row.reason] for name, row in ROWS.items()}
+    assert table("list") == [header, *rows.values()]
+    advised = [[*rows[name][:-1], f"{row.reason} (try: {row.hint})"] for name, row in ROWS.items()]
+    assert table("list-v") == [header, *advised]
+
+
+def test_json_says_it_as_well(boot: Boot) -> None:
+    domains = json.loads(boot.text("list.json"))["domains"]
+    said = {domain["name"]: Row(*(domain["disks"][0][key] for key in Row._fields)) for domain in domains}
+    assert said == ROWS
+
+
+def test_what_is_advised_are_commands_with_options_that_they_have(boot: Boot) -> None:
+    """Debian has no ZFS in main."""
+    taken = re.findall(r"^# (.+)\n((?:[^#\n].*\n|\n)*)# (\d+)$", boot.text("advice-taken"), re.MULTILINE)
+    assert {command for command, _, _ in taken} == {row.hint for row in ROWS.values()}
+    not_understood = {
+        command
+        for command, output, status in taken
+        if status in ("126", "127") or re.search("usage|option|unrecogni[sz]ed|syntax|help", output, re.IGNORECASE)
+    }
+    assert not_understood == {"zpool import tank"}

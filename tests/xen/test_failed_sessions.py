@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""iSCSI sessions that fail before the wait and recover in it: of a LUN, below a volume, below a multipath map.
+
+The devices are there all the time, with their size, and udev says nothing. Of the two paths of the map one comes back.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from xenhost import Boot, Guest, Host
+
+TARGET = "iqn.2003-01.org.example"
+# For documentation and the like (RFC 5737), so nobody else's. A server that is gone does not close its connections, as
+# one does that is stopped: its address goes.
+FIRST, SECOND = "192.0.2.1", "192.0.2.2"
+LUN = f"/dev/disk/by-path/ip-{FIRST}:3260-iscsi-{TARGET}:disk-lun-1"
+HOST = Host(
+    guests=(
+        Guest("lun", (f"{LUN},raw,xvda,w",)),
+        Guest("map", ("/dev/mapper/mpatha,raw,xvda,w",)),
+        Guest("volume", ("/dev/vg/lv,raw,xvda,w",)),
+    ),
+    files={
+        **{
+            f"/etc/tgt/conf.d/{name}.conf": f"<target {TARGET}:{name}>\n  backing-store /srv/{name}\n</target>\n"
+            for name in ("disk", "group", "map")
+        },
+        "/etc/multipath.conf": "defaults {\n  user_friendly_names yes\n  find_multipaths yes\n}\n",
+    },
+    setup="truncate --size=32M /srv/disk /srv/map; truncate --size=64M /srv/group",
+    # What fails has to have failed when the wait begins: not blocked any more, and noticed by multipathd.
+    early=f"""
+        ip address add {FIRST}/32 dev lo
+        ip address add {SECOND}/32 dev lo
+        systemctl start tgt iscsid multipathd
+        for portal in {FIRST} {SECOND}; do
+            iscsiadm --mode discovery --type sendtargets --portal "$portal"
+        done
+        for name in disk group map; do
+            iscsiadm --mode node --targetname {TARGET}:$name --portal {FIRST} --login
+        done
+        iscsiadm --mode node --targetname {TARGET}:map --portal {SECOND} --login
+        udevadm settle
+        vgcreate vg /dev/disk/by-path/ip-{FIRST}:3260-iscsi-{TARGET}:group-lun-1
+        lvcreate --name=lv --size=16M --zero=n vg
+        until [ -e /dev/mapper/mpatha ]; do sleep 0.1; done
+        dmsetup message mpatha 0 fail_if_no_path
+        for session in /sys/class/iscsi_session/*; do echo 5 >$session/recovery_tmo; done
+        ip address delete {FIRST}/32 dev lo
+        ip address delete {SECOND}/32 dev lo
+        while grep -q 'running\\|blocked' /sys/block/sd*/device/state; do sleep 0.2; done
+        until grep -q MPATH_DEVICE_READY=0 /run/udev/data/b253:*; do sleep 0.2; done
+        udevadm settle
+    """,
+    late=f"""
+        until_said "still waiting for /dev/vg/lv for volume..."
+        iscsiadm -m session -P 1 >$report/sessions
+        ip address add {FIRST}/32 dev lo
+        until [ "$(grep -l running /sys/block/sd*/device/state | wc -l)" = 3 ]; do sleep 0.1; done
+        until grep -q MPATH_DEVICE_READY=1 /run/udev/data/b253:*; do sleep 0.1; done
+        ready recovered
+    """,
+    awaited=("recovered",),
+    after="multipath -ll >$report/multipath",
+)
+
+
+def test_the_guests_can_read_their_disks(boot: Boot) -> None:
+    assert {name: boot.disks_of(name) for name in ("lun", "map", "volume")} == {
+        "lun": {"xvda": 32},
+        "map": {"xvda": 32},
+        "volume": {"xvda": 16},
+    }
+
+
+def test_one_path_of_two_is_enough(boot: Boot) -> None:
+    assert re.findall(r" (\w+) +\w+ +running", boot.text("multipath")).count("active") == 1
+
+
+def test_the_wait_lasts_until_the_sessions_recover(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    # Nothing tells of a LUN but its state: the next look sees it, a second later at most, and perhaps before the script
+    # does. That it was not too soon, the guests' reads show.
+    assert boot.released_after < boot.soon + 1
+
+
+@pytest.mark.parametrize(
+    ("guest", "path", "reason", "name"),
+    [
+        ("lun", LUN, "the kernel", "disk"),
+        ("map", "/dev/mapper/mpatha", "no path of it can be used; /dev/sd[a-d]: the kernel", "map"),
+        ("volume", "/dev/vg/lv", "/dev/sd[a-d] below it: the kernel", "group"),
+    ],
+)
+def test_it_is_told_why_and_what_helps(boot: Boot, guest: str, path: str, reason: str, name: str) -> None:
+    reason += f" calls it transport-offline: its iSCSI session with {TARGET}:{name} has failed"
+    waiting = boot.entry(rf"still waiting for {path} for {guest}\.\.\. \({reason}\)")
+    assert (waiting["STATE"], waiting["HINT"]) == ("not-ready", "iscsiadm -m session -P 1")
+    assert boot.said(rf"disk {path} found \(after \d+ seconds\)")
+
+
+def test_what_is_advised_shows_the_sessions(boot: Boot) -> None:
+    assert boot.text("sessions").count("Internal iscsid Session State: REOPEN") == 4

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""Storage whose layers come late, one of each kind. What the wait advises is done, word for word, and helps."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import nfs
+import pytest
+from test_drbd import resource
+from test_raid1 import WHOLE
+from xenhost import Boot, Disk, Guest, Host
+
+UUID = "0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17"
+
+
+class Said(NamedTuple):
+    """What is said of a guest's disk while it is not ready, and how large it is then."""
+
+    guest: str
+    path: str
+    state: str
+    reason: str
+    hint: str
+    mebibytes: float
+
+
+SAID = {
+    "md": Said(
+        "array",
+        "/dev/md/mirror",
+        "missing",
+        "md127 is to be mirror: md array is inactive with vdd alone; mdadm starts it degraded after 30 s",
+        "mdadm --run /dev/md127",
+        63,
+    ),
+    # 16 MiB are LUKS' own.
+    "luks": Said(
+        "crypt",
+        "/dev/mapper/secret",
+        "missing",
+        "is not opened; its device /dev/vde is there (option noauto), according to /etc/crypttab",
+        "systemctl start 'systemd-cryptsetup@secret'",
+        32,
+    ),
+    # DRBD keeps its metadata at the end.
+    "drbd secondary": Said(
+        "drbd",
+        "/dev/drbd1",
+        "not-ready",
+        "DRBD is Secondary, and its peer is not connected",
+        "drbdadm primary one",
+        31.9609375,
+    ),
+    "drbd down": Said(
+        "drbd", "/dev/drbd/by-res/two/0", "missing", "resource two is not up", "drbdadm up two", 31.9609375
+    ),
+    "nfs": Said(
+        "image",
+        "/srv/images/web.img",
+        "missing",
+        f"lies below /srv/images, where {nfs.ADDRESS}:/srv/export is to be mounted according to /etc/fstab, but is not",
+        "systemctl status /srv/images",
+        24,
+    ),
+    "read-only": Said(
+        "writer",
+        "/dev/disk/by-id/virtio-data",
+        "not-ready",
+        "is read-only, and the guest writes to it",
+        "blockdev --setrw /dev/vdh",
+        32,
+    ),
+}
+HOST = Host(
+    # vdd to vdi, in this order.
+    disks=(
+        Disk("mirror-a", left_by=WHOLE),
+        Disk("luks", 48),
+        Disk("one", 32),
+        Disk("two", 32),
+        Disk("data", 32),
+        Disk("archive", 32),
+    ),
+    guests=(
+        Guest("array", ("/dev/md/mirror,raw,xvda,w",)),
+        Guest("crypt", ("/dev/mapper/secret,raw,xvda,w",)),
+        Guest("drbd", ("phy:/dev/drbd1,xvda,w", "drbd:two,xvdb,w")),
+        Guest("image", ("file:/srv/images/web.img,xvda,w",)),
+        # Who only reads is satisfied with a disk that cannot be written to.
+        Guest("writer", ("/dev/disk/by-id/virtio-data,raw,xvda,w", "/dev/disk/by-id/virtio-archive,raw,xvdb,r")),
+    ),
+    files={
+        **nfs.FILES,
+        "/etc/drbd.d/one.res": resource("one", 1),
+        "/etc/drbd.d/two.res": resource("two", 2),
+        "/etc/crypttab": f"secret UUID={UUID} /root/key luks,noauto\n",
+        "/etc/fstab": f"/dev/vda / ext4 defaults 0 1\n{nfs.ADDRESS}:/srv/export /srv/images nfs noauto 0 0\n",
+    },
+    # The 30 seconds of the array's timer may be over before the wait begins.
+    setup="""
+        mkdir -p /srv/images /srv/export
+        truncate --size=24M /srv/export/web.img
+        systemctl mask mdadm-last-resort@md127.timer
+    """,
+    early=f"""
+        echo -n password >/root/key
+        chmod 600 /root/key
+        cryptsetup luksFormat --batch-mode --pbkdf=pbkdf2 --pbkdf-force-iterations=1000 --uuid={UUID} \\
+            /dev/disk/by-id/virtio-luks /root/key
+        udevadm trigger --settle --action=change /dev/disk/by-id/virtio-luks
+        modprobe drbd
+        for resource in one two; do
+            drbdadm create-md --force "$resource"
+            drbdadm up "$resource"
+            drbdadm primary --force "$resource"
+            drbdadm secondary "$resource"
+        done
+        drbdadm down two
+        blockdev --setro /dev/disk/by-id/virtio-data
+        blockdev --setro /dev/disk/by-id/virtio-archive
+        udevadm settle
+        {nfs.START}
+    """,
+    # Its last message shows that all has been said, and the disk that no event tells of comes last.
+    late=f"""
+        until_said "still waiting for {SAID["read-only"].path} for writer..."
+        {SAID["md"].hint}
+        {SAID["luks"].hint}
+        {SAID["drbd secondary"].hint}
+        {SAID["drbd down"].hint}
+        {SAID["nfs"].hint} || true
+        systemctl start srv-images.mount
+        until_said "disk {SAID["nfs"].path} found"
+        ready writable
+        {SAID["read-only"].hint}
+    """,
+    awaited=("writable",),
+)
+
+
+def test_the_guests_come_up_with_their_disks(boot: Boot) -> None:
+    for guest in HOST.guests:
+        sizes = [said.mebibytes for said in SAID.values() if said.guest == guest.name]
+        assert [*boot.disks_of(guest.name).values()] == sizes + [32] * (guest.name == "writer")
+
+
+def test_the_wait_lasts_until_the_last_layer_is_there(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    # No event tells that a device can be written to: the next look sees it, a second later at most.
+    assert -0.5 < boot.released_after < boot.soon + 1
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_it_is_told_why_and_what_helps(boot: Boot, kind: str) -> None:
+    said = SAID[kind]
+    waiting = boot.entry(rf"still waiting for {re.escape(f'{said.path} for {said.guest}... ({said.reason})')}")
+    fields = {"STATE": said.state, "REASON": said.reason, "HINT": said.hint}
+    assert {key: waiting[key] for key in fields} == fields
+    assert boot.said(rf"disk {re.escape(said.path)} found \(after \d+ seconds\)")
+
+
+def test_who_only_reads_does_not_wait(boot: Boot) -> None:
+    assert not any("virtio-archive" in message for message in boot.messages())
