@@ -31,7 +31,7 @@ def test_the_wait_is_over_before_xens_daemons_are_up(boot: Boot) -> None:
     assert boot.wait_ended < boot.xen_active
 
 
-def test_nothing_is_said(boot: Boot) -> None:
+def test_nothing_is_said_but_how_it_ended(boot: Boot) -> None:
     (summary,) = boot.messages()
     assert summary.startswith("Everything is ready for ")
 
