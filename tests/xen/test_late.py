@@ -43,7 +43,7 @@ HOST = Host(
 
         # A saved guest, whatever is in the file. Its disk comes; nobody is to create it from the configuration.
         systemctl stop xendomains-late@saved
-        python3 -c "@" >/var/lib/xen/save/saved
+        python3 -c "MAKE_SAVED" >/var/lib/xen/save/saved
         map saved
         systemctl start xendomains-late@saved
         state saved
@@ -58,7 +58,7 @@ HOST = Host(
         systemctl stop xendomains-late@late
         xl list >"$report/guests"
         pgrep -af 'xl create .*late' >"$report/xl" || true
-    """.replace("@", MAKE_SAVED),
+    """.replace("MAKE_SAVED", MAKE_SAVED),
 )
 
 
