@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 
 # Debian's and openSUSE's packages of configobj, tenacity and pyudev are for the distribution's own Python.
 PYTHON ?= $(if $(wildcard /usr/bin/python3 /usr/bin/apt-get),/usr/bin/python3,python3)
@@ -7,7 +8,7 @@ VENV_PYTHON = .venv/bin/python
 PYTEST_ARGS ?=
 # A directory for reports in the form of JUnit, if one is wanted: tests/skipped reads them.
 REPORTS ?=
-PYTEST = -m pytest $(if $(REPORTS),--junitxml='$(REPORTS)/$@.xml')
+PYTEST = -m pytest $(if $(REPORTS),--junitxml='$(REPORTS)/$@$(addprefix -,$(RELEASE)).xml')
 PARALLEL = -n auto --dist loadgroup
 TIME = 60
 
@@ -15,7 +16,6 @@ PREFIX = /usr
 SBINDIR = $(PREFIX)/sbin
 SYSCONFDIR = /etc
 MANDIR = $(PREFIX)/share/man
-DOCDIR = $(PREFIX)/share/doc/xendomains-wait-disk
 DATADIR = $(PREFIX)/share/xendomains-wait-disk
 COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 UNITDIR = $(PREFIX)/lib/systemd/system
@@ -35,30 +35,39 @@ print(sysconfig.get_path("purelib", scheme, {"base": "/usr" if scheme == "posix_
 endef
 
 MODULE = xendomains_wait_disk.py
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk tests/bench tests/demo tests/skipped \
-    noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
+CONFFILE = $(SYSCONFDIR)/xen-wait-disk.conf
+UNITS = xendomains-wait-disk.service xendomains-late@.service
+PRESET = 90-xendomains-wait-disk.preset
+CATALOG = xendomains-wait-disk.catalog
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk packaging/changelogs tests/bench tests/demo tests/skipped \
+    tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/bash-completion/xendomains-wait-disk \
-    packaging/debian/build packaging/debian/tests/command packaging/debian/xendomains-wait-disk.postinst \
-    packaging/rpm/build tests/packages/common tests/packages/deb tests/packages/rpm tests/packages/pip \
+    packaging/dist packaging/release packaging/debian/build packaging/debian/tests/command packaging/debian/tests/unit \
+    packaging/debian/xendomains-wait-disk.postinst packaging/rpm/build tests/packages/all tests/packages/common \
+    tests/packages/deb tests/packages/dist tests/packages/lintian tests/packages/pip tests/packages/rpm \
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
 # Apart from the others, because there is a conftest.py here and one there.
-XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
+XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-initrd tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
     $(wildcard tests/xen/*.py)
 
 # What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
 # source_xendomains() and kill_group(), which kill a group of processes; changed a little, that may be the wrong one.
 MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
-    '*path_status*' '*why_*' '*is_ready_for*' '*attribute*' '*udev_properties*' '*lvm_clones*' '*required*' \
+    '*path_status*' '*why_*' '*is_ready_for*' '*attribute*' '*udev_device*' '*lack_*' '*missing_*' '*Evidence*' '*required*' \
     '*x_matches*' '*x_read_*' '*x_list_*' '*status_of*' '*unread_guest*' '*guest_from*' '*take_snapshot*' '*Snapshot*' \
-    '*BlockingCalls*' '*Alarm*'
+    '*BlockingCalls*' '*sleep_until*' '*drain*'
+
+# Those that take no time, do not depend on time, and do not need to be root.
+BUILD_TESTS = $(patsubst %,tests/test_%.py,settings xendomains xl_config required saved readiness)
 
 export PYTHON REPORTS
 
 SETUPS = $(addprefix setup-,demo check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
 .PHONY: help setup demo check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
-    lint format test fuzz coverage mutation lock deb rpm install clean $(SETUPS)
+    lint format test fuzz coverage mutation lock dist deb rpm release test-build \
+    install install-module install-files uninstall clean $(SETUPS)
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -74,16 +83,14 @@ check: lint test ## what has to pass before a change is taken: lint and test
 check-fresh: setup-fresh ## README's "Try it" in a fresh Debian, RELEASE=name, with PACKAGE=yes the package too; as root
 	@tests/fresh
 
-check-packages: setup-packages ## build the packages, install, upgrade and remove them; as root
-	tests/packages/deb
-	tests/packages/rpm
-	tests/packages/pip
+check-packages: setup-packages setup-fresh ## build the packages, install, upgrade and remove them; as root
+	@tests/packages/all
 
 check-environments: setup-environments ## the tests with other Pythons and other versions of what is imported
 	$(VENV_PYTHON) -m nox $(if $(ENVIRONMENTS),--error-on-missing-interpreters) \
 	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
-check-xen: setup-xen ## boot a real Xen host in a virtual machine, for SCENARIO='names' or all; half an hour, as root
+check-xen: setup-xen ## boot a real Xen host in a virtual machine, RELEASE=name, SCENARIO='names'; half an hour, as root
 	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) \
 	    $(or $(foreach name,$(SCENARIO),tests/xen/test_$(subst -,_,$(name)).py),tests/xen)
 
@@ -127,39 +134,68 @@ mutation: setup-mutation ## break the module in many small ways, and list what n
 lock: setup-lock ## take the newest of what tests/requirements.in names into tests/requirements.txt
 	tests/lock
 
+dist: ## pack the source into dist; the packages and the sdist are made from that
+	@packaging/dist dist
+
 deb: ## build the Debian package into dist
 	@packaging/debian/build dist
 
 rpm: ## build the RPM package into dist
 	@packaging/rpm/build dist
 
+release: ## make VERSION= of what CHANGELOG.md has as unreleased: date, changelogs, check, commit, tag, dist
+	@packaging/release '$(VERSION)'
+
+# The same each time, and also where a computer is slow.
+define BUILD_PYTEST
+import sys, hypothesis, pytest
+hypothesis.settings.register_profile("build", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("build")
+sys.exit(pytest.main())
+endef
+export BUILD_PYTEST
+
+test-build: ## the tests that both packages run when they are built
+	PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -c "$$BUILD_PYTEST" -q -p no:cacheprovider -m 'not skipif' $(BUILD_TESTS)
+
 $(SETUPS): setup-%:
 	@tests/setup $*
 
-install: ## install below PREFIX=/usr, for a package with DESTDIR=
+install: install-module install-files ## install below PREFIX=/usr, for a package with DESTDIR=
+
+# Packages have the module from pip or pybuild, which also tell what is installed (.dist-info), and the rest from here.
+install-module:
 	install -D -p -m 644 $(MODULE) '$(DESTDIR)$(PURELIB)/$(MODULE)'
 	$(PYTHON) -m compileall -q -f -s '$(DESTDIR)' -p / '$(DESTDIR)$(PURELIB)/$(MODULE)'
+
+install-files:
 	install -D -m 755 bin/xendomains-wait-disk '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
-	sed -i "1s|/usr/bin/python3|$$($(PYTHON) -c 'import sys; print(sys.executable)')|" \
-	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
+	python=$$($(PYTHON) -c 'import sys; print(sys.executable)') && \
+	    sed -i "1s|/usr/bin/python3|$$python|" '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk'
 	install -d '$(DESTDIR)$(dir $(REPLACED))'
 	ln -sfr '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)'
-	[ -e '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf' ] || \
-	    install -D -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(SYSCONFDIR)/xen-wait-disk.conf'
-	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.service \
-	    '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service'
-	install -D -p -m 644 'packaging/systemd/xendomains-late@.service' '$(DESTDIR)$(UNITDIR)/xendomains-late@.service'
-	sed -i 's|^\(Exec[A-Z][a-z]*=+\?\)/usr/sbin|\1$(SBINDIR)|' '$(DESTDIR)$(UNITDIR)/xendomains-wait-disk.service' \
-	    '$(DESTDIR)$(UNITDIR)/xendomains-late@.service'
-	install -D -p -m 644 packaging/systemd/90-xendomains-wait-disk.preset \
-	    '$(DESTDIR)$(PRESETDIR)/90-xendomains-wait-disk.preset'
-	install -D -p -m 644 packaging/systemd/xendomains-wait-disk.catalog \
-	    '$(DESTDIR)$(CATALOGDIR)/xendomains-wait-disk.catalog'
+	[ -e '$(DESTDIR)$(CONFFILE)' ] || install -D -p -m 644 etc/xen-wait-disk.conf '$(DESTDIR)$(CONFFILE)'
+	for unit in $(UNITS); do \
+	    install -D -p -m 644 "packaging/systemd/$$unit" "$(DESTDIR)$(UNITDIR)/$$unit" && \
+	    sed -i 's|^\(Exec[A-Z][a-z]*=+\?\)/usr/sbin|\1$(SBINDIR)|' "$(DESTDIR)$(UNITDIR)/$$unit" || exit; \
+	done
+	install -D -p -m 644 packaging/systemd/$(PRESET) '$(DESTDIR)$(PRESETDIR)/$(PRESET)'
+	install -D -p -m 644 packaging/systemd/$(CATALOG) '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)'
 	install -d '$(DESTDIR)$(DATADIR)'
 	install -p -m 644 schema/*.json '$(DESTDIR)$(DATADIR)'
 	install -D -p -m 644 man/xendomains-wait-disk.8 '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8'
 	install -D -p -m 644 man/xen-wait-disk.conf.5 '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5'
 	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
+
+uninstall: ## remove what install installed, but for settings that were edited
+	rm -f '$(DESTDIR)$(PURELIB)/$(MODULE)' '$(DESTDIR)$(PURELIB)'/__pycache__/$(MODULE:.py=).*.pyc \
+	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)' $(patsubst %,'$(DESTDIR)$(UNITDIR)/%',$(UNITS)) \
+	    '$(DESTDIR)$(PRESETDIR)/$(PRESET)' '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)' \
+	    '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8' '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5' \
+	    '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk' $(patsubst schema/%,'$(DESTDIR)$(DATADIR)/%',$(wildcard schema/*))
+	-rmdir '$(DESTDIR)$(DATADIR)'
+	-rmdir -p --ignore-fail-on-non-empty '$(DESTDIR)$(dir $(REPLACED))'
+	! cmp -s etc/xen-wait-disk.conf '$(DESTDIR)$(CONFFILE)' || rm '$(DESTDIR)$(CONFFILE)'
 
 clean: ## remove what make made here
 	rm -rf .venv .coverage* .fuzz .nox mutants .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The tests with other Pythons and other versions of what the module imports; `make check` has the distribution's own.
 
 Not every combination: each Python, each version and each optional package is there, missing ones included, and so are

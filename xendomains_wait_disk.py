@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Wait, at boot, for the disks of the Xen guests that are about to start.
 
 xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose disk is not
@@ -21,7 +22,7 @@ import sys
 import time
 from _thread import allocate_lock, start_new_thread
 from collections import deque
-from contextlib import suppress
+from contextlib import closing, suppress
 from enum import Enum
 from functools import lru_cache, partial
 from itertools import islice
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
     from _socket import socket as Socket
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import FrameType
-    from typing import IO, Any, Callable, Literal, NoReturn, Union
+    from typing import IO, Any, Callable, Literal, NoReturn
 
-    XlValue = Union[str, list[Any]]
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
     Key = tuple[str, str]
@@ -77,6 +77,7 @@ MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
 LATE_PAUSE = 10.0  # between two looks for a guest that starts late
+MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory image behind a saved configuration
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
 MAX_CHAIN = 4  # layers in one sentence
@@ -135,31 +136,20 @@ FILE_KINDS = {
 
 def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
     """The content of a regular file of at most so many bytes. Raises OSError, or ConfigError if it is anything else."""
-    descriptor = open_regular_file(path)
-    try:
-        content = read_up_to(descriptor, most + 1)
-    finally:
-        os.close(descriptor)
+    with open_regular_file(path) as file:
+        content = file.read(most + 1)
     if len(content) > most:
         raise Unsupported(f"is too large for a configuration: more than {most} bytes")
     return content
 
 
-def read_up_to(descriptor: int, most: int) -> bytes:
-    """What there is, up to so many bytes; a file system may hand out less at a time than it was asked for."""
-    content = b""
-    while part := os.read(descriptor, most - len(content)):
-        content += part
-    return content
-
-
-def open_regular_file(path: str) -> int:
-    """A descriptor to read the file. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
+def open_regular_file(path: str) -> IO[bytes]:
+    """The file, to be read. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
     # Opening a device may do anything: a watchdog starts to count.
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind != stat.S_IFREG:
         raise ConfigError(f"is {FILE_KINDS[kind]}, not a regular file")
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return open(path, "rb", MAX_BUFFER)
 
 
 def why_not_trusted(path: str, status: os.stat_result) -> str:
@@ -345,11 +335,10 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
             if not takes_several and len(values) != 1:
                 raise ConfigError(f"is a list: '{', '.join(values)}' (it takes one value; put a comma into quotes)")
             checked: Any = [check(item) for item in values if item or not takes_several]
+            if checked:
+                changes[field] = tuple(checked) if takes_several else checked[0]
         except ConfigError as error:
             problems.append(f"{path}: {name} {error}; the default is used.")
-            continue
-        if checked:
-            changes[field] = tuple(checked) if takes_several else checked[0]
     return Settings()._replace(**changes), problems
 
 
@@ -362,7 +351,6 @@ def closest(name: str, known: Sequence[str]) -> str:
 
 
 # --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
-
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -370,7 +358,6 @@ class Stopped(Exception):
     """A signal asks the program to end."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
         self.number = number
 
 
@@ -441,8 +428,7 @@ class Xendomains(NamedTuple):
 DEFAULT_AUTO = "/etc/xen/auto"
 DEFAULT_SAVE = "/var/lib/xen/save"
 
-# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe: what it says of a
-# syntax error, and three variables.
+# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe.
 SOURCE_SETTINGS = r"""
 complaint=
 . "$1" </dev/null >/dev/null 2>&1
@@ -612,9 +598,7 @@ def parse_xl_config(text: str) -> dict[str, tuple[Any, int]]:
     """
     settings: dict[str, tuple[Any, int]] = {}
     tokens = xl_tokens(text)
-    for token in tokens:
-        if token.kind == "end":
-            break
+    while (token := next(tokens)).kind != "end":
         if token.kind == "newline" or token.text == ";":
             continue
         if token.kind != "name":
@@ -658,21 +642,22 @@ def xl_tokens(text: str) -> Iterator[Token]:
         yield Token("end", "", line)
 
 
-def xl_value(tokens: Iterator[Token]) -> tuple[XlValue, int]:
+def xl_value(tokens: Iterator[Token]) -> tuple[str | list[Any], int]:
     """The value that comes next, a string or a list, and the line it ends in."""
     lists: list[list[Any]] = []
     after_value = False
-    for token in tokens:
-        value: XlValue
+    while True:
+        token = next(tokens)
+        value: str | list[Any]
         if token.kind in ("string", "number") and not after_value:
             value = token.text if token.kind == "number" else xl_string(token)
-        elif token.text == "[" and token.kind == "mark" and not after_value:
+        elif token.text == "[" and not after_value:
             lists.append([])
             continue
-        elif token.text == "]" and token.kind == "mark" and lists:
+        elif token.text == "]" and lists:
             # A trailing comma is fine, but [,] is not: a comma needs a value before it.
             value = lists.pop()
-        elif token.text == "," and token.kind == "mark" and lists and after_value:
+        elif token.text == "," and lists and after_value:
             after_value = False
             continue
         elif token.kind == "newline" and lists:
@@ -683,7 +668,6 @@ def xl_value(tokens: Iterator[Token]) -> tuple[XlValue, int]:
             return value, token.line
         lists[-1].append(value)
         after_value = True
-    raise AssertionError("xl_tokens() is endless")
 
 
 # xl means to take the digits of an octal number here, but takes up to three characters that strtoul(3) likes in
@@ -770,35 +754,34 @@ def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
 # xl_cmdimpl.c and xl.h in Xen's tools/xl: 32 bytes of magic, then 32-bit words in the byte order of the first.
 SAVED_MAGIC = b"Xen saved domain, xl format\n \0 \r"
 SAVED_PREFIX = b"Xen saved domain"  # all that xendomains looks at
-SAVED_BYTE_ORDER = 0x01020304
+SAVED_BYTE_ORDERS: Mapping[bytes, Literal["little", "big"]] = {b"\4\3\2\1": "little", b"\1\2\3\4": "big"}
 SAVED_JSON, SAVED_STREAM_V2 = 1, 2
-BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 
 
-def saved_configuration(descriptor: int) -> tuple[str, bool]:
+def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     """The configuration in a file that xl save wrote, and whether it is JSON (else it is an xl.cfg).
 
-    Reads the header and never the memory image behind it. Raises ConfigError if xl restore would.
+    Reads the header, and no more than a buffer of the memory image behind it. Raises ConfigError if xl restore would.
     """
-    header = read_up_to(descriptor, len(SAVED_MAGIC) + 16)
+    header = file.read(len(SAVED_MAGIC) + 16)
     words = header[len(SAVED_MAGIC) :]
     if not header.startswith(SAVED_MAGIC):
         raise ConfigError("was not written by xl save, or is damaged")
     if len(words) < 16:
         raise ConfigError("ends within its header")
-    order = next((o for o in BYTE_ORDERS if int.from_bytes(words[:4], o) == SAVED_BYTE_ORDER), None)
+    order = SAVED_BYTE_ORDERS.get(words[:4])
     if order is None:
         raise ConfigError(f"has an unknown byte order: {words[:4].hex()}")
     flags = int.from_bytes(words[4:8], order)
     if flags & ~(SAVED_JSON | SAVED_STREAM_V2):
         raise ConfigError(f"needs what xl does not know: mandatory flags {flags:#x}")
     optional = int.from_bytes(words[12:16], order)
-    size = int.from_bytes(read_up_to(descriptor, 4), order) if optional >= 4 else 0
+    size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
     if size > optional - 4:
         raise ConfigError(f"claims {size} bytes of configuration in {optional} bytes of optional data")
     if size > MAX_CONFIGURATION:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
-    configuration = read_up_to(descriptor, size)
+    configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
     return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
@@ -835,7 +818,6 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
 
 
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
-
 # The parameters that take one of a few words, and those of them which must not be given again with another word.
 DISK_WORDS = {
     "format": ("raw", "qcow", "qcow2", "vhd", "qed", "empty"),
@@ -849,9 +831,7 @@ DISK_WORDS_GIVEN_ONCE = ("format", "backendtype", "specification")
 DISK_STRINGS = ("backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk")
 DISK_KEYS = {*DISK_WORDS, *DISK_STRINGS, "target", "colo-port"}
 # trusted, untrusted and grant_usage are unknown to xl 4.17; what stands there is a parameter like any other.
-DISK_FLAGS = {
-    "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
-}  # fmt: skip
+DISK_FLAGS = {"cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted"}
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 # dmmd and npiv are SUSE's; their scripts are block-dmmd and block-npiv.
 DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd", "dmmd", "npiv")
@@ -878,23 +858,20 @@ def parse_disk(specification: str) -> Disk:
     words = DiskWords()
     rest = specification
     while rest := rest.lstrip(" \t"):
-        positional, comma, _ = rest.partition(",")
+        positional, comma, after = rest.partition(",")
         if "=" in positional:
-            positional, comma = positional.partition("=")[0], ""
-        length = len(positional) + len(comma)
+            positional, comma, after = positional.partition("=")[0], "", rest[rest.index("=") :]
         match = re.match(DISK_PREFIX_OR_KEY, rest)
         prefix, key = match.groups() if match else (None, None)
         if prefix and (prefix in DISK_PREFIXES or not re.match(DISK_VDEV_AND_TYPE, rest)):
             words.set_prefix(prefix)
-            length = len(prefix) + 1
+            after = rest[len(prefix) + 1 :]
         elif key == "target":
-            target = rest[len("target=") :]
-            words.set_string("target", target[:-1] if target.endswith(",") else target)
-            length = len(rest)
+            words.set_string("target", rest[len("target=") :].removesuffix(","))
+            after = ""
         elif key and (key in DISK_KEYS or rest[len(key) + 1 :][:1] not in ("", ",")):
-            value, comma, _ = rest[len(key) + 1 :].partition(",")
+            value, _, after = rest[len(key) + 1 :].partition(",")
             words.set_key(key, value)
-            length = len(key) + 1 + len(value) + len(comma)
         elif positional in DISK_FLAGS:
             words.cdrom = words.cdrom or positional == "cdrom"
         elif positional or comma:
@@ -903,7 +880,7 @@ def parse_disk(specification: str) -> Disk:
             break  # xl reports bad syntax together with what follows it, and here nothing does
         else:
             raise ConfigError(f"bad syntax at {quoted(rest)}")
-        rest = rest[length:]
+        rest = after
     return words.disk()
 
 
@@ -944,8 +921,8 @@ class DiskWords:
                 self.cdrom = value == "cdrom"
             elif key == "access":
                 self.writes = value not in ("r", "ro")
-            elif key in DISK_WORDS_GIVEN_ONCE and self.values.setdefault(key, value) != value:
-                raise ConfigError(f"{key} is given twice, the second time as {quoted(value)}")
+            elif key in DISK_WORDS_GIVEN_ONCE and self.values.get(key) != value:
+                self.set_string(key, value)
         elif key != "colo-port":
             raise ConfigError(f"unknown parameter {quoted(key)}")
         elif not re.match(r"[ \t\n\v\f\r]*[+-]?0*[1-9]", value):
@@ -1014,8 +991,7 @@ def required_by(disk: Disk) -> Required:
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    path = disk.target if disk.target.startswith("/") else f"/{disk.target}"
-    return Required(paths=(path,), writes=disk.writes)
+    return Required(paths=(os.path.join("/", disk.target),), writes=disk.writes)
 
 
 def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
@@ -1716,9 +1692,7 @@ class BlockingCalls:
         """
         self.collect()
         keys = {(purpose, path): call for path, call in calls.items()}
-        stale = [key for key in self._answers if (anew if key in keys else key[0] == purpose)]
-        for key in stale:
-            del self._answers[key]
+        self._answers = {k: a for k, a in self._answers.items() if k[0] != purpose or (k in keys and not anew)}
         new = sorted((key for key in keys if key not in self._asked), key=self._slow.__contains__)
         self._asked.update(new)
         awaited = keys.keys() if anew else keys.keys() - self._slow
@@ -1752,27 +1726,22 @@ class BlockingCalls:
         return news
 
     def _answer(self, key: Key) -> Any:
-        if key not in self._asked:
-            return self._answers[key]
         with self._lock:
             waits, is_stuck = key not in self._since, key in self._kept_out or key in self._stuck()
-        if is_stuck or key not in self._answers:
-            return NoAnswer(NOT_RESPONDING if is_stuck or not waits else NOT_CHECKED)
-        return self._answers[key]
+        if key in self._answers and not is_stuck:
+            return self._answers[key]
+        return NoAnswer(NOT_RESPONDING if is_stuck or not waits else NOT_CHECKED)
 
     def _start_threads(self, wanted: int) -> None:
         """Sees to it that so many threads are at work, or at least one, if there is as much to do."""
         with self._lock:
             running = self._threads - len(self._stuck())
-            new = max(0, min(max(1, wanted), self._most, running + len(self._todo)) - running)
-            self._threads += new
-        for started in range(new):
-            try:
+            new = min(max(1, wanted), self._most, running + len(self._todo)) - running
+        for _ in range(new):
+            with suppress(RuntimeError):  # the process has as many as it may have; the next slice tries again
                 start_new_thread(self._work, ())
-            except RuntimeError:  # the process has as many threads as it may have; the next slice tries again
                 with self._lock:
-                    self._threads -= new - started
-                break
+                    self._threads += 1
 
     def _work(self) -> None:
         """What a thread does: makes calls as long as there are any."""
@@ -1801,9 +1770,8 @@ class BlockingCalls:
                 else:
                     self._kept_out[key] = call
                 self._awaited.discard(key)
-                wakes = not self._awaited or seconds > SLOW
-            if wakes:  # of quick calls, the last one does
-                self._pauses.wake()
+                if not self._awaited or seconds > SLOW:  # of quick calls, the last one wakes the main thread
+                    self._pauses.wake()
 
     def _stuck(self) -> list[Key]:
         return [key for key, since in self._since.items() if self._pauses.paused - since >= STUCK]
@@ -1837,7 +1805,6 @@ class BlockingCalls:
 
 
 # --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
-
 LOST_AND_FOUND = "lost+found"  # mke2fs(8) makes it in each file system, and the directory may be one of its own
 # Nobody needs to wait for the end of these.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -1862,11 +1829,7 @@ class Text(NamedTuple):
 
 
 class Guest(NamedTuple):
-    """A file in one of xendomains' directories, and the guest that it configures.
-
-    If its status is ready, the disks are known, and what each of them requires. If it is refused, xl will reject it;
-    if it is missing or not ready, it cannot be read yet, and is itself something to wait for.
-    """
+    """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
 
     domain: Domain
     status: Status = READY
@@ -1897,21 +1860,14 @@ class Snapshot(NamedTuple):
 
     def missing(self) -> list[Missing]:
         """What the start of the guests still waits for, each path once."""
-        found: dict[str, tuple[Status, dict[str, None]]] = {}
-
-        def add(path: str, status: Status, domain: str) -> None:
-            found.setdefault(path, (status, {}))[1][domain] = None
-
-        for path, directory in self.directories.items():
-            if directory.status.is_awaited():
-                add(path, directory.status, f"the guests in {path}")
+        needed = [(path, one.status, f"the guests in {path}") for path, one in self.directories.items()]
         for file, guest in self.guests.items():
-            if guest.status.is_awaited():
-                add(file, guest.status, guest.domain.name)
-            for required in guest.required:
-                status = self.disk_status(required)
-                if status.is_awaited():
-                    add(required.paths[0], status, guest.domain.name)
+            needed.append((file, guest.status, guest.domain.name))
+            needed += [(one.paths[0], self.disk_status(one), guest.domain.name) for one in guest.required if one.paths]
+        found: dict[str, tuple[Status, dict[str, None]]] = {}
+        for path, status, domain in needed:
+            if status.is_awaited():
+                found.setdefault(path, (status, {}))[1][domain] = None
         return [Missing(path, status, tuple(domains)) for path, (status, domains) in found.items()]
 
 
@@ -1962,10 +1918,7 @@ def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> di
 
 
 def list_directory(path: str, kind: str) -> Directory | None:
-    """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains.
-
-    A directory behind a link that dangles is missing: its files come when what the link points to is mounted.
-    """
+    """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains."""
     try:
         with os.scandir(path) as found:
             names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
@@ -1983,7 +1936,8 @@ def list_directory(path: str, kind: str) -> Directory | None:
 def status_of_unreadable(path: str, error: OSError) -> Status | None:
     """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
-    A link to nothing is waited for, and so is the end of an error that a file system may have for a while.
+    A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
+    a file system may have for a while.
     """
     if isinstance(error, FileNotFoundError):
         return Status(State.MISSING, *why_missing(path, Evidence(HostPaths()))[:2]) if os.path.islink(path) else None
@@ -2003,17 +1957,13 @@ def read_guests(
     """The guests that these files configure, by file."""
     kinds = {file: directory.kind for directory in directories.values() for file in directory.files}
     before = {file: known.read.get(file, unread_guest(file, kind)) for file, kind in kinds.items()}
-    readers: dict[str, Call] = {f: partial(read_text, f, kinds[f], before[f].signature) for f in kinds}
+    readers: dict[str, Call] = {file: partial(read_text, guest) for file, guest in before.items()}
     answers = watch.files.run("read", readers, deadline, anew)
     texts = {file: answer for file, answer in answers.items() if isinstance(answer, Text)}
     parsers: dict[str, Call] = {f: partial(parse_guest, f, kinds[f], texts[f], watch.settings) for f in texts}
     answers.update(watch.parser.run("parse", parsers, deadline))
-    guests = {}
-    for file, answer in answers.items():
-        guest = guest_from_answer(before[file], answer, watch.settings)
-        if guest is not None:
-            guests[file] = guest
-    return guests
+    guests = {file: guest_from_answer(before[file], answer, watch.settings) for file, answer in answers.items()}
+    return {file: guest for file, guest in guests.items() if guest is not None}
 
 
 def unread_guest(file: str, kind: str) -> Guest:
@@ -2022,9 +1972,7 @@ def unread_guest(file: str, kind: str) -> Guest:
 
 
 def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest | None:
-    """The guest as it is now: `before` if it has not changed, nothing if its file is gone."""
-    if answer is UNCHANGED:
-        return before
+    """The guest as it is now; nothing if its file is gone."""
     if answer is None or isinstance(answer, Guest):
         return answer
     if isinstance(answer, NoAnswer):
@@ -2039,30 +1987,25 @@ def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest |
     return guest
 
 
-UNCHANGED: Literal["unchanged"] = "unchanged"  # what read_text() says of a file that has not changed
-
-
-def read_text(path: str, kind: str, signature: tuple[int, ...]) -> Text | Status | Literal["unchanged"] | None:
-    """The configuration in this file, unless it is the one with this signature; nothing if the file is gone.
+def read_text(before: Guest) -> Text | Guest | Status | None:
+    """The configuration in a guest's file; the guest if that has not changed, nothing if it is gone.
 
     Raises ConfigError if xl will reject it. May block for as long as a file system does not answer.
     """
+    path = before.domain.source
     try:
         status = os.stat(path)
         now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if now == signature:
-            return UNCHANGED
+        if now == before.signature:
+            return before
         warning = why_not_trusted(path, status)
-        if kind == "auto":
+        if before.domain.kind == "auto":
             return Text(now, os.fsdecode(read_file(path)), warning=warning)
-        descriptor = open_regular_file(path)
-        try:
-            if read_up_to(descriptor, len(SAVED_PREFIX)) != SAVED_PREFIX:
+        with open_regular_file(path) as file:
+            if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX:
                 return None  # xendomains passes it over
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            return Text(now, *saved_configuration(descriptor), warning)
-        finally:
-            os.close(descriptor)
+            file.seek(0)
+            return Text(now, *saved_configuration(file), warning)
     except OSError as error:
         return status_of_unreadable(path, error)
 
@@ -2079,8 +2022,7 @@ def parse_guest(path: str, kind: str, text: Text, settings: Settings) -> Guest:
         for disk in domain.disks
         if required_by(disk).paths == (f"/{disk.target}",)
     ]
-    if warnings:
-        domain = domain._replace(warnings=(*domain.warnings, *warnings))
+    domain = domain._replace(warnings=(*domain.warnings, *warnings))
     required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
     return Guest(domain, READY, text.signature, required)
 
@@ -2129,9 +2071,9 @@ def wait(
 
     settings = watch.settings
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
-    alarm = Alarm(pauses, watch, deadline)
+    events = block_events(watch.host)
 
-    def attempt() -> bool:
+    def attempt() -> Snapshot:
         nonlocal known
         end = end_of_look(deadline)
         known = take_snapshot(watch, known, end)
@@ -2139,16 +2081,13 @@ def wait(
             # What became ready first may have gone again.
             known = take_snapshot(watch, known, end, recheck_ready=True)
         report(known)
-        return bool(known.missing())
+        return known
 
-    Retrying(
-        sleep=alarm.sleep,
+    return Retrying(
+        sleep=lambda seconds: sleep_until(min(time.monotonic() + seconds, deadline), pauses, watch.files, events),
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
-        retry=retry_if_result(bool),
-        stop=lambda _: time.monotonic() >= deadline,
-        retry_error_callback=lambda _: None,
+        retry=retry_if_result(lambda snapshot: time.monotonic() < deadline and bool(snapshot.missing())),
     )(attempt)
-    return known
 
 
 def end_of_look(deadline: float) -> float:
@@ -2156,37 +2095,28 @@ def end_of_look(deadline: float) -> float:
     return max(deadline, time.monotonic() + MAX_LAST_LOOK)
 
 
-class Alarm:
+def sleep_until(end: float, pauses: Pauses, files: BlockingCalls, events: Any) -> None:
     """Sleeps, and wakes up early when something happens to a block device, or when a slow call brings something new."""
+    started = time.monotonic()
+    while (left := end - time.monotonic()) > 0:
+        if pauses.pause(left, events.fileno() if events else -1):
+            pauses.pause(min(started + MIN_SLEEP, end) - time.monotonic())
+            drain(events.fileno())
+            return
+        if any(files.collect()):
+            return
 
-    def __init__(self, pauses: Pauses, watch: Watch, deadline: float) -> None:
-        self._pauses = pauses
-        self._watch = watch
-        self._deadline = deadline
-        self._events = block_events(watch.host)
 
-    def sleep(self, seconds: float) -> None:
-        """Sleeps for that long, until an event, or until the deadline, whatever comes first."""
-        started = time.monotonic()
-        end = min(started + seconds, self._deadline)
-        while (left := end - time.monotonic()) > 0:
-            if self._pauses.pause(left, self._events.fileno() if self._events else -1):
-                self._pauses.pause(min(started + MIN_SLEEP, end) - time.monotonic())
-                self._drain()
-                return
-            if any(self._watch.files.collect()):
-                return
-
-    def _drain(self) -> None:
-        """Takes the events that have come, without reading them: that something happened is all there is to know."""
-        end = time.monotonic() + MIN_SLEEP
-        while time.monotonic() < end:
-            try:
-                os.read(self._events.fileno(), MAX_ATTRIBUTE)
-            except BlockingIOError:
-                return
-            except OSError:
-                pass  # there were more than the kernel keeps, and some are lost
+def drain(descriptor: int) -> None:
+    """Takes the events that have come, without reading them: that something happened is all there is to know."""
+    end = time.monotonic() + MIN_SLEEP
+    while time.monotonic() < end:
+        try:
+            os.read(descriptor, MAX_ATTRIBUTE)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # there were more than the kernel keeps, and some are lost
 
 
 def block_events(host: HostPaths) -> Any:
@@ -2235,7 +2165,6 @@ class Journal:
         self._lost = 0
         self._end = 0.0  # of the time for all that is said at once
         self._is_journal = is_journal(stream)
-        self._socket: Socket | None = None
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._shows_progress = False
 
@@ -2256,7 +2185,7 @@ class Journal:
                 self._lost += 1
 
     def progress(self, text: str) -> None:
-        """On a terminal, one line that is written over each time."""
+        """On a terminal, one line that the next one or a message is written over."""
         if self._is_terminal and self.level > ERR:
             from shutil import get_terminal_size
 
@@ -2264,24 +2193,17 @@ class Journal:
             self._write(printable(text)[: get_terminal_size().columns - 1])
             self._shows_progress = True
 
-    def end_progress(self) -> None:
-        """Takes that line away."""
-        if self._shows_progress:
-            self._write("")
-
     def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
         """Whether the message has gone out; what cannot be told to anybody has."""
         text = printable(shortened(text, MAX_MESSAGE))
         if not self._is_journal:
             return self._write(f"{text}\n")
-        with suppress(OSError):
-            self._socket = self._socket or connected_socket(JOURNAL_SOCKET)
-            if not self._can_write(self._socket.fileno()):
+        with suppress(OSError), closing(connected_socket(JOURNAL_SOCKET)) as journal:
+            if not self._can_write(journal.fileno()):
                 return False
-            self._socket.send(journal_entry(level, text, fields))
+            journal.send(journal_entry(level, text, fields))
             return True
-        self._socket = None  # journald is not there, or has a new socket
-        return self._write(f"<{level}>{text}\n")  # sd-daemon(3)
+        return self._write(f"<{level}>{text}\n")  # journald is not there; sd-daemon(3)
 
     def _write(self, text: str) -> bool:
         if self._shows_progress:
@@ -2312,11 +2234,10 @@ class Journal:
 
 def is_journal(stream: IO[str] | None) -> bool:
     """Whether the stream is connected to the journal: $JOURNAL_STREAM in systemd.exec(5)."""
-    try:
-        status = os.fstat(stream.fileno()) if stream is not None else None
-    except (OSError, ValueError):
-        return False
-    return status is not None and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    with suppress(OSError, ValueError):
+        status = os.fstat(stream.fileno() if stream is not None else -1)
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False
 
 
 def journal_entry(level: int, text: str, fields: Mapping[str, str]) -> bytes:
@@ -2335,11 +2256,8 @@ def notify(*assignments: str) -> bool:
     lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
     try:
         if address:
-            unix = connected_socket(f"\0{address[1:]}" if address.startswith("@") else address)
-            try:
+            with closing(connected_socket(f"\0{address[1:]}" if address.startswith("@") else address)) as unix:
                 unix.send("\n".join(lines).encode())
-            finally:
-                unix.close()
     except BlockingIOError:
         return False
     except OSError:
@@ -2471,24 +2389,20 @@ class Reporter:
 
     def _report_status(self) -> None:
         missing = list(self._awaited.values())
-        if not missing:
-            if not self._status:
-                return  # there was never anything to wait for
-            status = "Everything that the guests need is ready."
-        else:
+        # Where there was never anything to wait for, it stays empty.
+        status = "Everything that the guests need is ready." if self._status else ""
+        if missing:
             seconds = time.monotonic() - self._started
             status = f"Waiting for {in_short(missing)}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
         if status != self._status:
             left = self._started + self._timeout - time.monotonic()
-            # More than is left, because the last look may take a little longer. If systemd takes no more at the moment,
-            # it is told at the next look.
+            # More than is left, because the last look may take a little longer.
             if notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}"):
                 self._status = status
 
     def log_end(self, stopped_by: int = 0) -> str:
         """Says how the wait ended, and what is missing then; returns the result in a word."""
-        self._journal.end_progress()
         seconds = time.monotonic() - self._started
         missing = list(self._awaited.values())
         refused = [guest.domain.name for guest in rejected(self._snapshot)]

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A made-up Xen host in a temporary directory, on which the real command runs, and what may go wrong on a host.
 
 No test may fail because the machine is slow. What hangs is ended after CAP seconds; what has to come first is waited
@@ -287,7 +288,7 @@ def saved_file(
     """A file as xl save writes it; `size` and `optional` are the lengths it claims."""
     size = len(configuration) if size is None else size
     optional = len(configuration) + 4 if optional is None else optional
-    words = (xwd.SAVED_BYTE_ORDER, flags, 0, optional, size)
+    words = (0x01020304, flags, 0, optional, size)
     return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, order) for word in words) + configuration + image
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """What hosts told of their storage, kept as text in tests/data/hosts: reads it, and puts it on disk as it was there."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Made-up configurations: mostly right, and wrong in the ways that people and disks are.
 
 Text stands for bytes here, one character (U+0000 to U+00FF) for each.

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Whatever lies in xendomains' directories: it is reported with its name and a reason, and all others are handled."""
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str, kind
     if child == 0:
         os.setuid(NOBODY)
         status = xwd.Status(xwd.State.UNREADABLE, "cannot be read: Permission denied")
-        os._exit(0 if xwd.read_text(str(bad), kind, ()) == status else 1)
+        os._exit(0 if xwd.read_text(xwd.unread_guest(str(bad), kind)) == status else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -241,14 +242,14 @@ def failing(number: int) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
-@pytest.mark.parametrize("call", ["scandir", "stat", "open"])
+@pytest.mark.parametrize("call", ["os.scandir", "os.stat", "open"])
 def test_an_error_that_may_pass_is_waited_for(
     host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     host.guest("web", host.image("a"))
     watch = host.watch()
     with monkeypatch.context() as patch:
-        patch.setattr(f"xendomains_wait_disk.os.{call}", failing(number))
+        patch.setattr(f"xendomains_wait_disk.{call}", failing(number), raising=False)
         found = snapshot(watch)
     assert {status.reason for status in missing(found).values()} == {f"cannot be read: {os.strerror(number)}"}
     assert snapshot(watch, found).missing() == []
@@ -292,9 +293,10 @@ def test_a_directory_that_is_a_link_to_nothing_is_waited_for_and_says_where_to(h
 
 def test_a_file_that_has_not_changed_is_not_read_again(host: Host) -> None:
     file = str(host.guest("web"))
-    text = xwd.read_text(file, "auto", ())
+    text = xwd.read_text(xwd.unread_guest(file, "auto"))
     assert isinstance(text, xwd.Text)
-    assert xwd.read_text(file, "auto", text.signature) is xwd.UNCHANGED
+    guest = xwd.parse_guest(file, "auto", text, xwd.Settings())
+    assert xwd.read_text(guest) is guest
 
 
 def test_the_next_snapshot_reads_only_what_has_changed(host: Host) -> None:
@@ -319,7 +321,7 @@ def test_what_was_ready_is_looked_at_again_only_if_asked(host: Host) -> None:
 
 def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) -> None:
     file, other = host.guest("old"), host.root / "other"
-    text = xwd.read_text(str(file), "auto", ())
+    text = xwd.read_text(xwd.unread_guest(str(file), "auto"))
     assert isinstance(text, xwd.Text)
     before = file.stat()
 
@@ -332,7 +334,7 @@ def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) 
     file.write_text(file.read_text().replace("old", "new"))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    again = xwd.read_text(str(file), "auto", text.signature)
+    again = xwd.read_text(xwd.unread_guest(str(file), "auto")._replace(signature=text.signature))
     assert isinstance(again, xwd.Text) and "new" in again.text
 
 
@@ -400,9 +402,9 @@ def test_a_configuration_that_does_not_answer_is_waited_for_until_it_does(
     host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web, mail = str(host.guest("web", host.image("a"))), str(host.guest("mail"))
-    hang = clock.hang(xwd.read_text(web, "auto", ()))
+    hang = clock.hang(xwd.read_text(xwd.unread_guest(web, "auto")))
     read_text = xwd.read_text
-    monkeypatch.setattr(xwd, "read_text", lambda path, *others: hang() if path == web else read_text(path, *others))
+    monkeypatch.setattr(xwd, "read_text", lambda guest: hang() if guest.domain.source == web else read_text(guest))
     watch = host.watch()
     found = snapshot(watch)
     assert found.guests[web] == xwd.Guest(xwd.Domain("web.cfg", web, "auto"), SILENT)
@@ -456,7 +458,9 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     )
 
 
-def test_a_file_is_read_to_its_end_however_little_of_it_comes_at_a_time() -> None:
+def test_a_file_is_read_to_its_end_however_little_of_it_comes_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = bytes(range(256)) * 400  # more than a pipe holds
     reading, writing = os.pipe()
 
@@ -467,11 +471,11 @@ def test_a_file_is_read_to_its_end_however_little_of_it_comes_at_a_time() -> Non
 
     thread = Thread(target=write)
     thread.start()
-    try:
-        assert xwd.read_up_to(reading, xwd.MAX_CONFIGURATION) == content
-    finally:
-        os.close(reading)
-        thread.join()
+    file = tmp_path / "web.cfg"
+    file.touch()
+    monkeypatch.setattr(xwd, "open", lambda _, *how: os.fdopen(reading, *how), raising=False)
+    assert xwd.read_file(str(file)) == content
+    thread.join()
 
 
 def test_the_largest_configuration_is_read_and_no_larger_one(host: Host) -> None:

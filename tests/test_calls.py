@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """What may never come back costs a few threads and a moment, and nobody else anything; and what the main thread does.
 
 On the fixture `clock` a call that hangs is `clock.hang()`, and one that is slow `clock.takes(seconds)`.

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A broken host: what is wrong is told of, and the disks of the other guests are waited for."""
 
 from __future__ import annotations

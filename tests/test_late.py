@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The command late: a guest whose disks come late starts when they are there, and no other, and never twice."""
 
 from __future__ import annotations

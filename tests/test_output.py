@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """What it says, and where: journal, terminal, table, JSON, exit status."""
 
 from __future__ import annotations
@@ -372,10 +373,9 @@ def test_a_journald_that_was_started_anew_gets_the_next_messages(host: Host, jou
     for _ in range(3):
         assert journald.entry()["MESSAGE"].startswith("still waiting for ")
     journald.stop()
+    host.image("a")
+    wait_until(lambda: f"<4>disk {host.images}/a found" in journald.stderr())
     with Receiver(journald.address) as anew:
-        host.image("a")
-        # The first message after that finds that the old one is gone, and goes to standard error.
-        wait_until(lambda: f"<4>disk {host.images}/a found" in journald.stderr())
         host.image("b")
         assert f"disk {host.images}/b found" in anew.take()
         host.image("c")

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Ready, not merely present: real loop devices, and a made-up /sys and /run/udev for what there is no hardware for."""
 
 from __future__ import annotations

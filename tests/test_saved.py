@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The header that xl save writes."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -23,12 +25,7 @@ XL_CONFIGURATION = b'name="web"\ndisk=["/dev/mapper/web,raw,xvda,rw"]\n'
 
 
 def read(content: bytes) -> tuple[str, bool]:
-    descriptor = os.memfd_create("saved")
-    try:
-        os.pwrite(descriptor, content, 0)
-        return xwd.saved_configuration(descriptor)
-    finally:
-        os.close(descriptor)
+    return xwd.saved_configuration(io.BytesIO(content))
 
 
 def refusal(content: bytes) -> str:
@@ -171,11 +168,10 @@ def test_a_header_that_comes_in_pieces_is_read() -> None:
 
     thread = Thread(target=write)
     thread.start()
-    try:
-        assert xwd.saved_configuration(reading) == read(REAL)
-    finally:
-        thread.join()
-        os.close(reading)
+    with open(reading, "rb") as file:
+        assert xwd.saved_configuration(file) == read(REAL)
+        file.read()
+    thread.join()
 
 
 def test_a_huge_memory_image_is_not_read(host: Host) -> None:
@@ -184,7 +180,7 @@ def test_a_huge_memory_image_is_not_read(host: Host) -> None:
     with file.open("r+b") as image:
         image.truncate(100 << 30)
     tracemalloc.start()
-    text = xwd.read_text(str(file), "saved", ())
+    text = xwd.read_text(xwd.unread_guest(str(file), "saved"))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 1 << 20

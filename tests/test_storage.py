@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Storage below a disk: what is said of hosts as they were recorded in tests/data/hosts, and of bad evidence."""
 
 from __future__ import annotations

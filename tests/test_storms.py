@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """While the wait goes on, udev dies, directories are replaced, files grow, disks flap, and file systems hang.
 
 Whatever happens, the disks of the other guests are found, the wait ends, and it says what is so.
@@ -708,20 +709,20 @@ def test_an_odd_event_counts_as_an_event(host: Host, place: Place, event: bytes)
 
 @block_devices
 @as_root
-def test_an_overrun_of_events_ends_a_pause_and_so_does_the_next_event(host: Host) -> None:
+def test_an_overrun_of_events_ends_a_pause_and_so_does_the_next_event() -> None:
     """The kernel's own events, for which no udev is needed, and a buffer that holds a few of them."""
     uevent = Path("/sys/block", loop_device().name, "uevent")
-    watch = host.watch()._replace(host=xwd.HostPaths(run="/nowhere"))
+    events = xwd.block_events(xwd.HostPaths(run="/nowhere"))
+    pauses = xwd.Pauses()
     deadline = time.monotonic() + CAP
-    alarm = xwd.Alarm(xwd.Pauses(), watch, deadline)
-    if alarm._events is None:
+    if events is None:
         pytest.skip("pyudev is not installed, or there is no netlink here")
-    alarm._events.set_receive_buffer_size(1)
+    events.set_receive_buffer_size(1)
     for _ in range(100):
         uevent.write_text("change")
     assert sum(dropped_events()) > 0
     for _ in range(2):
-        alarm.sleep(CAP)
+        xwd.sleep_until(deadline, pauses, xwd.BlockingCalls(pauses), events)
         assert time.monotonic() < deadline
         uevent.write_text("change")
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The unit: runs before xendomains, never holds it up, and may do no more than it has to."""
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def test_it_may_write_one_directory_which_stays_until_the_next_boot() -> None:
 def test_of_what_systemd_listens_on_it_sees_only_what_it_speaks_to() -> None:
     unit = settings()
     assert unit["TemporaryFileSystem"] == ["/run/systemd:ro"]
-    assert unit["BindReadOnlyPaths"][3:] == [
+    assert [path for path in unit["BindReadOnlyPaths"] if "/run/" in path] == [
         f"-{xwd.JOURNAL_SOCKET}",
         "-/run/systemd/notify",
         "-/run/systemd/generator",

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The wait: it ends when everything is ready, when time is over, or on a signal, and never later."""
 
 from __future__ import annotations
@@ -178,35 +179,32 @@ def test_events_are_collected_from_before_the_look_on(
     assert happened[:3] == ["looks", "listens", "looks"]
 
 
-def alarm_on(clock: Clock, seconds: float, calls: dict[str, Callable[[], object]] | None = None) -> xwd.Alarm:
-    """An alarm that ends no later than in so many seconds, and these calls in progress."""
+def sleep(clock: Clock, seconds: float, calls: dict[str, Callable[[], object]] | None = None) -> None:
+    """Sleeps for that long, with these calls in progress."""
     pauses = xwd.Pauses()
     files = xwd.BlockingCalls(pauses)
     files.run("check", calls or {}, clock.now)
-    watch = xwd.Watch(xwd.Xendomains(), xwd.Settings(), files, xwd.BlockingCalls(pauses))
-    return xwd.Alarm(pauses, watch, clock.now + seconds)
+    xwd.sleep_until(clock.now + seconds, pauses, files, xwd.block_events(xwd.HostPaths()))
 
 
 def test_a_storm_of_events_leaves_time_between_two_looks(clock: Clock) -> None:
-    alarm = alarm_on(clock, 10)
     for _ in range(10):
         clock.events.happen()
-        alarm.sleep(1)
+        sleep(clock, 1)
     assert clock.seconds == pytest.approx(10 * xwd.MIN_SLEEP)
 
 
 def test_events_that_have_ended_a_pause_do_not_end_the_next(clock: Clock) -> None:
-    alarm = alarm_on(clock, 10)
     for _ in range(100):
         clock.events.happen()
-    alarm.sleep(1)
+    sleep(clock, 1)
     before = clock.seconds
-    alarm.sleep(1)
+    sleep(clock, 1)
     assert clock.seconds == before + 1
 
 
 def test_what_comes_back_late_and_is_new_ends_a_pause(clock: Clock) -> None:
-    alarm_on(clock, 100, {"slow": clock.takes(3, "news")}).sleep(50)
+    sleep(clock, 50, {"slow": clock.takes(3, "news")})
     assert clock.seconds == 3
 
 
@@ -216,9 +214,8 @@ def test_what_comes_back_late_and_is_as_it_was_does_not_end_a_pause(clock: Clock
     slow: dict[str, Callable[[], object]] = {"slow": clock.takes(3, "as ever")}
     files.run("check", slow, clock.now + 100, anew=True)
     files.run("check", slow, clock.now + 100)
-    watch = xwd.Watch(xwd.Xendomains(), xwd.Settings(), files, xwd.BlockingCalls(pauses))
     started = clock.now
-    xwd.Alarm(pauses, watch, clock.now + 100).sleep(50)
+    xwd.sleep_until(started + 50, pauses, files, None)
     assert clock.now == started + 50
 
 
@@ -229,7 +226,7 @@ def test_without_pyudev_there_are_no_events() -> None:
 
 def test_without_events_a_pause_has_its_full_length(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xwd, "block_events", lambda _: None)
-    alarm_on(clock, 10).sleep(0.2)
+    sleep(clock, 0.2)
     assert clock.seconds == pytest.approx(0.2)
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """xendomains' own settings, sourced by bash as xendomains does."""
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import os
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import mock_open
 
 import pytest
 from conftest import CAP, NOBODY, Host, as_root, texts, wait_until
@@ -286,7 +288,12 @@ def test_a_file_that_is_there_in_any_way_and_cannot_be_read_is_told_of(
     if call != "lstat":
         sysconfig.unlink()
         sysconfig.touch()
-    monkeypatch.setattr(f"xendomains_wait_disk.os.{call}", fail)
+    if call in ("open", "read"):
+        opened = mock_open()
+        (opened if call == "open" else opened.return_value.read).side_effect = fail
+        monkeypatch.setattr(xwd, "open", opened, raising=False)
+    else:
+        monkeypatch.setattr(f"xendomains_wait_disk.os.{call}", fail)
     xendomains, problems = read_first(sysconfig)
     monkeypatch.undo()
     assert xendomains == xwd.Xendomains("/etc/xen/auto", "/var/lib/xen/save")

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """xl.cfg and disk specifications: what the real xl said of 31 files, and what the messages say."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Our reading of xl.cfg and of disk specifications agrees with that of Xen's own library, on thousands of files.
 
 There are two differences: a line break in a disk specification is refused, and lists may be nested deeper.

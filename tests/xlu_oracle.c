@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
+ * SPDX-FileCopyrightText: The xendomains-wait-disk authors
  *
  * What Xen's own parser library says of configurations: the oracle for test_xl_differential.py.
  *

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Fuzzes the parsers, one after the other: python tests/fuzz [--time SECONDS for each] [TARGET...]
 
 Whatever they are given, they return something or refuse it, in bounded time and without growing. What libFuzzer finds

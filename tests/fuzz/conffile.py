@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Fuzzes our own settings: whatever is in the file, they can be used, and everything wrong is told of."""
 
 from __future__ import annotations

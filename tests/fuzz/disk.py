@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Fuzzes the parser of disk specifications, and what a disk means for this host.
 
 What it reads and then writes down is read as the same.

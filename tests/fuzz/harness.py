@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """What the fuzz targets share: a module that reports its coverage, checks of what it returns, and the measuring.
 
 A target is a program that fuzzes for $FUZZ_TIME seconds and prints a Report. __main__.py runs them all.
@@ -127,7 +128,7 @@ class InMemory:
 def check_file(path: str, kind: str) -> xwd.Guest | None:
     """Whatever is in the file: it is a guest, or xl will reject it; or nothing, if xendomains passes it over."""
     try:
-        text = xwd.read_text(path, kind, ())
+        text = xwd.read_text(xwd.unread_guest(path, kind))
     except xwd.ConfigError as error:
         guest = xwd.guest_from_answer(xwd.unread_guest(path, kind), error, xwd.Settings())
         assert guest

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Fuzzes the header that xl save writes, and the JSON or xl.cfg in it."""
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def check(content: bytes) -> bool:
 def with_header(configuration: bytes) -> bytes:
     """The configuration in a file as xl save writes it."""
     size = len(configuration)
-    words = (xwd.SAVED_BYTE_ORDER, xwd.SAVED_JSON | xwd.SAVED_STREAM_V2, 0, size + 4, size)
+    words = (0x01020304, xwd.SAVED_JSON | xwd.SAVED_STREAM_V2, 0, size + 4, size)
     return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, sys.byteorder) for word in words) + configuration
 
 

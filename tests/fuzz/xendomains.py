@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Fuzzes xendomains' settings, which bash sources.
 
 Not with libFuzzer: bash runs what is in the file, so that nothing may be made up that could do harm, and most of an

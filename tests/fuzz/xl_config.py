@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Fuzzes the parser of xl.cfg, with the disks in it.
 
 What it reads and then writes down is read as the same.

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Each file here is a scenario: a host, and tests of what came of its boot. README.md says how to write one."""
 
 from __future__ import annotations

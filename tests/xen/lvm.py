@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """An iSCSI target whose LUN holds a volume group with one logical volume, /dev/vg/lv."""
 
 from __future__ import annotations

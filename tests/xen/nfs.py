@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """An NFS server on the host itself, with what is in /srv/export, at an address that can be taken away."""
 
 from __future__ import annotations

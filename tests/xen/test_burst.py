@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """200 guests with two disks each, which come late and all at once, in a burst of 400 udev events."""
 
 from __future__ import annotations

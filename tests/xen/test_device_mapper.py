@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A LUKS volume that is opened late, and a device-mapper device that is suspended, and resumed still later."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A LUN of an iSCSI target, to which the host logs in late, by its name below /dev/disk/by-path."""
 
 from __future__ import annotations

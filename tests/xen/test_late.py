@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Guests of xendomains-late@.service: one whose disk comes after the timeout, and some that are to be left alone."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A logical volume on a LUN, to which the host logs in late: udev's event for the LUN activates the volume group."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A logical volume on a LUN whose clone, with the same LVM identifiers, is attached as well: LVM activates neither."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A multipath device: multipathd makes it when the second path comes, and takes the first one for itself then."""
 
 from __future__ import annotations

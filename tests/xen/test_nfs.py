@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The configuration of a guest is a link to a file on NFS, and so is its image; NFS is mounted late."""
 
 from __future__ import annotations

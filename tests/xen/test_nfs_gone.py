@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The server of a hard-mounted NFS is gone for good: whatever looks at an image there hangs."""
 
 from __future__ import annotations

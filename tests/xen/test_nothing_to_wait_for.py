@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """Guests whose disks are no matter of this host: none, an empty drive, a driver domain's, a script's, QEMU's."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """All disks are there: the boot is as if the package were not installed."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A RAID5 of which one member of three is there: it never starts, and the other guests start at the timeout."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """On the running host, Xen's daemons, our unit and xendomains are started again."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A guest that xl saved, with a disk that comes late: it is restored."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """xendomains' settings name another directory, with a command in them; there is a dot file in the directory."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A real Xen host in a virtual machine: what is on it, and what came of its boot."""
 
 from __future__ import annotations
@@ -6,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -17,6 +19,10 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 TOP = HERE.parent.parent
+
+# The release of Debian on the host: what RELEASE= in the environment says, as for tests/fresh.
+DEFAULT_RELEASE = "bookworm"
+RELEASE = os.environ.get("RELEASE") or DEFAULT_RELEASE
 
 # A boot takes 30 to 190 seconds, and more on a busy machine. Before this time is over, the host's watchdog speaks.
 BOOT_TIMEOUT = 600
@@ -171,6 +177,12 @@ class Boot:
                 return seconds
         raise LookupError(f"{name} was never ready. What udev told is in {self.directory}/report/events.")
 
+    def last_event(self, path: str) -> float:
+        """When udev last told of a device before our program was gone."""
+        return max(
+            seconds for seconds, event in self._events if event.get("DEVNAME") == path and seconds < self.wait_ended
+        )
+
     @cached_property
     def _events(self) -> list[tuple[float, dict[str, str]]]:
         events = []
@@ -269,16 +281,20 @@ def last_words(directory: Path) -> str:
 
 
 class Machine:
-    """Where hosts are booted: the images in one directory, and a directory for the files of each boot."""
+    """Where hosts are booted: the images in one directory, and a directory for the files of each boot.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.image = directory / "image"
-        self._with_package = directory / "with-package.img"
+    Another release than the default one has all this in a directory of its own, below.
+    """
+
+    def __init__(self, directory: Path, release: str = RELEASE) -> None:
+        self.release = release
+        self.directory = directory if release == DEFAULT_RELEASE else directory / release
+        self.image = self.directory / "image"
+        self._with_package = self.directory / "with-package.img"
 
     def make_images(self) -> None:
         """The host's root file system, without and with our package as it is in the work tree."""
-        subprocess.run([HERE / "make-image", self.image], check=True)
+        subprocess.run([HERE / "make-image", self.image, self.release], check=True)
         package = subprocess.run(
             [TOP / "packaging" / "debian" / "build", self.directory / "package"],
             check=True,
