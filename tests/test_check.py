@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The command check: what it finds, with --reboot as well, and on which hosts it finds nothing."""
 
 from __future__ import annotations

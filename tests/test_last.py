@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """What a wait leaves: the record that the command last shows, and one message that sums it up."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """The JSON Schemas, against what the program prints."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """What check and last say on a booted host: after a boot in which a disk never came, and with much to trip over."""
 
 from __future__ import annotations
