@@ -3113,9 +3113,10 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
 
 def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
     """Which of these names of guests is not one, and which may be meant; nothing if all are."""
-    known = {name for g in snapshot.read.values() for name in (g.domain.name, os.path.basename(g.domain.source))}
     for name in names:
-        if name not in known:
+        if not any(is_named(guest, (name,)) for guest in snapshot.read.values()):
+            domains = [guest.domain for guest in snapshot.read.values()]
+            known = {one for domain in domains for one in (domain.name, os.path.basename(domain.source))}
             return f"'{name}' is not a guest that starts at boot ({closest(name, sorted(known))})."
     return ""
 

@@ -562,6 +562,12 @@ def test_of_the_guests_that_are_asked_for_everything_is_found_and_nothing_of_oth
         ]
 
 
+def test_a_name_that_another_file_has_as_well_is_found_though_that_is_not_asked_for(host: Host) -> None:
+    shutil.copy(host.guest("web"), host.auto / "copy")
+    (finding,) = check(host, None, "web.cfg")
+    assert finding.startswith("error: web.cfg: guest web: has the same name as copy")
+
+
 # What a reboot takes away
 
 

@@ -280,6 +280,14 @@ def test_an_unknown_guest_is_wrong_usage_and_the_closest_name_is_told(host: Host
     assert result.messages == "'wbserver' is not a guest that starts at boot (did you mean webserver?).\n"
 
 
+def test_a_guest_whose_configuration_cannot_be_read_yet_goes_by_the_name_of_its_file(host: Host) -> None:
+    (host.auto / "web.cfg").symlink_to(host.root / "late")
+    with waiting(host, "wait", "web") as running:
+        host.guest("web", host.image("a")).rename(host.root / "late")
+        (host.auto / "web.cfg").symlink_to(host.root / "late")
+        assert running.end().status == xwd.EXIT_READY
+
+
 def test_where_no_guests_start_none_is_known(host: Host) -> None:
     assert host.run("list", "web").messages == "'web' is not a guest that starts at boot (known: none).\n"
 
