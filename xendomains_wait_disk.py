@@ -2817,7 +2817,7 @@ def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
         files = [f"{host.etc}/rc.local", *(f"{units}/{one}" for one in names_in(units) if one.endswith(".service"))]
         scripts = re.search("losetup|nbd-client", "\n".join(map(evidence.text, files)))
         is_known = scripts or name in [words[0] for words in rows(f"{host.etc}/nbdtab", evidence)]
-        return None if is_known else Lack(f"nothing sets up {name} at boot")
+        return None if is_known else Lack(f"nothing sets up {name} at boot", "let a unit do that")
     if target := iscsi_session(name, host)[0]:
         startups = {startup for (one, _), startup in iscsi_nodes(evidence).items() if one == target}
         # Without a record, the firmware or the initramfs has logged in.
@@ -2825,17 +2825,18 @@ def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
             return Lack(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
-        options = {words[0]: ",".join(words[3:]).split(",") for words in rows(f"{host.etc}/crypttab", evidence)}
-        if mapped not in options and mapped not in evidence.text(f"{host.proc}/cmdline"):
+        lines = {words[0]: ",".join(words[3:]).split(",") for words in rows(f"{host.etc}/crypttab", evidence)}
+        if mapped not in lines and mapped not in evidence.text(f"{host.proc}/cmdline"):
             return Lack(f"{mapped} is not in /etc/crypttab", "add a line for it")
-        return Lack(f"{mapped} has the option noauto in /etc/crypttab") if "noauto" in options.get(mapped, ()) else None
+        if "noauto" in lines.get(mapped, ()):
+            return Lack(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
     if uuid.startswith("LVM-"):
         text = re.sub("#.*", "", evidence.text(f"{host.etc}/lvm/lvm.conf"))
         group = re.sub("([^-])-([^-].*)", r"\1", mapped).replace("--", "-")
         activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
         named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
         if group not in named and not any(one.startswith("@") for one in named):
-            return Lack(f"auto_activation_volume_list in /etc/lvm/lvm.conf does not name volume group {group}")
+            return Lack(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
     if name.startswith("drbd") and not is_enabled("drbd", evidence):
         return Lack("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
     return None
@@ -2854,7 +2855,7 @@ def why_mount_stays_away(path: str, evidence: Evidence) -> Lack | None:
     options = {os.path.normpath(words[1]): ",".join(words[3:4]) for words in lines}
     if where in options:
         noauto = "noauto" in options[where].split(",") and "x-systemd.automount" not in options[where]
-        return Lack(f"{where} has the option noauto in /etc/fstab") if noauto else None
+        return Lack(f"{where} has the option noauto in /etc/fstab", "remove noauto") if noauto else None
     is_unit = where in mount_units(evidence)
     return None if is_unit else Lack(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
 

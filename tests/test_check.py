@@ -642,7 +642,7 @@ def test_a_session_without_a_record_was_made_by_the_firmware_or_the_initramfs(
 
 def test_a_luks_volume_that_nothing_opens(there: Callable[[str], HostPaths]) -> None:
     here = there("luks/open")
-    assert check_reboot(here, "secret") == ["secret has the option noauto in /etc/crypttab"]
+    assert check_reboot(here, "secret") == ["secret has the option noauto in /etc/crypttab (fix: remove noauto)"]
     write(here, "crypttab", "# secret UUID=x none luks\n")
     assert check_reboot(here, "secret") == ["secret is not in /etc/crypttab (fix: add a line for it)"]
 
@@ -675,7 +675,7 @@ def test_a_volume_group_that_is_not_activated_by_itself(value: str, there: Calla
     with_startup(here, "automatic")
     write(here, "lvm/lvm.conf", LVM_CONF.format(f"auto_activation_volume_list = {value}"))
     assert check_reboot(here, "vg-lv") == [
-        "auto_activation_volume_list in /etc/lvm/lvm.conf does not name volume group vg"
+        "auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group vg (fix: add it)"
     ]
 
 
@@ -733,7 +733,7 @@ def test_a_loop_device_that_was_made_by_hand(host: Host, place: Place, loop: Pat
     host.guest("web", link)
     assert check(host, place, reboot=True) == [
         f"warning: web.cfg: guest web, xvda: after a reboot {link} will be missing: "
-        f"nothing sets up {loop.name} at boot."
+        f"nothing sets up {loop.name} at boot (fix: let a unit do that)."
     ]
 
 
@@ -746,7 +746,7 @@ def test_a_loop_device_that_a_script_sets_up(file: str, tree: Tree) -> None:
 
 def test_an_nbd_device_is_set_up_by_nbdtab(tree: Tree) -> None:
     tree.device("nbd0", 0, pid="17")
-    assert check_reboot(tree.paths, "nbd0") == ["nothing sets up nbd0 at boot"]
+    assert check_reboot(tree.paths, "nbd0") == ["nothing sets up nbd0 at boot (fix: let a unit do that)"]
     write(tree.paths, "nbdtab", "nbd0 server web persist\n")
     assert check_reboot(tree.paths, "nbd0") == []
 
@@ -759,7 +759,7 @@ def test_all_that_is_wrong_below_a_disk_is_told(tree: Tree) -> None:
     tree.below("dm-0", "dm-1")
     assert check_reboot(tree.paths, "vg-lv") == [
         "secret is not in /etc/crypttab (fix: add a line for it)",
-        "nothing sets up loop0 at boot",
+        "nothing sets up loop0 at boot (fix: let a unit do that)",
     ]
 
 

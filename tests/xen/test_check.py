@@ -213,7 +213,7 @@ def test_it_names_what_to_write_instead(boot: Boot) -> None:
         (
             "volume",
             "/dev/group/lv",
-            "auto_activation_volume_list in /etc/lvm/lvm.conf does not name volume group group",
+            "auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group group",
         ),
         ("lun", LUN, f"the host does not log in to target {TARGET} at boot"),
         ("luks", "/dev/mapper/secret", "secret is not in /etc/crypttab"),
