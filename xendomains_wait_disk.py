@@ -3051,7 +3051,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return show_last_wait(journal, as_json=options.json)
     pauses = Pauses()
     pauses.take_signals()
-    limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
+    limit = min(MAX_SOURCING, max(settings.timeout, 0.5)) if options.command == "wait" else MAX_SOURCING
     xendomains, more_problems = read_xendomains(settings, pauses, limit)
     problems += level_problems + more_problems
     for problem in problems:
