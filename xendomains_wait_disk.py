@@ -161,12 +161,12 @@ def why_not_trusted(path: str, status: os.stat_result) -> str:
     return ""
 
 
-def attribute(directory: str, name: str) -> str | None:
+def attribute(directory: str, name: str) -> str:
     """An attribute in sysfs, or a file in udev's database; nothing if the device has none of this name."""
     try:
         descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return None
+        return ""
     try:
         return os.read(descriptor, MAX_ATTRIBUTE).decode(errors="replace").strip()
     finally:
@@ -1087,12 +1087,12 @@ def names_in(directory: str) -> list[str]:
 
 def known_devices(host: HostPaths) -> list[Device]:
     """All block devices that udev knows."""
-    entries = [entry for entry in names_in(f"{host.run}/udev/data") if re.fullmatch("b[0-9]{1,9}:[0-9]{1,9}", entry)]
     devices = []
-    for entry in entries:
+    for entry in names_in(f"{host.run}/udev/data"):
         with suppress(OSError):
-            devices.append(udev_device(entry, host))
-    return [device for device in devices if device is not None]
+            if re.fullmatch("b[0-9]{1,9}:[0-9]{1,9}", entry) and (device := udev_device(entry, host)):
+                devices.append(device)
+    return devices
 
 
 def udev_device(entry: str, host: HostPaths) -> Device | None:
@@ -1102,7 +1102,7 @@ def udev_device(entry: str, host: HostPaths) -> Device | None:
     property (sd-device.c).
     """
     text = attribute(f"{host.run}/udev/data", entry)
-    if text is None:
+    if not text:
         return None
     name = os.path.basename(os.readlink(f"{host.sys}/dev/block/{entry[1:]}"))
     links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
@@ -1131,7 +1131,7 @@ def lack_of_itself(name: str, evidence: Evidence) -> Lack | None:
     """What a device lacks according to the kernel, whatever lies below it."""
     for names, key, values, are_good, reason in DEVICE_STATES:
         if re.match(names, name):
-            value = attribute(f"{evidence.host.sys}/class/block/{name}", key) or ""
+            value = attribute(f"{evidence.host.sys}/class/block/{name}", key)
             if (value in values) != are_good:
                 return Lack(reason, below=name) if isinstance(reason, str) else reason(name, value, evidence)
     return None
@@ -1201,12 +1201,12 @@ def devices_below(name: str, host: HostPaths) -> list[str]:
 def legs_of(name: str, below: Sequence[str], host: HostPaths) -> tuple[str, Sequence[str]]:
     """What the devices are called and which they are, among those below, of which this one needs just one."""
     directory = f"{host.sys}/class/block/{name}"
-    if name.startswith("md") and attribute(directory, "md/level") not in (None, "", "raid0", "linear"):
+    if name.startswith("md") and attribute(directory, "md/level") not in ("", "raid0", "linear"):
         return "member", below
-    uuid = attribute(directory, "dm/uuid") or "" if name.startswith("dm-") else ""
+    uuid = attribute(directory, "dm/uuid")
     if uuid.startswith("mpath-"):
         return "path", below
-    names = {one: attribute(f"{host.sys}/class/block/{one}", "dm/name") or "" for one in below if uuid}
+    names = {one: attribute(f"{host.sys}/class/block/{one}", "dm/name") for one in below if uuid}
     return "leg", [one for one, mapped in names.items() if re.search("_[rm]image_[0-9]+$", mapped)]
 
 
@@ -1224,7 +1224,7 @@ def iscsi_session(name: str, host: HostPaths) -> tuple[str, str]:
     # …/host2/session1/target2:0:0/2:0:0:1/block/sda
     session = re.search(r"/(session[0-9]+)/", os.path.realpath(f"{host.sys}/class/block/{name}"))
     directory = f"{host.sys}/class/iscsi_session/{session[1]}" if session else ""
-    return attribute(directory, "targetname") or "", attribute(directory, "state") or ""
+    return attribute(directory, "targetname"), attribute(directory, "state")
 
 
 def why_array_is_not_active(name: str, state: str, evidence: Evidence) -> Lack:
@@ -1449,7 +1449,9 @@ def missing_volume(match: re.Match[str], evidence: Evidence) -> Lack | None:
         return Lack(f"{file} of {date[1] if date else 'unknown date'} knows no volume {volume}", f"lvs {group}")
     lacking = []
     for uuid, device in needed:
-        holders = [one.name for one in evidence.having(uuid, "ID_FS_UUID") if is_physical_volume(one.properties)]
+        found = {one.name: one.properties for one in evidence.having(uuid, "ID_FS_UUID")}
+        # All the paths of a multipath device are one disk.
+        holders = [name for name, has in found.items() if has.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
         if len(holders) > 1:
             reason = f"{some(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do"
             return Lack(reason, "vgimportclone /dev/CLONE")
@@ -1461,11 +1463,6 @@ def missing_volume(match: re.Match[str], evidence: Evidence) -> Lack | None:
     below = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]
     reason = f"volume group {group} lacks physical volume {some(names, MAX_LISTED)}, according to {file}"
     return Lack(reason, f"vgchange -ay {group}", below)
-
-
-def is_physical_volume(properties: Mapping[str, str]) -> bool:
-    """Whether LVM may use it; all the paths of a multipath device are one disk."""
-    return properties.get("ID_FS_TYPE") == "LVM2_member" and properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"
 
 
 def missing_iscsi_disk(match: re.Match[str], evidence: Evidence) -> Lack:
@@ -2766,7 +2763,7 @@ def devices_above(name: str, host: HostPaths) -> list[str]:
 
 def holders_of(name: str, host: HostPaths) -> list[str]:
     """What this host has made of a device: not the partitions of a map, nor what a guest has in a volume of ours."""
-    uuids = {one: attribute(f"{host.sys}/class/block/{one}", "dm/uuid") or "" for one in devices_above(name, host)}
+    uuids = {one: attribute(f"{host.sys}/class/block/{one}", "dm/uuid") for one in devices_above(name, host)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
     return [one for one in names_in(f"{host.sys}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
 
@@ -2811,7 +2808,7 @@ def is_enabled(names: str, evidence: Evidence) -> bool:
 def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
     """Why a device, whatever lies below it, is not there after a reboot."""
     host, directory = evidence.host, f"{evidence.host.sys}/class/block/{name}"
-    mapped, uuid = (attribute(directory, f"dm/{key}") or "" for key in ("name", "uuid"))
+    mapped, uuid = (attribute(directory, f"dm/{key}") for key in ("name", "uuid"))
     if re.fullmatch("(loop|nbd)[0-9]+", name):
         units = f"{host.etc}/systemd/system"
         files = [f"{host.etc}/rc.local", *(f"{units}/{one}" for one in names_in(units) if one.endswith(".service"))]
@@ -3052,7 +3049,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return show_last_wait(journal, as_json=options.json)
     pauses = Pauses()
     pauses.take_signals()
-    limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
+    limit = min(MAX_SOURCING, max(settings.timeout, 0.5)) if options.command == "wait" else MAX_SOURCING
     xendomains, more_problems = read_xendomains(settings, pauses, limit)
     problems += level_problems + more_problems
     for problem in problems:
