@@ -516,6 +516,8 @@ def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
         raise ConfigError(f"cannot be read with {BASH} and {os.devnull} ({error_text(error)})") from None
     finally:
         os.close(writing)
+    import json  # noqa: F401  the record of the wait needs it, and bash takes as long to start
+
     printed = b""
     end = pauses.paused + limit
     try:
@@ -2551,7 +2553,7 @@ def status_as_json(status: Status) -> dict[str, str | None]:
 
 def well_formed(text: str) -> str:
     """The text without halves of surrogate pairs, which stand for bytes that are not UTF-8, and are not JSON."""
-    return re.sub("[\ud800-\udfff]", lambda match: escaped(match.group()), text)
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", lambda match: escaped(match.group()), text)
 
 
 def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
@@ -2589,7 +2591,7 @@ def write_last_wait(record: Mapping[str, Any]) -> None:
     with open(f"{LAST_WAIT}.new", "w") as file:
         import json
 
-        json.dump(record, file, indent=2)
+        file.write(json.dumps(record))  # on one line: with indent=, it is not written in C
     os.replace(f"{LAST_WAIT}.new", LAST_WAIT)
 
 
