@@ -28,8 +28,8 @@ from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-# What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, json,
-# pyudev, socket and tenacity together take several times as long as all that the common boot does.
+# What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, pyudev,
+# socket and tenacity together take several times as long as all that the common boot does.
 if TYPE_CHECKING:
     from _socket import socket as Socket
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
     Key = tuple[str, str]
-    # The role of a DRBD device (empty if it does not matter) and its peer's, its disk and its peer's: drbdsetup(8).
-    DrbdState = tuple[str, str, str, str]
+    # The role of a DRBD device and its peer's, its disk and its peer's: drbdsetup(8); and if it promotes itself.
+    DrbdState = tuple[str, str, str, str, bool]
     # The text, and its fields for the journal.
     Message = tuple[str, dict[str, str]]
 
@@ -1070,7 +1070,8 @@ class Evidence:
     def at(self, path: str) -> str:
         """The kernel's name of the device that udev has put or linked there; nothing if there is none."""
         devices = self.devices() if path.startswith("/dev/") else ()
-        return next((device.name for device in devices if path in (f"/dev/{device.name}", *device.links)), "")
+        known = ((device.name, f"/dev/{device.name.replace('!', '/')}", *device.links) for device in devices)
+        return next((name for name, *paths in known if path in paths), "")
 
 
 def read_evidence(path: str) -> str:
@@ -1080,19 +1081,20 @@ def read_evidence(path: str) -> str:
     return ""
 
 
-def names_in(directory: str) -> list[str]:
-    """The names in a directory, sorted; none if it cannot be read."""
+def names_in(directory: str, pattern: str = "") -> list[str]:
+    """The names in a directory that are as the regular expression says, sorted; none if it cannot be read."""
     with suppress(OSError, ValueError):
-        return sorted(os.listdir(directory))[:MAX_FILES]
+        names = os.listdir(directory)
+        return sorted(name for name in names if not pattern or re.fullmatch(pattern, name))[:MAX_FILES]
     return []
 
 
 def known_devices(host: HostPaths) -> list[Device]:
     """All block devices that udev knows."""
     devices = []
-    for entry in names_in(f"{host.run}/udev/data"):
+    for entry in names_in(f"{host.run}/udev/data", "b[0-9]{1,9}:[0-9]{1,9}"):
         with suppress(OSError):
-            if re.fullmatch("b[0-9]{1,9}:[0-9]{1,9}", entry) and (device := udev_device(entry, host)):
+            if device := udev_device(entry, host):
                 devices.append(device)
     return devices
 
@@ -1126,11 +1128,15 @@ def lack_of(name: str, evidence: Evidence, promotes: bool = False) -> Lack | Non
     lack = lack_of_itself(name, evidence)
     if lack is None and name.startswith("drbd"):
         lack = why_drbd_cannot_be_used(name, promotes, evidence)
+    if lack is None and name.startswith("nvme"):
+        lack = why_nvme_has_no_path(name, evidence)
     return lack or lack_below(name, evidence) or lack_in_udev(name, evidence)
 
 
 def lack_of_itself(name: str, evidence: Evidence) -> Lack | None:
     """What a device lacks according to the kernel, whatever lies below it."""
+    if not os.path.exists(f"{evidence.host.sys}/class/block/{name}"):
+        return Lack("it was removed", below=name)
     for names, key, values, are_good, reason in DEVICE_STATES:
         if re.match(names, name):
             value = attribute(f"{evidence.host.sys}/class/block/{name}", key)
@@ -1163,9 +1169,13 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
     99-systemd.rules does so for an opened crypt volume without a known content, lest systemd mount it while it is
     being formatted; a guest formats it. 64-btrfs.rules does so while other members of its file system are missing;
     they may be disks of the guest as well, and are waited for if they are, or the guest does without them.
+    60-cdrom_id.rules does so for a drive without a CD, and 69-dm-lvm.rules for an array or loop device with a physical
+    volume that LVM has not activated here, which may be the guest's own.
     """
-    if properties.get("ID_BTRFS_READY") == "0":
+    if properties.get("ID_BTRFS_READY") == "0" or properties.get("ID_CDROM") == "1":
         return True
+    if properties.get("ID_FS_TYPE") == "LVM2_member" and "DM_UUID" not in properties:
+        return properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"
     return (
         properties.get("DM_UUID", "").startswith("CRYPT-")
         and properties.get("DM_UDEV_DISABLE_OTHER_RULES_FLAG") != "1"
@@ -1221,6 +1231,14 @@ def why_scsi_does_not_run(name: str, state: str, evidence: Evidence) -> Lack:
     return Lack(reason, "iscsiadm -m session -P 1", name)
 
 
+def why_nvme_has_no_path(name: str, evidence: Evidence) -> Lack | None:
+    """A disk of several NVMe controllers (native multipath), which needs one of them."""
+    directory = f"{evidence.host.sys}/class/block/{name}/device"
+    controllers = [one for one in names_in(directory) if re.fullmatch("nvme[0-9]+", one)]
+    states = [attribute(f"{directory}/{one}", "state") for one in controllers]
+    return Lack("none of its NVMe controllers is live", below=name) if states and "live" not in states else None
+
+
 def iscsi_session(name: str, host: HostPaths) -> tuple[str, str]:
     """The target of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
     # …/host2/session1/target2:0:0/2:0:0:1/block/sda
@@ -1262,7 +1280,7 @@ def read_drbd_states(host: HostPaths) -> dict[str, DrbdState]:
     if text.startswith("version: 9"):
         return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
     found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
-    return {match[1]: (match[2], match[3], match[4], match[5]) for match in found}
+    return {match[1]: (match[2], match[3], match[4], match[5], False) for match in found}
 
 
 def output_of(*command: str) -> str:
@@ -1281,22 +1299,28 @@ def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
     states = {}
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         for resource in json.loads(text):
-            peers = [peer for c in resource.get("connections", ()) for peer in c.get("peer_devices", ())]
+            connections = resource.get("connections", ())
+            peers = [peer for connection in connections for peer in connection.get("peer_devices", ())]
+            roles = [connection.get("peer-role") for connection in connections]
+            peer_role = "Primary" if "Primary" in roles else ""
             for device in resource["devices"]:
                 disks = [peer["peer-disk-state"] for peer in peers if peer["volume"] == device["volume"]]
                 best = "UpToDate" if "UpToDate" in disks else "".join(disks[:1])
-                states[str(device["minor"])] = ("", "", str(device["disk-state"]), best)
+                disk = str(device["disk-state"])
+                states[str(device["minor"])] = (str(resource["role"]), peer_role, disk, best, True)
     return states
 
 
 def why_drbd_cannot_be_used(name: str, promotes: bool, evidence: Evidence) -> Lack | None:
     """A DRBD device with good data neither here nor at its peer, or which nothing makes Primary when a guest starts."""
     minor = name[len("drbd") :].partition("p")[0]
-    role, peer_role, disk, peer_disk = evidence.drbd_states().get(minor, ("", "", "UpToDate", ""))
+    unknown = ("Primary", "", "UpToDate", "", False)
+    role, peer_role, disk, peer_disk, promotes_itself = evidence.drbd_states().get(minor, unknown)
     if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
         peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
         return Lack(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
-    if role in ("", "Primary") or (promotes and peer_role != "Primary"):
+    is_shared = any("allow-two-primaries" in text for text in drbd_resources(evidence).values())
+    if role == "Primary" or ((promotes or promotes_itself) and (peer_role != "Primary" or is_shared)):
         return None
     if peer_role == "Primary":
         return Lack(f"DRBD is {role}, and its peer is Primary", "drbdadm status", name)
@@ -1310,8 +1334,8 @@ def drbd_resources(evidence: Evidence) -> dict[str, str]:
     etc = evidence.host.etc
     files = [f"{etc}/drbd.conf", *(f"{etc}/drbd.d/{name}" for name in names_in(f"{etc}/drbd.d"))]
     text = re.sub("#.*", "", "\n".join(map(evidence.text, files)))
-    parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
-    return dict(zip(parts[1::2], parts[2::2]))
+    common, *parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
+    return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
 
 
 def has_minor(configuration: str, minor: str) -> bool:
@@ -1364,9 +1388,10 @@ def mount_units(evidence: Evidence) -> dict[str, tuple[str, str]]:
     plans = {}
     generated = [f"{evidence.host.run}/systemd/generator{late}" for late in ("", ".late")]
     for directory in (*generated, f"{evidence.host.etc}/systemd/system"):
-        for unit in (unit for unit in names_in(directory) if unit.endswith(".mount")):
+        for unit in names_in(directory, r".*\.mount"):
             keys = dict(re.findall("^(What|Where)=(.+)", evidence.text(f"{directory}/{unit}"), re.MULTILINE))
-            plans[keys.get("Where", "")] = (keys.get("What", ""), unit)
+            if "Where" in keys:  # one that is masked has nothing
+                plans[keys["Where"]] = (keys.get("What", ""), unit)
     return plans
 
 
@@ -1402,7 +1427,8 @@ def missing_array(match: re.Match[str], evidence: Evidence) -> Lack:
 def is_in_mdadm_conf(name: str, evidence: Evidence) -> bool:
     """Whether mdadm.conf gives an array this name."""
     text = "\n".join(evidence.text(f"{evidence.host.etc}/{file}") for file in ("mdadm/mdadm.conf", "mdadm.conf"))
-    return re.search(rf"^ARRAY\s+(/dev/)?(md/)?{re.escape(name)}\s", text, re.MULTILINE) is not None
+    names = f"({re.escape(name)}|{re.escape(name.removeprefix('md'))})"  # /dev/md/0 is /dev/md0
+    return re.search(rf"^ARRAY\s+(/dev/)?(md/)?{names}\s", text, re.MULTILINE) is not None
 
 
 def missing_crypt(match: re.Match[str], evidence: Evidence) -> Lack | None:
@@ -1570,7 +1596,7 @@ MISSING_PATHS: Sequence[tuple[str, Callable[[re.Match[str], Evidence], Lack | No
     ("/dev/mapper/(?P<name>.+)", missing_crypt),
     ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", missing_map),
     ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", missing_volume),
-    (r"/dev/(?!disk/|mapper/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", missing_volume),
+    (r"/dev/(?!disk/|mapper/|cciss/|ida/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", missing_volume),
     (f"{ANY_LUN}[a-z]*[0-9]*", missing_lun),
     ("/(?!dev/).*", missing_file),
 )
@@ -1604,10 +1630,12 @@ READY = Status(State.READY)
 
 
 def check_disk(required: Required, evidence: Evidence) -> Status:
-    """Whether one of the required paths is a usable disk; if none is, what the first one lacks. May block."""
+    """Whether one of the required paths is a usable disk; if none is, what the one lacks that is there. May block."""
     first = path_status(required.paths[0], required, evidence)
-    others = (path_status(path, required, evidence) for path in required.paths[1:])
-    return READY if first == READY or READY in others else first
+    if first == READY or not required.paths[1:]:
+        return first
+    others = [path_status(path, required, evidence) for path in required.paths[1:]]
+    return READY if READY in others else next((one for one in others if one.state is not State.MISSING), first)
 
 
 def path_status(path: str, required: Required, evidence: Evidence) -> Status:
@@ -1640,7 +1668,8 @@ def why_not_ready(number: int, required: Required, evidence: Evidence) -> Lack |
     lack = evidence.lack_of(name, promotes=required.promotes) if required.promotes else evidence.lack_of(name)
     # DRBD 9 is read-only until it is opened to write.
     if lack is None and required.writes and not name.startswith("drbd") and attribute(directory, "ro") == "1":
-        lack = Lack("is read-only, and the guest writes to it", f"blockdev --setrw {node(name, host)}")
+        command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
+        lack = Lack("is read-only, and the guest writes to it", f"{command} {node(name, host)}")
     if lack is None and host.udev_runs():
         lack = lack_in_udev(name, evidence, is_disk=True)
     return lack
@@ -1888,17 +1917,21 @@ def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready:
     """
     directories = list_files(watch, known, deadline, recheck_ready)
     read = read_guests(watch, directories, known, deadline, recheck_ready)
-    guests = {file: guest for file, guest in read.items() if not watch.names or is_named(guest, watch.names)}
+    guests = guests_named(read, watch.names)
     now = time.monotonic()
     explains = recheck_ready or now >= known.explained + MAX_REASON_AGE
     disks = check_disks(watch, guests, known, deadline, recheck_ready, explains)
     return Snapshot(directories, guests, disks, read, now if explains else known.explained)
 
 
-def is_named(guest: Guest, names: Iterable[str]) -> bool:
-    """Whether one of the names is the guest's or that of its file, with its extension or without."""
-    file = os.path.basename(guest.domain.source)
-    return not {guest.domain.name, file, os.path.splitext(file)[0]}.isdisjoint(names)
+def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
+    """Those with one of these names, or if there is none, with a file of this name, or else but for its extension."""
+    chosen = set()
+    for name in names:
+        by_name = {file for file, guest in guests.items() if guest.domain.name == name}
+        by_file = {file for file in guests if os.path.basename(file) == name}
+        chosen |= by_name or by_file or {file for file in guests if os.path.splitext(os.path.basename(file))[0] == name}
+    return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
 def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> dict[str, Directory]:
@@ -2813,7 +2846,8 @@ def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
     mapped, uuid = (attribute(directory, f"dm/{key}") for key in ("name", "uuid"))
     if re.fullmatch("(loop|nbd)[0-9]+", name):
         units = f"{host.etc}/systemd/system"
-        files = [f"{host.etc}/rc.local", *(f"{units}/{one}" for one in names_in(units) if one.endswith(".service"))]
+        files = [f"{host.etc}/{one}" for one in ("rc.local", "rc.d/rc.local", "init.d/boot.local")]
+        files += [f"{units}/{one}" for one in names_in(units, r".*\.service")]
         scripts = re.search("losetup|nbd-client", "\n".join(map(evidence.text, files)))
         is_known = scripts or name in [words[0] for words in rows(f"{host.etc}/nbdtab", evidence)]
         return None if is_known else Lack(f"nothing sets up {name} at boot", "let a unit do that")
@@ -2825,7 +2859,7 @@ def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
             return Lack(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
         lines = {words[0]: ",".join(words[3:]).split(",") for words in rows(f"{host.etc}/crypttab", evidence)}
-        if mapped not in lines and mapped not in evidence.text(f"{host.proc}/cmdline"):
+        if mapped not in lines and mapped.removeprefix("luks-") not in evidence.text(f"{host.proc}/cmdline"):
             return Lack(f"{mapped} is not in /etc/crypttab", "add a line for it")
         if "noauto" in lines.get(mapped, ()):
             return Lack(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
@@ -2865,92 +2899,124 @@ class LeftAlone(Exception):
 
 
 def start_late(watch: Watch, options: Options, journal: Journal, pauses: Pauses, started: float) -> int:
-    """Waits without limit until a guest's disks are there, and starts it as xendomains would; returns the exit status.
+    """Waits until a guest's disks are there, and starts it as xendomains would; returns the exit status.
 
-    With --timeout=0 it does not wait, with --no-start it only does. Raises Stopped if a signal comes.
+    Without --timeout it waits without limit; with --no-start it does not start it. Raises Stopped if a signal comes.
     """
     # Nothing is in a hurry: events end a pause early.
     pause = max(watch.settings.longest, LATE_PAUSE)
     # The boot may be told to ignore it, because this is there.
     settings = watch.settings._replace(first=pause, longest=pause, ignored_domains=())
     watch = watch._replace(settings=settings)
+    deadline = float("inf") if options.timeout is None else started + options.timeout
     reporter = Reporter(journal, started, MAX_TIME)
-    (name,) = watch.names
 
     def report(snapshot: Snapshot) -> None:
-        check_that_it_may_start(snapshot, name)
+        check_that_it_may_start(snapshot, watch)
         reporter.report(snapshot)
 
-    try:
-        snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
+    def look(known: Snapshot) -> Snapshot:
+        snapshot = take_snapshot(watch, known, time.monotonic() + MAX_FIRST_LOOK, recheck_ready=True)
         report(snapshot)
-        tried = read_evidence(f"{LATE_DIRECTORY}/{name}") if options.timeout != 0 else ""
-        if what_is_there(snapshot) == tried:
-            journal.log(WARNING, f"xl has failed to start guest {name}; waiting until one of its disks has changed.")
-        while what_is_there(snapshot) == tried:
-            pauses.pause(pause)
-            snapshot = take_snapshot(watch, snapshot, time.monotonic() + MAX_FIRST_LOOK, recheck_ready=True)
-            report(snapshot)
-        if snapshot.missing() and options.timeout != 0:
-            snapshot = wait(watch, snapshot, report, pauses, float("inf"))
-        if options.no_start or snapshot.missing():
-            return EXIT_TIMED_OUT if snapshot.missing() else EXIT_READY
+        return snapshot
+
+    try:
+        snapshot = look(Snapshot())
+        while time.monotonic() < deadline and (not snapshot.guests or has_failed_with(snapshot, watch, journal)):
+            pauses.pause(min(pause, deadline - time.monotonic()))
+            snapshot = look(snapshot)
+        if snapshot.missing() and time.monotonic() < deadline:
+            snapshot = wait(watch, snapshot, report, pauses, deadline)
+        if options.no_start or snapshot.missing() or not snapshot.guests:
+            return EXIT_TIMED_OUT if snapshot.missing() or not snapshot.guests else EXIT_READY
         set_signals(signal.SIG_DFL)
-        return create_guest(next(iter(snapshot.guests.values())), snapshot, journal)
+        return create_guest(next(iter(snapshot.guests.values())), snapshot, watch, journal)
     except LeftAlone as left:
         reason, status = left.args
-        journal.log(WARNING, reason)
+        journal.log_all(INFO if status == EXIT_READY else WARNING, [(reason, {})], always=True)
         return EXIT_TIMED_OUT if options.no_start else status
 
 
-def check_that_it_may_start(snapshot: Snapshot, name: str) -> None:
+def check_that_it_may_start(snapshot: Snapshot, watch: Watch) -> None:
     """Raises LeftAlone if a guest is not to be started, so that none is taken for another, and none starts twice."""
-    for guest in snapshot.guests.values():
-        file, name = guest.domain.source, guest.domain.name
-        if guest.domain.kind == "saved":
-            reason = (
-                f"guest {name} was saved in {file}, and is not started from its configuration (fix: xl restore {file})."
-            )
-            raise LeftAlone(reason, EXIT_TIMED_OUT)
-        if guest in rejected(snapshot):
-            raise LeftAlone(f"{file}: {guest.status.reason}. Guest {name} is not started.", EXIT_USAGE)
-    if not snapshot.guests and not snapshot.missing():
-        raise LeftAlone(f"{unknown_name(snapshot, (name,))} It is not started.", EXIT_USAGE)
-    with suppress(OSError):
-        # xl writes this once it has started a guest; logrotate may leave an empty one.
-        log = os.stat(f"{XL_LOGS}/xl-{name}.log")
-        if log.st_size and log.st_mtime > time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
-            raise LeftAlone(f"guest {name} has been started since the host booted, and is left alone.", EXIT_READY)
-
-
-def what_is_there(snapshot: Snapshot) -> str:
-    """What tells whether a disk has changed."""
-    lines = []
-    for path in snapshot.disks:
+    names = {*watch.names, *(guest.domain.name for guest in snapshot.guests.values())}
+    for file, guest in snapshot.read.items():
+        if guest.domain.kind == "saved" and not names.isdisjoint((guest.domain.name, os.path.basename(file))):
+            reason = f"was saved in {file}, and is not started from its configuration (fix: xl restore {file})"
+            raise LeftAlone(f"guest {guest.domain.name} {reason}.", EXIT_TIMED_OUT)
+    if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
+        files = some(list(snapshot.guests), MAX_LISTED)
+        raise LeftAlone(f"'{watch.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
+    for guest in rejected(snapshot):
+        raise LeftAlone(f"{guest.domain.source}: {guest.status.reason}. The guest is not started.", EXIT_USAGE)
+    statuses = [directory.status for directory in snapshot.directories.values()]
+    statuses += [guest.status for guest in snapshot.read.values()]
+    if not snapshot.guests and not any(status.is_awaited() for status in statuses):
+        raise LeftAlone(f"{unknown_name(snapshot, watch.names)} It is not started.", EXIT_USAGE)
+    for name in names:
         with suppress(OSError):
-            status = os.stat(path)
-            lines.append(f"{path} {status.st_ino} {status.st_rdev} {status.st_size} {status.st_ctime_ns}\n")
-    return "".join(lines) or "nothing"
+            # xl writes this once it has started a guest; logrotate may leave an empty one.
+            log = os.stat(f"{XL_LOGS}/xl-{name}.log")
+            if log.st_size and log.st_mtime > time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
+                reason = "has been started since the host booted, and is left alone"
+                raise LeftAlone(f"guest {name} {reason}.", EXIT_READY)
 
 
-def create_guest(guest: Guest, snapshot: Snapshot, journal: Journal) -> int:
+def tried_file(snapshot: Snapshot) -> str:
+    """Where it is kept with which disks xl has failed to start the guest."""
+    name = next(iter(snapshot.guests.values())).domain.name
+    return f"{LATE_DIRECTORY}/{name.replace('/', '_')}"
+
+
+def has_failed_with(snapshot: Snapshot, watch: Watch, journal: Journal) -> bool:
+    """Whether xl has failed to start the guest, and none of its disks has changed since."""
+    tried = read_evidence(tried_file(snapshot))
+    if not tried or disks_now(snapshot, watch) != tried:
+        return False
+    name = next(iter(snapshot.guests.values())).domain.name
+    journal.log(INFO, f"xl has failed to start guest {name}; waiting until one of its disks has changed.")
+    return True
+
+
+def disks_now(snapshot: Snapshot, watch: Watch) -> str:
+    """What tells whether a disk has changed; nothing if the guest has none here."""
+    calls: dict[str, Call] = {path: partial(disk_now, path, watch.host) for path in snapshot.disks}
+    answers = watch.files.run("identity", calls, time.monotonic() + MAX_FIRST_LOOK)
+    return "".join(f"{path} {answer}\n" for path, answer in answers.items())
+
+
+def disk_now(path: str, host: HostPaths) -> str:
+    """What tells whether this disk has changed. May block."""
+    status = os.stat(path)
+    if not stat.S_ISBLK(status.st_mode):
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+    # Not the times of the node: udev sets them at each event, and to open a disk may make one.
+    directory = f"{host.sys}/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    return " ".join([str(status.st_rdev), *(attribute(directory, key) for key in ("diskseq", "size", "ro"))])
+
+
+def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journal) -> int:
     """Starts a guest, unless it runs. What xl says of a failure goes to the journal."""
     from subprocess import DEVNULL, PIPE, STDOUT, run
 
     name, file = guest.domain.name, guest.domain.source
     if output_of("xl", "domid", name):
         raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
+    states = read_drbd_states(watch.host)
+    for path in snapshot.disks:
+        role, peer_role, *_ = states.get(place_of(Required((path,)), watch.host).removeprefix("drbd"), ("", ""))
+        if peer_role == "Primary" != role:  # as with allow-two-primaries
+            raise LeftAlone(f"guest {name} may run on the peer, where its disk {path} is Primary.", EXIT_TIMED_OUT)
     command = ["xl", "create", "--quiet", "--defconfig", file]
     process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
     if process.returncode == 0:
         journal.log_all(INFO, [(f"guest {name} is started: its disks are there.", {"DOMAIN": name})], always=True)
         return EXIT_READY
     journal.log_all(ERR, [(f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()])
-    journal.log(
-        ERR, f"guest {name} could not be started with {file}; xl's status is {process.returncode}.", DOMAIN=name
-    )
-    with suppress(OSError), open(f"{LATE_DIRECTORY}/{name}", "w") as tried:
-        tried.write(what_is_there(snapshot))
+    reason = f"could not be started with {file}; xl's status is {process.returncode}"
+    journal.log(ERR, f"guest {name} {reason}.", DOMAIN=name)
+    with suppress(OSError), open(tried_file(snapshot), "w") as tried:
+        tried.write(disks_now(snapshot, watch))
     return EXIT_TIMED_OUT
 
 
@@ -3046,6 +3112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.timeout is not None:
         settings = settings._replace(timeout=options.timeout)
     level, level_problems = log_level(settings, options, os.environ)
+    if options.command == "late" and not options.quiet:
+        level = max(level, INFO)  # what became of the guest
     journal = Journal(level, sys.stderr, patient=options.command != "wait")
     if options.command == "last":
         return show_last_wait(journal, as_json=options.json)
@@ -3114,7 +3182,7 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
 def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
     """Which of these names of guests is not one, and which may be meant; nothing if all are."""
     for name in names:
-        if not any(is_named(guest, (name,)) for guest in snapshot.read.values()):
+        if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
             known = {one for domain in domains for one in (domain.name, os.path.basename(domain.source))}
             return f"'{name}' is not a guest that starts at boot ({closest(name, sorted(known))})."

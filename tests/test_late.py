@@ -159,6 +159,45 @@ def test_a_guest_that_was_saved_is_not_created_afresh(late_host: LateHost) -> No
     assert_left_alone(late_host, late_host.late("web").end(), xwd.EXIT_TIMED_OUT, reason)
 
 
+@pytest.mark.parametrize("name", ["web", "web.cfg", "web01"])
+def test_a_saved_guest_is_known_by_its_own_name(late_host: LateHost, name: str) -> None:
+    file = late_host.guest("web01", late_host.image("web")).rename(late_host.auto / "web.cfg")
+    saved = late_host.saved("web01", late_host.images / "web")
+    reason = f"guest web01 was saved in {saved}, and is not started from its configuration"
+    assert_left_alone(late_host, late_host.late(name).end(), xwd.EXIT_TIMED_OUT, reason)
+    assert file.exists()
+
+
+def test_a_name_is_that_of_a_guest_rather_than_of_a_file(late_host: LateHost) -> None:
+    late_host.guest("db", late_host.image("db")).rename(late_host.auto / "web.cfg")
+    file = late_host.guest("web", late_host.image("web")).rename(late_host.auto / "zz.cfg")
+    late_host.late("web").end()
+    assert late_host.created() == [f"create --quiet --defconfig {file}"]
+
+
+def test_a_configuration_that_is_not_there_yet_is_waited_for(late_host: LateHost, tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    (late_host.auto / "10.cfg").symlink_to(later)
+    with late_host.late("-v", "web") as running:
+        file = late_host.guest("web", late_host.image("web")).rename(later)
+        assert running.end().status == xwd.EXIT_READY
+    assert file == later and late_host.created() == [f"create --quiet --defconfig {late_host.auto}/10.cfg"]
+
+
+def test_a_wait_with_a_timeout_ends(late_host: LateHost) -> None:
+    late_host.guest("web", late_host.images / "web")
+    assert late_host.late("--timeout", "200ms", "web").end().status == xwd.EXIT_TIMED_OUT
+    assert late_host.created() == []
+
+
+def test_what_has_failed_is_known_by_the_name_of_the_guest(late_host: LateHost) -> None:
+    late_host.guest("web01", late_host.image("web")).rename(late_host.auto / "web.cfg")
+    late_host.let_xl("exit 1")
+    late_host.late("web").end()
+    with late_host.late("--no-start", "-v", "web") as running:
+        running.wait_for("xl has failed to start guest web01")
+
+
 def test_a_saved_guest_counts_only_if_xendomains_restores(late_host: LateHost) -> None:
     late_host.settings.write_text(late_host.settings.read_text().replace("=true", "=false"))
     late_host.guest("web", late_host.image("web"))
@@ -180,7 +219,7 @@ def test_after_a_failure_it_waits_until_a_disk_has_changed(late_host: LateHost) 
     late_host.guest("web", late_host.image("web"))
     late_host.let_xl("exit 1")
     late_host.late("web").end()
-    with late_host.late("--no-start", "web") as running:
+    with late_host.late("--no-start", "-v", "web") as running:
         running.wait_for("xl has failed to start guest web; waiting until one of its disks has changed.")
         assert running.process.poll() is None
     (late_host.images / "web").write_text("changed")

@@ -110,6 +110,14 @@ def test_of_several_paths_one_is_enough(tmp_path: Path) -> None:
     assert xwd.check_disk(xwd.Required((new, no)), evidence) == missing("does not exist")
 
 
+def test_of_several_paths_the_one_that_is_there_tells_what_is_lacking(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    required = xwd.Required((str(tmp_path / "new"), str(old)))
+    found = xwd.check_disk(required, xwd.Evidence(NO_UDEV))
+    assert found == not_ready("is a directory, neither a block device nor a regular file")
+
+
 class Machine:
     """A made-up /sys and /run/udev with one block device."""
 
@@ -273,6 +281,19 @@ def test_of_a_device_that_udev_does_not_know_there_are_no_properties(machine: Ma
 def test_a_loop_device_whose_file_has_a_name_that_is_no_utf8_is_ready(machine: Machine) -> None:
     machine.device("loop7", loop__backing_file="")
     (machine.sys / "devices" / "loop7" / "loop" / "backing_file").write_bytes(b"/srv/b\xfcro.img\n")
+    assert machine.look() == xwd.READY
+
+
+def test_a_drive_without_a_cd_is_ready_for_a_guest(machine: Machine) -> None:
+    machine.device("sr0", size=0)
+    machine.udev("ID_CDROM=1", "SYSTEMD_READY=0")
+    assert machine.look() == xwd.READY
+
+
+def test_an_array_with_a_physical_volume_that_lvm_has_not_activated_is_ready_for_a_guest(machine: Machine) -> None:
+    """The volume group may be the guest's own."""
+    machine.device("md127", md__array_state="clean")
+    machine.udev("ID_FS_TYPE=LVM2_member", "SYSTEMD_READY=0")
     assert machine.look() == xwd.READY
 
 

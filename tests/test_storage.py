@@ -319,6 +319,9 @@ def test_drbd_9_by_its_status(host: Callable[[str], HostPaths], monkeypatch: pyt
     status = status.replace('"disk-state": "UpToDate"', '"disk-state": "Inconsistent"')
     said["Inconsistent, the peer UpToDate"] = status
     said["Inconsistent, the peer Outdated"] = status.replace("UpToDate", "Outdated")
+    said["Primary on the peer"] = said["UpToDate and UpToDate"].replace(
+        '"peer-role": "Secondary"', '"peer-role": "Primary"'
+    )
     said["unknown"] = ""
     reasons = {}
     for name, text in said.items():
@@ -327,6 +330,7 @@ def test_drbd_9_by_its_status(host: Callable[[str], HostPaths], monkeypatch: pyt
     assert reasons == {
         **dict.fromkeys(said, ""),
         "Inconsistent, the peer Outdated": "DRBD's disk is Inconsistent, and the peer has one that is Outdated",
+        "Primary on the peer": "DRBD is Secondary, and its peer is Primary",
     }
 
 
@@ -462,6 +466,64 @@ def test_a_mirror_needs_one_leg_and_a_stripe_all(tmp_path: Path) -> None:
 )
 def test_states(tmp_path: Path, name: str, attributes: dict[str, str], reason: str) -> None:
     assert usable(made_up(tmp_path, **{name: attributes}), name.replace("_", "-")) == reason
+
+
+def test_a_layer_that_was_removed_is_one_that_is_lacking(tmp_path: Path) -> None:
+    """The kernel keeps the link to it as long as something stands on it."""
+    here = made_up(tmp_path, sda={}, dm_0={"dm/name": "vg-lv", "dm/uuid": "LVM-1", "slaves": "sda"})
+    assert usable(here, "vg-lv") == ""
+    (tmp_path / "sys/class/block/sda").unlink()
+    assert usable(here, "vg-lv") == "/dev/sda below it: it was removed"
+
+
+def test_an_nvme_disk_of_several_controllers_needs_one(tmp_path: Path) -> None:
+    states = {"device/nvme0/state": "connecting", "device/nvme1/state": "live"}
+    here = made_up(tmp_path, nvme0n1=states)
+    assert usable(here, "nvme0n1") == ""
+    (tmp_path / "sys/devices/nvme0n1/device/nvme1/state").write_text("deleting\n")
+    assert usable(here, "nvme0n1") == "none of its NVMe controllers is live"
+
+
+def test_what_makes_a_device_writable_depends_on_what_it_is(tmp_path: Path) -> None:
+    here = made_up(
+        tmp_path,
+        md0={"ro": "1", "md/array_state": "readonly"},
+        dm_0={"ro": "1", "dm/name": "vg-lv"},
+        sda={"ro": "1"},
+    )
+    hints = {name: look(here, name, WRITES)[1] for name in ("md0", "vg-lv", "sda")}
+    assert hints == {
+        "md0": "mdadm --readwrite /dev/md0",
+        "vg-lv": "lvchange -prw /dev/mapper/vg-lv",
+        "sda": "blockdev --setrw /dev/sda",
+    }
+
+
+def test_a_mount_unit_that_is_masked_says_nothing(tmp_path: Path) -> None:
+    units = tmp_path / "etc" / "systemd" / "system"
+    units.mkdir(parents=True)
+    (units / "tmp.mount").symlink_to("/dev/null")
+    assert missing(paths_below(tmp_path), "/nowhere/image") == (
+        "does not exist, nor does the directory /nowhere",
+        "",
+    )
+
+
+def test_an_array_of_mdadm_conf_may_go_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "mdadm.conf").write_text("ARRAY /dev/md/0 metadata=1.2 UUID=1:2:3:4\n")
+    here = paths_below(tmp_path)
+    assert missing(here, "/dev/md0")[0] == "no member of an array md0, which is in mdadm.conf, is there"
+
+
+def test_other_entries_of_udev_leave_room_for_block_devices(tmp_path: Path) -> None:
+    here = made_up(tmp_path, sda={})
+    data = tmp_path / "run" / "udev" / "data"
+    data.mkdir(parents=True)
+    (data / "b7:0").write_text("S:disk/by-id/wwn-1\nE:ID_FS_UUID=1234\n")
+    for number in range(xwd.MAX_FILES):
+        (data / f"+scsi:{number}").touch()
+    assert xwd.Evidence(here).at("/dev/disk/by-id/wwn-1") == "sda"
 
 
 def test_a_layer_that_udev_still_processes(tmp_path: Path) -> None:
