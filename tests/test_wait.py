@@ -525,7 +525,6 @@ SLOW_TO_IMPORT = {
     "argparse",
     "asyncio",
     "configobj",
-    "json",
     "logging",
     "pyudev",
     "shutil",
