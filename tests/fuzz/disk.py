@@ -41,6 +41,7 @@ def as_specification(disk: xwd.Disk) -> str:
         "backendtype": disk.backendtype,
         "script": disk.script,
         "devtype": "cdrom" if disk.cdrom else "disk",
+        "access": "w" if disk.writes else "r",
     }
     given = [f"{key}={value}," for key, value in parameters.items() if value or key == "vdev"]
     return "".join([*given, f"target={disk.target},"])

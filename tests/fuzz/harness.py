@@ -142,7 +142,7 @@ def check_file(path: str, kind: str) -> xwd.Guest | None:
 def check_guest(guest: xwd.Guest) -> xwd.Guest:
     """It can be looked at, printed on lines of its own, and is valid JSON."""
     assert not guest.status.is_awaited(), "a file that can be read is nothing to wait for"
-    assert len(guest.domain.disks) == len(guest.required)
+    assert len(guest.domain.needs()) == len(guest.required)
     disks = {r.paths[0]: xwd.check_disk(r, xwd.Evidence(xwd.HostPaths())) for r in guest.required if r.paths}
     assert all(path.startswith("/") for path in disks)
     file = guest.domain.source
@@ -150,7 +150,7 @@ def check_guest(guest: xwd.Guest) -> xwd.Guest:
     is_ready = guest.status == xwd.READY
     (domain,) = json.loads(xwd.as_json(snapshot).encode())["domains"]
     assert (domain["error"] is None) == is_ready
-    assert len(xwd.as_table(snapshot).split("\n")) == 1 + max(1, len(guest.domain.disks))
+    assert len(xwd.as_table(snapshot).split("\n")) == 1 + max(1, len(guest.domain.needs()))
     problems = xwd.problems_of(snapshot)[file]
     assert problems or is_ready
     check_sentences(problems)
