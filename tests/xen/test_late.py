@@ -68,11 +68,10 @@ def test_a_guest_whose_disk_comes_after_the_timeout_comes_up(boot: Boot) -> None
     assert "guest late is started: its disks are there." in boot.messages("xendomains-late@late.service")
 
 
-def test_it_starts_soon_after_its_disk_is_there(boot: Boot) -> None:
-    started = boot.entry("guest late is started: its disks are there.")
-    seconds = int(started["__MONOTONIC_TIMESTAMP"]) / 1e6 - boot.ready_at("disk")
-    # xl takes its time as well, for which Python's start is no measure.
-    assert seconds < 2 * boot.soon + (boot.ready_at("guest") - boot.ready_at("disk")) / 2
+def test_its_disk_is_noticed_at_once(boot: Boot) -> None:
+    """How long xl takes then depends on the machine."""
+    found = boot.entry(r"disk /dev/mapper/late found \(after [0-9]+ seconds\)")
+    assert int(found["__MONOTONIC_TIMESTAMP"]) / 1e6 - boot.ready_at("disk") < 2 * boot.soon
 
 
 def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
