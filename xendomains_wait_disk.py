@@ -1058,7 +1058,9 @@ class Evidence:
         self.host = host
         self.explains = explains  # why something is not ready, which takes longer than to see that it is not
         self.text = lru_cache(None)(read_evidence)
+        self.rows = lru_cache(None)(partial(rows, evidence=self))
         self.devices = lru_cache(None)(partial(known_devices, host)) if explains else list
+        self.names_by_path = lru_cache(None)(partial(names_by_path, self))
         self.drbd_states = lru_cache(None)(partial(read_drbd_states, host))
         self.lack_of = lru_cache(None)(partial(lack_of, evidence=self))
         self.lack_at = lru_cache(None)(partial(lack_at, evidence=self))
@@ -1069,9 +1071,13 @@ class Evidence:
 
     def at(self, path: str) -> str:
         """The kernel's name of the device that udev has put or linked there; nothing if there is none."""
-        devices = self.devices() if path.startswith("/dev/") else ()
-        known = ((device.name, f"/dev/{device.name.replace('!', '/')}", *device.links) for device in devices)
-        return next((name for name, *paths in known if path in paths), "")
+        return self.names_by_path().get(path, "") if path.startswith("/dev/") else ""
+
+
+def names_by_path(evidence: Evidence) -> dict[str, str]:
+    """The kernel's names of all devices that udev knows, by their nodes and links."""
+    paths = {link: device.name for device in evidence.devices() for link in device.links}
+    return {**paths, **{f"/dev/{device.name.replace('!', '/')}": device.name for device in evidence.devices()}}
 
 
 def read_evidence(path: str) -> str:
@@ -1370,11 +1376,11 @@ def lack_at(path: str, evidence: Evidence) -> Lack | None:
 def missing_file(match: re.Match[str], evidence: Evidence) -> Lack | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
     host = evidence.host
-    plans = {where: (source, "/etc/fstab") for source, where, *_ in rows(f"{host.etc}/fstab", evidence)}
+    plans = {where: (source, "/etc/fstab") for source, where, *_ in evidence.rows(f"{host.etc}/fstab")}
     plans = {**mount_units(evidence), **plans}
     where = max((one for one in plans if match[0].startswith(f"{one.rstrip('/')}/")), key=len, default="/")
     # Where systemd mounts on demand, autofs is mounted until then.
-    lines = rows(f"{host.proc}/self/mountinfo", evidence)
+    lines = evidence.rows(f"{host.proc}/self/mountinfo")
     mounted = {os.path.normpath(words[4]) for words in lines if words[4:] and "autofs" not in words}
     if where == "/" or os.path.normpath(where) in mounted:
         return None
@@ -1433,7 +1439,7 @@ def is_in_mdadm_conf(name: str, evidence: Evidence) -> bool:
 
 def missing_crypt(match: re.Match[str], evidence: Evidence) -> Lack | None:
     """A LUKS volume: crypttab(5)."""
-    for name, source, *more in rows(f"{evidence.host.etc}/crypttab", evidence):
+    for name, source, *more in evidence.rows(f"{evidence.host.etc}/crypttab"):
         if name == match["name"]:
             device = evidence.at(path_of(source))
             noauto = " (option noauto)" if "noauto" in ",".join(more[1:]).split(",") else ""
@@ -1448,7 +1454,7 @@ def missing_map(match: re.Match[str], evidence: Evidence) -> Lack | None:
     """A multipath map by its alias, the name it is bound to, or its WWID: multipath.conf(5)."""
     name, etc = match["name"], evidence.host.etc
     wwid, file = name if f"/{name}/\n" in evidence.text(f"{etc}/multipath/wwids") else "", "wwids"
-    for alias, bound, *_ in rows(f"{etc}/multipath/bindings", evidence):
+    for alias, bound, *_ in evidence.rows(f"{etc}/multipath/bindings"):
         wwid, file = (bound, "bindings") if alias == name else (wwid, file)
     for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", evidence.text(f"{etc}/multipath.conf")):
         keys = dict(re.findall(r'^\s*(wwid|alias)\s+"?([^"\s]+)', entry, re.MULTILINE))
@@ -1879,7 +1885,7 @@ class Snapshot(NamedTuple):
     guests: Mapping[str, Guest] = {}
     disks: Mapping[str, Status] = {}
     read: Mapping[str, Guest] = {}  # with those that were not asked for
-    explained: float = float("-inf")  # when the reasons were found
+    explain_at: float = float("-inf")  # when to look for reasons again
 
     def disk_status(self, required: Required) -> Status:
         """How the disk is that requires this."""
@@ -1918,10 +1924,12 @@ def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready:
     directories = list_files(watch, known, deadline, recheck_ready)
     read = read_guests(watch, directories, known, deadline, recheck_ready)
     guests = guests_named(read, watch.names)
-    now = time.monotonic()
-    explains = recheck_ready or now >= known.explained + MAX_REASON_AGE
+    explains = recheck_ready or time.monotonic() >= known.explain_at
+    spent = time.process_time()
     disks = check_disks(watch, guests, known, deadline, recheck_ready, explains)
-    return Snapshot(directories, guests, disks, read, now if explains else known.explained)
+    # With hundreds of disks on a slow host it takes long, and what has become ready is not to wait for it.
+    next_time = time.monotonic() + max(MAX_REASON_AGE, 20 * (time.process_time() - spent))
+    return Snapshot(directories, guests, disks, read, next_time if explains else known.explain_at)
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
@@ -2806,7 +2814,7 @@ def holders_of(name: str, host: HostPaths) -> list[str]:
 def used_by_host(evidence: Evidence) -> dict[str, str]:
     """The devices that this host itself uses, and what for."""
     host, used = evidence.host, {}
-    for path, *_ in rows(f"{host.proc}/swaps", evidence):
+    for path, *_ in evidence.rows(f"{host.proc}/swaps"):
         used[os.path.basename(os.path.realpath(path))] = "is swap space"
     for words in mounts(evidence):
         # btrfs has a number of its own, and only the source tells the device.
@@ -2818,7 +2826,7 @@ def used_by_host(evidence: Evidence) -> dict[str, str]:
 
 def mounts(evidence: Evidence) -> list[list[str]]:
     """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
-    return [words for words in rows(f"{evidence.host.proc}/self/mountinfo", evidence) if "-" in words[5:-2]]
+    return [words for words in evidence.rows(f"{evidence.host.proc}/self/mountinfo") if "-" in words[5:-2]]
 
 
 def check_reboot(use: Use, evidence: Evidence) -> Iterator[Finding]:
@@ -2849,7 +2857,7 @@ def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
         files = [f"{host.etc}/{one}" for one in ("rc.local", "rc.d/rc.local", "init.d/boot.local")]
         files += [f"{units}/{one}" for one in names_in(units, r".*\.service")]
         scripts = re.search("losetup|nbd-client", "\n".join(map(evidence.text, files)))
-        is_known = scripts or name in [words[0] for words in rows(f"{host.etc}/nbdtab", evidence)]
+        is_known = scripts or name in [words[0] for words in evidence.rows(f"{host.etc}/nbdtab")]
         return None if is_known else Lack(f"nothing sets up {name} at boot", "let a unit do that")
     if target := iscsi_session(name, host)[0]:
         startups = {startup for (one, _), startup in iscsi_nodes(evidence).items() if one == target}
@@ -2858,7 +2866,7 @@ def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
             return Lack(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
-        lines = {words[0]: ",".join(words[3:]).split(",") for words in rows(f"{host.etc}/crypttab", evidence)}
+        lines = {words[0]: ",".join(words[3:]).split(",") for words in evidence.rows(f"{host.etc}/crypttab")}
         if mapped not in lines and mapped.removeprefix("luks-") not in evidence.text(f"{host.proc}/cmdline"):
             return Lack(f"{mapped} is not in /etc/crypttab", "add a line for it")
         if "noauto" in lines.get(mapped, ()):
@@ -2884,7 +2892,7 @@ def why_mount_stays_away(path: str, evidence: Evidence) -> Lack | None:
         return None
     if re.match("nfs|cifs", kinds[where]):  # what the server has mounted there is mounted below it
         where = min((one for one in kinds if kinds[one] == kinds[where]), key=len)
-    lines = rows(f"{evidence.host.etc}/fstab", evidence)
+    lines = evidence.rows(f"{evidence.host.etc}/fstab")
     options = {os.path.normpath(words[1]): ",".join(words[3:4]) for words in lines}
     if where in options:
         noauto = "noauto" in options[where].split(",") and "x-systemd.automount" not in options[where]

@@ -591,7 +591,7 @@ def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: Clock, tmp_pa
     clock.now += xwd.MAX_REASON_AGE - 1
     assert reason(known)[0] == not_mounted
     assert reason(known, anew=True)[0] == plain
-    clock.now += 1
+    clock.now += 2
     assert reason(known)[0] == plain
 
 
