@@ -813,6 +813,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     it = Clock()
     fake = SimpleNamespace(
         monotonic=lambda: it.now,
+        process_time=lambda: 0.0,
         time=lambda: it.now,
         sleep=time.sleep,
         localtime=time.localtime,
