@@ -2077,6 +2077,8 @@ def check_disks(
         statuses[path] = known.disks.get(path, READY)
         if anew or path not in known.disks or statuses[path] != READY:
             calls[path] = partial(check_disk, required, evidence)
+    if explains and calls:  # once, and not by each thread for itself
+        watch.files.run("evidence", {watch.host.run: evidence.names_by_path}, deadline, anew)
     for path, answer in watch.files.run("check", calls, deadline, anew).items():
         if isinstance(answer, Exception):
             answer = Status(State.NOT_READY, error_text(answer))
