@@ -2070,16 +2070,22 @@ def check_disks(
     watch: Watch, guests: Mapping[str, Guest], known: Snapshot, deadline: float, anew: bool, explains: bool
 ) -> dict[str, Status]:
     """How each disk is that the guests require, by path."""
-    evidence = Evidence(watch.host, explains=explains)
-    statuses = {}
-    calls: dict[str, Call] = {}
-    for path, required in required_paths(guests).items():
-        statuses[path] = known.disks.get(path, READY)
-        if anew or path not in known.disks or statuses[path] != READY:
-            calls[path] = partial(check_disk, required, evidence)
-    if explains and calls:  # once, and not by each thread for itself
+    needed = required_paths(guests)
+    statuses = {path: known.disks.get(path, READY) for path in needed}
+    checked = [path for path in needed if anew or path not in known.disks or statuses[path] != READY]
+
+    def look(purpose: str, paths: Iterable[str], evidence: Evidence) -> dict[str, Any]:
+        calls: dict[str, Call] = {path: partial(check_disk, needed[path], evidence) for path in paths}
+        return watch.files.run(purpose, calls, deadline, anew)
+
+    answers = look("check", checked, Evidence(watch.host, explains=False))
+    awaited = [path for path, answer in answers.items() if isinstance(answer, Status) and answer.is_awaited()]
+    if explains and awaited:
+        evidence = Evidence(watch.host)
+        # What udev knows is read once, and not by each thread for itself.
         watch.files.run("evidence", {watch.host.run: evidence.names_by_path}, deadline, anew)
-    for path, answer in watch.files.run("check", calls, deadline, anew).items():
+        answers.update(look("explain", awaited, evidence))
+    for path, answer in answers.items():
         if isinstance(answer, Exception):
             answer = Status(State.NOT_READY, error_text(answer))
         # Without an explanation, a reason of before says more.

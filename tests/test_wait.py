@@ -168,15 +168,15 @@ def test_events_are_collected_from_before_the_look_on(
     def block_events(_: xwd.HostPaths) -> None:
         happened.append("listens")
 
-    def check_disk(*_: object) -> xwd.Status:
-        happened.append("looks")
+    def check_disk(_: xwd.Required, evidence: xwd.Evidence) -> xwd.Status:
+        happened.append("explains" if evidence.explains else "looks")
         return xwd.Status(xwd.State.MISSING)
 
     monkeypatch.setattr(xwd, "block_events", block_events)
     monkeypatch.setattr(xwd, "check_disk", check_disk)
     host.guest("web", host.images / "a")
     clock.wait(host, timeout=1)
-    assert happened[:3] == ["looks", "listens", "looks"]
+    assert happened[:4] == ["looks", "explains", "listens", "looks"]
 
 
 def sleep(clock: Clock, seconds: float, calls: dict[str, Callable[[], object]] | None = None) -> None:
