@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from _socket import socket as Socket
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import FrameType
-    from typing import IO, Any, Callable, Literal, NoReturn
+    from typing import IO, Any, Callable, Literal, NoReturn, TypeVar
 
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
     Key = tuple[str, str]
     # The role of a DRBD device and its peer's, its disk and its peer's: drbdsetup(8); and if it promotes itself.
     DrbdState = tuple[str, str, str, str, bool]
+    Found = TypeVar("Found")
     # The text, and its fields for the journal.
     Message = tuple[str, dict[str, str]]
 
@@ -97,6 +98,7 @@ MAX_THREADS = 16  # that make calls at the same time, besides those which are st
 MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
+MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
 MAX_SENDING = 0.3  # a message may take to be delivered
 MAX_SENDING_ALL = 0.9  # all the messages that are said at once
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
@@ -1059,25 +1061,30 @@ class Evidence:
         self.explains = explains  # why something is not ready, which takes longer than to see that it is not
         self.text = lru_cache(None)(read_evidence)
         self.rows = lru_cache(None)(partial(rows, evidence=self))
-        self.devices = lru_cache(None)(partial(known_devices, host)) if explains else list
-        self.names_by_path = lru_cache(None)(partial(names_by_path, self))
-        self.drbd_states = lru_cache(None)(partial(read_drbd_states, host))
+        self.udev_device = lru_cache(None)(partial(udev_device, host=host))
+        self._once = lru_cache(None)(lambda find: find(self))
         self.lack_of = lru_cache(None)(partial(lack_of, evidence=self))
         self.lack_at = lru_cache(None)(partial(lack_at, evidence=self))
 
+    def once(self, find: Callable[[Evidence], Found]) -> Found:
+        """What this function finds, which is called at the first time only."""
+        found: Found = self._once(find)
+        return found
+
     def having(self, value: str, *keys: str) -> list[Device]:
         """The devices of which one of these properties has this value."""
-        return [device for device in self.devices() if value in map(device.properties.get, keys)]
+        return [device for device in self.once(known_devices) if value in map(device.properties.get, keys)]
 
     def at(self, path: str) -> str:
         """The kernel's name of the device that udev has put or linked there; nothing if there is none."""
-        return self.names_by_path().get(path, "") if path.startswith("/dev/") else ""
+        return self.once(names_by_path).get(path, "") if path.startswith("/dev/") else ""
 
 
 def names_by_path(evidence: Evidence) -> dict[str, str]:
     """The kernel's names of all devices that udev knows, by their nodes and links."""
-    paths = {link: device.name for device in evidence.devices() for link in device.links}
-    return {**paths, **{f"/dev/{device.name.replace('!', '/')}": device.name for device in evidence.devices()}}
+    devices = evidence.once(known_devices)
+    paths = {link: device.name for device in devices for link in device.links}
+    return {**paths, **{f"/dev/{device.name.replace('!', '/')}": device.name for device in devices}}
 
 
 def read_evidence(path: str) -> str:
@@ -1095,12 +1102,13 @@ def names_in(directory: str, pattern: str = "") -> list[str]:
     return []
 
 
-def known_devices(host: HostPaths) -> list[Device]:
-    """All block devices that udev knows."""
+def known_devices(evidence: Evidence) -> list[Device]:
+    """All block devices that udev knows; none, if nothing is to be explained."""
+    directory = f"{evidence.host.run}/udev/data"
     devices = []
-    for entry in names_in(f"{host.run}/udev/data", "b[0-9]{1,9}:[0-9]{1,9}"):
+    for entry in names_in(directory, "b[0-9]{1,9}:[0-9]{1,9}") if evidence.explains else ():
         with suppress(OSError):
-            if device := udev_device(entry, host):
+            if device := evidence.udev_device(entry):
                 devices.append(device)
     return devices
 
@@ -1117,6 +1125,11 @@ def udev_device(entry: str, host: HostPaths) -> Device | None:
     name = os.path.basename(os.readlink(f"{host.sys}/dev/block/{entry[1:]}"))
     links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
     return Device(name, links, dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE)))
+
+
+def sysfs_of(number: int, host: HostPaths) -> str:
+    """The link in sysfs to the device with this number; its target ends in the kernel's name of the device."""
+    return f"{host.sys}/dev/block/{os.major(number)}:{os.minor(number)}"
 
 
 def node(name: str, host: HostPaths) -> str:
@@ -1154,7 +1167,7 @@ def lack_of_itself(name: str, evidence: Evidence) -> Lack | None:
 def lack_in_udev(name: str, evidence: Evidence, is_disk: bool = False) -> Lack | None:
     """What a device lacks according to udev; there is more that a device lacks which is the disk itself."""
     number = attribute(f"{evidence.host.sys}/class/block/{name}", "dev")
-    device = udev_device(f"b{number}", evidence.host)
+    device = evidence.udev_device(f"b{number}")
     properties = device.properties if device else {}
     # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
     # (udev-worker.c; `udevadm wait` looks at the same).
@@ -1240,8 +1253,7 @@ def why_scsi_does_not_run(name: str, state: str, evidence: Evidence) -> Lack:
 def why_nvme_has_no_path(name: str, evidence: Evidence) -> Lack | None:
     """A disk of several NVMe controllers (native multipath), which needs one of them."""
     directory = f"{evidence.host.sys}/class/block/{name}/device"
-    controllers = [one for one in names_in(directory) if re.fullmatch("nvme[0-9]+", one)]
-    states = [attribute(f"{directory}/{one}", "state") for one in controllers]
+    states = [attribute(f"{directory}/{one}", "state") for one in names_in(directory, "nvme[0-9]+")]
     return Lack("none of its NVMe controllers is live", below=name) if states and "live" not in states else None
 
 
@@ -1280,9 +1292,9 @@ DEVICE_STATES: Sequence[tuple[str, str, tuple[str, ...], bool, str | Callable[[s
 )
 
 
-def read_drbd_states(host: HostPaths) -> dict[str, DrbdState]:
+def drbd_states(evidence: Evidence) -> dict[str, DrbdState]:
     """The state of each DRBD device, by number. Version 8 tells of them in /proc, version 9 only that it is there."""
-    text = read_evidence(f"{host.proc}/drbd")
+    text = evidence.text(f"{evidence.host.proc}/drbd")
     if text.startswith("version: 9"):
         return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
     found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
@@ -1321,16 +1333,17 @@ def why_drbd_cannot_be_used(name: str, promotes: bool, evidence: Evidence) -> La
     """A DRBD device with good data neither here nor at its peer, or which nothing makes Primary when a guest starts."""
     minor = name[len("drbd") :].partition("p")[0]
     unknown = ("Primary", "", "UpToDate", "", False)
-    role, peer_role, disk, peer_disk, promotes_itself = evidence.drbd_states().get(minor, unknown)
+    role, peer_role, disk, peer_disk, promotes_itself = evidence.once(drbd_states).get(minor, unknown)
     if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
         peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
         return Lack(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
-    is_shared = any("allow-two-primaries" in text for text in drbd_resources(evidence).values())
+    resources = evidence.once(drbd_resources)
+    is_shared = any("allow-two-primaries" in text for text in resources.values())
     if role == "Primary" or ((promotes or promotes_itself) and (peer_role != "Primary" or is_shared)):
         return None
     if peer_role == "Primary":
         return Lack(f"DRBD is {role}, and its peer is Primary", "drbdadm status", name)
-    resource = next((one for one, text in drbd_resources(evidence).items() if has_minor(text, minor)), "RESOURCE")
+    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
     peer = ", and its peer is not connected" if peer_role == "Unknown" else ""
     return Lack(f"DRBD is {role}{peer}", f"drbdadm primary {resource}", name)
 
@@ -1377,11 +1390,10 @@ def missing_file(match: re.Match[str], evidence: Evidence) -> Lack | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
     host = evidence.host
     plans = {where: (source, "/etc/fstab") for source, where, *_ in evidence.rows(f"{host.etc}/fstab")}
-    plans = {**mount_units(evidence), **plans}
+    plans = {**evidence.once(mount_units), **plans}
     where = max((one for one in plans if match[0].startswith(f"{one.rstrip('/')}/")), key=len, default="/")
     # Where systemd mounts on demand, autofs is mounted until then.
-    lines = evidence.rows(f"{host.proc}/self/mountinfo")
-    mounted = {os.path.normpath(words[4]) for words in lines if words[4:] and "autofs" not in words}
+    mounted = {os.path.normpath(words[4]) for words in mounts(evidence) if "autofs" not in words}
     if where == "/" or os.path.normpath(where) in mounted:
         return None
     source, file = plans[where]
@@ -1399,6 +1411,11 @@ def mount_units(evidence: Evidence) -> dict[str, tuple[str, str]]:
             if "Where" in keys:  # one that is masked has nothing
                 plans[keys["Where"]] = (keys.get("What", ""), unit)
     return plans
+
+
+def mounts(evidence: Evidence) -> list[list[str]]:
+    """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
+    return [words for words in evidence.rows(f"{evidence.host.proc}/self/mountinfo") if "-" in words[5:-2]]
 
 
 def rows(path: str, evidence: Evidence) -> list[list[str]]:
@@ -1439,15 +1456,22 @@ def is_in_mdadm_conf(name: str, evidence: Evidence) -> bool:
 
 def missing_crypt(match: re.Match[str], evidence: Evidence) -> Lack | None:
     """A LUKS volume: crypttab(5)."""
-    for name, source, *more in evidence.rows(f"{evidence.host.etc}/crypttab"):
-        if name == match["name"]:
-            device = evidence.at(path_of(source))
-            noauto = " (option noauto)" if "noauto" in ",".join(more[1:]).split(",") else ""
-            there = f"/dev/{device} is there" if device else f"{source} is missing"
-            hint = "systemctl start 'systemd-cryptsetup@{}'".format(name.replace("-", r"\x2d"))
-            reason = f"is not opened; its device {there}{noauto}, according to /etc/crypttab"
-            return Lack(reason, hint, "" if device else path_of(source))
-    return None
+    name = match["name"]
+    source, options = crypttab(evidence).get(name, ("", []))
+    if not source:
+        return None
+    device = evidence.at(path_of(source))
+    noauto = " (option noauto)" if "noauto" in options else ""
+    there = f"/dev/{device} is there" if device else f"{source} is missing"
+    hint = "systemctl start 'systemd-cryptsetup@{}'".format(name.replace("-", r"\x2d"))
+    reason = f"is not opened; its device {there}{noauto}, according to /etc/crypttab"
+    return Lack(reason, hint, "" if device else path_of(source))
+
+
+def crypttab(evidence: Evidence) -> dict[str, tuple[str, list[str]]]:
+    """The device of each LUKS volume, and its options."""
+    lines = evidence.rows(f"{evidence.host.etc}/crypttab")
+    return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
 
 
 def missing_map(match: re.Match[str], evidence: Evidence) -> Lack | None:
@@ -1502,7 +1526,7 @@ def missing_volume(match: re.Match[str], evidence: Evidence) -> Lack | None:
 def missing_iscsi_disk(match: re.Match[str], evidence: Evidence) -> Lack:
     """A LUN of an iSCSI target, by its path."""
     target, portal = match["target"], match["portal"]
-    state = iscsi_sessions(evidence).get(target)
+    state = evidence.once(iscsi_sessions).get(target)
     if state is None:
         return without_session(target, portal, evidence)
     if state != "LOGGED_IN":
@@ -1512,8 +1536,8 @@ def missing_iscsi_disk(match: re.Match[str], evidence: Evidence) -> Lack:
 
 def missing_lun(match: re.Match[str], evidence: Evidence) -> Lack | None:
     """A SCSI disk. Its name does not say of which target it was, but it is known which ones have no session."""
-    sessions = iscsi_sessions(evidence)
-    absent = {target: portal for target, portal in iscsi_nodes(evidence) if target not in sessions}
+    sessions = evidence.once(iscsi_sessions)
+    absent = {target: portal for target, portal in evidence.once(iscsi_nodes) if target not in sessions}
     if len(absent) == 1:
         return without_session(*absent.popitem(), evidence)
     reason = f"it is probably of one of the targets that have no session: {some(sorted(absent), MAX_LISTED)}"
@@ -1523,7 +1547,7 @@ def missing_lun(match: re.Match[str], evidence: Evidence) -> Lack | None:
 def without_session(target: str, portal: str, evidence: Evidence) -> Lack:
     """A target to which the host has not logged in."""
     reason = f"target {target} at {portal} has no session"
-    if startup := iscsi_nodes(evidence).get((target, portal)):
+    if startup := evidence.once(iscsi_nodes).get((target, portal)):
         return Lack(f"{reason}; node.startup is {startup}", f"iscsiadm -m node -T {target} --login")
     reason += ", nor is it among the nodes of open-iscsi"
     return Lack(reason, f"iscsiadm -m discovery -t sendtargets -p {portal}")
@@ -1555,13 +1579,13 @@ def iscsi_nodes(evidence: Evidence) -> dict[tuple[str, str], str]:
 
 def missing_drbd(match: re.Match[str], evidence: Evidence) -> Lack | None:
     """A DRBD device, by its resource or its number: it is there when the resource is up."""
-    resources = drbd_resources(evidence)
+    resources = evidence.once(drbd_resources)
     minor = match["minor"] or ""
     name = match["resource"] or next((one for one, text in resources.items() if has_minor(text, minor)), "")
     if name not in resources:
         return Lack(f"no resource {name or 'for it'} is in /etc/drbd.conf or /etc/drbd.d", "drbdadm dump")
-    minors = [one[4:] for one in names_in(f"{evidence.host.sys}/class/block") if one.startswith("drbd")]
-    is_up = any(has_minor(resources[name], one) for one in minors)
+    names = names_in(f"{evidence.host.sys}/class/block", "drbd.*")
+    is_up = any(has_minor(resources[name], one[len("drbd") :]) for one in names)
     return None if is_up else Lack(f"resource {name} is not up", f"drbdadm up {name}")
 
 
@@ -1631,6 +1655,10 @@ class Status(NamedTuple):
         """Whether this may become ready, and is waited for."""
         return self.state in (State.MISSING, State.NOT_READY)
 
+    def is_rejected(self) -> bool:
+        """Whether this will not come up, however long one waits."""
+        return self.state in (State.REFUSED, State.UNREADABLE)
+
 
 READY = Status(State.READY)
 
@@ -1664,14 +1692,13 @@ def path_status(path: str, required: Required, evidence: Evidence) -> Status:
 
 def why_not_ready(number: int, required: Required, evidence: Evidence) -> Lack | None:
     """Why the block device with this number cannot be used according to the kernel or udev, or nothing."""
-    host = evidence.host
-    directory = f"{host.sys}/dev/block/{os.major(number)}:{os.minor(number)}"
+    host, directory = evidence.host, sysfs_of(number, evidence.host)
     if not os.path.islink(directory):
         mounted = os.path.isdir(f"{host.sys}/dev/block")
         why = "the kernel has no such block device" if mounted else f"{host.sys}, which tells of it, is not mounted"
         return Lack(f"is a device file, but {why}")
     name = os.path.basename(os.readlink(directory))
-    lack = evidence.lack_of(name, promotes=required.promotes) if required.promotes else evidence.lack_of(name)
+    lack = evidence.lack_of(name, promotes=required.promotes)
     # DRBD 9 is read-only until it is opened to write.
     if lack is None and required.writes and not name.startswith("drbd") and attribute(directory, "ro") == "1":
         command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
@@ -1928,7 +1955,7 @@ def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready:
     spent = time.process_time()
     disks = check_disks(watch, guests, known, deadline, recheck_ready, explains)
     # With hundreds of disks on a slow host it takes long, and what has become ready is not to wait for it.
-    next_time = time.monotonic() + max(MAX_REASON_AGE, 20 * (time.process_time() - spent))
+    next_time = time.monotonic() + max(MAX_REASON_AGE, (time.process_time() - spent) / MAX_REASON_SHARE)
     return Snapshot(directories, guests, disks, read, next_time if explains else known.explain_at)
 
 
@@ -2083,7 +2110,8 @@ def check_disks(
     if explains and awaited:
         evidence = Evidence(watch.host)
         # What udev knows is read once, and not by each thread for itself.
-        watch.files.run("evidence", {watch.host.run: evidence.names_by_path}, deadline, anew)
+        read_udev: dict[str, Call] = {watch.host.run: partial(evidence.once, names_by_path)}
+        watch.files.run("evidence", read_udev, deadline, anew)
         answers.update(look("explain", awaited, evidence))
     for path, answer in answers.items():
         if isinstance(answer, Exception):
@@ -2543,7 +2571,7 @@ def counted(number: int, noun: str) -> str:
 
 def rejected(snapshot: Snapshot) -> list[Guest]:
     """The guests whose configurations xl will reject, or cannot be read."""
-    return [guest for guest in snapshot.guests.values() if guest.status.state in (State.REFUSED, State.UNREADABLE)]
+    return [guest for guest in snapshot.guests.values() if guest.status.is_rejected()]
 
 
 def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
@@ -2555,11 +2583,9 @@ def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
             problems[path].append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
     for file, guest in snapshot.guests.items():
         problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
-        if guest.status.state in (State.REFUSED, State.UNREADABLE):
-            rejected = " xl will reject it;" if guest.status.state is State.REFUSED else ""
-            problems[file] = [
-                f"{file}: {guest.status.reason}.{rejected or ' It is ignored;'} not waiting for its disks."
-            ]
+        if guest.status.is_rejected():
+            will = "xl will reject it" if guest.status.state is State.REFUSED else "It is ignored"
+            problems[file] = [f"{file}: {guest.status.reason}. {will}; not waiting for its disks."]
     return problems
 
 
@@ -2693,15 +2719,20 @@ def findings_of(snapshot: Snapshot, watch: Watch, *, reboot: bool) -> list[Findi
 
 def uses_of(snapshot: Snapshot, watch: Watch) -> list[Use]:
     """What the guests need of this host, also those that were not asked for, without what does not answer."""
-    needed = required_paths(snapshot.read).items()
-    calls: dict[str, Call] = {path: partial(place_of, required, watch.host) for path, required in needed}
-    places = watch.files.run("place", calls, time.monotonic() + MAX_FIRST_LOOK)
+    places = places_of(required_paths(snapshot.read), watch)
     return [
         Use(guest, disk, required, places[required.paths[0]])
         for guest in snapshot.read.values()
         for disk, required in zip(guest.domain.needs(), guest.required)
-        if required.paths and isinstance(places[required.paths[0]], str)
+        if required.paths and required.paths[0] in places
     ]
+
+
+def places_of(needed: Mapping[str, Required], watch: Watch) -> dict[str, str]:
+    """What is at each of these paths, see place_of(), without what does not answer."""
+    calls: dict[str, Call] = {path: partial(place_of, required, watch.host) for path, required in needed.items()}
+    answers = watch.files.run("place", calls, time.monotonic() + MAX_FIRST_LOOK)
+    return {path: place for path, place in answers.items() if isinstance(place, str)}
 
 
 def place_of(required: Required, host: HostPaths) -> str:
@@ -2710,8 +2741,7 @@ def place_of(required: Required, host: HostPaths) -> str:
     with suppress(OSError):
         status = os.stat(path)
         if stat.S_ISBLK(status.st_mode):
-            number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-            return os.path.basename(os.readlink(f"{host.sys}/dev/block/{number}"))
+            return os.path.basename(os.readlink(sysfs_of(status.st_rdev, host)))
     return path
 
 
@@ -2734,7 +2764,7 @@ def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]
         yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
         if guest.status.is_awaited():
             yield Finding(f"{guest.status.reason}; the boot would wait for it", file=file)
-        elif guest.status.state in (State.REFUSED, State.UNREADABLE):
+        elif guest.status.is_rejected():
             will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
             yield Finding(f"{guest.status.reason}; {will}", "", True, file)
 
@@ -2788,7 +2818,7 @@ def check_use(use: Use, status: Status, used: Mapping[str, str], evidence: Evide
     if use.disk in use.guest.domain.boot_files and status.state is State.MISSING:
         yield use.finding(f"{path} {status.reason}", is_error=True)
     if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], evidence):
-        links = sorted(link for one in evidence.devices() if one.name == match[1] for link in one.links)
+        links = sorted(link for one in evidence.once(known_devices) if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
         yield use.finding(f"{path} may be another disk after a reboot", f"write {stable}" if stable else "")
@@ -2832,11 +2862,6 @@ def used_by_host(evidence: Evidence) -> dict[str, str]:
     return used
 
 
-def mounts(evidence: Evidence) -> list[list[str]]:
-    """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
-    return [words for words in evidence.rows(f"{evidence.host.proc}/self/mountinfo") if "-" in words[5:-2]]
-
-
 def check_reboot(use: Use, evidence: Evidence) -> Iterator[Finding]:
     """What is there now, and would not come back by itself."""
     layers = [use.place]
@@ -2850,9 +2875,9 @@ def check_reboot(use: Use, evidence: Evidence) -> Iterator[Finding]:
 def is_enabled(names: str, evidence: Evidence) -> bool:
     """Whether a service whose name matches one of these is started at boot."""
     etc = evidence.host.etc
-    scripts = [name for name in names_in(f"{etc}/rc3.d") if name.startswith("S")]
-    for directory in names_in(f"{etc}/systemd/system"):
-        scripts += names_in(f"{etc}/systemd/system/{directory}") if directory.endswith((".wants", ".requires")) else []
+    scripts = names_in(f"{etc}/rc3.d", "S.*")
+    for directory in names_in(f"{etc}/systemd/system", r".*\.(wants|requires)"):
+        scripts += names_in(f"{etc}/systemd/system/{directory}")
     return re.search(names, " ".join(scripts)) is not None
 
 
@@ -2868,16 +2893,16 @@ def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
         is_known = scripts or name in [words[0] for words in evidence.rows(f"{host.etc}/nbdtab")]
         return None if is_known else Lack(f"nothing sets up {name} at boot", "let a unit do that")
     if target := iscsi_session(name, host)[0]:
-        startups = {startup for (one, _), startup in iscsi_nodes(evidence).items() if one == target}
+        startups = {startup for (one, _), startup in evidence.once(iscsi_nodes).items() if one == target}
         # Without a record, the firmware or the initramfs has logged in.
         if startups and not startups & {"automatic", "onboot"}:
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
             return Lack(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
-        lines = {words[0]: ",".join(words[3:]).split(",") for words in evidence.rows(f"{host.etc}/crypttab")}
+        lines = crypttab(evidence)
         if mapped not in lines and mapped.removeprefix("luks-") not in evidence.text(f"{host.proc}/cmdline"):
             return Lack(f"{mapped} is not in /etc/crypttab", "add a line for it")
-        if "noauto" in lines.get(mapped, ()):
+        if mapped in lines and "noauto" in lines[mapped][1]:
             return Lack(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
     if uuid.startswith("LVM-"):
         text = re.sub("#.*", "", evidence.text(f"{host.etc}/lvm/lvm.conf"))
@@ -2905,7 +2930,7 @@ def why_mount_stays_away(path: str, evidence: Evidence) -> Lack | None:
     if where in options:
         noauto = "noauto" in options[where].split(",") and "x-systemd.automount" not in options[where]
         return Lack(f"{where} has the option noauto in /etc/fstab", "remove noauto") if noauto else None
-    is_unit = where in mount_units(evidence)
+    is_unit = where in evidence.once(mount_units)
     return None if is_unit else Lack(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
 
 
@@ -3007,8 +3032,8 @@ def disk_now(path: str, host: HostPaths) -> str:
     if not stat.S_ISBLK(status.st_mode):
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
     # Not the times of the node: udev sets them at each event, and to open a disk may make one.
-    directory = f"{host.sys}/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    return " ".join([str(status.st_rdev), *(attribute(directory, key) for key in ("diskseq", "size", "ro"))])
+    attributes = [attribute(sysfs_of(status.st_rdev, host), key) for key in ("diskseq", "size", "ro")]
+    return " ".join([str(status.st_rdev), *attributes])
 
 
 def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journal) -> int:
@@ -3018,9 +3043,10 @@ def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journa
     name, file = guest.domain.name, guest.domain.source
     if output_of("xl", "domid", name):
         raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
-    states = read_drbd_states(watch.host)
-    for path in snapshot.disks:
-        role, peer_role, *_ = states.get(place_of(Required((path,)), watch.host).removeprefix("drbd"), ("", ""))
+    evidence = Evidence(watch.host)
+    for path, place in places_of(required_paths(snapshot.guests), watch).items():
+        states = evidence.once(drbd_states) if place.startswith("drbd") else {}
+        role, peer_role, *_ = states.get(place.removeprefix("drbd"), ("", ""))
         if peer_role == "Primary" != role:  # as with allow-two-primaries
             raise LeftAlone(f"guest {name} may run on the peer, where its disk {path} is Primary.", EXIT_TIMED_OUT)
     command = ["xl", "create", "--quiet", "--defconfig", file]
