@@ -29,7 +29,7 @@ from itertools import count
 from pathlib import Path
 from threading import Condition, Event, Thread
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import pytest
 
@@ -469,6 +469,57 @@ class Receiver:
                 except BlockingIOError:
                     return number
         raise AssertionError
+
+
+class Journald(Receiver):
+    """What stands in for journald: its socket, and a file where the command's standard error goes."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host.root / "journal")
+        self._host = host
+        self._stderr: IO[bytes] = (host.root / "stderr").open("wb")
+
+    def start(self, *arguments: str, change: str = "", **environment: str) -> Running:
+        """The command, as a service of systemd."""
+        status = os.fstat(self._stderr.fileno())
+        return self._host.start(
+            *arguments,
+            program=program_with(f"xwd.JOURNAL_SOCKET = {self.address!r}\n{change}"),
+            options={"stderr": self._stderr},
+            JOURNAL_STREAM=f"{status.st_dev}:{status.st_ino}",
+            **environment,
+        )
+
+    def entry(self) -> dict[str, str]:
+        """The next message and its fields, as soon as it has come."""
+        return fields_of(self.take())
+
+    def entries(self) -> list[dict[str, str]]:
+        """The messages that have come."""
+        return [fields_of(datagram) for datagram in self.take_all()]
+
+    def stderr(self) -> str:
+        """What came to standard error."""
+        return (self._host.root / "stderr").read_text()
+
+    def stop(self) -> None:
+        """journald ends."""
+        self.__exit__()
+        Path(self.address).unlink()
+
+
+def fields_of(datagram: str) -> dict[str, str]:
+    """What journald reads in a datagram: https://systemd.io/JOURNAL_NATIVE_PROTOCOL, without its binary fields."""
+    assert datagram.endswith("\n")
+    assert all("=" in line for line in datagram.splitlines())
+    return dict(re.findall(r"^([A-Z_]+)=(.*)$", datagram, re.M))
+
+
+@pytest.fixture
+def journald(host: Host) -> Iterator[Journald]:
+    it = Journald(host)
+    with it:
+        yield it
 
 
 # ---------------------------------------------------------------------------------------------------------------------

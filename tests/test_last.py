@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Clock, Host, Result, program_with, waiting
-from test_output import Journald, journald
+from conftest import Clock, Host, Journald, Result, program_with, waiting
 
 import xendomains_wait_disk as xwd
-
-__all__ = ["journald"]  # a fixture
 
 
 @pytest.fixture

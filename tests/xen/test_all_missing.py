@@ -13,8 +13,8 @@ import re
 from typing import NamedTuple
 
 import pytest
+from md import WHOLE
 from recorded import entries
-from test_raid1 import WHOLE
 from xenhost import TOP, Boot, Disk, Guest, Host
 
 TARGET = "iqn.2003-01.org.example"

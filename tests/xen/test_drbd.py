@@ -4,21 +4,8 @@
 
 from __future__ import annotations
 
+import drbd
 from xenhost import Boot, Disk, Guest, Host
-
-
-def resource(name: str, minor: int) -> str:
-    """A resource of which this host is one of two nodes. The other is never there."""
-    return f"""
-resource {name} {{
-    device minor {minor};
-    disk /dev/disk/by-id/virtio-{name};
-    meta-disk internal;
-    on dom0 {{ address 127.0.0.1:{7789 + minor}; }}
-    on elsewhere {{ address 127.0.0.9:{7789 + minor}; }}
-}}
-"""
-
 
 HOST = Host(
     disks=(Disk("one", 32), Disk("two", 32)),
@@ -26,15 +13,11 @@ HOST = Host(
         Guest("by-prefix", ("drbd:one,xvda,w",)),
         Guest("by-link", ("/dev/drbd/by-res/two/0,raw,xvda,w",)),
     ),
-    files={"/etc/drbd.d/one.res": resource("one", 1), "/etc/drbd.d/two.res": resource("two", 2)},
-    early="""
-        modprobe drbd
-        for resource in one two; do
-            drbdadm create-md --force "$resource"
-            drbdadm up "$resource"
-            drbdadm primary --force "$resource"
-            drbdadm down "$resource"
-        done
+    files=drbd.FILES,
+    early=f"""
+        {drbd.MAKE_PRIMARY}
+        drbdadm down one
+        drbdadm down two
     """,
     late="""
         sleep 20

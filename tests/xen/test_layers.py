@@ -7,10 +7,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import drbd
 import nfs
 import pytest
-from test_drbd import resource
-from test_raid1 import WHOLE
+from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
 
 UUID = "0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17"
@@ -94,8 +94,7 @@ HOST = Host(
     ),
     files={
         **nfs.FILES,
-        "/etc/drbd.d/one.res": resource("one", 1),
-        "/etc/drbd.d/two.res": resource("two", 2),
+        **drbd.FILES,
         "/etc/crypttab": f"secret UUID={UUID} /root/key luks,noauto\n",
         "/etc/fstab": f"/dev/vda / ext4 defaults 0 1\n{nfs.ADDRESS}:/srv/export /srv/images nfs noauto 0 0\n",
     },
@@ -111,13 +110,8 @@ HOST = Host(
         cryptsetup luksFormat --batch-mode --pbkdf=pbkdf2 --pbkdf-force-iterations=1000 --uuid={UUID} \\
             /dev/disk/by-id/virtio-luks /root/key
         udevadm trigger --settle --action=change /dev/disk/by-id/virtio-luks
-        modprobe drbd
-        for resource in one two; do
-            drbdadm create-md --force "$resource"
-            drbdadm up "$resource"
-            drbdadm primary --force "$resource"
-            drbdadm secondary "$resource"
-        done
+        {drbd.MAKE_PRIMARY}
+        drbdadm secondary one
         drbdadm down two
         blockdev --setro /dev/disk/by-id/virtio-data
         blockdev --setro /dev/disk/by-id/virtio-archive

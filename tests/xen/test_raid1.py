@@ -7,17 +7,9 @@ mdadm-last-resort@.timer does that; see mdadm's udev rule 64-md-raid-assembly.ru
 
 from __future__ import annotations
 
+from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
 
-WHOLE = Host(
-    disks=(Disk("mirror-a"), Disk("mirror-b")),
-    after="""
-        mdadm --create /dev/md/mirror --homehost=any --run --level=1 --metadata=1.2 --bitmap=none --raid-devices=2 \
-            /dev/disk/by-id/virtio-mirror-a /dev/disk/by-id/virtio-mirror-b
-        mdadm --wait /dev/md/mirror || true
-        mdadm --stop /dev/md/mirror
-    """,
-)
 HOST = Host(
     disks=(Disk("mirror-a", left_by=WHOLE),),
     guests=(
