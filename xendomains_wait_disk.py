@@ -21,20 +21,21 @@ import stat
 import sys
 import time
 from _thread import allocate_lock, start_new_thread
-from collections import deque
+from collections import deque, namedtuple
 from contextlib import closing, suppress
 from enum import Enum
 from functools import lru_cache, partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, pyudev,
-# socket and tenacity together take several times as long as all that the common boot does.
+# socket and tenacity together take several times as long as all that the common boot does. typing alone is a quarter of
+# the start, so only type checkers import it.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import FrameType
-    from typing import IO, Any, Callable, Literal, NoReturn, TypeVar
+    from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
 
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     Found = TypeVar("Found")
     # The text, and its fields for the journal.
     Message = tuple[str, dict[str, str]]
+else:
+    NamedTuple = object
 
 __version__ = "2.0.0"
 
@@ -108,6 +111,15 @@ MAX_NAMES = 100  # in one line
 MAX_LISTED = 4  # in one clause of a reason
 MAX_REASON = 1000  # characters, of why storage is missing
 MAX_CELL = 1000  # characters, of a table
+
+
+def record(declared: type[Found]) -> type[Found]:
+    """Makes a class of annotated fields a named tuple, as typing.NamedTuple does, which is what type checkers see."""
+    fields, members = declared.__annotations__, dict(vars(declared))
+    defaults = [members.pop(field) for field in fields if field in members]
+    base = namedtuple(declared.__name__, fields, defaults=defaults, module=__name__)  # type: ignore[misc]
+    made: type[Found] = type(declared.__name__, (base,), {**members, "__slots__": ()})
+    return made
 
 
 class ConfigError(ValueError):
@@ -184,6 +196,7 @@ def error_text(error: Exception) -> str:
 
 
 # --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
+@record
 class Settings(NamedTuple):
     """What /etc/xen-wait-disk.conf says; a value not given there is the default below."""
 
@@ -418,6 +431,7 @@ def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handler
 
 
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
+@record
 class Xendomains(NamedTuple):
     """What xendomains will do when it starts."""
 
@@ -554,6 +568,7 @@ def kill_group(leader: int) -> None:
 
 
 # --- Configurations: xl.cfg(5), and the header which xl save writes --------------------------------------------------
+@record
 class Disk(NamedTuple):
     """A disk as a configuration states it, xl-disk-configuration(5)."""
 
@@ -567,6 +582,7 @@ class Disk(NamedTuple):
     writes: bool = False
 
 
+@record
 class Domain(NamedTuple):
     """A guest that xendomains is about to start (kind "auto") or to restore (kind "saved")."""
 
@@ -624,6 +640,7 @@ def parse_xl_config(text: str) -> dict[str, tuple[Any, int]]:
     return settings
 
 
+@record
 class Token(NamedTuple):
     """A token of xl.cfg: its kind (the name of a group in XL_TOKEN), its text and its line."""
 
@@ -970,6 +987,7 @@ class DiskWords:
 
 
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
+@record
 class Required(NamedTuple):
     """What a disk needs on this host: one of these paths; without any, nothing, and `reason` says why."""
 
@@ -1020,6 +1038,7 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
 
 
 # --- Storage below a disk: what a device stands on, and which layer lacks what ---------------------------------------
+@record
 class HostPaths(NamedTuple):
     """Where this host tells about its storage."""
 
@@ -1034,6 +1053,7 @@ class HostPaths(NamedTuple):
         return os.path.exists(f"{self.run}/udev/control")
 
 
+@record
 class Lack(NamedTuple):
     """Why a disk cannot be used or does not exist, a command that helps, and the device or path below that is to blame.
 
@@ -1045,6 +1065,7 @@ class Lack(NamedTuple):
     below: str = ""
 
 
+@record
 class Device(NamedTuple):
     """A block device in udev's database."""
 
@@ -1644,6 +1665,7 @@ class State(Enum):
     UNREADABLE = "unreadable"  # a configuration or directory that cannot be read, now or later
 
 
+@record
 class Status(NamedTuple):
     """What was found out about a path, and if it is not ready, why, and perhaps a command that helps."""
 
@@ -1870,6 +1892,7 @@ LOST_AND_FOUND = "lost+found"  # mke2fs(8) makes it in each file system, and the
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
+@record
 class Directory(NamedTuple):
     """One of xendomains' directories, the files in it, and whether there is trouble with the directory itself."""
 
@@ -1879,6 +1902,7 @@ class Directory(NamedTuple):
     warning: str = ""
 
 
+@record
 class Text(NamedTuple):
     """A guest's configuration as it was read, and what tells whether its file has changed since."""
 
@@ -1888,6 +1912,7 @@ class Text(NamedTuple):
     warning: str = ""
 
 
+@record
 class Guest(NamedTuple):
     """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
 
@@ -1897,6 +1922,7 @@ class Guest(NamedTuple):
     required: tuple[Required, ...] = ()
 
 
+@record
 class Missing(NamedTuple):
     """A disk, a configuration, or a directory of configurations that is waited for, and the guests that need it."""
 
@@ -1905,6 +1931,7 @@ class Missing(NamedTuple):
     domains: tuple[str, ...]
 
 
+@record
 class Snapshot(NamedTuple):
     """What is known of the guests about to start: the directories, the guests by file, the disks by path."""
 
@@ -1931,6 +1958,7 @@ class Snapshot(NamedTuple):
         return [Missing(path, status, tuple(domains)) for path, (status, domains) in found.items()]
 
 
+@record
 class Watch(NamedTuple):
     """What is looked at, and with which means."""
 
@@ -2671,6 +2699,7 @@ def write_last_wait(record: Mapping[str, Any]) -> None:
 
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
+@record
 class Finding(NamedTuple):
     """Something wrong with a file, a guest or a disk, and what to do about it; an error if a guest may not start."""
 
@@ -2688,6 +2717,7 @@ class Finding(NamedTuple):
         return f"{file}{guest}{self.problem}{f' (fix: {self.fix})' if self.fix else ''}."
 
 
+@record
 class Use(NamedTuple):
     """What a guest needs of this host, and what that is now: the kernel's name of a device, or a path without links."""
 
@@ -3066,6 +3096,7 @@ def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journa
 COMMANDS = ("wait", "list", "check", "last", "late")
 
 
+@record
 class Options(NamedTuple):
     """The command line; at boot there is nothing on it."""
 
