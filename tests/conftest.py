@@ -36,6 +36,8 @@ import pytest
 # No wait leaves a record on the machine itself.
 os.environ["RUNTIME_DIRECTORY"] = "/nowhere"
 
+from recorded import HostPaths
+
 import xendomains_wait_disk as xwd
 
 # What takes longer than so many seconds hangs.
@@ -248,6 +250,13 @@ class Host:
         """Leaves nothing running."""
         for running in self._started:
             running.kill()
+
+
+@pytest.fixture(autouse=True)
+def places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the program looks for storage is the same after each test as before."""
+    for name in HostPaths._fields:
+        monkeypatch.setattr(xwd, name.upper(), getattr(xwd, name.upper()))
 
 
 @pytest.fixture
@@ -873,7 +882,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     monkeypatch.setattr(xwd, "time", fake)
     monkeypatch.setattr(xwd, "start_new_thread", it.start_new_thread)
     monkeypatch.setattr(xwd.Pauses, "pause", lambda *arguments: it.pause(*arguments))
-    monkeypatch.setattr(xwd, "block_events", lambda _: it.events)
+    monkeypatch.setattr(xwd, "block_events", lambda: it.events)
     handlers = {number: signal.getsignal(number) for number in xwd.STOPPING_SIGNALS}
     yield it
     it.end()

@@ -210,10 +210,10 @@ def test_whatever_goes_wrong_with_one_disk_is_its_reason(host: Host, monkeypatch
     host.guest("web", bad, good)
     check_disk = xwd.check_disk
 
-    def fail(required: xwd.Required, evidence: xwd.Evidence) -> xwd.Status:
-        if str(bad) in required.paths:
+    def fail(required: xwd.Required, facts: xwd.StorageFacts) -> xwd.Status:
+        if str(bad) in required.path:
             raise RuntimeError("odd")
-        return check_disk(required, evidence)
+        return check_disk(required, facts)
 
     monkeypatch.setattr(xwd, "check_disk", fail)
     assert missing(snapshot(host.watch())) == {str(bad): xwd.Status(xwd.State.NOT_READY, "RuntimeError: odd")}

@@ -242,8 +242,8 @@ def test_every_state_is_told() -> None:
 
 def test_every_reason_for_a_device_that_cannot_be_used_is_told() -> None:
     reasons = {xwd.NOT_RESPONDING, xwd.NOT_CHECKED}
-    reasons.update(reason for *_, reason in xwd.DEVICE_STATES if isinstance(reason, str))
-    reasons.update(re.findall(r'Lack\("([^"]+)"', inspect.getsource(xwd.lack_in_udev)))
+    reasons.update(reason.partition(" {")[0] for *_, reason in xwd.DEVICE_STATES)
+    reasons.update(re.findall(r'Problem\("([^"]+)"', inspect.getsource(xwd.check_udev)))
     assert len(reasons) > 8
     told = section(COMMAND_PAGE, "DIAGNOSTICS")
     assert [reason for reason in reasons if reason not in told] == []

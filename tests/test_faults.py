@@ -46,6 +46,7 @@ from conftest import (
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from recorded import HostPaths
 
 import xendomains_wait_disk as xwd
 
@@ -337,8 +338,9 @@ def test_it_needs_no(waiting_host: Host, change: str) -> None:
 
 def test_a_block_device_without_sys_is_not_ready_and_the_reason_is_true(tmp_path: Path) -> None:
     reason = f"is a device file, but {tmp_path}, which tells of it, is not mounted"
-    lack = xwd.why_not_ready(os.makedev(7, 0), xwd.Required(), xwd.Evidence(xwd.HostPaths(sys=str(tmp_path))))
-    assert lack == xwd.Lack(reason)
+    HostPaths(sys=str(tmp_path)).use()
+    layer = xwd.check_block_device(os.makedev(7, 0), xwd.Required(), xwd.StorageFacts())
+    assert layer.problem == xwd.Problem(reason)
 
 
 @as_root

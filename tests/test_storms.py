@@ -41,6 +41,7 @@ from conftest import (
     wait_until,
     waiting,
 )
+from recorded import HostPaths
 
 import xendomains_wait_disk as xwd
 
@@ -712,7 +713,8 @@ def test_an_odd_event_counts_as_an_event(host: Host, place: Place, event: bytes)
 def test_an_overrun_of_events_ends_a_pause_and_so_does_the_next_event() -> None:
     """The kernel's own events, for which no udev is needed, and a buffer that holds a few of them."""
     uevent = Path("/sys/block", loop_device().name, "uevent")
-    events = xwd.block_events(xwd.HostPaths(run="/nowhere"))
+    HostPaths(run="/nowhere").use()
+    events = xwd.block_events()
     pauses = xwd.Pauses()
     deadline = time.monotonic() + CAP
     if events is None:
@@ -735,7 +737,7 @@ def dropped_events() -> Sequence[int]:
 
 
 @pytest.fixture
-def two_devices(tmp_path: Path) -> xwd.HostPaths:
+def two_devices(tmp_path: Path) -> HostPaths:
     """A host on which udev knows two devices."""
     data = tmp_path / "udev" / "data"
     data.mkdir(parents=True)
@@ -744,11 +746,13 @@ def two_devices(tmp_path: Path) -> xwd.HostPaths:
         link = tmp_path / "sys" / "dev" / "block" / f"8:{number}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(f"8:{number}")
-    return xwd.HostPaths(sys=str(tmp_path / "sys"), run=str(tmp_path))
+    paths = HostPaths(sys=str(tmp_path / "sys"), run=str(tmp_path))
+    paths.use()
+    return paths
 
 
-def assert_they_are_known(host: xwd.HostPaths) -> None:
-    devices = xwd.Evidence(host).having("uuid", "ID_FS_UUID")
+def assert_they_are_known() -> None:
+    devices = xwd.StorageFacts().devices_with("uuid", "ID_FS_UUID")
     assert [device.name for device in devices] == ["8:16", "8:32"]
 
 
@@ -765,16 +769,16 @@ def assert_they_are_known(host: xwd.HostPaths) -> None:
     ids=["FIFO", "1 GiB", "not UTF-8", "directory", "socket", "link to itself"],
 )
 def test_something_odd_in_udevs_database_does_not_hide_devices(
-    two_devices: xwd.HostPaths, make: Callable[[Path], object]
+    two_devices: HostPaths, make: Callable[[Path], object]
 ) -> None:
     make(Path(two_devices.run, "udev", "data", "b8:0"))
-    assert_they_are_known(two_devices)
+    assert_they_are_known()
 
 
 @pytest.mark.parametrize(
     "name",
     [b"b\xff", b"b8:0 ", b"b8:0\n", b"b8", b"b8:0:0", b"b" + b"9" * 200, b"b8:-1", b"+block:sda", b"b\xd9\xa1:1"],
 )
-def test_an_odd_name_in_udevs_database_does_not_hide_devices(two_devices: xwd.HostPaths, name: bytes) -> None:
+def test_an_odd_name_in_udevs_database_does_not_hide_devices(two_devices: HostPaths, name: bytes) -> None:
     (Path(two_devices.run, "udev", "data") / os.fsdecode(name)).mkdir()
-    assert_they_are_known(two_devices)
+    assert_they_are_known()

@@ -165,11 +165,11 @@ def test_events_are_collected_from_before_the_look_on(
     """So that none can fall between a look and the pause after it."""
     happened = []
 
-    def block_events(_: xwd.HostPaths) -> None:
+    def block_events() -> None:
         happened.append("listens")
 
-    def check_disk(_: xwd.Required, evidence: xwd.Evidence) -> xwd.Status:
-        happened.append("explains" if evidence.explains else "looks")
+    def check_disk(_: xwd.Required, facts: xwd.StorageFacts) -> xwd.Status:
+        happened.append("explains" if facts.explains else "looks")
         return xwd.Status(xwd.State.MISSING)
 
     monkeypatch.setattr(xwd, "block_events", block_events)
@@ -184,7 +184,7 @@ def sleep(clock: Clock, seconds: float, calls: dict[str, Callable[[], object]] |
     pauses = xwd.Pauses()
     files = xwd.BlockingCalls(pauses)
     files.run("check", calls or {}, clock.now)
-    xwd.sleep_until(clock.now + seconds, pauses, files, xwd.block_events(xwd.HostPaths()))
+    xwd.sleep_until(clock.now + seconds, pauses, files, xwd.block_events())
 
 
 def test_a_storm_of_events_leaves_time_between_two_looks(clock: Clock) -> None:
@@ -221,11 +221,11 @@ def test_what_comes_back_late_and_is_as_it_was_does_not_end_a_pause(clock: Clock
 
 @pytest.mark.usefixtures("no_pyudev")
 def test_without_pyudev_there_are_no_events() -> None:
-    assert xwd.block_events(xwd.HostPaths()) is None
+    assert xwd.block_events() is None
 
 
 def test_without_events_a_pause_has_its_full_length(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xwd, "block_events", lambda _: None)
+    monkeypatch.setattr(xwd, "block_events", lambda: None)
     sleep(clock, 0.2)
     assert clock.seconds == pytest.approx(0.2)
 

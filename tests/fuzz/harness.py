@@ -143,7 +143,7 @@ def check_guest(guest: xwd.Guest) -> xwd.Guest:
     """It can be looked at, printed on lines of its own, and is valid JSON."""
     assert not guest.status.is_awaited(), "a file that can be read is nothing to wait for"
     assert len(guest.domain.needs()) == len(guest.required)
-    disks = {r.paths[0]: xwd.check_disk(r, xwd.Evidence(xwd.HostPaths())) for r in guest.required if r.paths}
+    disks = {r.path: xwd.check_disk(r, xwd.StorageFacts()) for r in guest.required if r.path}
     assert all(path.startswith("/") for path in disks)
     file = guest.domain.source
     snapshot = xwd.Snapshot({}, {file: guest}, disks)
