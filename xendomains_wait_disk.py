@@ -20,11 +20,11 @@ import signal
 import stat
 import sys
 import time
-from _thread import allocate_lock, start_new_thread
+from _thread import RLock, allocate_lock, start_new_thread
 from collections import deque, namedtuple
 from contextlib import closing, suppress
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, pyudev,
@@ -33,15 +33,13 @@ from itertools import islice
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
 
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
     Key = tuple[str, str]
-    # The role of a DRBD device and its peer's, its disk and its peer's: drbdsetup(8); and if it promotes itself.
-    DrbdState = tuple[str, str, str, str, bool]
     Found = TypeVar("Found")
     # The text, and its fields for the journal.
     Message = tuple[str, dict[str, str]]
@@ -59,7 +57,7 @@ LAST_WAIT = os.path.join(os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}"),
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 # Where this host tells about its storage.
-SYS, RUN, PROC, ETC, VAR = "/sys", "/run", "/proc", "/etc", "/var"
+SYS, RUN, PROC, ETC, VAR, USR = "/sys", "/run", "/proc", "/etc", "/var", "/usr"
 
 EXIT_READY = 0
 EXIT_TIMED_OUT = 1
@@ -88,6 +86,8 @@ MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory 
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
 MAX_CHAIN = 4  # layers in one sentence
+MAX_BACKING_FILES = 16  # behind an image
+QCOW_HEADER = 1 << 12  # of an image, in which the format of its backing file is named
 MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
 MAX_TIME = 7 * 86400.0  # that may be set
 MIN_PAUSE = 0.01  # between two looks, that may be set
@@ -102,6 +102,7 @@ SLOW = 0.1  # a call that takes longer is not waited for the next time
 SLICE = 0.05  # for which the main thread pauses before it looks after calls that are silent
 MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
 MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
+SETTLED = 3.0  # after which udev is done with a device, unless it says otherwise
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
@@ -138,7 +139,7 @@ def quoted(text: str) -> str:
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
 
 
-def some(texts: Sequence[str], most: int) -> str:
+def join_limited(texts: Sequence[str], most: int) -> str:
     """The first of them, and how many more there are."""
     more = [f"{len(texts) - most} more"] if len(texts) > most else []
     return ", ".join([*texts[:most], *more])
@@ -365,7 +366,7 @@ def closest(name: str, known: Sequence[str]) -> str:
     from difflib import get_close_matches
 
     similar = get_close_matches(name, known, 1)
-    return f"did you mean {similar[0]}?" if similar else f"known: {some(known, MAX_NAMES) or 'none'}"
+    return f"did you mean {similar[0]}?" if similar else f"known: {join_limited(known, MAX_NAMES) or 'none'}"
 
 
 # --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
@@ -998,6 +999,8 @@ class Required(NamedTuple):
     reason: str = ""
     writes: bool = False
     promotes: bool = False  # its script makes a DRBD resource Primary
+    format: str = ""  # of an image
+    by_script: bool = False  # Xen's block script attaches it
 
 
 def required_by(disk: Disk) -> Required:
@@ -1014,7 +1017,9 @@ def required_by(disk: Disk) -> Required:
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    return Required(os.path.join("/", disk.target), writes=disk.writes)
+    # libxl has blkback serve what is raw, and QEMU what is not, or is a CD for it to change (libxl_device.c).
+    by_script = disk.format == "raw" and disk.backendtype in ("", "phy") and not disk.cdrom
+    return Required(os.path.join("/", disk.target), "", disk.writes, False, disk.format, by_script)
 
 
 def older_path(path: str) -> str:
@@ -1081,25 +1086,28 @@ class Device(NamedTuple):
     name: str
     links: Sequence[str]
     properties: Mapping[str, str]
+    initialized: float  # when udev first saw it, in seconds since the boot
 
 
-if TYPE_CHECKING:
-    from functools import cached_property as fact
-else:
+@record
+class PlannedMount(NamedTuple):
+    """What is to be mounted, the unit or table that says so, and whether that is done at boot."""
 
-    class fact:
-        """A cached property that one thread finds while others wait; since Python 3.12, functools' has no lock."""
+    source: str
+    file: str
+    at_boot: bool
 
-        def __init__(self, find: Callable[[Any], Any]) -> None:
-            self.find = find
-            self.name = find.__name__
-            self.lock = allocate_lock()
 
-        def __get__(self, facts: Any, _: object) -> Any:
-            with self.lock:
-                if self.name not in vars(facts):
-                    vars(facts)[self.name] = self.find(facts)
-            return vars(facts)[self.name]
+@record
+class DrbdState(NamedTuple):
+    """A DRBD device, and the best of its peers, in the words of drbdsetup(8)."""
+
+    role: str = "Primary"
+    peer_role: str = ""
+    disk: str = "UpToDate"
+    peer_disk: str = ""
+    stopped: str = ""  # why it does no I/O
+    is_version_9: bool = False
 
 
 class StorageFacts:
@@ -1107,6 +1115,8 @@ class StorageFacts:
 
     def __init__(self, explains: bool = True) -> None:
         self.explains = explains  # why something is missing, which takes longer than to see that it is
+        # For what takes long to find: since Python 3.12, cached_property does not keep threads apart.
+        self.lock = RLock()
         self.numbers: dict[str, str] = {}  # of devices whose number is known, such as "8:0"
         self._layers: dict[str, Layer] = {}
         self._devices: dict[str, Device | None] = {}
@@ -1143,7 +1153,7 @@ class StorageFacts:
             if words[1:]
         ]
 
-    @fact
+    @cached_property
     def devices(self) -> list[Device]:
         """All block devices that udev knows."""
         devices = []
@@ -1153,7 +1163,7 @@ class StorageFacts:
                     devices.append(device)
         return devices
 
-    @fact
+    @cached_property
     def names_by_path(self) -> dict[str, str]:
         """The kernel's names of all devices that udev knows, by their nodes and links."""
         paths = {link: device.name for device in self.devices for link in device.links}
@@ -1167,30 +1177,68 @@ class StorageFacts:
         """The kernel's name of the device that udev has put or linked there; nothing if there is none."""
         return self.names_by_path.get(path, "") if path.startswith("/dev/") else ""
 
-    @fact
+    @cached_property
     def mounts(self) -> list[list[str]]:
         """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
-        return [words for words in self.table(f"{PROC}/self/mountinfo") if "-" in words[5:-2]]
+        mounts = [words for words in self.table(f"{PROC}/self/mountinfo") if "-" in words[5:-2]]
+        by_id = {words[0]: words for words in mounts}
+        return [words for words in mounts if not is_bound_to_itself(words, by_id.get(words[1], words))]
 
-    @fact
-    def mount_units(self) -> dict[str, tuple[str, str]]:
-        """What is to be mounted, and the unit that does it, by mount point; of fstab systemd makes units as well."""
-        plans = {}
-        generated = [f"{RUN}/systemd/generator{late}" for late in ("", ".late")]
-        for directory in (*generated, f"{ETC}/systemd/system"):
-            for unit in list_names(directory, r".*\.mount"):
-                keys = dict(re.findall("^(What|Where)=(.+)", self.text(f"{directory}/{unit}"), re.MULTILINE))
-                if "Where" in keys:  # one that is masked has nothing
-                    plans[keys["Where"]] = (keys.get("What", ""), unit)
+    def file_system_of(self, path: str) -> tuple[str, list[str]]:
+        """Where the file system is mounted that holds this path, links resolved, and its own options.
+
+        The unit's sandbox makes every mount read-only for us, but not the file system, whose options come last.
+        """
+        where = longest_above(path, [words[4] for words in self.mounts])
+        return where, [words[-1] for words in self.mounts if words[4] == where][-1].split(",") if where else []
+
+    @cached_property
+    def mounted(self) -> dict[str, list[tuple[str, bool]]]:
+        """Where devices are mounted, by the kernel's name, and whether they are written there."""
+        found: dict[str, list[tuple[str, bool]]] = {}
+        for words in self.mounts:
+            # btrfs has a number of its own, and only the source tells the device.
+            source = words[words.index("-") + 2]
+            for path in (f"{SYS}/dev/block/{words[2]}", source):
+                if path.startswith("/dev/") or not words[2].startswith("0:"):
+                    place = (words[4], "ro" not in words[-1].split(","))
+                    found.setdefault(os.path.basename(os.path.realpath(path)), []).append(place)
+        return found
+
+    @cached_property
+    def planned_mounts(self) -> dict[str, PlannedMount]:
+        """What is to be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
+        plans: dict[str, PlannedMount] = {}
+        texts, wanted = {}, set()
+        late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
+        for directory in (late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"):  # the last one counts
+            texts.update({unit: self.text(f"{directory}/{unit}") for unit in list_names(directory, r".*\.mount")})
+            for wants in list_names(directory, r".*\.(wants|requires)"):
+                wanted.update(list_names(f"{directory}/{wants}", r".*mount"))
+        for unit, text in texts.items():
+            keys = dict(re.findall("^(What|Where)=(.+)", text, re.MULTILINE))
+            if "Where" in keys:  # one that is masked has nothing
+                is_wanted = unit in wanted or unit.replace(".mount", ".automount") in wanted
+                is_wanted = is_wanted and "\nCondition" not in text
+                plans[os.path.normpath(keys["Where"])] = PlannedMount(keys.get("What", ""), unit, is_wanted)
+        for source, where, *more in self.table(f"{ETC}/fstab"):
+            options = ",".join(more[1:2]).split(",")
+            at_boot = "noauto" not in options or "x-systemd.automount" in options
+            plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
         return plans
 
-    @fact
+    @cached_property
+    def uptime(self) -> float:
+        """How long the host runs."""
+        return float((self.text(f"{PROC}/uptime").split() or ["0"])[0])
+
+    @cached_property
     def crypttab(self) -> dict[str, tuple[str, list[str]]]:
         """The device of each LUKS volume, and its options."""
         lines = self.table(f"{ETC}/crypttab")
         return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
 
-    @fact
+    @cached_property
     def iscsi_sessions(self) -> dict[str, str]:
         """The state of the session with each target; of several, LOGGED_IN if one is."""
         directory = f"{SYS}/class/iscsi_session"
@@ -1200,7 +1248,7 @@ class StorageFacts:
             states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
         return states
 
-    @fact
+    @cached_property
     def iscsi_nodes(self) -> dict[tuple[str, str], str]:
         """node.startup by target and portal, of open-iscsi's records: nodes/TARGET/PORTAL[/IFACE]."""
         from glob import glob
@@ -1214,16 +1262,17 @@ class StorageFacts:
                 nodes[record["name"], portal] = record.get("startup", "unknown")
         return nodes
 
-    @fact
+    @cached_property
     def drbd_states(self) -> dict[str, DrbdState]:
         """The state of each DRBD device, by number. Version 8 has them in /proc, version 9 only that it is there."""
         text = self.text(f"{PROC}/drbd")
         if text.startswith("version: 9"):
             return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
-        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
-        return {match[1]: (match[2], match[3], match[4], match[5], False) for match in found}
+        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)(?: \w (s))?", text, re.MULTILINE)
+        suspended = "its I/O is suspended"
+        return {m[1]: DrbdState(m[2], m[3], m[4], m[5], suspended if m[6] else "") for m in found}
 
-    @fact
+    @cached_property
     def drbd_resources(self) -> dict[str, str]:
         """The configuration of each of DRBD's resources."""
         files = [f"{ETC}/drbd.conf", *(f"{ETC}/drbd.d/{name}" for name in list_names(f"{ETC}/drbd.d"))]
@@ -1256,14 +1305,16 @@ def read_udev_device(number: str) -> Device | None:
     """The device with this number in udev's database; nothing while it has no entry there.
 
     libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev, "E:KEY=VALUE" a
-    property (sd-device.c).
+    property, "I:" the time in microseconds (sd-device.c).
     """
     text = attribute(f"{RUN}/udev/data", f"b{number}")
     if not text:
         return None
     name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
     links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
-    return Device(name, links, dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE)))
+    initialized = re.search("^I:([0-9]{1,18})$", text, re.MULTILINE)
+    properties = dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
+    return Device(name, links, properties, int(initialized[1]) / 1e6 if initialized else 0.0)
 
 
 def output_of(*command: str) -> str:
@@ -1273,6 +1324,21 @@ def output_of(*command: str) -> str:
     with suppress(OSError, SubprocessError):
         return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_PROGRAM).stdout
     return ""
+
+
+def is_bound_to_itself(mount: Sequence[str], parent: Sequence[str]) -> bool:
+    """Whether a mount shows what is in its place anyway, as that of /home in the unit's sandbox does (ProtectHome=)."""
+    place = os.path.join(parent[3], os.path.relpath(mount[4], parent[4]))
+    if mount is parent or mount[2] != parent[2] or mount[3] != os.path.normpath(place):
+        return False
+    with suppress(OSError):  # a subvolume of btrfs that is mounted where it is has a device of its own
+        return os.stat(mount[4]).st_dev == os.stat(os.path.dirname(mount[4])).st_dev
+    return False
+
+
+def longest_above(path: str, places: Iterable[str]) -> str:
+    """The one of these places that holds the path, and none of the others between; nothing if none does."""
+    return max((one for one in places if f"{path}/".startswith(f"{one.rstrip('/')}/")), key=len, default="")
 
 
 def device_directory(name: str) -> str:
@@ -1295,8 +1361,9 @@ def device_path(name: str) -> str:
 def check_device(name: str, facts: StorageFacts, promotes: bool = False) -> Layer:
     """A block device with all that it stands on, down to the leaves, and what is wrong with it."""
     below = tuple(map(facts.layer, devices_below(name)))
-    problem = check_kernel_state(name, facts) or check_drivers_state(name, promotes, facts)
-    return Layer(name, problem or check_lower_devices(name, below) or check_udev(name, facts), below)
+    problem = check_kernel_state(name, facts) or check_driver(name, facts)
+    problem = problem or check_lower_devices(name, below) or check_drbd_role(name, promotes, facts)
+    return Layer(name, problem or check_udev(name, facts), below)
 
 
 def devices_below(name: str) -> list[str]:
@@ -1323,14 +1390,19 @@ def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
     return None
 
 
-# The kernel's names of devices, an attribute of theirs, the values with which they can be used, and else what is wrong.
-# Sources: scsi_sysfs.c and nvme's sysfs.c in Linux, its Documentation/admin-guide/md.rst, and the attributes which
-# systemd's 99-systemd.rules looks at.
+# The kernel's names of devices, an attribute of theirs, the values with which they can be used, else what is wrong.
+# Sources: the drivers in Linux, and the attributes that systemd's 99-systemd.rules looks at. Weighed were the states of
+# SCSI (scsi_sysfs.c: also created, quiesce, offline, cancel, deleted), NVMe (also new, resetting, connecting, deleting,
+# dead), md (md.rst: read-auto and readonly can be read, write-pending and active-idle used), loop (a file that was
+# deleted can be used), nbd (which keeps its pid while it connects anew), bcache (whose device is there while it can be
+# used), rbd, virtio, mmc and ZFS (which show none for a device; but see DRIVERS).
 DEVICE_STATES = (
     ("sd", "device/state", "|running", "the kernel calls it {}"),
     ("nvme", "device/state", "|live", "its NVMe controller is not live"),
     ("md", "md/array_state", "(?!clear|inactive|suspended|broken).*", "md array is {}"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
+    # lvchange --activationmode partial puts one in the place of what is missing; to read it fails (lv_manip.c).
+    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "stands in for a physical volume that is missing"),
     ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
     ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
     ("drbd", "size", "(?!0$).*", "DRBD device has size 0: it has no disk and no peer"),
@@ -1364,7 +1436,7 @@ def explain_inactive_array(name: str, state: str, facts: StorageFacts) -> Proble
     members = list_names(f"{device_directory(name)}/slaves")
     reason = f"md array is {'empty' if state == 'clear' else state}"
     if members:
-        reason += f" with {some(members, MAX_LISTED)}"
+        reason += f" with {join_limited(members, MAX_LISTED)}"
     if len(members) == 1:
         reason += " alone"
     # mdadm's udev rules start mdadm-last-resort@.timer then.
@@ -1373,42 +1445,82 @@ def explain_inactive_array(name: str, state: str, facts: StorageFacts) -> Proble
     return Problem(reason, f"mdadm --{'run' if state == 'inactive' else 'detail'} /dev/{name}", name)
 
 
-def check_drivers_state(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
-    """What is wrong with a device whose driver has more to say than an attribute."""
-    if name.startswith("drbd"):
-        return check_drbd(name, promotes, facts)
-    if name.startswith("nvme"):
-        return check_nvme(name)
+def check_driver(name: str, facts: StorageFacts) -> Problem | None:
+    """What is wrong with a device whose driver shows more than an attribute."""
+    return next((check(name, facts) for names, check in DRIVERS if name.startswith(names)), None)
+
+
+def check_nvme(name: str, _: StorageFacts) -> Problem | None:
+    """A disk of several NVMe controllers (native multipath) needs one that is live, with a path to the namespace.
+
+    A path of asymmetric access is named as nvme0c1n1 (multipath.c, nvme_ana_state_names).
+    """
+    disk = re.fullmatch("(nvme[0-9]+)(n[0-9]+)", name)
+    directory = f"{device_directory(name)}/device"
+    controllers = [f"{directory}/{one}" for one in list_names(directory, "nvme[0-9]+")] if disk else []
+    live = [one for one in controllers if attribute(one, "state") == "live"]
+    if disk is None or not controllers:
+        return None
+    if not live:
+        return Problem("none of its NVMe controllers is live", "nvme list-subsys", name)
+    paths = [f"{one}/{path}" for one in live for path in list_names(one, f"{disk[1]}c[0-9]+{disk[2]}")]
+    states = [attribute(path, "ana_state") for path in paths]
+    if states and not {"", "optimized", "non-optimized"}.intersection(states):
+        return Problem(f"its NVMe paths are {join_limited(states, MAX_LISTED)}", "nvme list-subsys", name)
     return None
 
 
-def check_nvme(name: str) -> Problem | None:
-    """A disk of several NVMe controllers (native multipath), which needs one of them."""
-    directory = f"{device_directory(name)}/device"
-    states = [attribute(f"{directory}/{one}", "state") for one in list_names(directory, "nvme[0-9]+")]
-    return Problem("none of its NVMe controllers is live", device=name) if states and "live" not in states else None
+def check_zvol(name: str, facts: StorageFacts) -> Problem | None:
+    """A volume in a pool of which ZFS has suspended all I/O (zpoolprops(7), failmode)."""
+    device = facts.udev_device(name)
+    pools = [link.split("/")[3] for link in device.links if link.startswith("/dev/zvol/")] if device else []
+    if pools and facts.text(f"{PROC}/spl/kstat/zfs/{pools[0]}/state").strip() == "SUSPENDED":
+        return Problem(f"ZFS pool {pools[0]} is suspended", f"zpool clear {pools[0]}", name)
+    return None
 
 
-def check_drbd(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
-    """A DRBD device with good data neither here nor at its peer, or which nothing makes Primary when a guest starts."""
-    minor = name[len("drbd") :].partition("p")[0]
-    unknown = ("Primary", "", "UpToDate", "", False)
-    role, peer_role, disk, peer_disk, promotes_itself = facts.drbd_states.get(minor, unknown)
-    if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
-        peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
-        return Problem(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
-    is_shared = any("allow-two-primaries" in text for text in facts.drbd_resources.values())
-    if role == "Primary" or ((promotes or promotes_itself) and (peer_role != "Primary" or is_shared)):
+def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
+    """A DRBD device with good data neither here nor at its peer, or which does no I/O."""
+    state = drbd_state(name, facts)
+    if state.stopped:
+        return Problem(f"DRBD does no I/O: {state.stopped}", "drbdadm status", name)
+    if state.disk not in ("UpToDate", "Consistent") and state.peer_disk != "UpToDate":
+        peer = "is not connected" if state.peer_disk in ("", "DUnknown") else f"has one that is {state.peer_disk}"
+        return Problem(f"DRBD's disk is {state.disk}, and the peer {peer}", "drbdadm status", name)
+    return None
+
+
+def drbd_state(name: str, facts: StorageFacts) -> DrbdState:
+    """How a DRBD device is, or the one of which this is a partition."""
+    with facts.lock:
+        states = facts.drbd_states
+    return states.get(name[len("drbd") :].partition("p")[0], DrbdState())
+
+
+def check_drbd_role(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
+    """A DRBD device that is not Primary, and which nothing makes so when a guest starts."""
+    state = drbd_state(name, facts) if name.startswith("drbd") else DrbdState()
+    if state.role == "Primary":
         return None
-    if peer_role == "Primary":
-        return Problem(f"DRBD is {role}, and its peer is Primary", "drbdadm status", name)
-    resource = next((one for one, text in facts.drbd_resources.items() if has_minor(text, minor)), "RESOURCE")
-    peer = ", and its peer is not connected" if peer_role == "Unknown" else ""
-    return Problem(f"DRBD is {role}{peer}", f"drbdadm primary {resource}", name)
+    resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
+    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
+    is_shared = any("allow-two-primaries" in text for text in resources.values())
+    # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
+    promotes |= state.is_version_9 and not re.search(r"auto-promote\s+no\b", resources.get(resource, ""))
+    if promotes and (state.peer_role != "Primary" or is_shared):
+        return None
+    if state.peer_role == "Primary":
+        return Problem(f"DRBD is {state.role}, and its peer is Primary", "drbdadm status", name)
+    peer = ", and its peer is not connected" if state.peer_role == "Unknown" else ""
+    return Problem(f"DRBD is {state.role}{peer}", f"drbdadm primary {resource}", name)
+
+
+# What the kernel's names of devices begin with, and what looks at the state of their driver.
+DRIVERS = (("drbd", check_drbd), ("nvme", check_nvme), ("zd", check_zvol))
 
 
 def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
-    """The states in what `drbdsetup status --json` prints. Version 9 becomes Primary by itself when it is opened."""
+    """The states in what `drbdsetup status --json` prints."""
     import json
 
     states = {}
@@ -1421,8 +1533,12 @@ def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
             for device in resource["devices"]:
                 disks = [peer["peer-disk-state"] for peer in peers if peer["volume"] == device["volume"]]
                 best = "UpToDate" if "UpToDate" in disks else "".join(disks[:1])
-                disk = str(device["disk-state"])
-                states[str(device["minor"])] = (str(resource["role"]), peer_role, disk, best, True)
+                stopped = "it has no quorum" if device.get("quorum") is False else ""
+                if resource.get("suspended") is True:
+                    stopped = "its I/O is suspended"
+                states[str(device["minor"])] = DrbdState(
+                    str(resource["role"]), peer_role, str(device["disk-state"]), best, stopped, is_version_9=True
+                )
     return states
 
 
@@ -1432,36 +1548,64 @@ def has_minor(configuration: str, minor: str) -> bool:
 
 
 def check_lower_devices(name: str, below: Sequence[Layer]) -> Problem | None:
-    """What is wrong with the devices that this one stands on, if it needs them: see redundant_members()."""
-    bad = [layer for layer in below if layer.problem]
-    if below and not bad:
+    """What is wrong with what this one stands on: there is too little that holds the same data, or anything else."""
+    bad = {layer.name: layer.problem for layer in below if layer.problem}
+    degraded = attribute(device_directory(name), "md/degraded") if name.startswith("md") else ""
+    if below and not bad and degraded in ("", "0"):
         return None
-    word, redundant = redundant_members(name, [layer.name for layer in below])
-    if word == "path" and not below:
-        return Problem("has no path", "multipath -ll", name)
-    if not bad or not set(redundant) <= {layer.name for layer in bad}:
+    word, usable, needed = redundant_members(name, [layer.name for layer in below], bad)
+    first, problem = next(iter(bad.items()), ("", Problem("")))
+    if not word and not bad:
         return None
-    first, problem = bad[0], bad[0].problem or Problem("")
-    if redundant:
-        return Problem(f"no {word} of it can be used; {device_path(first.name)}: {problem.reason}", problem.hint, name)
-    # Only the layer that is to blame is named.
-    place = f"{device_path(first.name)} below it: " if problem.device == first.name else ""
-    return problem._replace(reason=place + problem.reason)
+    if not word:
+        # Only the layer that is to blame is named.
+        place = f"{device_path(first)} below it: " if problem.device == first else ""
+        return problem._replace(reason=place + problem.reason)
+    if usable >= needed:
+        return None
+    few = f"no {word} of it" if usable == 0 else f"{usable} of the {needed} {word}s that it needs"
+    why = f"; {device_path(first)}: {problem.reason}" if bad else ""
+    return Problem(f"{few} can be used{why}", problem.hint or MEMBER_HINTS[word].format(device_path(name)), name)
 
 
-def redundant_members(name: str, below: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """What the devices are called and which they are, among those below, of which this one needs just one.
+MEMBER_HINTS = {
+    "path": "multipath -ll",
+    "leg": "lvs --all --options +devices",
+    **dict.fromkeys(("member", "mirrored pair"), "mdadm --detail {}"),
+}
 
-    A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
+
+def redundant_members(name: str, below: Sequence[str], bad: Container[str]) -> tuple[str, int, int]:
+    """What those devices are called that hold the same data, how many of them can be used, and how many are needed.
+
+    Without a name there is no redundancy, and everything below is needed.
     """
-    directory = device_directory(name)
-    if name.startswith("md") and attribute(directory, "md/level") not in ("", "raid0", "linear"):
-        return "member", below
-    uuid = attribute(directory, "dm/uuid") if name.startswith("dm-") else ""
+    uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
     if uuid.startswith("mpath-"):
-        return "path", below
-    names = {one: attribute(device_directory(one), "dm/name") for one in below if uuid}
-    return "leg", [one for one, mapped in names.items() if re.search("_[rm]image_[0-9]+$", mapped)]
+        return "path", sum(one not in bad for one in below), 1
+    if name.startswith("md"):
+        return array_members(name, below, bad)
+    legs = [one for one in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(one))]
+    if not legs:
+        return "", 0, 0
+    # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
+    size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
+    return "leg", sum(one not in bad for one in legs), -(-size // max(leg, 1))
+
+
+def array_members(name: str, below: Sequence[str], bad: Container[str]) -> tuple[str, int, int]:
+    """The same of an md array: md(4), and Documentation/admin-guide/md.rst in Linux."""
+    directory = f"{device_directory(name)}/md"
+    level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
+    total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
+    members = [one for one in list_names(directory, "dev-.+") if one[len("dev-") :] not in bad]
+    members = [f"{directory}/{one}" for one in members if "in_sync" in attribute(f"{directory}/{one}", "state")]
+    if level == "raid10" and layout == "258" and total % 2 == 0:  # two copies, side by side
+        pairs = {int(attribute(member, "slot") or 0) // 2 for member in members}
+        return "mirrored pair", len(pairs), total // 2
+    needed = {"raid1": 1, "multipath": 1, "raid10": total - total // 2, "raid6": total - 2}
+    needed.update(dict.fromkeys(("raid4", "raid5"), total - 1))
+    return ("member", len(members), needed[level]) if level in needed else ("", 0, 0)
 
 
 def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:
@@ -1475,6 +1619,8 @@ def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem
     if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
         return Problem("multipathd uses none of its paths", "multipath -ll", name)
     if not is_disk or properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
+        return None
+    if device and was_activated_without_udev(device, facts):
         return None
     if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
         return Problem("is one path of a multipath device; use the multipath device instead", "multipath -ll")
@@ -1502,13 +1648,25 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
     )
 
 
+def was_activated_without_udev(device: Device, facts: StorageFacts) -> bool:
+    """Whether an initramfs without udev has set up a device-mapper device.
+
+    10-dm.rules then knows neither its name nor its flags, and calls it not ready for ever; xl starts the guest. While
+    LVM sets one up it looks the same for some milliseconds, until the event that ends that has been handled.
+    """
+    is_unknown = "DM_UUID" not in device.properties and "DM_NAME" not in device.properties
+    is_settled = facts.uptime - device.initialized > SETTLED and not os.path.exists(f"{RUN}/udev/queue")
+    return is_unknown and device.properties.get("DM_UDEV_DISABLE_OTHER_RULES_FLAG") == "1" and is_settled
+
+
 # What is missing: a function for each kind of path, from evidence in /etc and in udev's database.
 def explain_missing(path: str, facts: StorageFacts) -> Problem:
     """Why there is nothing at a path, down to the layer that is the cause, and what to do about that. May block."""
     target = os.path.realpath(path)
     reasons = [f"is a link to {target}, which does not exist"] if os.path.islink(path) else []
     hint = ""
-    layers = [explain_path(target, facts)]
+    with facts.lock:
+        layers = [explain_path(target, facts)]
     for layer in layers:
         if layer.problem:
             reasons.append(layer.problem.reason)
@@ -1531,16 +1689,17 @@ def explain_path(path: str, facts: StorageFacts, depth: int = MAX_CHAIN) -> Laye
 
 def explain_file(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
-    plans = {where: (source, "/etc/fstab") for source, where, *_ in facts.table(f"{ETC}/fstab")}
-    plans = {**facts.mount_units, **plans}
-    where = max((one for one in plans if match[0].startswith(f"{one.rstrip('/')}/")), key=len, default="/")
+    where = longest_above(match[0], facts.planned_mounts)
     # Where systemd mounts on demand, autofs is mounted until then.
-    mounted = {os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words}
-    if where == "/" or os.path.normpath(where) in mounted:
+    if where in ("", "/", *(os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words)):
         return None
-    source, file = plans[where]
-    reason = f"lies below {where}, where {source} is to be mounted according to {file}, but is not"
-    return Problem(reason, f"systemctl status {where}", missing=path_of(source))
+    plan = facts.planned_mounts[where]
+    return Problem(not_mounted(where, plan), f"systemctl status {where}", missing=path_of(plan.source))
+
+
+def not_mounted(where: str, plan: PlannedMount) -> str:
+    """Says so."""
+    return f"{where} is not mounted ({plan.file} mounts {plan.source} there)"
 
 
 def path_of(source: str) -> str:
@@ -1560,7 +1719,7 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Problem:
         if problem:
             return problem._replace(reason=f"{name} is to be {wanted}: {problem.reason}")
     if members:
-        names = some([device.name for device in members], MAX_LISTED)
+        names = join_limited([device.name for device in members], MAX_LISTED)
         return Problem(f"array {wanted} is not assembled; its members include {names}", "mdadm --assemble --scan")
     if is_in_mdadm_conf(wanted, facts):
         return Problem(f"no member of an array {wanted}, which is in mdadm.conf, is there", "mdadm --examine --scan")
@@ -1601,7 +1760,9 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
         return None
     paths = [one for one in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
     if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
-        return Problem(f"{some(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2")
+        return Problem(
+            f"{join_limited(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2"
+        )
     return Problem(f"no path to {wwid} is there, according to multipath's {file}", "multipath -v2", missing=ANY_LUN)
 
 
@@ -1625,7 +1786,7 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Problem | None:
         # All the paths of a multipath device are one disk.
         holders = [name for name, has in found.items() if has.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
         if len(holders) > 1:
-            reason = f"{some(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do"
+            reason = f"{join_limited(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do"
             return Problem(reason, "vgimportclone /dev/CLONE")
         lacking += [] if holders else [(uuid, device)]
     if not lacking:
@@ -1633,7 +1794,7 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     # LVM writes "[unknown]" where it has not seen the device either.
     names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device in lacking]
     missing = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]
-    reason = f"volume group {group} lacks physical volume {some(names, MAX_LISTED)}, according to {file}"
+    reason = f"volume group {group} lacks physical volume {join_limited(names, MAX_LISTED)}, according to {file}"
     return Problem(reason, f"vgchange -ay {group}", missing=missing)
 
 
@@ -1655,7 +1816,7 @@ def explain_lun(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     absent = {target: portal for target, portal in facts.iscsi_nodes if target not in facts.iscsi_sessions}
     if len(absent) == 1:
         return without_session(*absent.popitem(), facts)
-    reason = f"it is probably of one of the targets that have no session: {some(sorted(absent), MAX_LISTED)}"
+    reason = f"it is probably of one of the targets that have no session: {join_limited(sorted(absent), MAX_LISTED)}"
     return Problem(reason, "iscsiadm -m node --login") if absent else None
 
 
@@ -1764,12 +1925,13 @@ def check_disk(required: Required, facts: StorageFacts) -> Status:
     path = existing_path(required.path)
     try:
         status = os.stat(path)
-        if stat.S_ISREG(status.st_mode):
-            return READY
-        if not stat.S_ISBLK(status.st_mode):
-            kind = FILE_KINDS[stat.S_IFMT(status.st_mode)]
-            return Status(State.NOT_READY, f"is {kind}, neither a block device nor a regular file")
-        problem = check_block_device(status.st_rdev, required, facts).problem
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFREG:
+            problem = check_file(path, status.st_size, required, facts)
+        elif kind == stat.S_IFBLK:
+            problem = check_block_device(status.st_rdev, required, facts).problem
+        else:
+            problem = Problem(f"is {FILE_KINDS[kind]}, neither a block device nor a regular file")
     except (FileNotFoundError, NotADirectoryError):
         if not facts.explains:
             return Status(State.MISSING, "does not exist")
@@ -1789,7 +1951,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
         return Layer("", Problem(f"is a device file, but {why}"))
     facts.numbers[name] = f"{os.major(number)}:{os.minor(number)}"
     layer = check_device(name, facts, promotes=True) if required.promotes else facts.layer(name)
-    problem = layer.problem or check_writable(name, required)
+    problem = layer.problem or check_writable(name, required) or check_mounted(name, required, facts)
     if problem is None and udev_runs():
         problem = check_udev(name, facts, is_disk=True)
     return layer._replace(problem=problem)
@@ -1802,6 +1964,67 @@ def check_writable(name: str, required: Required) -> Problem | None:
         return None
     command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
     return Problem("is read-only, and the guest writes to it", f"{command} {device_path(name)}")
+
+
+def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
+    """A disk that this host has mounted, which Xen's block script refuses; one that is only read, if it is written."""
+    places = facts.mounted.get(name, ()) if required.by_script else ()
+    for where, is_written in places:
+        if is_written or required.writes:
+            return Problem(f"is mounted on {where} on this host, and Xen refuses to share it", f"umount {where}", name)
+    return None
+
+
+def check_file(path: str, size: int, required: Required, facts: StorageFacts) -> Problem | None:
+    """What is wrong with a regular file: it is empty, in the wrong file system, or lacks a backing file. May block."""
+    if size == 0:
+        return Problem("is empty: it has 0 bytes")
+    real = os.path.realpath(path)
+    place, options = facts.file_system_of(real)
+    plans = {where: plan for where, plan in facts.planned_mounts.items() if plan.at_boot}
+    where = longest_above(real, plans)
+    if len(place) < len(where):
+        return Problem(f"is there, but {not_mounted(where, plans[where])}", f"systemctl start {where}")
+    if required.writes and "ro" in options:
+        return Problem(
+            f"lies in {place}, which is mounted read-only, and the guest writes to it", f"mount -o remount,rw {place}"
+        )
+    return check_backing_file(path, required.format) if required.format in ("qcow", "qcow2") else None
+
+
+def check_backing_file(path: str, file_format: str) -> Problem | None:
+    """An image that lacks the file behind it, or one of those behind that: QEMU's docs/interop/qcow2.rst. May block.
+
+    The chain is followed as far as the images say that the next one is qcow2, because a guest can write anything to a
+    raw image; what their owner may read only is taken for complete.
+    """
+    for _ in range(MAX_BACKING_FILES):
+        header = read_part(path, 0, QCOW_HEADER)
+        if header and not header.startswith(b"QFI\xfb"):
+            return Problem(f"cannot be opened: {path} is not a {file_format} image")
+        offset, length = int.from_bytes(header[8:16], "big"), int.from_bytes(header[16:20], "big")
+        name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
+        # "json:…" and "nbd://…" are no files.
+        if not name or re.match("[a-z+]+:", name):
+            return None
+        path = os.path.join(os.path.dirname(path), name)
+        if not os.path.exists(path):
+            return Problem(f"needs its backing file {path}, which does not exist")
+        if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" not in header:
+            return None
+    return None
+
+
+def read_part(path: str, offset: int, length: int) -> bytes:
+    """So many bytes of a file from there on; nothing if only QEMU may read it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        return b""
+    try:
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
 
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
@@ -2556,7 +2779,7 @@ class Reporter:
                 text = f"directory {path} found"
             else:
                 text = f"{path} is no longer needed"
-            fields = {"DISK": path, "DOMAIN": some(one.domains, MAX_NAMES), "STATE": State.READY.value}
+            fields = {"DISK": path, "DOMAIN": join_limited(one.domains, MAX_NAMES), "STATE": State.READY.value}
             yield f"{text} (after {seconds:.0f} seconds)", fields
 
     def _report_status(self) -> None:
@@ -2586,14 +2809,14 @@ class Reporter:
             result, level = "timeout", ERR
             self._log(ERR, "timeout", self._on_timeout())
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
-            guests = some(sorted({*refused, *(domain for one in missing for domain in one.domains)}), MAX_NAMES)
+            guests = join_limited(sorted({*refused, *(domain for one in missing for domain in one.domains)}), MAX_NAMES)
             text = f"{starts} guests will probably not come up: {guests}."
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
             text = f"Everything is ready for {size_of(self._snapshot)}."
             if refused:
-                text = f"No disk is missing, but these guests will not come up: {some(refused, MAX_NAMES)}."
+                text = f"No disk is missing, but these guests will not come up: {join_limited(refused, MAX_NAMES)}."
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
         self._journal.log_all(level, [(text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})], always=True)
         return result
@@ -2657,7 +2880,7 @@ def in_numbers(missing: Sequence[Missing]) -> str:
 
 def in_short(missing: Sequence[Missing]) -> str:
     """How much is missing, and the first of it, on one line."""
-    names = [f"{one.path} for {some(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
+    names = [f"{one.path} for {join_limited(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
     return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
 
 
@@ -2876,7 +3099,7 @@ def check_names(snapshot: Snapshot) -> Iterator[Finding]:
             files.setdefault((guest.domain.kind, guest.domain.name), []).append(file)
     for (_, name), same in files.items():
         for file in same if same[1:] else ():
-            others = some([os.path.basename(other) for other in same if other != file], MAX_LISTED)
+            others = join_limited([os.path.basename(other) for other in same if other != file], MAX_LISTED)
             problem = f"has the same name as {others}, and one of them starts"
             yield Finding(problem, f"move the others out of {os.path.dirname(file)}", True, file, name)
 
@@ -2892,7 +3115,7 @@ def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
             # The saved and the configured form of a guest are one.
             names = {one.guest.domain.name for one in (*sharing, *above)} - {use.guest.domain.name}
             if names:
-                problem = f"{use.required.path} is written by guest {some(sorted(names), MAX_LISTED)} as well"
+                problem = f"{use.required.path} is written by guest {join_limited(sorted(names), MAX_LISTED)} as well"
                 yield use.finding(problem, "give each guest a disk of its own", is_error=True)
 
 
@@ -2928,7 +3151,7 @@ def check_use(use: Use, status: Status, used: Mapping[str, str], facts: StorageF
         what = path if taken == use.place else f"{device_path(taken)} on {path}"
         yield use.finding(f"{what} {used[taken]} on this host", fix, is_error=True)
     elif parts := [device_path(one) for one in holders_of(use.place)]:
-        yield use.finding(f"{path} is part of {some(parts, MAX_LISTED)} on this host", fix)
+        yield use.finding(f"{path} is part of {join_limited(parts, MAX_LISTED)} on this host", fix)
 
 
 def devices_above(name: str) -> list[str]:
@@ -3023,13 +3246,12 @@ def why_mount_stays_away(path: str, facts: StorageFacts) -> Problem | None:
         return None
     if re.match("nfs|cifs", kinds[where]):  # what the server has mounted there is mounted below it
         where = min((one for one in kinds if kinds[one] == kinds[where]), key=len)
-    lines = facts.table(f"{ETC}/fstab")
-    options = {os.path.normpath(words[1]): ",".join(words[3:4]) for words in lines}
-    if where in options:
-        noauto = "noauto" in options[where].split(",") and "x-systemd.automount" not in options[where]
-        return Problem(f"{where} has the option noauto in /etc/fstab", "remove noauto") if noauto else None
-    is_unit = where in facts.mount_units
-    return None if is_unit else Problem(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
+    plan = facts.planned_mounts.get(where)
+    if plan is None:
+        return Problem(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
+    if plan.at_boot or plan.file != "/etc/fstab":  # units are needed by others in many ways
+        return None
+    return Problem(f"{where} has the option noauto in /etc/fstab", "remove noauto")
 
 
 # --- Late: a guest whose disks come after the timeout ----------------------------------------------------------------
@@ -3084,7 +3306,7 @@ def check_that_it_may_start(snapshot: Snapshot, watch: Watch) -> None:
             reason = f"was saved in {file}, and is not started from its configuration (fix: xl restore {file})"
             raise LeftAlone(f"guest {guest.domain.name} {reason}.", EXIT_TIMED_OUT)
     if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
-        files = some(list(snapshot.guests), MAX_LISTED)
+        files = join_limited(list(snapshot.guests), MAX_LISTED)
         raise LeftAlone(f"'{watch.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
     for guest in rejected(snapshot):
         raise LeftAlone(f"{guest.domain.source}: {guest.status.reason}. The guest is not started.", EXIT_USAGE)
@@ -3143,9 +3365,8 @@ def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journa
         raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
     facts = StorageFacts()
     for path, place in places_of(required_paths(snapshot.guests), watch).items():
-        states = facts.drbd_states if place.startswith("drbd") else {}
-        role, peer_role, *_ = states.get(place.removeprefix("drbd"), ("", ""))
-        if peer_role == "Primary" != role:  # as with allow-two-primaries
+        state = drbd_state(place, facts)
+        if place.startswith("drbd") and state.peer_role == "Primary" != state.role:  # as with allow-two-primaries
             raise LeftAlone(f"guest {name} may run on the peer, where its disk {path} is Primary.", EXIT_TIMED_OUT)
     command = ["xl", "create", "--quiet", "--defconfig", file]
     process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
@@ -3366,7 +3587,7 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
             rows = [("DISK", "DOMAINS", "STATE", "FOUND AFTER", "REASON")]
             for disk in last["disks"]:
                 after = "" if disk["found_after"] is None else f"{disk['found_after']:.0f}s"
-                domains = some(disk["domains"], MAX_LISTED)
+                domains = join_limited(disk["domains"], MAX_LISTED)
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
             rows += [(one["source"], "-", "refused", "", one["error"]) for one in last["refused"]]
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))

@@ -190,7 +190,7 @@ class Host:
     def image(self, name: str) -> Path:
         """An image file that is there."""
         file = self.images / name
-        file.touch()
+        fill(file)
         return file
 
     def saved(self, name: str, *disks: Path) -> Path:
@@ -534,6 +534,11 @@ def journald(host: Host) -> Iterator[Journald]:
 # ---------------------------------------------------------------------------------------------------------------------
 # File systems
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def fill(path: Path) -> None:
+    """An image that is there, with a byte in it."""
+    path.write_bytes(b"\0")
 
 
 def sparse(path: Path, size: int = 1 << 30) -> None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from conftest import (
     as_root,
     clean_environment,
     deaf_file_system,
+    fill,
     peak_memory,
     process_state,
     program_with,
@@ -315,7 +317,7 @@ def test_a_disk_that_no_longer_answers_when_the_last_one_comes_is_not_ready(
 
     monkeypatch.setattr(xwd, "check_disk", check_disk)
     monkeypatch.setattr(xwd, "required_by", lambda disk: xwd.Required(disk.target))
-    clock.at(20, comes.touch)
+    clock.at(20, partial(fill, comes))
     result = clock.wait(host, timeout=100)
     assert result.status == xwd.EXIT_TIMED_OUT
     assert f"still waiting for {dies} for web... (does not answer" in result.messages
@@ -431,21 +433,21 @@ def test_a_slow_file_system_is_looked_at_side_by_side(host: Host) -> None:
 @as_root
 def test_a_slow_file_system_holds_nobody_up_and_its_disks_are_found(host: Host) -> None:
     with slow_file_system(host.root / "slow", delay=0.2) as slow:
-        slow.files.update({str(number): b"" for number in range(49)})
+        slow.files.update({str(number): b"x" for number in range(49)})
         host.guest("slow", *(slow.directory / str(number) for number in range(50)))
         host.guest("web", host.images / "web")
         with host.start("--timeout", "5min") as running:
             running.wait_for(f"still waiting for {slow.directory}/49 for slow... (does not exist)\n")
             host.image("web")
             running.wait_for(f"disk {host.images}/web found")
-            slow.files["49"] = b""
+            slow.files["49"] = b"x"
             assert running.end().status == xwd.EXIT_READY
 
 
 @as_root
 def test_a_disk_whose_file_system_dies_during_the_wait_is_not_ready(host: Host) -> None:
     with slow_file_system(host.root / "nfs", delay=0) as nfs:
-        nfs.files["disk"] = b""
+        nfs.files["disk"] = b"x"
         host.guest("web", nfs.directory / "disk", host.images / "b")
         program = program_with("xwd.MAX_SILENCE_AT_END = 0.5")
         with waiting(host, "--timeout", "5min", program=program) as running:
@@ -459,7 +461,7 @@ def test_a_disk_whose_file_system_dies_during_the_wait_is_not_ready(host: Host) 
 @as_root
 def test_a_disk_on_a_file_system_that_answers_at_last_is_found(host: Host) -> None:
     with slow_file_system(host.root / "nfs", delay=0) as nfs:
-        nfs.files["disk"] = b""
+        nfs.files["disk"] = b"x"
         nfs.is_deaf = True
         host.guest("web", nfs.directory / "disk")
         with host.start("--timeout", "5min") as running:
@@ -484,7 +486,7 @@ def test_a_configuration_that_comes_in_small_pieces_is_read_to_its_end(host: Hos
 @as_root
 def test_a_stop_while_a_file_system_takes_its_time_changes_nothing(host: Host) -> None:
     with slow_file_system(host.root / "nfs", delay=0) as nfs:
-        nfs.files["disk"] = b""
+        nfs.files["disk"] = b"x"
         nfs.is_deaf = True
         host.guest("web", nfs.directory / "disk")
         with host.start("--timeout", "5min") as running:

@@ -344,17 +344,15 @@ def test_a_read_only_device_is_for_readers(host: Callable[[str], HostPaths]) -> 
 def test_a_file_below_a_mount(host: Callable[[str], HostPaths]) -> None:
     here = host("mount/failed")
     assert missing(here, "/srv/images/deep/web.img") == (
-        "lies below /srv/images, where 192.0.2.1:/srv/export is to be mounted according to /etc/fstab, but is not",
+        "/srv/images is not mounted (/etc/fstab mounts 192.0.2.1:/srv/export there)",
         "systemctl status /srv/images",
     )
     reason, hint = missing(here, "/srv/data/web.img")
-    assert reason.startswith(
-        "lies below /srv/data, where /dev/vg/data is to be mounted according to /etc/fstab, but is not: "
-    )
+    assert reason.startswith("/srv/data is not mounted (/etc/fstab mounts /dev/vg/data there): ")
     assert reason.endswith(" knows no volume data") and hint == "lvs vg"
     with open(f"{here.proc}/self/mountinfo", "a") as file:
         file.write("99 25 0:99 / /srv/images rw,relatime shared:1 - autofs systemd-1 rw,fd=1\n")
-    assert missing(here, "/srv/images/web.img")[0].startswith("lies below /srv/images, ")
+    assert missing(here, "/srv/images/web.img")[0].startswith("/srv/images is not mounted ")
     with open(f"{here.proc}/self/mountinfo", "a") as file:
         file.write("98 99 0:98 / /srv/images rw,relatime shared:1 - nfs4 192.0.2.1:/srv/export rw\n")
     assert missing(here, "/srv/images/web.img")[1] == ""
@@ -364,7 +362,7 @@ def test_a_mount_that_only_a_unit_tells_of(host: Callable[[str], HostPaths]) -> 
     here = host("mount/failed")
     (Path(here.etc) / "fstab").unlink()
     assert missing(here, "/srv/images/web.img")[0] == (
-        "lies below /srv/images, where 192.0.2.1:/srv/export is to be mounted according to srv-images.mount, but is not"
+        "/srv/images is not mounted (srv-images.mount mounts 192.0.2.1:/srv/export there)"
     )
 
 
@@ -387,7 +385,7 @@ def test_a_link_that_dangles(host: Callable[[str], HostPaths], tmp_path: Path) -
     link = tmp_path / "web.img"
     link.symlink_to("/srv/images/web.img")
     assert missing(host("mount/failed"), str(link))[0].startswith(
-        "is a link to /srv/images/web.img, which does not exist: lies below /srv/images, "
+        "is a link to /srv/images/web.img, which does not exist: /srv/images is not mounted "
     )
 
 
@@ -417,6 +415,75 @@ def made_up(root: Path, **devices: dict[str, str]) -> HostPaths:
     return paths_below(root)
 
 
+def array(level: str, members: str, *states: str, **attributes: str) -> dict[str, str]:
+    """An md array of these members, which are in sync unless their states are given; one without a state is gone."""
+    names = members.split()
+    states = states or ("in_sync",) * len(names)
+    there = {slot: state for slot, state in enumerate(states) if state}
+    return {
+        "md/array_state": "clean",
+        "md/level": level,
+        "md/raid_disks": str(len(states)),
+        "md/degraded": str(len(states) - [*there.values()].count("in_sync")),
+        "slaves": " ".join(names[slot] for slot in there),
+        **{
+            f"md/dev-{names[slot]}/{key}": value
+            for slot, state in there.items()
+            for key, value in (("slot", str(slot)), ("state", state))
+        },
+        **attributes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("level", "states", "attributes", "reason"),
+    [
+        ("raid1", ("in_sync", "faulty"), {}, ""),
+        ("raid1", ("in_sync", "spare"), {}, ""),
+        ("raid1", ("", "spare"), {}, "no member of it can be used"),
+        ("raid5", ("in_sync", "in_sync", "faulty"), {}, ""),
+        ("raid5", ("in_sync", "faulty", "faulty"), {}, "1 of the 2 members that it needs can be used"),
+        # As seen on a booted host.
+        (
+            "raid5",
+            ("in_sync", "faulty", "faulty"),
+            {"md/array_state": "write-pending"},
+            "1 of the 2 members that it needs can be used",
+        ),
+        ("raid4", ("in_sync", "", ""), {}, "1 of the 2 members that it needs can be used"),
+        ("raid5", ("in_sync", "in_sync,write_mostly", "spare"), {}, ""),
+        ("raid6", ("in_sync", "in_sync", "faulty", "faulty"), {}, ""),
+        ("raid6", ("in_sync", "faulty", "faulty", "faulty"), {}, "1 of the 2 members that it needs can be used"),
+        ("raid10", ("in_sync", "", "", "in_sync"), {"md/layout": "258"}, ""),
+        (
+            "raid10",
+            ("in_sync", "in_sync", "", ""),
+            {"md/layout": "258"},
+            "1 of the 2 mirrored pairs that it needs can be used",
+        ),
+        ("raid10", ("in_sync", "", "in_sync", ""), {"md/layout": "513"}, ""),
+        ("raid10", ("in_sync", "", "", ""), {"md/layout": "513"}, "1 of the 2 members that it needs can be used"),
+        ("raid10", ("in_sync", "", "in_sync"), {"md/layout": "258"}, ""),
+        ("raid10", ("in_sync", "", ""), {"md/layout": "258"}, "1 of the 2 members that it needs can be used"),
+    ],
+)
+def test_an_array_needs_as_many_members_as_its_level_says(
+    tmp_path: Path, level: str, states: tuple[str, ...], attributes: dict[str, str], reason: str
+) -> None:
+    here = made_up(tmp_path, sda={}, sdb={}, sdc={}, sdd={}, md0=array(level, "sda sdb sdc sdd", *states, **attributes))
+    assert usable(here, "md0") == reason
+
+
+def test_a_member_counts_only_if_it_can_be_used_itself(tmp_path: Path) -> None:
+    here = made_up(tmp_path, sda={}, sdb={"device/state": "offline"}, sdc={}, md0=array("raid5", "sda sdb sdc"))
+    assert usable(here, "md0") == ""
+    (tmp_path / "sys/devices/md0/md/dev-sda/state").write_text("faulty\n")
+    assert look(here, "md0", READS) == (
+        "1 of the 2 members that it needs can be used; /dev/sdb: the kernel calls it offline",
+        "mdadm --detail /dev/md0",
+    )
+
+
 def test_a_partition_is_as_good_as_its_disk(tmp_path: Path) -> None:
     here = made_up(tmp_path, sda={"device/state": "offline"}, sda1={"parent": "sda", "partition": "1"})
     assert usable(here, "sda1") == "/dev/sda below it: the kernel calls it offline"
@@ -428,8 +495,8 @@ def test_a_mirror_needs_one_leg_and_a_stripe_all(tmp_path: Path) -> None:
         tmp_path,
         sda=bad,
         sdb=good,
-        md0={"md/array_state": "clean", "md/level": "raid1", "slaves": "sda sdb"},
-        md1={"md/array_state": "clean", "md/level": "raid0", "slaves": "sda sdb"},
+        md0=array("raid1", "sda sdb"),
+        md1=array("raid0", "sda sdb"),
         dm_0={"dm/name": "vg-lv_rimage_0", "dm/uuid": "LVM-1", "slaves": "sda"},
         dm_1={"dm/name": "vg-lv_rimage_1", "dm/uuid": "LVM-2", "slaves": "sdb"},
         dm_2={"dm/name": "vg-lv", "dm/uuid": "LVM-3", "slaves": "dm-0 dm-1"},
@@ -453,7 +520,7 @@ def test_a_mirror_needs_one_leg_and_a_stripe_all(tmp_path: Path) -> None:
         ("nvme0n1", {"device/state": "connecting"}, "its NVMe controller is not live"),
         ("nvme0n1", {"device/state": "live"}, ""),
         ("dm_0", {"dm/name": "web", "dm/suspended": "1"}, "device-mapper device is suspended"),
-        ("dm_0", {"dm/name": "mpatha", "dm/uuid": "mpath-36000"}, "has no path"),
+        ("dm_0", {"dm/name": "mpatha", "dm/uuid": "mpath-36000"}, "no path of it can be used"),
         ("md0", {"md/array_state": "broken"}, "md array is broken"),
         ("loop0", {}, "loop device has no file"),
         ("loop0", {"loop/backing_file": "/srv/image"}, ""),
@@ -481,6 +548,143 @@ def test_an_nvme_disk_of_several_controllers_needs_one(tmp_path: Path) -> None:
     assert usable(here, "nvme0n1") == ""
     (tmp_path / "sys/devices/nvme0n1/device/nvme1/state").write_text("deleting\n")
     assert usable(here, "nvme0n1") == "none of its NVMe controllers is live"
+
+
+@pytest.mark.parametrize(
+    ("states", "reason"),
+    [
+        (("inaccessible", "optimized"), ""),
+        (("non-optimized", "inaccessible"), ""),
+        (("", ""), ""),  # without asymmetric access there is no such attribute
+        (("inaccessible", "persistent-loss"), "its NVMe paths are inaccessible, persistent-loss"),
+        (("change", "inaccessible"), "its NVMe paths are change, inaccessible"),
+    ],
+)
+def test_an_nvme_disk_needs_a_path_that_is_not_cut_off(tmp_path: Path, states: tuple[str, ...], reason: str) -> None:
+    """As nvme's multipath.c names the states, in the paths' directories below the controllers."""
+    attributes = {f"device/nvme{one}/state": "live" for one in (0, 1)}
+    attributes |= {f"device/nvme{one}/nvme0c{one}n1/ana_state": state for one, state in enumerate(states)}
+    assert usable(made_up(tmp_path, nvme0n1=attributes), "nvme0n1") == reason
+
+
+def test_a_path_of_a_controller_that_is_not_live_does_not_count(tmp_path: Path) -> None:
+    here = made_up(
+        tmp_path,
+        nvme0n1={
+            "device/nvme0/state": "connecting",
+            "device/nvme0/nvme0c0n1/ana_state": "optimized",
+            "device/nvme1/state": "live",
+            "device/nvme1/nvme0c1n1/ana_state": "inaccessible",
+        },
+    )
+    assert usable(here, "nvme0n1") == "its NVMe paths are inaccessible"
+
+
+def volume(kind: str, legs: int, size: int, *missing: int) -> dict[str, dict[str, str]]:
+    """vg-lv and its sub-volumes of 8 MiB, as LVM sets them up with `--activationmode partial`."""
+    devices: dict[str, dict[str, str]] = {"sda": {}}
+    for leg in range(legs):
+        mapped = f"vg-lv_{kind}_{leg}"
+        below = "sda"
+        if leg in missing:
+            below = f"dm-{20 + leg}"
+            devices[below] = {"dm/name": f"{mapped}-missing_0_0", "dm/uuid": f"LVM-x{leg}-missing_0_0", "size": "16384"}
+        devices[f"dm-{leg}"] = {"dm/name": mapped, "dm/uuid": f"LVM-x{leg}", "size": "16384", "slaves": below}
+    slaves = " ".join(f"dm-{leg}" for leg in range(legs))
+    devices["dm-9"] = {"dm/name": "vg-lv", "dm/uuid": "LVM-x", "size": str(size * 16384), "slaves": slaves}
+    return devices
+
+
+LEG_GONE = "stands in for a physical volume that is missing"
+
+
+@pytest.mark.parametrize(
+    ("volume", "needed", "left"),
+    [
+        (volume("rimage", 2, 2, 1), 2, 1),  # raid0: its default activation mode brings it up without a leg
+        (volume("rimage", 2, 1, 1), 1, 1),  # raid1
+        (volume("rimage", 2, 1, 0, 1), 1, 0),
+        (volume("mimage", 2, 1, 0), 1, 1),  # mirror
+        (volume("rimage", 3, 2, 2), 2, 2),  # raid5
+        (volume("rimage", 3, 2, 1, 2), 2, 1),
+        (volume("rimage", 5, 3, 3, 4), 3, 3),  # raid6
+        (volume("rimage", 5, 3, 2, 3, 4), 3, 2),
+        (volume("rimage", 4, 2, 1, 3), 2, 2),  # raid10
+        (volume("rimage", 4, 2, 1, 2, 3), 2, 1),
+    ],
+    ids=["raid0", "raid1", "raid1 without", "mirror", "raid5", "raid5-2", "raid6", "raid6-3", "raid10", "raid10-3"],
+)
+def test_a_volume_needs_as_many_legs_as_hold_its_data(
+    tmp_path: Path, volume: dict[str, dict[str, str]], needed: int, left: int
+) -> None:
+    reason = usable(made_up(tmp_path, **{name: {**one} for name, one in volume.items()}), "vg-lv")
+    if left >= needed:
+        assert reason == ""
+    else:
+        few = f"{left} of the {needed} legs that it needs" if left else "no leg of it"
+        assert reason.startswith(f"{few} can be used; /dev/mapper/vg-lv_rimage_") and reason.endswith(LEG_GONE)
+
+
+def test_a_linear_volume_that_was_activated_without_one_of_its_disks(tmp_path: Path) -> None:
+    here = made_up(
+        tmp_path,
+        sda={},
+        dm_0={"dm/name": "vg-lv-missing_1_0", "dm/uuid": "LVM-1-missing_1_0"},
+        dm_1={"dm/name": "vg-lv", "dm/uuid": "LVM-1", "slaves": "sda dm-0"},
+    )
+    assert usable(here, "vg-lv") == f"/dev/mapper/vg-lv-missing_1_0 below it: {LEG_GONE}"
+
+
+def test_a_volume_may_be_called_missing(tmp_path: Path) -> None:
+    assert usable(made_up(tmp_path, dm_1={"dm/name": "vg-missing_1", "dm/uuid": "LVM-1"}), "vg-missing_1") == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [("ONLINE", ""), ("DEGRADED", ""), ("SUSPENDED", "ZFS pool tank is suspended")],
+)
+def test_a_zvol_is_as_its_pool(tmp_path: Path, state: str, reason: str) -> None:
+    here = made_up(tmp_path, zd0={})
+    entry, pool = tmp_path / "run/udev/data/b7:0", tmp_path / "proc/spl/kstat/zfs/tank/state"
+    for file, text in ((entry, "S:zvol/tank/vm/web\nI:1\n"), (pool, f"{state}\n")):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    assert look(here, "zd0", READS) == (reason, "zpool clear tank" if reason else "")
+
+
+def test_drbd_8_that_does_no_io(host: Callable[[str], HostPaths]) -> None:
+    here = host("drbd/one-secondary")
+    states = "cs:WFConnection ro:Primary/Unknown ds:UpToDate/DUnknown C s-----"
+    Path(here.proc, "drbd").write_text(f"version: 8.4.11 (api:1/proto:86-101)\n\n 1: {states}\n")
+    assert look(here, "drbd1", READS) == ("DRBD does no I/O: its I/O is suspended", "drbdadm status")
+
+
+@pytest.mark.parametrize(
+    ("says", "instead", "reason"),
+    [
+        ('"quorum": true', '"quorum": false', "DRBD does no I/O: it has no quorum"),
+        ('"suspended": false', '"suspended": true', "DRBD does no I/O: its I/O is suspended"),
+    ],
+)
+def test_drbd_9_that_does_no_io(
+    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch, says: str, instead: str, reason: str
+) -> None:
+    here = host("drbd9/secondary")
+    status = (HOSTS / "drbd9" / "status.json").read_text()
+    assert says in status
+    monkeypatch.setattr(xwd, "output_of", lambda *_: status.replace(says, instead))
+    assert usable(here, "drbd1") == reason
+    assert usable(here, "drbd1", PROMOTES) == reason
+
+
+def test_drbd_9_that_may_not_promote_itself(host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = host("drbd9/secondary")
+    monkeypatch.setattr(xwd, "output_of", lambda *_: (HOSTS / "drbd9" / "status.json").read_text())
+    resource = "resource r0 {\n  options { auto-promote no; }\n  on alpha { device /dev/drbd1 minor 1; }\n}\n"
+    Path(here.etc, "drbd.d").mkdir(parents=True, exist_ok=True)
+    Path(here.etc, "drbd.d", "r0.res").write_text(resource)
+    assert look(here, "drbd1", READS) == ("DRBD is Secondary", "drbdadm primary r0")
+    assert usable(here, "drbd1", PROMOTES) == ""
 
 
 def test_what_makes_a_device_writable_depends_on_what_it_is(tmp_path: Path) -> None:
@@ -569,7 +773,7 @@ def test_what_many_disks_lie_on_is_looked_at_once(
         f"sd{letter} device/state": 1 for letter in "acd"
     }
     # Of each LUN below them its state, size, number and entry in udev's database, of each disk less than that.
-    assert len(reads) <= 3 * 4 + 2 * 3 + 4
+    assert len(reads) <= 3 * 4 + 2 * 4 + 4
 
 
 def test_drbd_is_asked_once_in_a_look_however_many_threads_want_to_know(
@@ -605,7 +809,7 @@ def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: Clock, tmp_pa
         snapshot = xwd.take_snapshot(watch, known, clock.now + 60, anew)
         return snapshot.disks[str(directory / "web.img")].reason, snapshot
 
-    not_mounted = f"lies below {directory}, where nas:/export is to be mounted according to /etc/fstab, but is not"
+    not_mounted = f"{directory} is not mounted (/etc/fstab mounts nas:/export there)"
     plain = f"does not exist, nor does the directory {directory}"
     said, known = reason(xwd.Snapshot())
     assert said == not_mounted

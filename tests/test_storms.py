@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from conftest import (
     as_root,
     attached,
     deaf_file_system,
+    fill,
     handles,
     loop_device,
     peak_memory,
@@ -139,7 +141,7 @@ def flapping(host: Host) -> AbstractContextManager[None]:
     host.guest("odd", disk, host.images / "never")
 
     def flap() -> None:
-        disk.touch()
+        fill(disk)
         disk.unlink()
 
     return again_and_again(flap, 0.0005)
@@ -234,12 +236,12 @@ def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault,
     with ExitStack() as stack:
         stack.enter_context(fault(host))
         waiter = stack.enter_context(waiting(host, options={"start_new_session": True}))
-        good.touch()
+        fill(good)
         waiter.wait_for(f"disk {good} found (after ")
         waiter.wait_for(says)
         assert peak_memory(waiter.pid) < 64
         if status == xwd.EXIT_READY:
-            last.touch()
+            fill(last)
         else:
             waiter.signal(signal.SIGTERM)
         result = waiter.end()
@@ -282,7 +284,7 @@ def test_a_link_switched_to_another_directory_is_followed(host: Host) -> None:
     assert f"disk {host.images}/b found (after " in result.messages
 
 
-@pytest.mark.parametrize("becomes", [None, Path.touch], ids=["nothing", "a file"])
+@pytest.mark.parametrize("becomes", [None, fill], ids=["nothing", "a file"])
 def test_a_directory_that_is_gone_is_not_waited_for(host: Host, becomes: Callable[[Path], None] | None) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as waiter:
@@ -434,7 +436,7 @@ class Recorder(xwd.Journal):
 def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: Clock) -> None:
     disk = host.images / "a"
     host.guest("web", disk, host.images / "never")
-    clock.at(2, disk.touch)
+    clock.at(2, partial(fill, disk))
     clock.at(10, disk.unlink)
     _, lines = wait_for(host, clock, 20)
     assert [line for line in lines if line.startswith(f"disk {disk} found")]
