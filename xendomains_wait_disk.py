@@ -102,6 +102,7 @@ SLOW = 0.1  # a call that takes longer is not waited for the next time
 SLICE = 0.05  # for which the main thread pauses before it looks after calls that are silent
 MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
 MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
+LAST_RESORT = 30.0  # after which mdadm starts an array that is degraded (mdadm-last-resort@.timer)
 SETTLED = 3.0  # after which udev is done with a device, unless it says otherwise
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
@@ -1090,6 +1091,26 @@ class Device(NamedTuple):
 
 
 @record
+class KnownArray(NamedTuple):
+    """An md array by the names that it goes by, and the file that lists it, unless that is mdadm's map of what runs."""
+
+    names: frozenset[str]
+    uuid: str
+    container: str
+    file: str
+
+
+@record
+class VolumeGroup(NamedTuple):
+    """A volume group in LVM's backup: the text about it, and about each of its physical and logical volumes."""
+
+    text: str
+    date: str
+    disks: Mapping[str, str]
+    volumes: Mapping[str, str]
+
+
+@record
 class PlannedMount(NamedTuple):
     """What is to be mounted, the unit or table that says so, and whether that is done at boot."""
 
@@ -1121,6 +1142,7 @@ class StorageFacts:
         self._layers: dict[str, Layer] = {}
         self._devices: dict[str, Device | None] = {}
         self._texts: dict[str, str] = {}
+        self._groups: dict[str, VolumeGroup | None] = {}
 
     def layer(self, name: str) -> Layer:
         """A device with all that it stands on."""
@@ -1221,6 +1243,9 @@ class StorageFacts:
                 is_wanted = unit in wanted or unit.replace(".mount", ".automount") in wanted
                 is_wanted = is_wanted and "\nCondition" not in text
                 plans[os.path.normpath(keys["Where"])] = PlannedMount(keys.get("What", ""), unit, is_wanted)
+        for pool in list_names(f"{ETC}/zfs/zfs-list.cache"):
+            for source, where, *more in self.table(f"{ETC}/zfs/zfs-list.cache/{pool}"):
+                plans[where] = PlannedMount(source, f"/etc/zfs/zfs-list.cache/{pool}", more[:1] == ["on"])
         for source, where, *more in self.table(f"{ETC}/fstab"):
             options = ",".join(more[1:2]).split(",")
             at_boot = "noauto" not in options or "x-systemd.automount" in options
@@ -1228,14 +1253,41 @@ class StorageFacts:
         return plans
 
     @cached_property
+    def arrays(self) -> list[KnownArray]:
+        """The arrays in mdadm.conf(5), and in /run/mdadm/map: node, metadata, UUID, path."""
+        found = []
+        for file in ("mdadm/mdadm.conf", "mdadm.conf"):
+            for words in self.table(f"{ETC}/{file}"):
+                keys = {key.lower(): value for key, _, value in (word.partition("=") for word in words[1:])}
+                names = {os.path.basename(word) for word in words[1:] if "=" not in word}
+                names.update([keys["name"].rpartition(":")[2]] if "name" in keys else [])
+                if words[0] == "ARRAY":
+                    uuid = hex_digits(keys.get("uuid", ""))
+                    found.append(KnownArray(frozenset(names), uuid, keys.get("container", ""), "mdadm.conf"))
+        for name, _, uuid, *paths in (words for words in self.table(f"{RUN}/mdadm/map") if words[2:]):
+            found.append(KnownArray(frozenset((name, *map(os.path.basename, paths))), hex_digits(uuid), "", ""))
+        return found
+
+    @cached_property
+    def maps(self) -> dict[str, str]:
+        """The kernel's names of the device-mapper devices, by the names that device-mapper has for them."""
+        names = list_names(f"{SYS}/class/block", "dm-[0-9]+")
+        return {attribute(device_directory(name), "dm/name"): name for name in names}
+
+    def volume_group(self, name: str) -> VolumeGroup | None:
+        """A volume group as vgcfgbackup(8) has it; nothing if there is no backup."""
+        if name not in self._groups:
+            self._groups[name] = read_volume_group(self.text(f"{ETC}/lvm/backup/{name}"))
+        return self._groups[name]
+
+    @cached_property
     def uptime(self) -> float:
         """How long the host runs."""
         return float((self.text(f"{PROC}/uptime").split() or ["0"])[0])
 
-    @cached_property
-    def crypttab(self) -> dict[str, tuple[str, list[str]]]:
-        """The device of each LUKS volume, and its options."""
-        lines = self.table(f"{ETC}/crypttab")
+    def device_table(self, kind: str) -> dict[str, tuple[str, list[str]]]:
+        """The device of each volume in crypttab(5) or one like it, and its options."""
+        lines = self.table(f"{ETC}/{kind}tab")
         return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
 
     @cached_property
@@ -1258,7 +1310,7 @@ class StorageFacts:
         for path in (path for one in directories for path in (*glob(f"{one}/*/*"), *glob(f"{one}/*/*/*"))):
             record = dict(re.findall(r"^node\.(\S+) = (.*)", self.text(path), re.MULTILINE))
             if "name" in record:
-                portal = f"{record.get('conn[0].address')}:{record.get('conn[0].port')}"
+                portal = portal_of(record.get("conn[0].address", ""), record.get("conn[0].port", ""))
                 nodes[record["name"], portal] = record.get("startup", "unknown")
         return nodes
 
@@ -1275,10 +1327,26 @@ class StorageFacts:
     @cached_property
     def drbd_resources(self) -> dict[str, str]:
         """The configuration of each of DRBD's resources."""
-        files = [f"{ETC}/drbd.conf", *(f"{ETC}/drbd.d/{name}" for name in list_names(f"{ETC}/drbd.d"))]
+        from glob import glob
+
+        files = [f"{ETC}/drbd.conf"]
+        for file in files:
+            for pattern in re.findall(r'^\s*include\s+"?([^";\n]+)"?\s*;', self.text(file), re.MULTILINE):
+                found = sorted(glob(os.path.join(os.path.dirname(file), pattern)))
+                files += [one for one in found if one not in files][:MAX_FILES]
         text = re.sub("#.*", "", "\n".join(map(self.text, files)))
         common, *parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
         return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
+
+
+def read_volume_group(text: str) -> VolumeGroup | None:
+    """The volume group in this backup; nothing if it is none."""
+    head, _, volumes = text.partition("\n\tlogical_volumes {\n")
+    head, _, disks = head.partition("\n\tphysical_volumes {\n")
+    date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
+    parts = (dict(re.findall(r"^\t\t(\S+) {\n(.*?)^\t\t}", one, re.MULTILINE | re.DOTALL)) for one in (disks, volumes))
+    group = VolumeGroup(head, date[1] if date else "of unknown date", *parts)
+    return group if group.disks else None
 
 
 def udev_runs() -> bool:
@@ -1439,10 +1507,22 @@ def explain_inactive_array(name: str, state: str, facts: StorageFacts) -> Proble
         reason += f" with {join_limited(members, MAX_LISTED)}"
     if len(members) == 1:
         reason += " alone"
-    # mdadm's udev rules start mdadm-last-resort@.timer then.
-    if facts.explains and "unsafe" in [d.properties.get("MD_STARTED") for d in facts.devices_with(name, "MD_DEVICE")]:
-        reason += "; mdadm starts it degraded after 30 s"
-    return Problem(reason, f"mdadm --{'run' if state == 'inactive' else 'detail'} /dev/{name}", name)
+    if state != "inactive":
+        return Problem(reason, f"mdadm --detail /dev/{name}", name)
+    if facts.explains:
+        reason += f"; {when_it_starts(name, facts)}"
+    return Problem(reason, f"mdadm --run /dev/{name}", name)
+
+
+def when_it_starts(name: str, facts: StorageFacts) -> str:
+    """What becomes of an inactive md array: mdadm's udev rules start mdadm-last-resort@.timer for an unsafe one."""
+    members = [one for one in facts.devices_with(name, "MD_DEVICE") if one.properties.get("MD_STARTED") == "unsafe"]
+    if not members:
+        return "nothing starts it unless another member comes"
+    waits = facts.uptime - max(member.initialized for member in members)
+    if waits < LAST_RESORT + SETTLED:
+        return f"mdadm starts it degraded after {LAST_RESORT:.0f} s"
+    return f"mdadm has not started it degraded, though it waits for {waits:.0f} s"
 
 
 def check_driver(name: str, facts: StorageFacts) -> Problem | None:
@@ -1694,6 +1774,9 @@ def explain_file(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     if where in ("", "/", *(os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words)):
         return None
     plan = facts.planned_mounts[where]
+    pool = plan.source.partition("/")[0]
+    if "zfs-list.cache" in plan.file and pool not in list_names(f"{PROC}/spl/kstat/zfs"):
+        return Problem(f"{not_mounted(where, plan)}: pool {pool} is not imported", f"zpool import {pool}")
     return Problem(not_mounted(where, plan), f"systemctl status {where}", missing=path_of(plan.source))
 
 
@@ -1706,45 +1789,111 @@ def path_of(source: str) -> str:
     """Where udev links UUID=… and the like, in fstab(5) and crypttab(5); nothing if it is not a device."""
     tag, _, value = source.partition("=")
     if tag in TAGS:
-        return "/dev/disk/by-{}/{}".format(tag.lower(), value.strip('"'))
+        return f"/dev/disk/by-{tag.lower()}/{udev_name(value.strip(chr(34)))}"
     return source if source.startswith("/dev/") else ""
 
 
+def udev_name(text: str) -> str:
+    """A text as udev has it in the name of a link (encode_devnode_name)."""
+    return re.sub(r"[^\w#+.:=@-]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
+
+
+def unit_name(text: str) -> str:
+    """A text as it is in the name of a unit: systemd.unit(5), "String escaping"."""
+    escaped = re.sub(r"[^a-zA-Z0-9:_./]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
+    return escaped.replace("/", "-")
+
+
+def map_name(group: str, volume: str) -> str:
+    """The name that LVM has a volume mapped by."""
+    return f"{group.replace('-', '--')}-{volume.replace('-', '--')}"
+
+
+def portal_of(address: str, port: str) -> str:
+    """A portal as udev writes it in by-path links, and iscsiadm takes it."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def explain_array(match: re.Match[str], facts: StorageFacts) -> Problem:
-    """An md array by its name or its node. An inactive one has no name yet, but its members' udev entries name it."""
+    """An md array by its name or its node; one that is inactive has no link with its name yet."""
     wanted = match["name"]
-    members = facts.devices_with(wanted, "MD_DEVICE", "MD_DEVNAME")
-    for name in sorted({device.properties.get("MD_DEVICE", "") for device in members}):
-        problem = facts.layer(name).problem if name and os.path.exists(device_directory(name)) else None
-        if problem:
-            return problem._replace(reason=f"{name} is to be {wanted}: {problem.reason}")
+    names = {wanted, wanted.removeprefix("md")}  # /dev/md/0 is /dev/md0
+    known = [array for array in facts.arrays if not names.isdisjoint(array.names)]
+    uuids = {array.uuid for array in known if array.uuid}
+    members = [device for device in facts.devices if is_member(device.properties, names, uuids)]
+    nodes = {device.properties.get("MD_DEVICE", "") for device in members}.union(*(array.names for array in known))
+    for name in list_names(f"{SYS}/class/block", "md[0-9]+"):
+        if name in nodes or not {one.name for one in members}.isdisjoint(
+            list_names(f"{device_directory(name)}/slaves")
+        ):
+            if problem := facts.layer(name).problem:
+                reason = problem.reason.replace(
+                    "md array", f"array {wanted} ({name})" if wanted != name else "md array"
+                )
+                return problem._replace(reason=reason)
+            return Problem(f"array {wanted} runs as {name}, under another name", f"mdadm --detail /dev/{name}")
     if members:
-        names = join_limited([device.name for device in members], MAX_LISTED)
-        return Problem(f"array {wanted} is not assembled; its members include {names}", "mdadm --assemble --scan")
-    if is_in_mdadm_conf(wanted, facts):
-        return Problem(f"no member of an array {wanted}, which is in mdadm.conf, is there", "mdadm --examine --scan")
-    return Problem(f"no member of an array {wanted} is there, nor is it in mdadm.conf", "mdadm --examine --scan")
+        found = join_limited([device.name for device in members], MAX_LISTED)
+        return Problem(f"array {wanted} is not assembled; its members include {found}", "mdadm --assemble --scan")
+    if known and known[0].container:
+        return Problem(f"array {wanted} lies in container {known[0].container}", missing=known[0].container)
+    listed = f"though {known[0].file} lists it" if known else "and mdadm.conf does not list it"
+    return Problem(f"no member of array {wanted} found, {listed}", "mdadm --examine --scan")
+
+
+def is_member(properties: Mapping[str, str], names: Container[str], uuids: Container[str]) -> bool:
+    """Whether udev knows a device as a member of the md array with one of these names or UUIDs."""
+    if properties.get("MD_DEVICE") in names or properties.get("MD_DEVNAME") in names:
+        return True
+    if not properties.get("ID_FS_TYPE", "").endswith("_raid_member"):
+        return False
+    # The label is HOST:NAME.
+    return (
+        properties.get("ID_FS_LABEL", "").rpartition(":")[2] in names
+        or hex_digits(properties.get("ID_FS_UUID", "")) in uuids
+    )
+
+
+def hex_digits(uuid: str) -> str:
+    """A UUID without what mdadm and udev put between its digits, in places of their own."""
+    return re.sub("[^0-9a-f]", "", uuid.lower())
 
 
 def is_in_mdadm_conf(name: str, facts: StorageFacts) -> bool:
     """Whether mdadm.conf gives an array this name."""
-    text = "\n".join(facts.text(f"{ETC}/{file}") for file in ("mdadm/mdadm.conf", "mdadm.conf"))
-    names = f"({re.escape(name)}|{re.escape(name.removeprefix('md'))})"  # /dev/md/0 is /dev/md0
-    return re.search(rf"^ARRAY\s+(/dev/)?(md/)?{names}\s", text, re.MULTILINE) is not None
+    return any(name in array.names or name.removeprefix("md") in array.names for array in facts.arrays if array.file)
+
+
+def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+    """A map or volume that is there, but has no link."""
+    name = facts.maps.get(match["name"] or map_name(match["group"] or "", match["volume"] or ""))
+    if not name:
+        return None
+    hint = f"udevadm trigger --action=change /sys/class/block/{name}"
+    return Problem(f"is active as {name}, but udev has made no link to it", hint)
+
+
+def explain_partition(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+    """A partition of a disk, array or map that is there."""
+    whole, number = match["whole"], match["number"]
+    if not (name := facts.device_at(whole)):
+        return None
+    return facts.layer(name).problem or Problem(f"{whole} is there, but has no partition {number}", f"lsblk {whole}")
 
 
 def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Problem | None:
-    """A LUKS volume: crypttab(5)."""
+    """What systemd sets up by a table: crypttab(5), integritytab(5), veritytab(5)."""
     name = match["name"]
-    source, options = facts.crypttab.get(name, ("", []))
-    if not source:
-        return None
-    device = facts.device_at(path_of(source))
-    noauto = " (option noauto)" if "noauto" in options else ""
-    there = f"/dev/{device} is there" if device else f"{source} is missing"
-    hint = "systemctl start 'systemd-cryptsetup@{}'".format(name.replace("-", r"\x2d"))
-    reason = f"is not opened; its device {there}{noauto}, according to /etc/crypttab"
-    return Problem(reason, hint, missing="" if device else path_of(source))
+    for kind in ("crypt", "integrity", "verity"):
+        source, options = facts.device_table(kind).get(name, ("", []))
+        if source:
+            device = facts.device_at(path_of(source))
+            noauto = " (option noauto)" if "noauto" in options else ""
+            there = f"/dev/{device} is there" if device else f"{source} is missing"
+            hint = f"systemctl start 'systemd-{kind}setup@{unit_name(name)}'"
+            reason = f"is not opened; its device {there}{noauto}, according to /etc/{kind}tab"
+            return Problem(reason, hint, missing="" if device else path_of(source))
+    return None
 
 
 def explain_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
@@ -1767,35 +1916,87 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
 
 
 def explain_volume(match: re.Match[str], facts: StorageFacts) -> Problem | None:
-    """A logical volume: vgcfgbackup(8) tells which physical volumes its group has, and udev which of them are there."""
-    group, volume = match["group"], match["volume"]
+    """A logical volume: LVM's backup tells what it lies on, and udev which of that is there."""
+    name, volume = match["group"], match["volume"]
     if is_mapped := match[0].startswith("/dev/mapper/"):
-        group, volume = group.replace("--", "-"), volume.replace("--", "-")
-    file = f"/etc/lvm/backup/{group}"
-    text = facts.text(f"{ETC}/lvm/backup/{group}")
-    head, _, volumes = text.partition("\n\tlogical_volumes {\n")
-    needed = re.findall(r'id = "([\w-]+)"\s+device = "([^"]*)"', head)
-    if not needed:  # anything may be called so below /dev/mapper
-        return None if is_mapped else Problem(f"there is no {file} to tell what volume group {group} lacks", "vgs")
-    if f"\n\t\t{volume} {{\n" not in f"\n{volumes}":
-        date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
-        return Problem(f"{file} of {date[1] if date else 'unknown date'} knows no volume {volume}", f"lvs {group}")
+        name, volume = name.replace("--", "-"), volume.replace("--", "-")
+    file, group = f"/etc/lvm/backup/{name}", facts.volume_group(name)
+    if group is None:
+        # Others have names of two parts as well.
+        if is_mapped or not list_names(f"{ETC}/lvm/backup") or os.path.isdir(f"/dev/{name}"):
+            return None
+        return Problem(f"volume group {name} is unknown here (no {file})", "vgs")
+    if volume not in group.volumes:
+        return Problem(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
+    disks = {key: group.disks[key] for key in disks_of(volume, group)} or group.disks
+    return explain_disks(name, volume, disks, facts) or explain_inactive_volume(name, volume, group, facts)
+
+
+def disks_of(volume: str, group: VolumeGroup) -> set[str]:
+    """The physical volumes that a logical one lies on, also by way of its sub-volumes and its pool."""
+    volumes, disks = [volume], set()
+    for one in volumes:
+        words = set(re.findall('"([^"]+)"', group.volumes[one]))
+        disks.update(words.intersection(group.disks))
+        volumes += words.intersection(group.volumes).difference(volumes)
+    return disks
+
+
+def explain_disks(group: str, volume: str, disks: Mapping[str, str], facts: StorageFacts) -> Problem | None:
+    """Which physical volumes are missing or cannot be used by LVM, of those that a volume needs."""
     lacking = []
-    for uuid, device in needed:
+    shown = facts.text(f"{ETC}/lvm/devices/system.devices")
+    for text in disks.values():
+        uuid, device, ident = (backup_value(text, key) for key in ("id", "device", "device_id"))
         found = {one.name: one.properties for one in facts.devices_with(uuid, "ID_FS_UUID")}
         # All the paths of a multipath device are one disk.
         holders = [name for name, has in found.items() if has.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
         if len(holders) > 1:
-            reason = f"{join_limited(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do"
+            reason = f"{join_limited(holders, MAX_LISTED)} carry the same PV UUID (a LUN and its clone?)"
             return Problem(reason, "vgimportclone /dev/CLONE")
-        lacking += [] if holders else [(uuid, device)]
+        if holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
+            reason = f"{holders[0]} is hidden from LVM: it is not in /etc/lvm/devices/system.devices"
+            return Problem(reason, f"lvmdevices --adddev {device_path(holders[0])}")
+        lacking += [] if holders else [(uuid, device, ident)]
     if not lacking:
-        return Problem(f"volume group {group} is complete, but this volume is not activated", f"vgchange -ay {group}")
+        return None
     # LVM writes "[unknown]" where it has not seen the device either.
-    names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device in lacking]
-    missing = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]
-    reason = f"volume group {group} lacks physical volume {join_limited(names, MAX_LISTED)}, according to {file}"
-    return Problem(reason, f"vgchange -ay {group}", missing=missing)
+    names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device, _ in lacking]
+    _, missing, ident = lacking[0]
+    if missing.startswith(ANY_LUN):  # of which the name may be another one today
+        missing = "" if re.search("ATA|^eui|^nvme", ident) else ANY_LUN
+    reason = f"volume group {group} lacks physical volume {join_limited(names, MAX_LISTED)}"
+    return Problem(f"{reason}, according to /etc/lvm/backup/{group}", missing=missing)
+
+
+def backup_value(text: str, key: str) -> str:
+    """A value in LVM's backup."""
+    found = re.search(rf'^\s*{key} = "([^"]*)"', text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def explain_inactive_volume(name: str, volume: str, group: VolumeGroup, facts: StorageFacts) -> Problem:
+    """Why a volume is not active though its disks are there, according to the flags of LVM's backup."""
+    pool = backup_value(group.volumes[volume], "thin_pool")
+    lock = backup_value(group.text, "lock_type")
+    if re.search('^\\s*status = .*"EXPORTED"', group.text, re.MULTILINE):
+        return Problem(f"volume group {name} is exported", f"vgimport {name}")
+    if lock in ("sanlock", "dlm"):
+        reason = f"volume group {name} is shared ({lock}), and this volume is not activated"
+        return Problem(reason, f"vgchange --lockstart {name}")
+    if has_flag(group.volumes[volume], "ACTIVATION_SKIP"):
+        return Problem(
+            "this volume is not activated: it has the activation skip flag", f"lvchange -ay -K {name}/{volume}"
+        )
+    if pool and f"{map_name(name, pool)}-tpool" not in facts.maps:
+        reason = f"volume group {name} is complete, but neither this volume nor its thin pool {pool} is activated"
+        return Problem(reason, f"vgchange -ay {name} || lvconvert --repair {name}/{pool}")
+    return Problem(f"volume group {name} is complete, but this volume is not activated", f"vgchange -ay {name}")
+
+
+def has_flag(text: str, flag: str) -> bool:
+    """Whether a volume or group in LVM's backup has this flag."""
+    return re.search(rf'^\s*flags = .*"{flag}"', text, re.MULTILINE) is not None
 
 
 def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
@@ -1811,12 +2012,13 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
     )
 
 
-def explain_lun(match: re.Match[str], facts: StorageFacts) -> Problem | None:
-    """A SCSI disk. Its name does not say of which target it was, but it is known which ones have no session."""
-    absent = {target: portal for target, portal in facts.iscsi_nodes if target not in facts.iscsi_sessions}
+def explain_lun(_: re.Match[str], facts: StorageFacts) -> Problem | None:
+    """A SCSI disk, by a name that does not say of which target it was; those to log in to at boot are likely."""
+    nodes, sessions = facts.iscsi_nodes.items(), facts.iscsi_sessions
+    absent = {target: portal for (target, portal), start in nodes if target not in sessions and start in AT_BOOT}
     if len(absent) == 1:
         return without_session(*absent.popitem(), facts)
-    reason = f"it is probably of one of the targets that have no session: {join_limited(sorted(absent), MAX_LISTED)}"
+    reason = f"probably a LUN of one of these targets without a session: {join_limited(sorted(absent), MAX_LISTED)}"
     return Problem(reason, "iscsiadm -m node --login") if absent else None
 
 
@@ -1830,12 +2032,15 @@ def without_session(target: str, portal: str, facts: StorageFacts) -> Problem:
 
 
 def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Problem | None:
-    """A DRBD device, by its resource or its number: it is there when the resource is up."""
-    resources = facts.drbd_resources
-    minor = match["minor"] or ""
-    name = match["resource"] or next((one for one, text in resources.items() if has_minor(text, minor)), "")
+    """A DRBD device, by its resource, its number or its lower disk: it is there when the resource is up."""
+    resources, minor, disk = facts.drbd_resources, match["minor"], match["disk"]
+    of_disk = rf'disk\s+"?/dev/{re.escape(disk or "")}[";\s]'
+    name = match["resource"] or ""
+    for one, text in resources.items():
+        if (minor and has_minor(text, minor)) or (disk and re.search(of_disk, text)):
+            name = one
     if name not in resources:
-        return Problem(f"no resource {name or 'for it'} is in /etc/drbd.conf or /etc/drbd.d", "drbdadm dump")
+        return Problem(f"no resource {name or 'for it'} is in /etc/drbd.conf or what that includes", "drbdadm dump")
     names = list_names(f"{SYS}/class/block", "drbd.*")
     is_up = any(has_minor(resources[name], one[len("drbd") :]) for one in names)
     return None if is_up else Problem(f"resource {name} is not up", f"drbdadm up {name}")
@@ -1849,12 +2054,47 @@ def explain_zvol(match: re.Match[str], _: StorageFacts) -> Problem:
     return Problem(f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}")
 
 
+def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Problem:
+    """An image of Ceph: rbdmap(8)."""
+    image = match["image"]
+    if image in (words[0] for words in facts.table(f"{ETC}/ceph/rbdmap")):
+        return Problem("is in /etc/ceph/rbdmap, but not mapped", "systemctl restart rbdmap.service")
+    return Problem("is not mapped, and not in /etc/ceph/rbdmap", f"rbd device map {image}")
+
+
+def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Problem | None:
+    """A bcache device: those whose cache is missing are not there (Documentation/admin-guide/bcache.rst in Linux)."""
+    backing = [one.name for one in facts.devices_with("bcache", "ID_FS_TYPE")]
+    stopped = [one for one in backing if attribute(f"{device_directory(one)}/bcache", "running") == "0"]
+    if not stopped:
+        return None
+    hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
+    return Problem(f"backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
+
+
+def explain_fc_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
+    """A LUN behind a remote port of Fibre Channel (scsi_transport_fc.c)."""
+    port, directory = match["port"], f"{SYS}/class/fc_remote_ports"
+    states = {
+        attribute(f"{directory}/{one}", "port_name"): attribute(f"{directory}/{one}", "port_state")
+        for one in list_names(directory)
+    }
+    if port in states:
+        lun = f"no LUN {match['lun']}" if states[port] == "Online" else f"is {states[port]}"
+        return Problem(f"remote port {port} {'has ' if 'LUN' in lun else ''}{lun}", "rescan-scsi-bus.sh")
+    hosts = {one: attribute(f"{SYS}/class/fc_host/{one}", "port_state") for one in list_names(f"{SYS}/class/fc_host")}
+    ours = join_limited([f"{host} is {state}" for host, state in hosts.items()], MAX_LISTED)
+    return Problem(f"remote port {port} is not seen{f'; {ours}' if ours else ''}", "lsscsi --hosts --transport")
+
+
 def explain_link(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A link by what a block device holds or is."""
     tag, value = match["tag"].upper(), match["value"]
     if facts.devices_with(value, TAGS[tag]):
         return None
     missing = f"/dev/mapper/{value[len('dm-name-') :]}" if value.startswith("dm-name-") else ""
+    if tag != "ID" or value.startswith(("scsi-", "wwn-")):
+        missing = ANY_LUN
     hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
     return Problem(f"no block device has this {tag}", hint, missing=missing)
 
@@ -1867,19 +2107,32 @@ TAGS = {
     "PARTUUID": "ID_PART_ENTRY_UUID",
     "UUID": "ID_FS_UUID_ENC",
 }
+NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # directories of others below /dev
+AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 ANY_LUN = "/dev/sd"  # what the names of SCSI disks begin with
 
 EXPLANATIONS: Sequence[tuple[str, Callable[[re.Match[str], StorageFacts], Problem | None]]] = (
+    (
+        "(?P<whole>/dev/([svh]d[a-z]+|md/.*[^0-9]|.*[0-9](?=p)|.+(?=-part)))(-part|p)?(?P<number>[0-9]+)",
+        explain_partition,
+    ),
     ("/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_iscsi_disk),
+    ("/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
     ("/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
     ("/dev/md/(?P<name>.+)", explain_array),
     ("/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
-    ("/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|(?P<minor>[0-9]+))", explain_drbd),
+    (
+        "/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|/by-disk/(?P<disk>.+)|(?P<minor>[0-9]+))",
+        explain_drbd,
+    ),
     ("/dev/zvol/(?P<pool>[^/]+)/.+", explain_zvol),
+    ("/dev/rbd/(?P<image>.+)", explain_rbd),
+    ("/dev/bcache[0-9]+(p[0-9]+)?", explain_bcache),
+    (r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
     ("/dev/mapper/(?P<name>.+)", explain_crypt),
     ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),
     ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", explain_volume),
-    (r"/dev/(?!disk/|mapper/|cciss/|ida/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
+    (rf"/dev/(?!({NOT_LVM})/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
     (f"{ANY_LUN}[a-z]*[0-9]*", explain_lun),
     ("/(?!dev/).*", explain_file),
 )
@@ -1937,8 +2190,19 @@ def check_disk(required: Required, facts: StorageFacts) -> Status:
             return Status(State.MISSING, "does not exist")
         return Status(State.MISSING, *explain_missing(path, facts)[:2])
     except (OSError, ValueError) as error:
-        return Status(State.NOT_READY, f"cannot be checked: {error_text(error)}")
+        problem = Problem(f"cannot be checked: {error_text(error)}{mount_of(path, error, facts)}")
     return Status(State.NOT_READY, problem.reason, problem.hint) if problem else READY
+
+
+def mount_of(path: str, error: Exception, facts: StorageFacts) -> str:
+    """What is to be mounted above a path, if the error is one of an automount, FUSE or NFS that has no server."""
+    is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
+    where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
+    plan = facts.planned_mounts[where] if where not in ("", "/") else None
+    return f"; {plan.file} mounts {plan.source} on {where}" if plan else ""
+
+
+GONE_ERRORS = (errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN)
 
 
 def check_block_device(number: int, required: Required, facts: StorageFacts) -> Layer:
@@ -1962,8 +2226,20 @@ def check_writable(name: str, required: Required) -> Problem | None:
     # DRBD 9 is read-only until it is opened to write.
     if not required.writes or name.startswith("drbd") or attribute(device_directory(name), "ro") != "1":
         return None
-    command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
+    uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
+    command = next(command for kind, command in READ_WRITE_COMMANDS if re.match(kind, uuid or name))
     return Problem("is read-only, and the guest writes to it", f"{command} {device_path(name)}")
+
+
+# What the kernel's name of a device or device-mapper's UUID begins with, and what makes it writable or tells more.
+READ_WRITE_COMMANDS = (
+    ("md", "mdadm --readwrite"),
+    ("LVM-", "lvchange -prw"),
+    ("CRYPT-", "cryptsetup status"),
+    ("zd", "zfs get readonly"),
+    ("rbd", "rbd device list; rbd device map --help"),
+    ("", "blockdev --setrw"),
+)
 
 
 def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
@@ -3129,7 +3405,8 @@ def check_units() -> Iterator[Finding]:
 
 
 # Names that the kernel, or mdadm for an array that mdadm.conf does not name, gives in the order in which devices come.
-UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]{1,3}[0-9]*|(md12[0-9]|(nvme[0-9]+n|dm-|loop|nbd)[0-9]+)(p[0-9]+)?)"
+NUMBERED = "nvme[0-9]+n|dm-|loop|nbd|zd|rbd|bcache|mmcblk|sr"
+UNSTABLE_NAME = f"/dev/((sd|hd|vd|xvd)[a-z]{{1,3}}[0-9]*|(md12[0-9]|({NUMBERED})[0-9]+)(p[0-9]+)?)"
 # Links that udev makes for what a device is, the best first.
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
@@ -3216,11 +3493,11 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
     if target := iscsi_session(name)[0]:
         startups = {startup for (one, _), startup in facts.iscsi_nodes.items() if one == target}
         # Without a record, the firmware or the initramfs has logged in.
-        if startups and not startups & {"automatic", "onboot"}:
+        if startups and startups.isdisjoint(AT_BOOT):
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
             return Problem(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
-        lines = facts.crypttab
+        lines = facts.device_table("crypt")
         if mapped not in lines and mapped.removeprefix("luks-") not in facts.text(f"{PROC}/cmdline"):
             return Problem(f"{mapped} is not in /etc/crypttab", "add a line for it")
         if mapped in lines and "noauto" in lines[mapped][1]:
@@ -3232,8 +3509,27 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
         named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
         if group not in named and not any(one.startswith("@") for one in named):
             return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
+        return why_not_activated(group, mapped, facts)
     if name.startswith("drbd") and not is_enabled("drbd", facts):
         return Problem("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
+    return None
+
+
+def why_not_activated(group: str, mapped: str, facts: StorageFacts) -> Problem | None:
+    """The flags of LVM by which a volume or a group is not activated at boot: lvchange(8), --setautoactivation."""
+    backup = facts.volume_group(group)
+    volume = mapped[len(map_name(group, "")) :].replace("--", "-")
+    text = backup.volumes.get(volume, "") if backup else ""
+    if backup and has_flag(backup.text, "NOAUTOACTIVATE"):
+        return Problem(f"volume group {group} is not activated by itself", f"vgchange --setautoactivation y {group}")
+    if has_flag(text, "NOAUTOACTIVATE"):
+        return Problem(
+            f"{group}/{volume} is not activated by itself", f"lvchange --setautoactivation y {group}/{volume}"
+        )
+    if has_flag(text, "ACTIVATION_SKIP"):
+        return Problem(
+            f"{group}/{volume} has the activation skip flag", f"lvchange --setactivationskip n {group}/{volume}"
+        )
     return None
 
 

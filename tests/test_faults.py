@@ -30,6 +30,7 @@ from conftest import (
     as_root,
     clean_environment,
     deaf_file_system,
+    fill,
     full_pipe,
     fuse_mount,
     in_namespace,
@@ -376,7 +377,7 @@ def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> No
     (host.auto / "bücher.cfg").write_text(
         f'name="bücher"\ndisk=["{directory}/a,raw,xvda,rw", "{directory}/b,raw,xvdb,rw"]\n', encoding="utf-8"
     )
-    (directory / "a").touch()
+    fill(directory / "a")
     environment: dict[str, Any] = {"LC_ALL": locale, "LANG": locale, "PYTHONUTF8": "", "PYTHONCOERCECLOCALE": ""}
     domain = json.loads(host.run("list", "--json", **environment).output)["domains"][0]
     assert domain["name"] == "bücher"

@@ -184,8 +184,7 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
     ("/dev/random", link_everywhere("/dev/random"), xwd.EXIT_TIMED_OUT, "is a character device, not a regular file"),
     ("/dev/tty", link_everywhere("/dev/tty"), xwd.EXIT_TIMED_OUT, "is a character device, not a regular file"),
     ("/dev/stdin", link_everywhere("/dev/stdin"), xwd.EXIT_TIMED_OUT, "is a character device, not a regular file"),
-    # This calls itself a regular file, and more is not known of a disk image either.
-    ("/proc/self/environ", link_everywhere("/proc/self/environ"), xwd.EXIT_READY, "xl will reject it"),
+    ("/proc/self/environ", link_everywhere("/proc/self/environ"), xwd.EXIT_TIMED_OUT, "is empty: it has 0 bytes"),
     ("FIFO", everywhere(os.mkfifo), xwd.EXIT_TIMED_OUT, "is a FIFO, not a regular file"),
     ("socket", everywhere(bind_socket), xwd.EXIT_TIMED_OUT, "is a socket, not a regular file"),
     ("directory", everywhere(Path.mkdir), xwd.EXIT_TIMED_OUT, "is a directory, not a regular file"),
