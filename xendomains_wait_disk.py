@@ -1069,6 +1069,7 @@ class Problem(NamedTuple):
     hint: str = ""
     device: str = ""
     missing: str = ""
+    is_readable: bool = False  # it can be used by a guest that only reads
 
 
 @record
@@ -1331,7 +1332,7 @@ class StorageFacts:
 
         files = [f"{ETC}/drbd.conf"]
         for file in files:
-            for pattern in re.findall(r'^\s*include\s+"?([^";\n]+)"?\s*;', self.text(file), re.MULTILINE):
+            for pattern in re.findall(r'^[ \t]*include[ \t]+"?([^";\n]+)"?[ \t]*;', self.text(file), re.MULTILINE):
                 found = sorted(glob(os.path.join(os.path.dirname(file), pattern)))
                 files += [one for one in found if one not in files][:MAX_FILES]
         text = re.sub("#.*", "", "\n".join(map(self.text, files)))
@@ -1971,7 +1972,7 @@ def explain_disks(group: str, volume: str, disks: Mapping[str, str], facts: Stor
 
 def backup_value(text: str, key: str) -> str:
     """A value in LVM's backup."""
-    found = re.search(rf'^\s*{key} = "([^"]*)"', text, re.MULTILINE)
+    found = re.search(rf'^[ \t]*{key} = "([^"]*)"', text, re.MULTILINE)
     return found[1] if found else ""
 
 
@@ -1979,7 +1980,7 @@ def explain_inactive_volume(name: str, volume: str, group: VolumeGroup, facts: S
     """Why a volume is not active though its disks are there, according to the flags of LVM's backup."""
     pool = backup_value(group.volumes[volume], "thin_pool")
     lock = backup_value(group.text, "lock_type")
-    if re.search('^\\s*status = .*"EXPORTED"', group.text, re.MULTILINE):
+    if re.search('^[ \t]*status = .*"EXPORTED"', group.text, re.MULTILINE):
         return Problem(f"volume group {name} is exported", f"vgimport {name}")
     if lock in ("sanlock", "dlm"):
         reason = f"volume group {name} is shared ({lock}), and this volume is not activated"
@@ -1996,7 +1997,7 @@ def explain_inactive_volume(name: str, volume: str, group: VolumeGroup, facts: S
 
 def has_flag(text: str, flag: str) -> bool:
     """Whether a volume or group in LVM's backup has this flag."""
-    return re.search(rf'^\s*flags = .*"{flag}"', text, re.MULTILINE) is not None
+    return re.search(rf'^[ \t]*flags = .*"{flag}"', text, re.MULTILINE) is not None
 
 
 def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
@@ -2157,6 +2158,7 @@ class Status(NamedTuple):
     state: State
     reason: str = ""
     hint: str = ""
+    is_readable: bool = False  # a guest that only reads need not wait
 
     def is_awaited(self) -> bool:
         """Whether this may become ready, and is waited for."""
@@ -2191,7 +2193,7 @@ def check_disk(required: Required, facts: StorageFacts) -> Status:
         return Status(State.MISSING, *explain_missing(path, facts)[:2])
     except (OSError, ValueError) as error:
         problem = Problem(f"cannot be checked: {error_text(error)}{mount_of(path, error, facts)}")
-    return Status(State.NOT_READY, problem.reason, problem.hint) if problem else READY
+    return Status(State.NOT_READY, problem.reason, problem.hint, problem.is_readable) if problem else READY
 
 
 def mount_of(path: str, error: Exception, facts: StorageFacts) -> str:
@@ -2215,7 +2217,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
         return Layer("", Problem(f"is a device file, but {why}"))
     facts.numbers[name] = f"{os.major(number)}:{os.minor(number)}"
     layer = check_device(name, facts, promotes=True) if required.promotes else facts.layer(name)
-    problem = layer.problem or check_writable(name, required) or check_mounted(name, required, facts)
+    problem = layer.problem or check_mounted(name, required, facts) or check_writable(name, required)
     if problem is None and udev_runs():
         problem = check_udev(name, facts, is_disk=True)
     return layer._replace(problem=problem)
@@ -2228,7 +2230,8 @@ def check_writable(name: str, required: Required) -> Problem | None:
         return None
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
     command = next(command for kind, command in READ_WRITE_COMMANDS if re.match(kind, uuid or name))
-    return Problem("is read-only, and the guest writes to it", f"{command} {device_path(name)}")
+    hint = f"{command} {device_path(name)}"
+    return Problem("is read-only, and the guest writes to it", hint, name, is_readable=True)
 
 
 # What the kernel's name of a device or device-mapper's UUID begins with, and what makes it writable or tells more.
@@ -2247,7 +2250,8 @@ def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem
     places = facts.mounted.get(name, ()) if required.by_script else ()
     for where, is_written in places:
         if is_written or required.writes:
-            return Problem(f"is mounted on {where} on this host, and Xen refuses to share it", f"umount {where}", name)
+            reason = f"is mounted on {where} on this host, and Xen refuses to share it"
+            return Problem(reason, f"umount {where}", name, is_readable=not is_written)
     return None
 
 
@@ -2261,11 +2265,12 @@ def check_file(path: str, size: int, required: Required, facts: StorageFacts) ->
     where = longest_above(real, plans)
     if len(place) < len(where):
         return Problem(f"is there, but {not_mounted(where, plans[where])}", f"systemctl start {where}")
+    if required.format in ("qcow", "qcow2") and (problem := check_backing_file(path, required.format)):
+        return problem
     if required.writes and "ro" in options:
-        return Problem(
-            f"lies in {place}, which is mounted read-only, and the guest writes to it", f"mount -o remount,rw {place}"
-        )
-    return check_backing_file(path, required.format) if required.format in ("qcow", "qcow2") else None
+        reason = f"lies in {place}, which is mounted read-only, and the guest writes to it"
+        return Problem(reason, f"mount -o remount,rw {place}", is_readable=True)
+    return None
 
 
 def check_backing_file(path: str, file_format: str) -> Problem | None:
@@ -2516,7 +2521,8 @@ class Snapshot(NamedTuple):
 
     def disk_status(self, required: Required) -> Status:
         """How the disk is that requires this."""
-        return self.disks[required.path] if required.path else Status(State.SKIPPED, required.reason)
+        status = self.disks[required.path] if required.path else Status(State.SKIPPED, required.reason)
+        return READY if status.is_readable and not required.writes else status
 
     def missing(self) -> list[Missing]:
         """What the start of the guests still waits for, each path once."""
@@ -2725,7 +2731,8 @@ def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
         other = paths.setdefault(required.path, required)
         if other != required:
             writes, promotes = other.writes or required.writes, other.promotes and required.promotes
-            paths[required.path] = other._replace(writes=writes, promotes=promotes)
+            by_script = other.by_script or required.by_script
+            paths[required.path] = other._replace(writes=writes, promotes=promotes, by_script=by_script)
     return paths
 
 
@@ -3144,7 +3151,7 @@ def waiting_message(one: Missing, domain: str) -> Message:
 
 def fields_of(one: Missing, domain: str) -> dict[str, str]:
     """The fields for the journal."""
-    state, reason, hint = one.status
+    state, reason, hint, _ = one.status
     return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
@@ -3218,7 +3225,7 @@ def as_json(snapshot: Snapshot) -> str:
 
 def status_as_json(status: Status) -> dict[str, str | None]:
     """The fields of a status."""
-    state, reason, hint = status
+    state, reason, hint, _ = status
     return {"state": state.value, "reason": well_formed(reason) or None, "hint": well_formed(hint) or None}
 
 

@@ -21,6 +21,7 @@ from recorded import HostPaths, paths_below
 import xendomains_wait_disk as xwd
 
 LABEL = "läbel"
+INACTIVE = "md array is inactive; nothing starts it unless another member comes"
 NOTHING = xwd.Required()
 NO_UDEV = HostPaths(run="/nowhere")
 
@@ -98,7 +99,8 @@ def image_status(mounts: Mounts, tmp_path: Path, *, writes: bool = True) -> xwd.
 def test_an_image_in_a_file_system_that_is_read_only_is_for_readers(mounts: Mounts, tmp_path: Path) -> None:
     mounts.mount(tmp_path / "images", "ro,errors=continue")
     reason = f"lies in {tmp_path}/images, which is mounted read-only, and the guest writes to it"
-    assert image_status(mounts, tmp_path)[:2] == (xwd.State.NOT_READY, reason)
+    status = image_status(mounts, tmp_path)
+    assert (status.state, status.reason, status.is_readable) == (xwd.State.NOT_READY, reason, True)
     assert image_status(mounts, tmp_path, writes=False) == xwd.READY
 
 
@@ -333,7 +335,7 @@ def machine(tmp_path: Path) -> Machine:
 @pytest.mark.parametrize(
     ("name", "attributes", "reason"),
     [
-        ("md127", {"md__array_state": "inactive", "size": "0"}, "md array is inactive"),
+        ("md127", {"md__array_state": "inactive", "size": "0"}, INACTIVE),
         ("md127", {"md__array_state": "clear", "size": "0"}, "md array is empty"),
         ("md127", {"md__array_state": "suspended"}, "md array is suspended"),
         ("md0", {"md__array_state": "broken"}, "md array is broken"),

@@ -14,7 +14,7 @@ from xenhost import Boot, Guest, Host
 USABLE = {"raid5-minus-1": "/dev/five/one", "raid1-minus-1": "/dev/mirror/one"}
 BROKEN = {
     "array": ("/dev/md/stripe", "1 of the 2 members that it needs can be used"),
-    "raid0": ("/dev/zero/lv", "1 of the 2 legs that it needs can be used; /dev/mapper/zero-lv_rimage_1"),
+    "raid0": ("/dev/stripes/lv", "1 of the 2 legs that it needs can be used; /dev/mapper/stripes-lv_rimage_1"),
     "raid5-minus-2": ("/dev/five/two", "1 of the 2 legs that it needs can be used; /dev/mapper/five-two_rimage_"),
     "linear": ("/dev/linear/lv", "/dev/mapper/linear-lv-missing_"),
 }
@@ -47,8 +47,8 @@ HOST = Host(
         modprobe dm-raid
         mdadm --create /dev/md/stripe --homehost=any --run --level=5 --assume-clean --bitmap=none --raid-devices=3 \\
             $(loops member 3)
-        vgcreate zero $(loops zero 2)
-        lvcreate --type=raid0 --stripes=2 --extents=16 --name=lv zero
+        vgcreate stripes $(loops stripes 2)
+        lvcreate --type=raid0 --stripes=2 --extents=16 --name=lv stripes
         vgcreate mirror $(loops mirror 2)
         lvcreate --type=raid1 --mirrors=1 --nosync --size=16M --name=one mirror
         vgcreate five $(loops five 6)
@@ -59,11 +59,11 @@ HOST = Host(
         vgcreate linear $(loops linear 2)
         lvcreate --extents=20 --name=lv linear
         sleep 3
-        forget zero 2
+        forget stripes 2
         forget mirror 2
         forget five "3 5 6"
         forget linear 2
-        lvchange --activate=y zero/lv
+        lvchange --activate=y stripes/lv
         lvchange --activate=y --activationmode=degraded mirror/one
         lvchange --activate=y --activationmode=degraded five/one
         lvchange --activate=y --activationmode=partial five/two
