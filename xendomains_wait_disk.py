@@ -625,7 +625,8 @@ def parse_xl_config(text: str) -> dict[str, tuple[Any, int]]:
             raise syntax_error(token, "the name of a setting")
         name, operator = token.text, next(tokens)
         if operator.text not in ("=", "+="):
-            raise syntax_error(operator, "= or +=")
+            hint = f"; {name} is {PYTHON}" if name in PYTHON_WORDS else ""
+            raise syntax_error(operator, f"= or +={hint}")
         value, line = xl_value(tokens)
         if operator.text == "+=" and name in settings:
             before = settings[name][0]
@@ -720,7 +721,15 @@ def xl_string(token: Token) -> str:
     return re.sub(XL_ESCAPE, replaced, token.text[1:-1])
 
 
+# xl's predecessor xm ran its configurations as Python.
+PYTHON = "a leftover of xm: xl does not run Python"
+PYTHON_WORDS = ("class", "def", "del", "for", "from", "if", "import", "print", "try", "while", "with")
 BAD_CHARACTERS = {
+    **dict.fromkeys("+*/%:(){}", PYTHON),
+    **dict.fromkeys("TFN", f"{PYTHON}; write 1 for True, and 0 for False"),
+    **dict.fromkeys("KMG", "a number has no unit: memory is in MiB"),
+    "\\": f"a backslash at the end of a line is {PYTHON}; a list may span lines without it",
+    "\ufeff": "the file begins with a byte order mark; save it without one",
     '"': "a string that does not end in its line",
     "'": "a string that does not end in its line",
     "#": "a comment on the last line needs a newline at its end",
@@ -739,14 +748,14 @@ def syntax_error(token: Token, expected: str) -> ConfigError:
 
 
 def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
-    """The domain an xl.cfg describes. Raises ConfigError, as xl would."""
+    """The domain an xl.cfg describes. Raises ConfigError where xl or libxl refuses it."""
     settings = parse_xl_config(text)
     if "name" not in settings:
         raise ConfigError('names no domain (name = "…" is missing)')
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
-    boot_files = boot_files_in(settings)
+    boot_files = () if type_in(settings) == "hvm" else boot_files_in(settings)
     specifications, line = settings.get("disk", ([], 0))
     if isinstance(specifications, str):
         warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
@@ -759,14 +768,32 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
             disks.append(parse_disk(specification))
         except ConfigError as error:
             raise type(error)(f"disk {quoted(specification)}: {error} (the list ends in line {line})") from None
+    check_vdevs(disks)
     return Domain(name, source, kind, tuple(disks), (), boot_files)
+
+
+# The words for the type of a domain, and what each means; builder is deprecated.
+XL_TYPES = {"type": {"hvm": "hvm", "pv": "pv", "pvh": "pvh"}, "builder": {"hvm": "hvm", "generic": "pv"}}
+
+
+def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
+    """The type of a domain. xl takes the first letters of a word as well: parse_config_data() in xl_parse.c."""
+    found = []
+    for key, types in XL_TYPES.items():
+        value, line = settings.get(key, ([], 0))
+        if isinstance(value, str):
+            word = next((word for word in types if word.startswith(value)), "")
+            if not word:
+                raise ConfigError(f"line {line}: unknown {key} {quoted(value)} (use {' or '.join(types)})")
+            found.append(types[word])
+    if found[1:] and found[0] != found[1]:
+        raise ConfigError("type and builder contradict each other (remove builder)")
+    return found[0] if found else "pv"
 
 
 def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
     """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
     values = {key: value for key, (value, _) in settings.items()}
-    if values.get("type", values.get("builder", "pv")) not in ("pv", "pvh", "generic", "linux"):
-        return ()
     keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
     # Where libxl looks for a name without a directory depends on how it was built.
     return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
@@ -777,12 +804,14 @@ SAVED_MAGIC = b"Xen saved domain, xl format\n \0 \r"
 SAVED_PREFIX = b"Xen saved domain"  # all that xendomains looks at
 SAVED_BYTE_ORDERS: Mapping[bytes, Literal["little", "big"]] = {b"\4\3\2\1": "little", b"\1\2\3\4": "big"}
 SAVED_JSON, SAVED_STREAM_V2 = 1, 2
+SAVED_END = bytes(8)  # the END record of a stream of version 2: libxl-migration-stream.pandoc in Xen's docs/specs
 
 
 def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     """The configuration in a file that xl save wrote, and whether it is JSON (else it is an xl.cfg).
 
-    Reads the header, and no more than a buffer of the memory image behind it. Raises ConfigError if xl restore would.
+    Reads the header, no more than a buffer of the memory image behind it, and the end of the file. Raises ConfigError
+    if xl restore would.
     """
     header = file.read(len(SAVED_MAGIC) + 16)
     words = header[len(SAVED_MAGIC) :]
@@ -805,6 +834,10 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
+    if flags & SAVED_STREAM_V2:
+        file.seek(-len(SAVED_END), os.SEEK_END)
+        if file.read() != SAVED_END:
+            raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
     return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
 
 
@@ -852,11 +885,15 @@ DISK_WORDS_GIVEN_ONCE = ("format", "backendtype", "specification")
 DISK_STRINGS = ("backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk")
 DISK_KEYS = {*DISK_WORDS, *DISK_STRINGS, "target", "colo-port"}
 # trusted, untrusted and grant_usage are unknown to xl 4.17; what stands there is a parameter like any other.
-DISK_FLAGS = {"cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted"}
+# What begins with suse is SUSE's, of libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
+DISK_FLAGS = {
+    "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
+    "suse-diskcache-disable-flush",
+}  # fmt: skip
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
-# dmmd and npiv are SUSE's; their scripts are block-dmmd and block-npiv.
-DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd", "dmmd", "npiv")
-DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu")
+DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
+# dmmd and npiv are SUSE's as well, of xen.libxl.dmmd.patch; script=block-dmmd may stand beside them.
+DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu", "dmmd", "npiv")
 DISK_PREFIXES = DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES
 
 # What a parameter may begin with: a legacy prefix, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
@@ -984,6 +1021,24 @@ class DiskWords:
             self.values["format"] = "empty"
         values = {field: self.values[field] for field in Disk._fields if field in self.values}
         return Disk(**{"format": "raw", **values}, cdrom=self.cdrom, writes=self.writes and not self.cdrom)
+
+
+# xen-vbd-interface(7), and libxl__device_disk_dev_number() in libxl_device.c.
+VDEV = "xvd[a-z]{1,4}([1-9][0-9]{,2})?|hd[a-d]([1-9]|[1-5][0-9]|6[0-3])?|sd[a-p]([1-9]|1[0-5])?|d[0-9]+p[0-9]+"
+VDEV_NUMBER = "[0-9]*|0x[0-9a-f]+"
+
+
+def check_vdevs(disks: Sequence[Disk]) -> None:
+    """Raises ConfigError for what xl accepts, and libxl refuses then: libxl_disk.c and libxl_device.c."""
+    vdevs = [disk.vdev for disk in disks]
+    for number, disk in enumerate(disks):
+        if not re.fullmatch(f"{VDEV}|{VDEV_NUMBER}", disk.vdev):
+            raise ConfigError(f"unknown vdev {quoted(disk.vdev)} (use for example xvda, hda or sda)")
+        if disk.vdev in vdevs[:number]:
+            raise ConfigError(f"two disks have the vdev {quoted(disk.vdev)}")
+        needs_target = not (disk.cdrom or disk.script or disk.backend)
+        if (needs_target and not disk.target) or (disk.format == "empty" and not disk.cdrom):
+            raise ConfigError(f"disk {quoted(disk.vdev)} is empty, and only a CD drive can be")
 
 
 # --- Required paths: what to look for on this host -------------------------------------------------------------------

@@ -281,7 +281,7 @@ def saved_file(
     configuration: bytes,
     flags: int = xwd.SAVED_JSON | xwd.SAVED_STREAM_V2,
     order: Literal["little", "big"] = "little",
-    image: bytes = b"LibxlFmt and the memory image",
+    image: bytes = b"LibxlFmt and the memory image" + xwd.SAVED_END,
     size: int | None = None,
     optional: int | None = None,
 ) -> bytes:
