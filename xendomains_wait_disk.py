@@ -438,6 +438,8 @@ class Xendomains(NamedTuple):
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
     warning: str = ""  # a sentence about its settings
+    settings: str = ""  # the file that holds them
+    is_debians: bool = False  # else it is upstream's
 
 
 # Where Xen's own settings file puts them.
@@ -481,11 +483,12 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
         problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
     if complaint:
         problems.append(f"{path} has a syntax error ({complaint}); what stands before it counts.")
-    restores = restore != "" if is_debians(path) else restore == "true"
+    is_debians = is_read_by_debians(path)
+    restores = restore != "" if is_debians else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    return Xendomains(auto, save, warning), problems
+    return Xendomains(auto, save, warning, path, is_debians), problems
 
 
 def is_absent(path: str) -> bool:
@@ -497,16 +500,15 @@ def is_absent(path: str) -> bool:
     return False
 
 
-def is_debians(path: str) -> bool:
-    """Whether Debian's own xendomains reads these settings, which takes any text in XENDOMAINS_RESTORE for a yes."""
+def is_read_by_debians(path: str) -> bool:
+    """Whether Debian's own xendomains, an init script, reads these settings, and not upstream's, which others have."""
     etc, leaf = os.path.split(os.path.dirname(path))
-    if leaf != "default":
-        return False
     try:
         # Upstream may have been configured for the same place; its init script only calls a helper program.
-        return b"LIBEXEC_BIN" not in read_file(os.path.join(etc, "init.d", "xendomains"))
+        script = read_file(os.path.join(etc, "init.d", "xendomains"))
     except (OSError, ConfigError):
-        return True
+        return False
+    return leaf == "default" and b"LIBEXEC_BIN" not in script
 
 
 def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
@@ -1785,6 +1787,57 @@ def why_not_ready(number: int, required: Required, evidence: Evidence) -> Lack |
     return lack
 
 
+# --- Guests: which ones xendomains starts, and how -------------------------------------------------------------------
+@record
+class Start(NamedTuple):
+    """How xendomains treats a file: "restore", "create", or "none" and why."""
+
+    how: str
+    reason: str = ""
+
+
+def starts_of(xendomains: Xendomains, listing: str, guests: Iterable[Guest]) -> dict[str, Start]:
+    """How xendomains treats each file in its directories, by path. They are in its order: saved guests are first.
+
+    `listing` is what there is in the directory of saved guests, with blanks between the names.
+
+    Source: tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
+    """
+    starts = {}
+    taken: dict[str, str] = {}  # by the name of a guest: why xendomains will not start it (again)
+    for guest in guests:
+        name, path, kind, *_ = guest.domain
+        file, is_saved = os.path.basename(path), kind == "saved"
+        # The name is known once the file has been read, and of a saved guest it is usually that of the file.
+        comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
+        reason = ""
+        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+            reason = "xendomains cannot start it, because its file has a blank in its name"
+        elif not is_saved and not xendomains.is_debians and (word := word_in(listing, file)):
+            reason = f"upstream's xendomains skips it, because {xendomains.save}/{word} has its name in it"
+        elif not is_saved and comes_up:
+            reason = taken.get(name, "")
+        if reason:
+            starts[path] = Start("none", reason)
+            continue
+        starts[path] = Start("restore" if is_saved else "create")
+        started = f"is {starts[path].how}d from {path}"
+        if comes_up:
+            taken.setdefault(name, started)
+        if is_saved and xendomains.is_debians:
+            failed = f"Debian's xendomains does not create it, because it fails to restore {path}"
+            taken[file] = started if comes_up else failed
+    return starts
+
+
+def word_in(listing: str, name: str) -> str:
+    """Where, between blanks, `grep -w NAME` finds the name in a listing; nothing if it does not."""
+    # To grep, a dot is any character. What else is special to it is not in names that have ever worked.
+    pattern = re.escape(name).replace(r"\.", ".")
+    match = re.search(rf"\S*(?<!\w){pattern}(?!\w)\S*", listing)
+    return match[0] if match else ""
+
+
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
 class NoAnswer(Exception):
     """What a call brings that has not come back, or was not even made; the text says why."""
@@ -1975,6 +2028,7 @@ class Guest(NamedTuple):
     status: Status = READY
     signature: tuple[int, ...] = ()
     required: tuple[Required, ...] = ()
+    start: Start = Start("create")
 
 
 @record
@@ -2106,13 +2160,18 @@ def read_guests(
     """The guests that these files configure, by file."""
     kinds = {file: directory.kind for directory in directories.values() for file in directory.files}
     before = {file: known.read.get(file, unread_guest(file, kind)) for file, kind in kinds.items()}
-    readers: dict[str, Call] = {file: partial(read_text, guest) for file, guest in before.items()}
+    readers: dict[str, Call] = {
+        file: partial(read_text, guest, watch.xendomains.is_debians) for file, guest in before.items()
+    }
     answers = watch.files.run("read", readers, deadline, anew)
     texts = {file: answer for file, answer in answers.items() if isinstance(answer, Text)}
     parsers: dict[str, Call] = {f: partial(parse_guest, f, kinds[f], texts[f], watch.settings) for f in texts}
     answers.update(watch.parser.run("parse", parsers, deadline))
     guests = {file: guest_from_answer(before[file], answer, watch.settings) for file, answer in answers.items()}
-    return {file: guest for file, guest in guests.items() if guest is not None}
+    found = {file: guest for file, guest in guests.items() if guest is not None}
+    listing = " ".join(os.path.basename(file) for file in kinds if kinds[file] == "saved")
+    starts = starts_of(watch.xendomains, listing, found.values())
+    return {file: guest._replace(start=starts[file]) for file, guest in found.items()}
 
 
 def unread_guest(file: str, kind: str) -> Guest:
@@ -2136,8 +2195,8 @@ def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest |
     return guest
 
 
-def read_text(before: Guest) -> Text | Guest | Status | None:
-    """The configuration in a guest's file; the guest if that has not changed, nothing if it is gone.
+def read_text(before: Guest, is_debians: bool = False) -> Text | Guest | Status | None:
+    """The configuration in a guest's file; the guest if that has not changed, nothing if xendomains passes it over.
 
     Raises ConfigError if xl will reject it. May block for as long as a file system does not answer.
     """
@@ -2150,9 +2209,11 @@ def read_text(before: Guest) -> Text | Guest | Status | None:
         warning = why_not_trusted(path, status)
         if before.domain.kind == "auto":
             return Text(now, os.fsdecode(read_file(path)), warning=warning)
+        if not stat.S_ISREG(status.st_mode):
+            return None
         with open_regular_file(path) as file:
-            if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX:
-                return None  # xendomains passes it over
+            if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
+                return None
             file.seek(0)
             return Text(now, *saved_configuration(file), warning)
     except OSError as error:

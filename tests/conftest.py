@@ -180,7 +180,7 @@ class Host:
         """A configuration in the auto directory; a disk is a path or a whole specification."""
         file = self.auto / f"{name}.cfg"
         specifications = [
-            f"{disk},raw,xvd{chr(97 + i % 26)},rw" if "," not in str(disk) else disk for i, disk in enumerate(disks)
+            f"{disk},raw,{vdev(number)},rw" if "," not in str(disk) else disk for number, disk in enumerate(disks)
         ]
         file.write_text(f'name = "{name}"\ndisk = {json.dumps([str(s) for s in specifications])}\n')
         return file
@@ -290,6 +290,11 @@ def saved_file(
     optional = len(configuration) + 4 if optional is None else optional
     words = (0x01020304, flags, 0, optional, size)
     return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, order) for word in words) + configuration + image
+
+
+def vdev(number: int) -> str:
+    """The name of one of a guest's disks."""
+    return f"xvd{chr(97 + number)}" if number < 26 else f"d{number}p0"
 
 
 def texts(sentences: Sequence[str]) -> str:

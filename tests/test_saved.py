@@ -173,7 +173,7 @@ class Pieces(io.BytesIO):
 
 
 def test_a_header_that_comes_in_pieces_is_read() -> None:
-    assert xwd.saved_configuration(io.BufferedReader(Pieces(REAL))) == read(REAL)  # type: ignore[arg-type]
+    assert xwd.saved_configuration(io.BufferedReader(Pieces(REAL))) == read(REAL)
 
 
 def test_a_huge_memory_image_is_not_read(host: Host) -> None:

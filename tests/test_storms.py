@@ -187,17 +187,17 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
     ("socket", everywhere(bind_socket), xwd.EXIT_TIMED_OUT, "is a socket, not a regular file"),
     ("directory", everywhere(Path.mkdir), xwd.EXIT_TIMED_OUT, "is a directory, not a regular file"),
     ("1 GiB", everywhere(sparse), xwd.EXIT_READY, TOO_LARGE),
-    ("long name", configurations(f'name="{LONG}"\ndisk=["/no,,a", "/none,,b"]\n'), xwd.EXIT_TIMED_OUT, "for xxx"),
-    ("long target", configurations(f'name="odd"\ndisk=["/{LONG},,a"]\n'), xwd.EXIT_READY, "is too long for a disk"),
+    ("long name", configurations(f'name="{LONG}"\ndisk=["/no,,xvda", "/none,,xvdb"]\n'), xwd.EXIT_TIMED_OUT, "for xxx"),
+    ("long target", configurations(f'name="odd"\ndisk=["/{LONG},,xvda"]\n'), xwd.EXIT_READY, "is too long for a disk"),
     (
         "many disks",
-        configurations(as_long_as_may_be('"/no,,a",', 'name="odd"\ndisk=[%s]\n')),
+        configurations('name="odd"\ndisk=[' + ",".join(f'"/no,,d{n}p0"' for n in range(8000)) + "]\n"),
         xwd.EXIT_TIMED_OUT,
         "for odd",
     ),
     (
         "many other disks",
-        configurations('name="odd"\ndisk=[' + ",".join(f'"/{n:x},,a"' for n in range(900)) + "]\n"),
+        configurations('name="odd"\ndisk=[' + ",".join(f'"/{n:x},,d{n}p0"' for n in range(900)) + "]\n"),
         xwd.EXIT_TIMED_OUT,
         "/383 for odd",
     ),
@@ -266,7 +266,7 @@ def test_whatever_happens_the_timeout_ends_it(host: Host, fault: Fault) -> None:
 def test_a_link_switched_to_another_directory_is_followed(host: Host) -> None:
     for name in ("old", "new"):
         (host.root / name).mkdir()
-    (host.root / "new" / "mail.cfg").write_text(f'name="mail"\ndisk=["{host.images}/b,,a"]\n')
+    (host.root / "new" / "mail.cfg").write_text(f'name="mail"\ndisk=["{host.images}/b,,xvda"]\n')
     host.auto.rmdir()
     host.auto.symlink_to("old")
     host.guest("web", host.images / "a")
@@ -387,7 +387,7 @@ def test_of_many_missing_disks_a_thousand_are_named_and_the_others_counted(host:
 
 
 def test_what_is_too_long_for_a_line_is_cut_in_the_middle(host: Host) -> None:
-    (host.auto / "odd").write_text(f'name = "{LONG}"\ndisk = ["/no,,a"]\n')
+    (host.auto / "odd").write_text(f'name = "{LONG}"\ndisk = ["/no,,xvda"]\n')
     messages = host.run("--timeout", "0").messages
     assert max(map(len, messages.splitlines())) < 20_000
     assert "still waiting for /no for xxx" in messages and "xxx is still missing: does not exist\n" in messages
@@ -398,7 +398,7 @@ def test_what_is_too_long_for_a_line_is_cut_in_the_middle(host: Host) -> None:
 def test_systemd_hears_how_long_to_wait_though_names_are_long(host: Host) -> None:
     """A datagram has at most some 200 KiB."""
     for name in "abc":
-        (host.auto / name).write_text(f'name = "{LONG}{name}"\ndisk = ["/no,,a"]\n')
+        (host.auto / name).write_text(f'name = "{LONG}{name}"\ndisk = ["/no,,xvda"]\n')
     with Receiver(host.root / "notify") as systemd, waiting(host, NOTIFY_SOCKET=systemd.address):
         assert "EXTEND_TIMEOUT_USEC=3" in systemd.take()
 

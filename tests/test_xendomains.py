@@ -38,6 +38,10 @@ def sysconfig(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def default(tmp_path: Path) -> Path:
+    """The settings on a host with Debian's own xendomains."""
+    script = tmp_path / "etc" / "init.d" / "xendomains"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/bash\n. /etc/default/xendomains\nxen create\n")
     return tmp_path / "etc" / "default" / "xendomains"
 
 
@@ -87,7 +91,7 @@ def test_nothing_of_our_environment_changes_what_bash_does(sysconfig: Path, monk
     monkeypatch.setenv("BASH_FUNC_printf%%", "() { echo mine; }")
     monkeypatch.setenv("PATH", "/nowhere")
     exported = 'XENDOMAINS_AUTO="/$(compgen -e | xargs)"\n'
-    assert read(sysconfig, exported) == (xwd.Xendomains("/PATH PWD SHLVL"), "")
+    assert read(sysconfig, exported)[0].auto == "/PATH PWD SHLVL"
 
 
 def test_pipes_in_it_end_as_they_do_for_xendomains(sysconfig: Path) -> None:
@@ -109,8 +113,13 @@ def test_debian_restores_if_it_says_anything(default: Path, value: str, restores
 
 def test_upstreams_xendomains_may_read_etc_default_too(default: Path) -> None:
     script = default.parent.parent / "init.d" / "xendomains"
-    script.parent.mkdir(parents=True)
     script.write_text("#!/bin/bash\n. /etc/xen/scripts/hotplugpath.sh\n$LIBEXEC_BIN/xendomains start\n")
+    assert read(default, f"{ALL}XENDOMAINS_RESTORE=false\n")[0].save == ""
+
+
+def test_without_an_init_script_it_is_upstreams_that_reads_etc_default(default: Path) -> None:
+    """As on NixOS, or where Xen was built for this place."""
+    (default.parent.parent / "init.d" / "xendomains").unlink()
     assert read(default, f"{ALL}XENDOMAINS_RESTORE=false\n")[0].save == ""
 
 
@@ -140,7 +149,8 @@ def test_a_syntax_error_is_named_with_its_line_and_what_comes_before_counts(sysc
 @pytest.mark.parametrize("last", ["false", "return 3", "/nowhere/command", "readonly x=1; x=2"])
 def test_how_a_file_ends_does_not_matter(sysconfig: Path, last: str) -> None:
     """xendomains goes on all the same."""
-    assert read(sysconfig, f"{ALL}{last}\n") == (xwd.Xendomains("/etc/xen/auto"), "")
+    xendomains, problems = read(sysconfig, f"{ALL}{last}\n")
+    assert (xendomains.auto, problems) == ("/etc/xen/auto", "")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +306,7 @@ def test_a_file_that_is_there_in_any_way_and_cannot_be_read_is_told_of(
         monkeypatch.setattr(f"xendomains_wait_disk.os.{call}", fail)
     xendomains, problems = read_first(sysconfig)
     monkeypatch.undo()
-    assert xendomains == xwd.Xendomains("/etc/xen/auto", "/var/lib/xen/save")
+    assert (xendomains.auto, xendomains.save) == ("/etc/xen/auto", "/var/lib/xen/save")
     reason = os.strerror(number if call != "lstat" else errno.ENOENT)
     assert f"{sysconfig} cannot be read ({reason}); waiting for the guests in /etc/xen/auto" in problems
 
