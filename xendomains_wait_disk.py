@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     # The role of a DRBD device and its peer's, its disk and its peer's: drbdsetup(8); and if it promotes itself.
     DrbdState = tuple[str, str, str, str, bool]
     Found = TypeVar("Found")
-    # The text, and its fields for the journal.
-    Message = tuple[str, dict[str, str]]
+    FileLike = TypeVar("FileLike", "Directory", "Guest")
+    # The level, the text, and its fields for the journal.
+    Message = tuple[int, str, dict[str, str]]
 else:
     NamedTuple = object
 
@@ -90,23 +91,24 @@ MAX_TIME = 7 * 86400.0  # that may be set
 MIN_PAUSE = 0.01  # between two looks, that may be set
 MIN_SLEEP = 0.02  # between two looks in a storm of events
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
-MAX_FIRST_LOOK = 10.0  # the unit's TimeoutStartSec= must not be over before systemd is told of ours
+MAX_FIRST_LOOK = 10.0  # and of looking once
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
-MAX_SILENCE = 2.0  # of all calls in progress, before the wait goes on without them
+READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
+MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
+MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
-STUCK = 0.5  # is what a call is called that is silent for this long
-SLOW = 0.1  # a call that takes longer is not waited for the next time
-SLICE = 0.05  # for which the main thread pauses before it looks after calls that are silent
-MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
-MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
+STUCK_AFTER = 0.5  # a call that is silent for this long is stuck
+POLL_INTERVAL = 0.05  # for which the main thread pauses before it looks after calls that are silent
+MAX_THREADS = 32  # that make calls at the same time, besides those which are stuck
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
 MAX_SENDING = 0.3  # a message may take to be delivered
-MAX_SENDING_ALL = 0.9  # all the messages that are said at once
+MAX_SENDING_ALL = 3.0  # all the messages that are said at once
+MAX_SENDING_AT_END = 0.5  # those at the end, besides the summary
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
 FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
-MAX_LINES = 1000  # said between two reminders
+MAX_LINES = 1000  # said between two reminders, besides what was found
 MAX_NAMES = 100  # in one line
 MAX_LISTED = 4  # in one clause of a reason
 MAX_REASON = 1000  # characters, of why storage is missing
@@ -191,7 +193,7 @@ def error_text(error: Exception) -> str:
     """Why it failed, without the path, which the sentence around it names."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    told = isinstance(error, (ConfigError, ImportError, NoAnswer))
+    told = isinstance(error, (ConfigError, ImportError, NoResponse))
     return str(error) if told else f"{type(error).__name__}: {error}"
 
 
@@ -365,7 +367,7 @@ def closest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {similar[0]}?" if similar else f"known: {some(known, MAX_NAMES) or 'none'}"
 
 
-# --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
+# --- Clock: time, pauses, signals and threads ------------------------------------------------------------------------
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -376,26 +378,43 @@ class Stopped(Exception):
         self.number = number
 
 
-class Pauses:
-    """Where the main thread pauses, and what wakes it.
+class Clock:
+    """The time, the pauses of the main thread, and what ends one early.
 
-    A signal only leaves a mark, whatever the program is doing; here, and nowhere else, the mark raises Stopped.
+    Handlers only record a signal; pause() alone turns it into Stopped.
 
-    `paused` is how long it has paused so far: the time that others had to answer. It grows in each pause by no more
-    than was meant, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
+    `slept` is how long the main thread has paused so far: the time that others had to answer. It grows in each pause by
+    no more than was asked for, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
     """
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopped_by = 0
-        self.paused = 0.0
+        self.slept = 0.0
+
+    def now(self) -> float:
+        """Seconds on the monotonic clock."""
+        return time.monotonic()
+
+    def cpu_time(self) -> float:
+        """Seconds of CPU time that the program has used."""
+        return time.process_time()
+
+    def start_thread(self, function: Callable[[], None]) -> None:
+        """Runs the function beside the caller. Raises RuntimeError if the process can have no more threads."""
+        start_new_thread(function, ())
 
     def take_signals(self) -> None:
-        """From now on signals that ask to end wake the main thread."""
+        """From now on signals that ask the program to end are raised by pause()."""
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        set_signals(self._mark)
+        set_signals(self._record)
 
-    def _mark(self, number: int, _: FrameType | None) -> None:
+    def release_signals(self) -> None:
+        """From now on signals do what they do by default, and pause() raises none."""
+        set_signals(signal.SIG_DFL)
+        self._stopped_by = 0
+
+    def _record(self, number: int, _: FrameType | None) -> None:
         self._stopped_by = self._stopped_by or number
 
     def wake(self) -> None:
@@ -403,19 +422,19 @@ class Pauses:
         with suppress(BlockingIOError):  # what woke it before has not been read: it is awake
             os.write(self._writing, b"\0")
 
-    def pause(self, seconds: float, descriptor: int = -1) -> bool:
-        """Pauses for that long, until wake(), or until there is something to read from the descriptor.
+    def pause(self, seconds: float, descriptor: int = -1, event: int = select.POLLIN) -> bool:
+        """Pauses for that long, until wake(), or until the descriptor can be read (or written, with POLLOUT).
 
-        Returns whether there is something to read from the descriptor. Raises Stopped if a signal came.
+        Returns whether the descriptor can. Raises Stopped if a signal came.
         """
         poll = select.poll()
         poll.register(self._reading, select.POLLIN)
         if descriptor >= 0:
-            poll.register(descriptor, select.POLLIN)
-        seconds = 0.0 if self._stopped_by else max(0.0, seconds)
+            poll.register(descriptor, event)
+        seconds = 0.0 if self._stopped_by else min(max(0.0, seconds), MAX_TIME)
         started = time.monotonic()
         ready = [number for number, _ in poll.poll(seconds * 1000)]
-        self.paused += min(seconds, time.monotonic() - started)
+        self.slept += min(seconds, time.monotonic() - started)
         if self._reading in ready:
             os.read(self._reading, 4096)
         if self._stopped_by:
@@ -458,7 +477,7 @@ BASH = "/bin/bash"
 BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[Xendomains | None, list[str]]:
+def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
     Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
@@ -473,7 +492,7 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
         if distrust := why_not_trusted(path, os.stat(path)):
             warning = f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count."
         read_file(path)
-        complaint, auto, save, restore = source_xendomains(path, pauses, limit)
+        complaint, auto, save, restore = source_xendomains(path, clock, limit)
     except (OSError, ConfigError) as error:
         complaint, auto, save, restore = "", DEFAULT_AUTO, DEFAULT_SAVE, "true"
         why = str(error) if isinstance(error, ConfigError) else f"cannot be read ({error_text(error)})"
@@ -509,7 +528,7 @@ def is_debians(path: str) -> bool:
         return True
 
 
-def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
+def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
     """What bash says of a syntax error in the file, and XENDOMAINS_AUTO, _SAVE and _RESTORE as it finds them there.
 
     bash sources the file as xendomains does, without input or output. Raises ConfigError if there is no bash, or if the
@@ -535,12 +554,12 @@ def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
     import json  # noqa: F401  the record of the wait needs it, and bash takes as long to start
 
     printed = b""
-    end = pauses.paused + limit
+    end = clock.slept + limit
     try:
         while printed.count(b"\0") < SOURCED_FIELDS:
-            if pauses.paused >= end:
+            if clock.slept >= end:
                 raise ConfigError(f"was not read within {format_time_span(limit)}")
-            if not pauses.pause(SLICE, reading):
+            if not clock.pause(POLL_INTERVAL, reading):
                 continue
             data = os.read(reading, MAX_CONFIGURATION)
             printed += data
@@ -1660,6 +1679,7 @@ class State(Enum):
     READY = "ready"
     MISSING = "missing"
     NOT_READY = "not-ready"
+    UNKNOWN = "unknown"  # not looked at yet
     SKIPPED = "skipped"
     REFUSED = "refused"  # a configuration that xl will reject
     UNREADABLE = "unreadable"  # a configuration or directory that cannot be read, now or later
@@ -1675,7 +1695,7 @@ class Status(NamedTuple):
 
     def is_awaited(self) -> bool:
         """Whether this may become ready, and is waited for."""
-        return self.state in (State.MISSING, State.NOT_READY)
+        return self.state in (State.MISSING, State.NOT_READY, State.UNKNOWN)
 
     def is_rejected(self) -> bool:
         """Whether this will not come up, however long one waits."""
@@ -1683,6 +1703,7 @@ class Status(NamedTuple):
 
 
 READY = Status(State.READY)
+UNKNOWN = Status(State.UNKNOWN, "not checked yet")
 
 
 def check_disk(required: Required, evidence: Evidence) -> Status:
@@ -1731,159 +1752,93 @@ def why_not_ready(number: int, required: Required, evidence: Evidence) -> Lack |
 
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
-class NoAnswer(Exception):
-    """What a call brings that has not come back, or was not even made; the text says why."""
+class NoResponse(Exception):
+    """What a call brings that has been silent for a while."""
 
-
-NOT_RESPONDING = "does not answer; is the server of its file system gone?"
-NOT_CHECKED = "not checked yet: other paths are not responding"
+    def __init__(self) -> None:
+        super().__init__("no response; is its file server down?")
 
 
 class BlockingCalls:
-    """Makes calls that may block for ever, such as a look at a file on an NFS server that is gone, in threads.
+    """Makes calls that may block for ever, such as stat() on a hard NFS mount whose server is down, in threads.
 
-    One thread makes all of them if they are quick; where one is slow, others go on beside it. The caller goes on as
-    well: what comes back late wakes it, and counts from then on. A thread that is stuck in the kernel cannot be ended,
-    but it does not keep the interpreter from ending either. So that a dead file system takes a few threads and not one
-    for each of its files, no further call goes where others are stuck.
+    One thread makes all of them while they are quick; whenever none has come back for a moment, twice as many threads
+    do. A call that is stuck in the kernel cannot be ended: its thread is left behind, which does not keep the
+    interpreter from ending, and it is not made again before it has come back. What comes back late wakes the main
+    thread, and is the answer of the next run.
     """
 
-    def __init__(self, pauses: Pauses, threads: int = MAX_THREADS) -> None:
-        self._pauses = pauses
-        self._most = threads
-        self._root = os.stat("/").st_dev
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._lock = allocate_lock()  # for what follows, which the threads change as well
-        self._todo: deque[tuple[Key, Call]] = deque()
-        self._kept_out: dict[Key, Call] = {}  # of where others are stuck, until one of them comes back
-        self._threads = 0
-        self._since: dict[Key, float] = {}  # when each call in progress was made, in Pauses.paused
-        self._places: dict[Key, tuple[str, int]] = {}  # where it is: a file, and the file system that led to it
-        self._done: list[tuple[Key, Any, float]] = []
-        self._awaited: set[Key] = set()  # by the main thread, at the moment
-        # Only the main thread uses these: calls that have not come back, what others brought, and which were slow.
-        self._asked: set[Key] = set()
-        self._answers: dict[Key, Any] = {}
-        self._slow: set[Key] = set()
+        self._since: dict[Key, float] = {}  # when each call in progress was made, in Clock.slept
+        self._answers: dict[Key, Any] = {}  # that were not taken yet
 
-    def run(self, purpose: str, calls: Mapping[str, Call], deadline: float, anew: bool = False) -> dict[str, Any]:
-        """What the calls return, by path, or the exception that each raised; NoAnswer for what has not come back.
+    def run(
+        self, purpose: str, calls: Mapping[str, Call], deadline: float, patience: float = MAX_SILENCE
+    ) -> dict[str, Any]:
+        """What the calls return, by path, or the exception that each raised; NoResponse for one that is stuck.
 
-        Returns as soon as those have come back which were quick the last time, at the latest at `deadline` (on the
-        monotonic clock). Of a slow one the last answer counts until it has come back, or is stuck. With `anew`, no
-        answer from before counts, and there is more time to give one. Raises Stopped if a signal comes.
+        Ends at `deadline` on the monotonic clock, or when nothing has come back for `patience` seconds. A call that had
+        no turn by then is dropped, and has no answer here. Raises Stopped if a signal comes.
         """
-        self.collect()
-        keys = {(purpose, path): call for path, call in calls.items()}
-        self._answers = {k: a for k, a in self._answers.items() if k[0] != purpose or (k in keys and not anew)}
-        new = sorted((key for key in keys if key not in self._asked), key=self._slow.__contains__)
-        self._asked.update(new)
-        awaited = keys.keys() if anew else keys.keys() - self._slow
+        keys = {(purpose, path): path for path in calls}
         with self._lock:
-            self._todo.extend((key, keys[key]) for key in new)
-            self._awaited = self._asked.intersection(awaited)
-        self._start_threads(len(self._slow.intersection(new)) // 4)  # on a busy host, some only seem to be slow
-        patience = MAX_SILENCE_AT_END if anew else MAX_SILENCE
-        heard = self._pauses.paused
-        while not self._asked.isdisjoint(awaited) and (left := deadline - time.monotonic()) > 0:
-            silence = self._pauses.paused - heard
-            if silence >= patience:
+            new = {key for key in keys if key not in self._since and key not in self._answers}
+        todo = deque((key, calls[path]) for key, path in keys.items() if key in new)
+        try:
+            self._make(new, todo, deadline, patience)
+        finally:
+            with self._lock:
+                todo.clear()
+        with self._lock:
+            stuck = self._stuck()
+            answers: dict[str, Any] = {path: NoResponse() for key, path in keys.items() if key in stuck}
+            answers.update((path, self._answers[key]) for key, path in keys.items() if key in self._answers)
+            self._answers = {key: answer for key, answer in self._answers.items() if key[0] != purpose}
+        return answers
+
+    def _make(self, new: set[Key], todo: deque[tuple[Key, Call]], deadline: float, patience: float) -> None:
+        """Starts threads for the calls, and waits until all have come back, none comes any more, or time is over."""
+        threads = answered = 0
+        heard = self._clock.slept
+        while new and self._clock.now() < deadline:
+            with self._lock:
+                came = len(new & self._answers.keys())
+                most = min(len(todo), MAX_THREADS - len(self._since) + len(self._stuck()))
+            if came > answered:
+                answered, heard = came, self._clock.slept
+            silence = self._clock.slept - heard
+            if came == len(new) or silence >= patience:
                 break
-            self._start_threads(2 * self._threads if silence >= SLICE else 1)
-            self._pauses.pause(min(SLICE, left))
-            if self.collect():
-                heard = self._pauses.paused
-        self._slow |= awaited & self._asked
-        return {key[1]: self._answer(key) for key in keys}
+            if threads == 0 or silence >= POLL_INTERVAL:
+                for _ in range(min(max(threads, 1), most)):
+                    with suppress(RuntimeError):  # the process has as many as it may have; the next time may be better
+                        self._clock.start_thread(partial(self._work, todo))
+                        threads += 1
+            self._clock.pause(min(POLL_INTERVAL, deadline - self._clock.now()))
+        self._clock.pause(0)  # takes what woke the main thread, lest it end the next pause
 
-    def collect(self) -> list[bool]:
-        """Takes what has come back: for each call, whether it brought anything new."""
-        with self._lock:
-            done, self._done = self._done, []
-        news = []
-        for key, answer, seconds in done:
-            news.append(self._answers.get(key) != answer)
-            self._asked.discard(key)
-            self._answers[key] = answer
-            (self._slow.add if seconds > SLOW else self._slow.discard)(key)
-        return news
+    def _stuck(self) -> list[Key]:
+        return [key for key, since in self._since.items() if self._clock.slept - since >= STUCK_AFTER]
 
-    def _answer(self, key: Key) -> Any:
-        with self._lock:
-            waits, is_stuck = key not in self._since, key in self._kept_out or key in self._stuck()
-        if key in self._answers and not is_stuck:
-            return self._answers[key]
-        return NoAnswer(NOT_RESPONDING if is_stuck or not waits else NOT_CHECKED)
-
-    def _start_threads(self, wanted: int) -> None:
-        """Sees to it that so many threads are at work, or at least one, if there is as much to do."""
-        with self._lock:
-            running = self._threads - len(self._stuck())
-            new = min(max(1, wanted), self._most, running + len(self._todo)) - running
-        for _ in range(new):
-            with suppress(RuntimeError):  # the process has as many as it may have; the next slice tries again
-                start_new_thread(self._work, ())
-                with self._lock:
-                    self._threads += 1
-
-    def _work(self) -> None:
+    def _work(self, todo: deque[tuple[Key, Call]]) -> None:
         """What a thread does: makes calls as long as there are any."""
         while True:
             with self._lock:
-                if not self._todo:
-                    self._threads -= 1
+                if not todo:
                     return
-                key, call = self._todo.popleft()
-                self._since[key] = self._pauses.paused
-                others_are_stuck = bool(self._stuck())
-            started = time.monotonic()
-            is_free = not others_are_stuck or self._approach(key)
+                key, call = todo.popleft()
+                self._since[key] = self._clock.slept
             try:
-                answer = call() if is_free else None
+                answer = call()
             except Exception as error:
                 answer = error  # whatever it is, it is the answer for this path and concerns no other
             with self._lock:
                 del self._since[key]
-                self._places.pop(key, None)
-                seconds = time.monotonic() - started
-                if is_free:
-                    self._done.append((key, answer, seconds))
-                    self._todo.extend(self._kept_out.items())
-                    self._kept_out.clear()
-                else:
-                    self._kept_out[key] = call
-                self._awaited.discard(key)
-                if not self._awaited or seconds > SLOW:  # of quick calls, the last one wakes the main thread
-                    self._pauses.wake()
-
-    def _stuck(self) -> list[Key]:
-        return [key for key, since in self._since.items() if self._pauses.paused - since >= STUCK]
-
-    def _approach(self, key: Key) -> bool:
-        """Goes to the path of a call step by step, links resolved. False if that leads to where others are stuck."""
-        place, device, links = "/", self._root, 0
-        names = key[1].split("/")[::-1]
-        while names and links <= MAX_LINKS:
-            step = os.path.normpath(os.path.join(place, names.pop()))
-            with self._lock:
-                places = {self._places[other] for other in self._stuck() if other in self._places}
-                # The root file system leads to others, and is not dead because they are.
-                is_crowded = device != self._root and sum(on == device for _, on in places) >= MAX_STUCK
-                if is_crowded or any(at == step for at, _ in places):
-                    return False
-                self._places[key] = (step, device)
-            try:
-                status = os.lstat(step)
-                target = os.readlink(step) if stat.S_ISLNK(status.st_mode) else None
-            except (OSError, ValueError):
-                break  # the call itself will say so
-            device = status.st_dev
-            if target is None:
-                place = step
-            else:
-                links += 1
-                place = "/" if target.startswith("/") else place
-                names += target.split("/")[::-1]
-        return True
+                self._answers[key] = answer
+                if not todo:
+                    self._clock.wake()
 
 
 # --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
@@ -1903,27 +1858,17 @@ class Directory(NamedTuple):
 
 
 @record
-class Text(NamedTuple):
-    """A guest's configuration as it was read, and what tells whether its file has changed since."""
-
-    signature: tuple[int, ...]
-    text: str
-    is_json: bool = False
-    warning: str = ""
-
-
-@record
 class Guest(NamedTuple):
     """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
 
     domain: Domain
     status: Status = READY
-    signature: tuple[int, ...] = ()
+    signature: tuple[int, ...] = ()  # tells whether the file has changed since it was read
     required: tuple[Required, ...] = ()
 
 
 @record
-class Missing(NamedTuple):
+class Awaited(NamedTuple):
     """A disk, a configuration, or a directory of configurations that is waited for, and the guests that need it."""
 
     path: str
@@ -1938,14 +1883,23 @@ class Snapshot(NamedTuple):
     directories: Mapping[str, Directory] = {}
     guests: Mapping[str, Guest] = {}
     disks: Mapping[str, Status] = {}
-    read: Mapping[str, Guest] = {}  # with those that were not asked for
-    explain_at: float = float("-inf")  # when to look for reasons again
+    read: Mapping[str, Guest] = {}  # the guests with those that were not asked for
+    needed: Mapping[str, Required] = {}  # what the disks are needed for
 
     def disk_status(self, required: Required) -> Status:
         """How the disk is that requires this."""
         return self.disks[required.paths[0]] if required.paths else Status(State.SKIPPED, required.reason)
 
-    def missing(self) -> list[Missing]:
+    def is_complete(self) -> bool:
+        """Whether nothing is waited for."""
+        return not self.awaits_files() and not any(status.is_awaited() for status in self.disks.values())
+
+    def awaits_files(self) -> bool:
+        """Whether a directory or a configuration is waited for: then not all guests and disks are known yet."""
+        directories, guests = self.directories.values(), self.guests.values()
+        return any(one.status.is_awaited() for one in directories) or any(one.status.is_awaited() for one in guests)
+
+    def missing(self) -> list[Awaited]:
         """What the start of the guests still waits for, each path once."""
         needed = [(path, one.status, f"the guests in {path}") for path, one in self.directories.items()]
         for file, guest in self.guests.items():
@@ -1955,63 +1909,178 @@ class Snapshot(NamedTuple):
         for path, status, domain in needed:
             if status.is_awaited():
                 found.setdefault(path, (status, {}))[1][domain] = None
-        return [Missing(path, status, tuple(domains)) for path, (status, domains) in found.items()]
+        return [Awaited(path, status, tuple(domains)) for path, (status, domains) in found.items()]
 
 
-@record
-class Watch(NamedTuple):
-    """What is looked at, and with which means."""
+class Watcher:
+    """Looks at the guests about to start and at their disks, and holds what is known of them.
 
-    xendomains: Xendomains
-    settings: Settings
-    files: BlockingCalls
-    parser: BlockingCalls  # one call at a time: what parses a configuration takes all the time that it can get
-    host: HostPaths = HostPaths()
-    names: tuple[str, ...] = ()  # of the guests that are asked for, or of their files; without any, all are
-
-
-def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready: bool = False) -> Snapshot:
-    """What there is now, until `deadline` at the latest. Raises Stopped if a signal comes.
-
-    Reads only what has changed since the snapshot before, and checks only what was not ready then; with
-    `recheck_ready` everything, and what does not answer does not count as ready.
+    What a file system or a busy host keeps from being looked at in time stays as it was known.
     """
-    directories = list_files(watch, known, deadline, recheck_ready)
-    read = read_guests(watch, directories, known, deadline, recheck_ready)
-    guests = guests_named(read, watch.names)
-    explains = recheck_ready or time.monotonic() >= known.explain_at
-    spent = time.process_time()
-    disks = check_disks(watch, guests, known, deadline, recheck_ready, explains)
-    # With hundreds of disks on a slow host it takes long, and what has become ready is not to wait for it.
-    next_time = time.monotonic() + max(MAX_REASON_AGE, (time.process_time() - spent) / MAX_REASON_SHARE)
-    return Snapshot(directories, guests, disks, read, next_time if explains else known.explain_at)
+
+    def __init__(self, xendomains: Xendomains, settings: Settings, clock: Clock, names: Sequence[str] = ()) -> None:
+        self.xendomains = xendomains
+        self.settings = settings
+        self.clock = clock
+        self.names = names  # of the guests that are asked for, or of their files; without any, all are
+        self.calls = BlockingCalls(clock)
+        self.known = Snapshot()
+        self._read_at = self._explain_at = float("-inf")  # when to do it again
+
+    def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
+        """What there is now, until `deadline` at the latest; the snapshot of before if nothing has changed.
+
+        Reads only files that have changed, and checks only disks that were not ready; with `recheck_ready` all disks,
+        because one may have gone again. Raises Stopped if a signal comes.
+        """
+        if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
+            explains = recheck_ready or self.clock.now() >= self._explain_at
+            self._read_files(deadline, Evidence(HostPaths(), explains=explains))
+        return self.check_disks(deadline, recheck_ready=recheck_ready)
+
+    def check_disks(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
+        """Like look(), without directories and configurations."""
+        disks = dict(self.known.disks)
+        checked = [path for path, status in disks.items() if recheck_ready or status != READY]
+        absent = absent_devices(path for path in checked if disks[path].state is State.MISSING)
+        patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
+        answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
+        for path, answer in answers.items():
+            if recheck_ready and isinstance(answer, NoResponse) and disks[path].is_awaited() and disks[path] != UNKNOWN:
+                continue  # there may have been no time, and what is known says more
+            status = status_from_answer(answer)
+            if status.state is not disks[path].state:  # else the reason of before says more
+                disks[path] = status
+        if recheck_ready or self.clock.now() >= self._explain_at:
+            awaited = {path for path, answer in answers.items() if isinstance(answer, Status) and answer.is_awaited()}
+            disks.update(self._explain([path for path in checked if path in awaited | absent], deadline))
+        if disks != self.known.disks:
+            self.known = self.known._replace(disks=disks)
+        return self.known
+
+    def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
+        """How these disks are, and why."""
+        spent = self.clock.cpu_time()
+        answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
+        # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
+        seconds = (self.clock.cpu_time() - spent) / MAX_REASON_SHARE
+        self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds)
+        return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
+
+    def _check(self, paths: Sequence[str], deadline: float, patience: float, *, explains: bool) -> dict[str, Any]:
+        evidence = Evidence(HostPaths(), explains=explains)
+        calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], evidence) for path in paths}
+        if explains and calls:
+            # What udev knows is read once, and not by each thread for itself.
+            self.calls.run("evidence", {"": partial(evidence.once, names_by_path)}, self._third_until(deadline))
+        return self.calls.run("explain" if explains else "check", calls, deadline, patience)
+
+    def _third_until(self, deadline: float) -> float:
+        """The end of a third of the time that is left, so that a step which hangs leaves some for those after it."""
+        now = self.clock.now()
+        return now + (deadline - now) / 3
+
+    def _read_files(self, deadline: float, evidence: Evidence) -> None:
+        directories = self._list_directories(self._third_until(deadline), evidence)
+        read = self._read_guests(directories, self._third_until(deadline), evidence)
+        self._read_at = self.clock.now() + READ_INTERVAL
+        known = self.known
+        if directories == known.directories and read == known.read:
+            return
+        guests = guests_named(read, self.names)
+        needed = required_paths(guests)
+        disks = {path: known.disks[path] if known.needed.get(path) == needed[path] else UNKNOWN for path in needed}
+        self.known = Snapshot(directories, guests, disks, read, needed)
+
+    def _list_directories(self, deadline: float, evidence: Evidence) -> dict[str, Directory]:
+        """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
+        kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
+        calls: dict[str, Call] = {path: partial(list_directory, path, kind, evidence) for path, kind in kinds.items()}
+        answers = self.calls.run("list", calls, deadline)
+        directories = {}
+        for path, kind in kinds.items():
+            before = self.known.directories.get(path, Directory(kind, status=UNKNOWN))
+            answer = answers.get(path, before)
+            if isinstance(answer, Exception):
+                answer = before._replace(status=status_from_answer(answer))
+            if answer is not None:
+                directories[path] = answer if evidence.explains else with_reason_of(before, answer)
+        return directories
+
+    def _read_guests(
+        self, directories: Mapping[str, Directory], deadline: float, evidence: Evidence
+    ) -> dict[str, Guest]:
+        """The guests that the files in these directories configure, by file."""
+        known = self.known.read
+        files = {file: directory.kind for directory in directories.values() for file in directory.files}
+        before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
+        calls: dict[str, Call] = {f: partial(read_guest, guest, self.settings, evidence) for f, guest in before.items()}
+        answers = self.calls.run("read", calls, deadline)
+        guests = {}
+        for file, guest in before.items():
+            answer = answers.get(file, guest)
+            if isinstance(answer, NoResponse):
+                # Its disks, if they are known, are still needed.
+                answer = guest._replace(status=status_from_answer(answer), signature=())
+            elif isinstance(answer, Exception):
+                answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
+            if answer is not None:
+                answer = answer if evidence.explains else with_reason_of(guest, answer)
+                guests[file] = unless_ignored(answer, self.settings)
+        return guests
+
+
+def absent_devices(paths: Iterable[str]) -> set[str]:
+    """Those of these paths below /dev where there is certainly nothing.
+
+    Only devtmpfs, which never blocks, is asked, and no link is followed, so the main thread may do it. That takes a
+    tenth of what a call in a thread does, and hundreds of disks may be missing at each event.
+    """
+    device = os.lstat("/dev").st_dev
+    found: dict[str, str] = {"/dev": "directory", "/": "unknown"}
+
+    def look_at(path: str) -> str:
+        parent = os.path.dirname(path)
+        if parent not in found:
+            found[parent] = look_at(parent)
+        if found[parent] != "directory":
+            return found[parent]
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return "nothing"
+        except (OSError, ValueError):
+            return "unknown"
+        return "directory" if stat.S_ISDIR(status.st_mode) and status.st_dev == device else "unknown"
+
+    return {path for path in paths if path.startswith("/dev/") and look_at(path) == "nothing"}
+
+
+def status_from_answer(answer: Status | Exception) -> Status:
+    """What a call has found out about a path; whatever went wrong is the reason for this path, and for no other."""
+    return Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
+
+
+def with_reason_of(before: FileLike, now: FileLike) -> FileLike:
+    """What is known now of a directory or guest, with the reason of before if it still is missing."""
+    is_same = now.status.state is before.status.state is State.MISSING
+    return now._replace(status=before.status) if is_same else now
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
     """Those with one of these names, or if there is none, with a file of this name, or else but for its extension."""
-    chosen = set()
+    chosen: set[str] = set()
     for name in names:
         by_name = {file for file, guest in guests.items() if guest.domain.name == name}
         by_file = {file for file in guests if os.path.basename(file) == name}
-        chosen |= by_name or by_file or {file for file in guests if os.path.splitext(os.path.basename(file))[0] == name}
+        by_stem = {file for file in guests if os.path.splitext(os.path.basename(file))[0] == name}
+        # A file that cannot be read yet may be that guest's.
+        unread = {file for file, guest in guests.items() if guest.status.is_awaited()}
+        chosen |= by_name or by_file or by_stem or unread
     return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
-def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> dict[str, Directory]:
-    """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
-    kinds = {d: kind for d, kind in ((watch.xendomains.save, "saved"), (watch.xendomains.auto, "auto")) if d}
-    calls: dict[str, Call] = {path: partial(list_directory, path, kind) for path, kind in kinds.items()}
-    directories = {}
-    for path, answer in watch.files.run("list", calls, deadline, anew).items():
-        if isinstance(answer, Exception):
-            before = known.directories.get(path, Directory(kinds[path]))
-            answer = before._replace(status=Status(State.NOT_READY, error_text(answer)))
-        if answer is not None:
-            directories[path] = answer
-    return directories
-
-
-def list_directory(path: str, kind: str) -> Directory | None:
+def list_directory(path: str, kind: str, evidence: Evidence) -> Directory | None:
     """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains."""
     try:
         with os.scandir(path) as found:
@@ -2021,20 +2090,20 @@ def list_directory(path: str, kind: str) -> Directory | None:
     except NotADirectoryError:
         return None
     except OSError as error:
-        status = status_of_unreadable(path, error)
+        status = status_of_unreadable(path, error, evidence)
         return Directory(kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
     return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
 
 
-def status_of_unreadable(path: str, error: OSError) -> Status | None:
+def status_of_unreadable(path: str, error: OSError, evidence: Evidence) -> Status | None:
     """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
     A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
     a file system may have for a while.
     """
     if isinstance(error, FileNotFoundError):
-        return Status(State.MISSING, *why_missing(path, Evidence(HostPaths()))[:2]) if os.path.islink(path) else None
+        return Status(State.MISSING, *why_missing(path, evidence)[:2]) if os.path.islink(path) else None
     lasts = error.errno in LASTING_ERRORS
     return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
 
@@ -2045,109 +2114,67 @@ def status_of_rejected(error: Exception) -> Status:
     return Status(State.REFUSED if refused else State.UNREADABLE, error_text(error))
 
 
-def read_guests(
-    watch: Watch, directories: Mapping[str, Directory], known: Snapshot, deadline: float, anew: bool
-) -> dict[str, Guest]:
-    """The guests that these files configure, by file."""
-    kinds = {file: directory.kind for directory in directories.values() for file in directory.files}
-    before = {file: known.read.get(file, unread_guest(file, kind)) for file, kind in kinds.items()}
-    readers: dict[str, Call] = {file: partial(read_text, guest) for file, guest in before.items()}
-    answers = watch.files.run("read", readers, deadline, anew)
-    texts = {file: answer for file, answer in answers.items() if isinstance(answer, Text)}
-    parsers: dict[str, Call] = {f: partial(parse_guest, f, kinds[f], texts[f], watch.settings) for f in texts}
-    answers.update(watch.parser.run("parse", parsers, deadline))
-    guests = {file: guest_from_answer(before[file], answer, watch.settings) for file, answer in answers.items()}
-    return {file: guest for file, guest in guests.items() if guest is not None}
-
-
 def unread_guest(file: str, kind: str) -> Guest:
     """A guest of which only the file is known."""
-    return Guest(Domain(os.path.basename(file), file, kind), Status(State.NOT_READY, NOT_CHECKED))
+    return Guest(Domain(os.path.basename(file), file, kind), UNKNOWN)
 
 
-def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest | None:
-    """The guest as it is now; nothing if its file is gone."""
-    if answer is None or isinstance(answer, Guest):
-        return answer
-    if isinstance(answer, NoAnswer):
-        # Its disks, if they are known, are still needed.
-        status = Status(State.NOT_READY, error_text(answer))
-        guest = before._replace(status=status, signature=())
-    else:
-        status = answer if isinstance(answer, Status) else status_of_rejected(answer)
-        guest = unread_guest(before.domain.source, before.domain.kind)._replace(status=status)
+def unless_ignored(guest: Guest, settings: Settings) -> Guest:
+    """The guest; skipped, if its file is waited for and the administrator wants that ignored."""
     if guest.status.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
         return guest._replace(status=Status(State.SKIPPED, "[ignore] domains names its file"))
     return guest
 
 
-def read_text(before: Guest) -> Text | Guest | Status | None:
-    """The configuration in a guest's file; the guest if that has not changed, nothing if it is gone.
+def read_guest(before: Guest, settings: Settings, evidence: Evidence) -> Guest | None:
+    """The guest that a file configures: `before` if the file has not changed, nothing if it is gone. May block."""
+    end = time.monotonic() + MAX_REWRITING
+    while True:
+        guest = read_guest_once(before, settings, evidence)
+        if guest is None or guest.status.state is not State.REFUSED or time.monotonic() >= end:
+            return guest
+        if not 0 <= time.time() - guest.signature[MODIFIED] / 1e9 < MAX_REWRITING:
+            return guest
+        time.sleep(POLL_INTERVAL)
 
-    Raises ConfigError if xl will reject it. May block for as long as a file system does not answer.
-    """
-    path = before.domain.source
+
+MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
+
+
+def read_guest_once(before: Guest, settings: Settings, evidence: Evidence) -> Guest | None:
+    """Like read_guest(), also if the file is half written."""
+    path, kind = before.domain.source, before.domain.kind
+    unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if now == before.signature:
+        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if signature == before.signature:
             return before
-        warning = why_not_trusted(path, status)
-        if before.domain.kind == "auto":
-            return Text(now, os.fsdecode(read_file(path)), warning=warning)
-        with open_regular_file(path) as file:
-            if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX:
-                return None  # xendomains passes it over
-            file.seek(0)
-            return Text(now, *saved_configuration(file), warning)
+        unread = unread._replace(signature=signature)
+        if kind == "auto":
+            domain = domain_from_xl_config(os.fsdecode(read_file(path)), path, kind)
+        else:
+            with open_regular_file(path) as file:
+                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX:
+                    return None  # xendomains passes it over
+                file.seek(0)
+                text, is_json = saved_configuration(file)
+            domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
-        return status_of_unreadable(path, error)
-
-
-def parse_guest(path: str, kind: str, text: Text, settings: Settings) -> Guest:
-    """The guest that this text configures; refused if xl will reject it."""
-    try:
-        domain = (domain_from_json if text.is_json else domain_from_xl_config)(text.text, path, kind)
+        unreadable = status_of_unreadable(path, error, evidence)
+        return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
-        return Guest(Domain(os.path.basename(path), path, kind), status_of_rejected(error), text.signature)
-    warnings = [f"{text.warning}; xl uses it all the same"] if text.warning else []
-    warnings += [
+        return unread._replace(status=status_of_rejected(error))
+    warnings = [
         f"the target '{disk.target}' of disk {disk.vdev} is relative; libxl looks for /{disk.target}"
         for disk in domain.disks
         if required_by(disk).paths == (f"/{disk.target}",)
     ]
+    if distrust := why_not_trusted(path, status):
+        warnings.insert(0, f"{distrust}; xl uses it anyway")
     domain = domain._replace(warnings=(*domain.warnings, *warnings))
     required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
-    return Guest(domain, READY, text.signature, required)
-
-
-def check_disks(
-    watch: Watch, guests: Mapping[str, Guest], known: Snapshot, deadline: float, anew: bool, explains: bool
-) -> dict[str, Status]:
-    """How each disk is that the guests require, by path."""
-    needed = required_paths(guests)
-    statuses = {path: known.disks.get(path, READY) for path in needed}
-    checked = [path for path in needed if anew or path not in known.disks or statuses[path] != READY]
-
-    def look(purpose: str, paths: Iterable[str], evidence: Evidence) -> dict[str, Any]:
-        calls: dict[str, Call] = {path: partial(check_disk, needed[path], evidence) for path in paths}
-        return watch.files.run(purpose, calls, deadline, anew)
-
-    answers = look("check", checked, Evidence(watch.host, explains=False))
-    awaited = [path for path, answer in answers.items() if isinstance(answer, Status) and answer.is_awaited()]
-    if explains and awaited:
-        evidence = Evidence(watch.host)
-        # What udev knows is read once, and not by each thread for itself.
-        read_udev: dict[str, Call] = {watch.host.run: partial(evidence.once, names_by_path)}
-        watch.files.run("evidence", read_udev, deadline, anew)
-        answers.update(look("explain", awaited, evidence))
-    for path, answer in answers.items():
-        if isinstance(answer, Exception):
-            answer = Status(State.NOT_READY, error_text(answer))
-        # Without an explanation, a reason of before says more.
-        if explains or answer.state is not statuses[path].state:
-            statuses[path] = answer
-    return statuses
+    return Guest(domain, READY, signature, required)
 
 
 def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
@@ -2162,58 +2189,54 @@ def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
 
 
 # --- Wait: until everything is ready or time is over -----------------------------------------------------------------
-def wait(
-    watch: Watch, known: Snapshot, report: Callable[[Snapshot], None], pauses: Pauses, deadline: float
-) -> Snapshot:
+def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) -> Snapshot:
     """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has come.
 
-    Each snapshot is reported. The pauses grow as [polling] says; an event of a block device ends one early, and so does
-    an answer that comes late. Raises Stopped if a signal comes.
+    Each snapshot but the last is reported. The pauses grow as [polling] says; an event of a block device ends one
+    early, and so does an answer that comes late. Raises Stopped if a signal comes.
     """
     from tenacity import Retrying, retry_if_result, wait_exponential
 
-    settings = watch.settings
+    clock, settings = watcher.clock, watcher.settings
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
-    events = block_events(watch.host)
+    events = block_events(HostPaths())
 
     def attempt() -> Snapshot:
-        nonlocal known
-        end = end_of_look(deadline)
-        known = take_snapshot(watch, known, end)
-        if not known.missing() or time.monotonic() >= deadline:
+        snapshot = watcher.look(end_of_look(deadline, clock))
+        if clock.now() >= deadline:
+            return watcher.check_disks(end_of_look(deadline, clock), recheck_ready=True)
+        if snapshot.is_complete():
             # What became ready first may have gone again.
-            known = take_snapshot(watch, known, end, recheck_ready=True)
-        report(known)
-        return known
+            snapshot = watcher.look(end_of_look(deadline, clock), recheck_ready=True)
+        if not snapshot.is_complete():
+            report(snapshot)
+        return snapshot
 
     return Retrying(
-        sleep=lambda seconds: sleep_until(min(time.monotonic() + seconds, deadline), pauses, watch.files, events),
+        sleep=lambda seconds: sleep_until(min(clock.now() + seconds, deadline), clock, events),
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
-        retry=retry_if_result(lambda snapshot: time.monotonic() < deadline and bool(snapshot.missing())),
+        retry=retry_if_result(lambda snapshot: clock.now() < deadline and not snapshot.is_complete()),
     )(attempt)
 
 
-def end_of_look(deadline: float) -> float:
+def end_of_look(deadline: float, clock: Clock) -> float:
     """When a look that begins now has to end, if the wait has this deadline."""
-    return max(deadline, time.monotonic() + MAX_LAST_LOOK)
+    return max(deadline, clock.now() + MAX_LAST_LOOK)
 
 
-def sleep_until(end: float, pauses: Pauses, files: BlockingCalls, events: Any) -> None:
-    """Sleeps, and wakes up early when something happens to a block device, or when a slow call brings something new."""
-    started = time.monotonic()
-    while (left := end - time.monotonic()) > 0:
-        if pauses.pause(left, events.fileno() if events else -1):
-            pauses.pause(min(started + MIN_SLEEP, end) - time.monotonic())
-            drain(events.fileno())
-            return
-        if any(files.collect()):
-            return
+def sleep_until(end: float, clock: Clock, events: Any) -> None:
+    """Sleeps, and wakes up early when something happens to a block device, or when an answer comes late."""
+    started = clock.now()
+    if clock.pause(end - started, events.fileno() if events else -1):
+        # One event seldom comes alone.
+        clock.pause(min(started + MIN_SLEEP, end) - clock.now())
+        drain(events.fileno(), clock)
 
 
-def drain(descriptor: int) -> None:
+def drain(descriptor: int, clock: Clock) -> None:
     """Takes the events that have come, without reading them: that something happened is all there is to know."""
-    end = time.monotonic() + MIN_SLEEP
-    while time.monotonic() < end:
+    end = clock.now() + MIN_SLEEP
+    while clock.now() < end:
         try:
             os.read(descriptor, MAX_ATTRIBUTE)
         except BlockingIOError:
@@ -2258,81 +2281,87 @@ class Journal:
     """Where messages go: to systemd's journal with fields, or to standard error.
 
     Nobody may hold up the boot by not reading: unless it is to be `patient`, a message that cannot be delivered soon
-    is lost, and later it is said how many were.
+    is dropped, and later it is said how many were. Each method raises Stopped if a signal comes meanwhile.
     """
 
-    def __init__(self, level: int, stream: IO[str] | None, *, patient: bool = False) -> None:
+    def __init__(self, level: int, stream: IO[str] | None, clock: Clock, *, patient: bool = False) -> None:
         self.level = level
         self._stream = stream
+        self._clock = clock
         self._patient = patient
-        self._lost = 0
-        self._end = 0.0  # of the time for all that is said at once
+        self._dropped = 0
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._shows_progress = False
 
     def log(self, level: int, text: str, **fields: str) -> None:
         """One message, with fields such as DISK= for the journal."""
-        self.log_all(level, [(text, fields)])
+        self.log_all([(level, text, fields)], self._clock.now())
 
-    def log_all(self, level: int, messages: Iterable[Message], *, always: bool = False) -> None:
-        """Several messages; the journal gets them always, if need be, whatever is to be shown."""
-        if level > self.level and not (always and self._is_journal):
-            return
-        self._end = time.monotonic() + MAX_SENDING_ALL
-        for text, fields in messages:
-            if self._lost:
-                lost = f"Messages were lost here, because nobody read them: {self._lost}."
-                self._lost = 0 if self._deliver(WARNING, lost, {}) else self._lost
-            if self._lost or not self._deliver(level, text, fields):
-                self._lost += 1
+    def log_all(self, messages: Sequence[Message], end: float, *, always: bool = False) -> None:
+        """Several messages; what cannot be delivered until `end` is dropped, but the last has time of its own.
+
+        With `always`, the journal gets them whatever level is to be shown.
+        """
+        shown = [message for message in messages if message[0] <= self.level or (always and self._is_journal)]
+        for position, message in enumerate(shown[:-1]):
+            if not self._deliver(message, end - self._clock.now()):
+                self._dropped += len(shown) - 1 - position
+                break
+        if self._dropped and shown:
+            text = f"{counted(self._dropped, 'message')} dropped here, because the reader was too slow."
+            self._dropped = 0 if self._deliver((WARNING, text, {}), 0) else self._dropped
+        if shown and not self._deliver(shown[-1], MAX_SENDING):
+            self._dropped += 1
 
     def progress(self, text: str) -> None:
         """On a terminal, one line that the next one or a message is written over."""
         if self._is_terminal and self.level > ERR:
             from shutil import get_terminal_size
 
-            self._end = time.monotonic() + MAX_SENDING_ALL
-            self._write(printable(text)[: get_terminal_size().columns - 1])
+            self._write(printable(text)[: get_terminal_size().columns - 1], MAX_SENDING)
             self._shows_progress = True
 
-    def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
-        """Whether the message has gone out; what cannot be told to anybody has."""
+    def _deliver(self, message: Message, seconds: float) -> bool:
+        """Whether the message has gone out within so many seconds; what cannot be told to anybody has."""
+        level, text, fields = message
         text = printable(shortened(text, MAX_MESSAGE))
         if not self._is_journal:
-            return self._write(f"{text}\n")
+            return self._write(f"{text}\n", seconds)
         with suppress(OSError), closing(connected_socket(JOURNAL_SOCKET)) as journal:
-            if not self._can_write(journal.fileno()):
+            if not self._can_write(journal.fileno(), seconds):
                 return False
             journal.send(journal_entry(level, text, fields))
             return True
-        return self._write(f"<{level}>{text}\n")  # journald is not there; sd-daemon(3)
+        return self._write(f"<{level}>{text}\n", seconds)  # journald is not there; sd-daemon(3)
 
-    def _write(self, text: str) -> bool:
+    def _write(self, text: str, seconds: float) -> bool:
         if self._shows_progress:
             text = f"\r\033[K{text}"
             self._shows_progress = False
+        # POLLOUT promises that so much can be written without blocking: pipe(7); N_TTY's WAKEUP_CHARS in Linux.
+        most = 256 if self._is_terminal else select.PIPE_BUF
         try:
             descriptor = self._stream.fileno() if self._stream is not None else -1
             data = text.encode(getattr(self._stream, "encoding", None) or "ascii", "backslashreplace")
             while data and descriptor >= 0:
-                if not self._can_write(descriptor):
+                if not self._can_write(descriptor, seconds):
                     return False
-                data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]  # as much as goes into a pipe at least
+                data = data[os.write(descriptor, data[:most]) :]
         except BlockingIOError:
             return False
         except (OSError, ValueError):
             pass  # nobody listens; the wait goes on
         return True
 
-    def _can_write(self, descriptor: int) -> bool:
-        """Whether the reader takes something soon; at once, if messages were lost already."""
-        if self._patient:
-            return True
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        seconds = 0.0 if self._lost else min(MAX_SENDING, self._end - time.monotonic())
-        return bool(poll.poll(max(0.0, seconds) * 1000))
+    def _can_write(self, descriptor: int, seconds: float) -> bool:
+        """Whether the reader takes something soon."""
+        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING)
+        end = self._clock.now() + seconds
+        while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
+            if self._clock.now() >= end:
+                return False
+        return True
 
 
 def is_journal(stream: IO[str] | None) -> bool:
@@ -2388,151 +2417,151 @@ class Reporter:
     What keeps coming and going is said once between two reminders, and so are at most MAX_LINES messages.
     """
 
-    def __init__(self, journal: Journal, started: float, timeout: float) -> None:
+    def __init__(self, journal: Journal, clock: Clock, started: float, timeout: float) -> None:
         self._journal = journal
+        self._clock = clock
         self._started = started
         self._timeout = timeout
-        self._awaited: dict[str, Missing] = {}
+        self._snapshot = Snapshot()  # the last
+        self._awaited: dict[str, Awaited] = {}
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
         self._said: set[tuple[str, str]] = set()  # since the last reminder
-        self._announced: set[str] = set()  # paths of which it was said that they are waited for
-        self._problems: dict[str, list[str]] = {}
-        self._lines: dict[str, int] = {}  # said since then, by what they are about
+        self._suppressed = 0  # since then
+        self._announced: dict[str, set[str]] = {}  # paths, and for which domains it was said that they are waited for
         self._status = ""
-        self._snapshot = Snapshot()  # the last
+        self._problems: dict[str, list[str]] = {}  # of files and directories, as they were said
         self._found: dict[str, float] = {}  # seconds after which disks and the like were there
 
     def report(self, snapshot: Snapshot) -> None:
         """Says what is new since the last snapshot."""
-        now = time.monotonic()
-        before, self._awaited = self._awaited, {one.path: one for one in snapshot.missing()}
-        self._snapshot = snapshot
-        self._found = {path: seconds for path, seconds in self._found.items() if path not in self._awaited}
-        self._found.update(dict.fromkeys(before.keys() - self._awaited.keys(), round(now - self._started, 3)))
-        self._journal.log(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}.")
-        self._log(WARNING, "problems", self._on_problems(snapshot))
-        self._log(WARNING, "ends", self._on_ends(before, snapshot))
+        messages = self._news(snapshot)
+        now = self._clock.now()
         if now >= self._reminder:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
-            self._lines.clear()
-            self._log(WARNING, "reminders", self._reminders(before))
-        self._log(WARNING, "waits", self._on_waits(before))
+            self._suppressed = 0
+            messages += self._reminders()
+        messages += self._new_problems() + self._new_waits()
+        if self._suppressed and self._is_news("", "suppressed", always=True):
+            text = f"There are {self._suppressed} more messages like these; see `{COMMAND} list`."
+            messages.append((WARNING, text, {}))
+        self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
         self._report_status()
 
-    def _log(self, level: int, about: str, messages: Iterable[Message]) -> None:
-        messages = iter(messages)
-        said = self._lines.get(about, 0)
-        lines = list(islice(messages, max(0, MAX_LINES - said)))
-        self._journal.log_all(level, lines)
-        more = sum(1 for _ in messages)
-        if more and said < MAX_LINES:
-            text = f"There are {more} more messages like these; suppressing further messages. See `{COMMAND} list`."
-            self._journal.log(level, text)
-        self._lines[about] = said + len(lines) + more
+    def _news(self, snapshot: Snapshot) -> list[Message]:
+        """What has been found since the last snapshot."""
+        if snapshot is self._snapshot:
+            return []
+        was_awaited = self._awaited
+        self._snapshot = snapshot
+        self._awaited = {one.path: one for one in snapshot.missing()}
+        text = f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}."
+        messages: list[Message] = [(DEBUG, text, {})]
+        seconds = round(self._clock.now() - self._started, 3)
+        for path in self._awaited:
+            self._found.pop(path, None)
+        for path, one in was_awaited.items():
+            if path not in self._awaited:
+                self._found[path] = seconds
+                if self._announced.pop(path, None):
+                    messages.append(found_message(one, snapshot, seconds))
+        return messages
 
-    def _is_news(self, path: str, what: str) -> bool:
-        if (path, what) in self._said or len(self._said) > 10 * MAX_LINES:
+    def _is_news(self, path: str, what: str, *, always: bool = False) -> bool:
+        """Whether this was not said since the last reminder, and there is room for it."""
+        if (path, what) in self._said:
+            return False
+        if len(self._said) >= MAX_LINES and not always:
+            self._suppressed += 1
             return False
         self._said.add((path, what))
         return True
 
-    def _on_problems(self, snapshot: Snapshot) -> Iterator[Message]:
-        found = problems_of(snapshot)
+    def _new_problems(self) -> list[Message]:
+        messages: list[Message] = []
+        found = problems_of(self._snapshot)
         self._problems = {path: problems for path, problems in self._problems.items() if path in found}
         for path, problems in found.items():
-            if problems != self._problems.get(path, []) and self._is_news(path, "problem"):
-                self._problems[path] = problems
-                guest = snapshot.guests.get(path)
-                fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
-                if guest and guest.status.state is State.REFUSED:
-                    fields["MESSAGE_ID"] = MESSAGE_REFUSED
-                for text in problems:
-                    yield text, fields
+            if problems == self._problems.get(path) or not self._is_news(path, "problem"):
+                continue
+            self._problems[path] = problems
+            guest = self._snapshot.guests.get(path)
+            fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
+            if guest and guest.status.state is State.REFUSED:
+                fields["MESSAGE_ID"] = MESSAGE_REFUSED
+            messages += [(WARNING, text, fields) for text in problems]
+        return messages
 
-    def _on_waits(self, before: Mapping[str, Missing]) -> Iterator[Message]:
+    def _new_waits(self) -> list[Message]:
+        """That something is waited for, unless it has only not been looked at yet."""
+        messages = []
         for path, one in self._awaited.items():
-            known = before[path].domains if path in before else ()
-            new = [domain for domain in one.domains if domain not in known]
-            if new and self._is_news(path, f"waiting for {new}"):
-                self._announced.add(path)
-                for domain in new:
-                    yield waiting_message(one, domain)
+            announced = self._announced.get(path, set())
+            new = [domain for domain in one.domains if domain not in announced]
+            if new and one.status.state is not State.UNKNOWN and self._is_news(path, f"waiting for {new}"):
+                self._announced[path] = announced.union(new)
+                messages += [waiting_message(one, domain) for domain in new]
+        return messages
 
-    def _reminders(self, before: Mapping[str, Missing]) -> Iterator[Message]:
+    def _reminders(self) -> list[Message]:
         """What is still missing, in groups of the same reason."""
-        groups: dict[str, list[Missing]] = {}
+        groups: dict[str, list[Awaited]] = {}
         for path, one in self._awaited.items():
-            if path in before:
+            if path in self._announced:
                 groups.setdefault(one.status.reason, []).append(one)
+        messages = []
         for reason, group in groups.items():
             if len(group) == 1:
-                for domain in group[0].domains:
-                    yield waiting_message(group[0], domain)
+                messages += [waiting_message(group[0], domain) for domain in group[0].domains]
             else:
-                yield f"still waiting for {in_numbers(group)}: {reason}", {"REASON": reason}
-
-    def _on_ends(self, before: Mapping[str, Missing], snapshot: Snapshot) -> Iterator[Message]:
-        seconds = time.monotonic() - self._started
-        for path, one in before.items():
-            if path in self._awaited or path not in self._announced:
-                continue
-            self._announced.discard(path)
-            if path in snapshot.disks:
-                text = f"disk {path} found"
-            elif path in snapshot.guests:
-                text = f"configuration {path} found"
-            elif path in snapshot.directories and snapshot.directories[path].status == READY:
-                text = f"directory {path} found"
-            else:
-                text = f"{path} is no longer needed"
-            fields = {"DISK": path, "DOMAIN": some(one.domains, MAX_NAMES), "STATE": State.READY.value}
-            yield f"{text} (after {seconds:.0f} seconds)", fields
+                text = f"still waiting for {in_numbers(group)}: {reason}"
+                messages.append((WARNING, text, {"REASON": reason}))
+        return messages[:MAX_LINES]
 
     def _report_status(self) -> None:
-        missing = list(self._awaited.values())
         # Where there was never anything to wait for, it stays empty.
         status = "Everything that the guests need is ready." if self._status else ""
-        if missing:
-            seconds = time.monotonic() - self._started
-            status = f"Waiting for {in_short(missing)}"
+        if self._awaited:
+            seconds = self._clock.now() - self._started
+            status = f"Waiting for {in_short(list(self._awaited.values()))}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
-        if status != self._status:
-            left = self._started + self._timeout - time.monotonic()
-            # More than is left, because the last look may take a little longer.
-            if notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}"):
-                self._status = status
+        if status != self._status and notify(f"STATUS={status}"):
+            self._status = status
 
-    def log_end(self, stopped_by: int = 0) -> str:
+    def log_end(self, snapshot: Snapshot, stopped_by: int = 0) -> str:
         """Says how the wait ended, and what is missing then; returns the result in a word."""
-        seconds = time.monotonic() - self._started
+        messages = self._news(snapshot)
         missing = list(self._awaited.values())
-        refused = [guest.domain.name for guest in rejected(self._snapshot)]
+        seconds = self._clock.now() - self._started
+        refused = [guest.domain.name for guest in rejected(snapshot)]
         if stopped_by:
             result, level = "stopped", WARNING
             waiting = f", still waiting for {in_short(missing)}" if missing else ""
             text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
         elif missing:
             result, level = "timeout", ERR
-            self._log(ERR, "timeout", self._on_timeout())
+            messages += timeout_messages(missing, self._timeout)
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
             guests = some(sorted({*refused, *(domain for one in missing for domain in one.domains)}), MAX_NAMES)
             text = f"{starts} guests will probably not come up: {guests}."
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
-            text = f"Everything is ready for {size_of(self._snapshot)}."
+            text = f"Everything is ready for {size_of(snapshot)}."
             if refused:
                 text = f"No disk is missing, but these guests will not come up: {some(refused, MAX_NAMES)}."
+            self._report_status()
+        self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END)
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
-        self._journal.log_all(level, [(text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})], always=True)
+        summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
+        self._journal.log_all([summary], self._clock.now(), always=True)
         return result
 
     def as_last_wait(self, result: str) -> dict[str, Any]:
         """How the wait ended, for programs and the command `last`."""
-        waited = time.monotonic() - self._started
-        paths = {path: Missing(path, status, ()) for path, status in self._snapshot.disks.items()}
+        waited = self._clock.now() - self._started
+        paths = {path: Awaited(path, status, ()) for path, status in self._snapshot.disks.items()}
         for guest in self._snapshot.guests.values():
             for path in (required.paths[0] for required in guest.required if required.paths):
                 paths[path] = paths[path]._replace(domains=(*paths[path].domains, guest.domain.name))
@@ -2559,34 +2588,53 @@ class Reporter:
             ],
         }
 
-    def _on_timeout(self) -> Iterator[Message]:
-        after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
-        for one in self._awaited.values():
-            words = "still missing" if one.status.state is State.MISSING else "still not ready"
-            for domain in one.domains:
-                fields = {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}
-                advice = f" (try: {one.status.hint})" if one.status.hint else ""
-                yield f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}", fields
+
+def waiting_message(one: Awaited, domain: str) -> Message:
+    """That a domain's disk is waited for, and why; the first words are those of the script of 2017."""
+    return WARNING, f"still waiting for {one.path} for {domain}... ({one.status.reason})", fields_of(one, domain)
 
 
-def waiting_message(one: Missing, domain: str) -> Message:
-    """The message which says that a domain is waited for, and why; its first words are those of the script of 2017."""
-    return f"still waiting for {one.path} for {domain}... ({one.status.reason})", fields_of(one, domain)
+def found_message(one: Awaited, snapshot: Snapshot, seconds: float) -> Message:
+    """That something is not waited for any more, in words of the script of 2017."""
+    path = one.path
+    if path in snapshot.disks:
+        text = f"disk {path} found"
+    elif path in snapshot.guests:
+        text = f"configuration {path} found"
+    elif path in snapshot.directories and snapshot.directories[path].status == READY:
+        text = f"directory {path} found"
+    else:
+        text = f"{path} is no longer needed"
+    fields = {"DISK": path, "DOMAIN": some(one.domains, MAX_NAMES), "STATE": State.READY.value}
+    return WARNING, f"{text} (after {seconds:.0f} seconds)", fields
 
 
-def fields_of(one: Missing, domain: str) -> dict[str, str]:
+def timeout_messages(missing: Sequence[Awaited], timeout: float) -> list[Message]:
+    """What is missing in the end, why, and what to do about it."""
+    after = f" after {format_time_span(timeout)}" if timeout else ""
+    messages = []
+    for one in missing:
+        words = "still missing" if one.status.state is State.MISSING else "still not ready"
+        advice = f" (try: {one.status.hint})" if one.status.hint else ""
+        for domain in one.domains:
+            text = f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}"
+            messages.append((ERR, text, {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}))
+    return messages
+
+
+def fields_of(one: Awaited, domain: str) -> dict[str, str]:
     """The fields for the journal."""
     state, reason, hint = one.status
     return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
-def in_numbers(missing: Sequence[Missing]) -> str:
+def in_numbers(missing: Sequence[Awaited]) -> str:
     """How much is missing."""
     guests = len({domain for one in missing for domain in one.domains})
     return f"{counted(len(missing), 'disk')} of {counted(guests, 'guest')}"
 
 
-def in_short(missing: Sequence[Missing]) -> str:
+def in_short(missing: Sequence[Awaited]) -> str:
     """How much is missing, and the first of it, on one line."""
     names = [f"{one.path} for {some(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
     return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
@@ -2604,13 +2652,15 @@ def rejected(snapshot: Snapshot) -> list[Guest]:
 
 def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     """By file or directory, a sentence for everything wrong with it, unless that is waited for."""
-    problems = {}
+    problems: dict[str, list[str]] = {}
     for path, directory in snapshot.directories.items():
-        problems[path] = [f"{path}: {directory.warning}."] if directory.warning else []
+        if directory.warning:
+            problems[path] = [f"{path}: {directory.warning}."]
         if directory.status.state is State.UNREADABLE:
-            problems[path].append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
+            problems[path] = [f"{path}: {directory.status.reason}; not waiting for the guests in it."]
     for file, guest in snapshot.guests.items():
-        problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
+        if guest.domain.warnings:
+            problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
         if guest.status.is_rejected():
             will = "xl will reject it" if guest.status.state is State.REFUSED else "It is ignored"
             problems[file] = [f"{file}: {guest.status.reason}. {will}; not waiting for its disks."]
@@ -2691,11 +2741,12 @@ def in_columns(rows: Sequence[Sequence[str]]) -> str:
 
 def write_last_wait(record: Mapping[str, Any]) -> None:
     """Puts it in the place of the record of the wait before. Raises OSError; the directory is made by the unit."""
-    with open(f"{LAST_WAIT}.new", "w") as file:
-        import json
+    import json
 
+    new = f"{LAST_WAIT}.{os.getpid()}"  # another wait may end at the same time
+    with open(new, "w") as file:
         file.write(json.dumps(record))  # on one line: with indent=, it is not written in C
-    os.replace(f"{LAST_WAIT}.new", LAST_WAIT)
+    os.replace(new, LAST_WAIT)
 
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
@@ -2731,25 +2782,25 @@ class Use(NamedTuple):
         return Finding(problem, fix, is_error, self.guest.domain.source, self.guest.domain.name, self.disk.vdev)
 
 
-def findings_of(snapshot: Snapshot, watch: Watch, *, reboot: bool) -> list[Finding]:
+def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[Finding]:
     """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
-    evidence = Evidence(watch.host)
-    uses, used = uses_of(snapshot, watch), used_by_host(evidence)
+    evidence = Evidence(HostPaths())
+    uses, used = uses_of(snapshot, watcher), used_by_host(evidence)
     # Cluster managers bring up storage themselves.
     reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", evidence)
-    checks = [check_files(snapshot, watch.xendomains), check_names(snapshot), check_sharing(uses, evidence)]
+    checks = [check_files(snapshot, watcher.xendomains), check_names(snapshot), check_sharing(uses, evidence)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         status = snapshot.disk_status(use.required)
         checks += [check_use(use, status, used, evidence)]
         checks += [check_reboot(use, evidence)] if reboot and status == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
-    return [one for one in found if not watch.names or one.file in snapshot.guests]
+    return [one for one in found if not watcher.names or one.file in snapshot.guests]
 
 
-def uses_of(snapshot: Snapshot, watch: Watch) -> list[Use]:
+def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[Use]:
     """What the guests need of this host, also those that were not asked for, without what does not answer."""
-    places = places_of(required_paths(snapshot.read), watch)
+    places = places_of(required_paths(snapshot.read), watcher)
     return [
         Use(guest, disk, required, places[required.paths[0]])
         for guest in snapshot.read.values()
@@ -2758,10 +2809,10 @@ def uses_of(snapshot: Snapshot, watch: Watch) -> list[Use]:
     ]
 
 
-def places_of(needed: Mapping[str, Required], watch: Watch) -> dict[str, str]:
+def places_of(needed: Mapping[str, Required], watcher: Watcher) -> dict[str, str]:
     """What is at each of these paths, see place_of(), without what does not answer."""
-    calls: dict[str, Call] = {path: partial(place_of, required, watch.host) for path, required in needed.items()}
-    answers = watch.files.run("place", calls, time.monotonic() + MAX_FIRST_LOOK)
+    calls: dict[str, Call] = {path: partial(place_of, required, HostPaths()) for path, required in needed.items()}
+    answers = watcher.calls.run("place", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     return {path: place for path, place in answers.items() if isinstance(place, str)}
 
 
@@ -2969,61 +3020,62 @@ class LeftAlone(Exception):
     """The guest is not to be started, or no longer: a sentence that says why, and the exit status for it."""
 
 
-def start_late(watch: Watch, options: Options, journal: Journal, pauses: Pauses, started: float) -> int:
+def start_late(watcher: Watcher, options: Options, journal: Journal, started: float) -> int:
     """Waits until a guest's disks are there, and starts it as xendomains would; returns the exit status.
 
     Without --timeout it waits without limit; with --no-start it does not start it. Raises Stopped if a signal comes.
     """
+    clock = watcher.clock
     # Nothing is in a hurry: events end a pause early.
-    pause = max(watch.settings.longest, LATE_PAUSE)
+    pause = max(watcher.settings.longest, LATE_PAUSE)
     # The boot may be told to ignore it, because this is there.
-    settings = watch.settings._replace(first=pause, longest=pause, ignored_domains=())
-    watch = watch._replace(settings=settings)
+    watcher.settings = watcher.settings._replace(first=pause, longest=pause, ignored_domains=())
     deadline = float("inf") if options.timeout is None else started + options.timeout
-    reporter = Reporter(journal, started, MAX_TIME)
+    reporter = Reporter(journal, clock, started, MAX_TIME)
 
     def report(snapshot: Snapshot) -> None:
-        check_that_it_may_start(snapshot, watch)
+        check_that_it_may_start(snapshot, watcher)
         reporter.report(snapshot)
 
-    def look(known: Snapshot) -> Snapshot:
-        snapshot = take_snapshot(watch, known, time.monotonic() + MAX_FIRST_LOOK, recheck_ready=True)
+    def look() -> Snapshot:
+        snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=True)
         report(snapshot)
         return snapshot
 
     try:
-        snapshot = look(Snapshot())
-        while time.monotonic() < deadline and (not snapshot.guests or has_failed_with(snapshot, watch, journal)):
-            pauses.pause(min(pause, deadline - time.monotonic()))
-            snapshot = look(snapshot)
-        if snapshot.missing() and time.monotonic() < deadline:
-            snapshot = wait(watch, snapshot, report, pauses, deadline)
-        if options.no_start or snapshot.missing() or not snapshot.guests:
-            return EXIT_TIMED_OUT if snapshot.missing() or not snapshot.guests else EXIT_READY
-        set_signals(signal.SIG_DFL)
-        return create_guest(next(iter(snapshot.guests.values())), snapshot, watch, journal)
+        snapshot = look()
+        while clock.now() < deadline and (not snapshot.guests or has_failed_with(snapshot, watcher, journal)):
+            clock.pause(min(pause, deadline - clock.now()))
+            snapshot = look()
+        if not snapshot.is_complete() and clock.now() < deadline:
+            snapshot = wait(watcher, report, deadline)
+            report(snapshot)
+        if options.no_start or not snapshot.is_complete() or not snapshot.guests:
+            return EXIT_READY if snapshot.is_complete() and snapshot.guests else EXIT_TIMED_OUT
+        clock.release_signals()
+        return create_guest(next(iter(snapshot.guests.values())), snapshot, watcher, journal)
     except LeftAlone as left:
         reason, status = left.args
-        journal.log_all(INFO if status == EXIT_READY else WARNING, [(reason, {})], always=True)
+        journal.log_all([(INFO if status == EXIT_READY else WARNING, reason, {})], clock.now(), always=True)
         return EXIT_TIMED_OUT if options.no_start else status
 
 
-def check_that_it_may_start(snapshot: Snapshot, watch: Watch) -> None:
+def check_that_it_may_start(snapshot: Snapshot, watcher: Watcher) -> None:
     """Raises LeftAlone if a guest is not to be started, so that none is taken for another, and none starts twice."""
-    names = {*watch.names, *(guest.domain.name for guest in snapshot.guests.values())}
+    names = {*watcher.names, *(guest.domain.name for guest in snapshot.guests.values())}
     for file, guest in snapshot.read.items():
         if guest.domain.kind == "saved" and not names.isdisjoint((guest.domain.name, os.path.basename(file))):
             reason = f"was saved in {file}, and is not started from its configuration (fix: xl restore {file})"
             raise LeftAlone(f"guest {guest.domain.name} {reason}.", EXIT_TIMED_OUT)
     if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
         files = some(list(snapshot.guests), MAX_LISTED)
-        raise LeftAlone(f"'{watch.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
+        raise LeftAlone(f"'{watcher.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
     for guest in rejected(snapshot):
         raise LeftAlone(f"{guest.domain.source}: {guest.status.reason}. The guest is not started.", EXIT_USAGE)
     statuses = [directory.status for directory in snapshot.directories.values()]
     statuses += [guest.status for guest in snapshot.read.values()]
     if not snapshot.guests and not any(status.is_awaited() for status in statuses):
-        raise LeftAlone(f"{unknown_name(snapshot, watch.names)} It is not started.", EXIT_USAGE)
+        raise LeftAlone(f"{unknown_name(snapshot, watcher.names)} It is not started.", EXIT_USAGE)
     for name in names:
         with suppress(OSError):
             # xl writes this once it has started a guest; logrotate may leave an empty one.
@@ -3039,20 +3091,20 @@ def tried_file(snapshot: Snapshot) -> str:
     return f"{LATE_DIRECTORY}/{name.replace('/', '_')}"
 
 
-def has_failed_with(snapshot: Snapshot, watch: Watch, journal: Journal) -> bool:
+def has_failed_with(snapshot: Snapshot, watcher: Watcher, journal: Journal) -> bool:
     """Whether xl has failed to start the guest, and none of its disks has changed since."""
     tried = read_evidence(tried_file(snapshot))
-    if not tried or disks_now(snapshot, watch) != tried:
+    if not tried or disks_now(snapshot, watcher) != tried:
         return False
     name = next(iter(snapshot.guests.values())).domain.name
     journal.log(INFO, f"xl has failed to start guest {name}; waiting until one of its disks has changed.")
     return True
 
 
-def disks_now(snapshot: Snapshot, watch: Watch) -> str:
+def disks_now(snapshot: Snapshot, watcher: Watcher) -> str:
     """What tells whether a disk has changed; nothing if the guest has none here."""
-    calls: dict[str, Call] = {path: partial(disk_now, path, watch.host) for path in snapshot.disks}
-    answers = watch.files.run("identity", calls, time.monotonic() + MAX_FIRST_LOOK)
+    calls: dict[str, Call] = {path: partial(disk_now, path, HostPaths()) for path in snapshot.disks}
+    answers = watcher.calls.run("identity", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     return "".join(f"{path} {answer}\n" for path, answer in answers.items())
 
 
@@ -3066,15 +3118,15 @@ def disk_now(path: str, host: HostPaths) -> str:
     return " ".join([str(status.st_rdev), *attributes])
 
 
-def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journal) -> int:
+def create_guest(guest: Guest, snapshot: Snapshot, watcher: Watcher, journal: Journal) -> int:
     """Starts a guest, unless it runs. What xl says of a failure goes to the journal."""
     from subprocess import DEVNULL, PIPE, STDOUT, run
 
     name, file = guest.domain.name, guest.domain.source
     if output_of("xl", "domid", name):
         raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
-    evidence = Evidence(watch.host)
-    for path, place in places_of(required_paths(snapshot.guests), watch).items():
+    evidence = Evidence(HostPaths())
+    for path, place in places_of(snapshot.needed, watcher).items():
         states = evidence.once(drbd_states) if place.startswith("drbd") else {}
         role, peer_role, *_ = states.get(place.removeprefix("drbd"), ("", ""))
         if peer_role == "Primary" != role:  # as with allow-two-primaries
@@ -3082,13 +3134,15 @@ def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journa
     command = ["xl", "create", "--quiet", "--defconfig", file]
     process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
     if process.returncode == 0:
-        journal.log_all(INFO, [(f"guest {name} is started: its disks are there.", {"DOMAIN": name})], always=True)
+        message = (INFO, f"guest {name} is started: its disks are there.", {"DOMAIN": name})
+        journal.log_all([message], watcher.clock.now(), always=True)
         return EXIT_READY
-    journal.log_all(ERR, [(f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()])
+    lines: list[Message] = [(ERR, f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()]
+    journal.log_all(lines, watcher.clock.now() + MAX_SENDING_ALL)
     reason = f"could not be started with {file}; xl's status is {process.returncode}"
     journal.log(ERR, f"guest {name} {reason}.", DOMAIN=name)
     with suppress(OSError), open(tried_file(snapshot), "w") as tried:
-        tried.write(disks_now(snapshot, watch))
+        tried.write(disks_now(snapshot, watcher))
     return EXIT_TIMED_OUT
 
 
@@ -3187,13 +3241,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level, level_problems = log_level(settings, options, os.environ)
     if options.command == "late" and not options.quiet:
         level = max(level, INFO)  # what became of the guest
-    journal = Journal(level, sys.stderr, patient=options.command != "wait")
+    clock = Clock()
+    journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
         return show_last_wait(journal, as_json=options.json)
-    pauses = Pauses()
-    pauses.take_signals()
-    limit = min(MAX_SOURCING, max(settings.timeout, 0.5)) if options.command == "wait" else MAX_SOURCING
-    xendomains, more_problems = read_xendomains(settings, pauses, limit)
+    clock.take_signals()
+    limit = MAX_SOURCING
+    if options.command == "wait":
+        limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
+        # What the program may take besides the wait itself.
+        seconds = settings.timeout + MAX_SOURCING + MAX_FIRST_LOOK + MAX_SENDING_ALL
+        notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+    xendomains, more_problems = read_xendomains(settings, clock, limit)
     problems += level_problems + more_problems
     for problem in problems:
         journal.log(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
@@ -3202,48 +3261,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if xendomains.warning:
         journal.log(WARNING, xendomains.warning, MESSAGE_ID=MESSAGE_SETTINGS)
 
-    calls, parser = BlockingCalls(pauses), BlockingCalls(pauses, threads=1)
-    watch = Watch(xendomains, settings, calls, parser, names=tuple(options.guests))
+    watcher = Watcher(xendomains, settings, clock, options.guests)
     if options.command == "late":
-        return start_late(watch, options, journal, pauses, started)
+        return start_late(watcher, options, journal, started)
     if options.command == "wait":
-        return wait_for_disks(watch, journal, pauses, started)
-    snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
-    set_signals(signal.SIG_DFL)
-    if unknown := unknown_name(snapshot, watch.names):
+        return wait_for_disks(watcher, journal, started)
+    snapshot = watcher.look(started + MAX_FIRST_LOOK)
+    clock.release_signals()
+    if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
         return EXIT_USAGE
     if options.command == "check":
         told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
         told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
-        findings = findings_of(snapshot, watch, reboot=options.reboot)
+        findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
     if problems or rejected(snapshot):
         return EXIT_USAGE
-    return EXIT_TIMED_OUT if snapshot.missing() else EXIT_READY
+    return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 
 
-def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: float) -> int:
+def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     """Waits and says what it waits for; returns the exit status. Raises Stopped if a signal comes."""
-    timeout = watch.settings.timeout
+    clock, timeout = watcher.clock, watcher.settings.timeout
     deadline = started + timeout
-    reporter = Reporter(journal, started, timeout)
+    reporter = Reporter(journal, clock, started, timeout)
     stopped = None
     try:
-        snapshot = take_snapshot(watch, Snapshot(), end_of_look(min(deadline, started + MAX_FIRST_LOOK)))
-        if unknown := unknown_name(snapshot, watch.names):
+        # Who looks once has the time of a first look.
+        first = min(deadline if timeout else started + MAX_FIRST_LOOK, started + MAX_FIRST_LOOK)
+        snapshot = watcher.look(end_of_look(first, clock))
+        if not unknown_name(snapshot, watcher.names) and timeout and not snapshot.is_complete():
+            reporter.report(snapshot)
+            wait(watcher, reporter.report, deadline)
+        clock.release_signals()
+        if unknown := unknown_name(watcher.known, watcher.names):
             journal.log(ERR, unknown)
             return EXIT_USAGE
-        reporter.report(snapshot)
-        if snapshot.missing() and timeout:
-            wait(watch, snapshot, reporter.report, pauses, deadline)
-        set_signals(signal.SIG_DFL)
     except Stopped as signalled:
         stopped = signalled
-    result = reporter.log_end(stopped.number if stopped else 0)
+        clock.release_signals()
+    result = reporter.log_end(watcher.known, stopped.number if stopped else 0)
     try:
-        if not watch.names:  # of a few guests it would take the place of all
+        if not watcher.names:  # of a few guests it would take the place of all
             write_last_wait(reporter.as_last_wait(result))
     except OSError as error:
         journal.log(DEBUG, f"{LAST_WAIT} cannot be written ({error_text(error)}).")
@@ -3253,7 +3314,9 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
 
 
 def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
-    """Which of these names of guests is not one, and which may be meant; nothing if all are."""
+    """Which of these names of guests is not one, and which may be meant; nothing if all are, or not all are known."""
+    if any(one.status.is_awaited() for one in snapshot.directories.values()):
+        return ""
     for name in names:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
@@ -3355,7 +3418,7 @@ def run() -> NoReturn:
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"
     if failure:
-        Journal(ERR, sys.stderr).log(ERR, f"{COMMAND}: {failure}")
+        Journal(ERR, sys.stderr, Clock()).log(ERR, f"{COMMAND}: {failure}")
     os._exit(status)
 
 
