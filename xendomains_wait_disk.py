@@ -99,7 +99,7 @@ MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without the
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
 STUCK_AFTER = 0.5  # a call that is silent for this long is stuck
 POLL_INTERVAL = 0.05  # for which the main thread pauses before it looks after calls that are silent
-MAX_THREADS = 32  # that make calls at the same time, besides those which are stuck
+MAX_THREADS = 64  # that make calls at the same time, besides those which are stuck
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
@@ -2397,6 +2397,12 @@ def notify(*assignments: str) -> bool:
     return True
 
 
+def extended_timeout(seconds: float) -> str:
+    """What tells systemd that the wait goes on for so many seconds: sd_notify(3)."""
+    # The settings, the first and the last look, and the last messages take their time as well.
+    return f"EXTEND_TIMEOUT_USEC={(seconds + MAX_SOURCING + MAX_FIRST_LOOK + MAX_SENDING_ALL) * 1e6:.0f}"
+
+
 def connected_socket(address: str) -> Socket:
     """A socket for datagrams to this address, on which nothing blocks. Raises OSError."""
     # The module that is written in C: socket takes 20 times as long to import, and the common boot needs this as well.
@@ -2526,12 +2532,14 @@ class Reporter:
             seconds = self._clock.now() - self._started
             status = f"Waiting for {in_short(list(self._awaited.values()))}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
-        if status != self._status and notify(f"STATUS={status}"):
-            self._status = status
+        if status != self._status:
+            left = self._started + self._timeout - self._clock.now()
+            if notify(f"STATUS={status}", extended_timeout(max(0.0, left))):
+                self._status = status
 
     def log_end(self, snapshot: Snapshot, stopped_by: int = 0) -> str:
         """Says how the wait ended, and what is missing then; returns the result in a word."""
-        messages = self._news(snapshot)
+        messages = self._news(snapshot) + self._new_problems()
         missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
         refused = [guest.domain.name for guest in rejected(snapshot)]
@@ -3249,9 +3257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit = MAX_SOURCING
     if options.command == "wait":
         limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
-        # What the program may take besides the wait itself.
-        seconds = settings.timeout + MAX_SOURCING + MAX_FIRST_LOOK + MAX_SENDING_ALL
-        notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+        notify(extended_timeout(settings.timeout))
     xendomains, more_problems = read_xendomains(settings, clock, limit)
     problems += level_problems + more_problems
     for problem in problems:

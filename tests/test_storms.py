@@ -213,8 +213,8 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
     ("settings print", settings("yes &\nseq 1000000\n"), xwd.EXIT_READY, ""),
     ("settings fork", settings("for _ in {1..50}; do sleep 100 & done\n"), xwd.EXIT_READY, ""),
     ("crowd", crowd, xwd.EXIT_READY, "holds more than 4096 files"),
-    ("1 hanging", hanging(1), xwd.EXIT_TIMED_OUT, "does not answer"),
-    ("100 hanging", hanging(100), xwd.EXIT_TIMED_OUT, "does not answer"),
+    ("1 hanging", hanging(1), xwd.EXIT_TIMED_OUT, "no response"),
+    ("100 hanging", hanging(100), xwd.EXIT_TIMED_OUT, "no response"),
     ("flapping", flapping, xwd.EXIT_TIMED_OUT, "never for odd"),
     ("growing", growing, xwd.EXIT_READY, "log: line 1"),
     ("replaced", replaced, xwd.EXIT_READY, ""),
@@ -313,7 +313,7 @@ def test_a_directory_that_answers_again_is_found(host: Host) -> None:
     with ExitStack() as stack:
         with deaf_file_system(host.auto):
             waiter = stack.enter_context(waiting(host))
-            waiter.wait_for(f"{host.auto} for the guests in {host.auto}... (does not answer; is the server")
+            waiter.wait_for(f"{host.auto} for the guests in {host.auto}... (no response; is its file")
         waiter.wait_for(f"directory {host.auto} found (after ")
         waiter.wait_for(f"still waiting for {host.images}/a for web... (does not exist)\n")
         host.image("a")
