@@ -241,7 +241,7 @@ def test_every_state_is_told() -> None:
 
 
 def test_every_reason_for_a_device_that_cannot_be_used_is_told() -> None:
-    reasons = {xwd.NOT_RESPONDING, xwd.NOT_CHECKED}
+    reasons = {str(xwd.NoResponse()), xwd.UNKNOWN.reason}
     reasons.update(reason for *_, reason in xwd.DEVICE_STATES if isinstance(reason, str))
     reasons.update(re.findall(r'Lack\("([^"]+)"', inspect.getsource(xwd.lack_in_udev)))
     assert len(reasons) > 8
@@ -341,13 +341,13 @@ def recorded(host: Host) -> Recorder:
     """The messages about a disk that is missing, and a configuration that is refused."""
     host.guest("web", host.images / "not there")
     (host.auto / "zz.cfg").write_text("nonsense\n")
-    pauses = xwd.Pauses()
+    clock = xwd.Clock()
     xendomains = xwd.Xendomains(auto=str(host.auto))
-    watch = xwd.Watch(xendomains, xwd.Settings(), xwd.BlockingCalls(pauses), xwd.BlockingCalls(pauses))
-    recorder = Recorder()
-    reporter = xwd.Reporter(recorder, time.monotonic(), 0)
-    reporter.report(xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60, recheck_ready=True))
-    reporter.log_end()
+    recorder = Recorder(clock)
+    reporter = xwd.Reporter(recorder, clock, clock.now(), 60)
+    found = xwd.Watcher(xendomains, xwd.Settings(), clock).look(clock.now() + 60)
+    reporter.report(found)
+    reporter.log_end(found)
     return recorder
 
 

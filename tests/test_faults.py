@@ -559,7 +559,7 @@ def test_settings_that_are_there_and_cannot_be_read_do_not_cost_the_wait(
 def test_without_a_word_on_where_the_guests_are_xens_defaults_count(host: Host) -> None:
     with dangling(host):
         settings = xwd.Settings(xendomains=(str(host.settings),))
-        found, (problem,) = xwd.read_xendomains(settings, xwd.Pauses(), 60)
+        found, (problem,) = xwd.read_xendomains(settings, xwd.Clock(), 60)
     assert found is not None
     assert (found.auto, found.save) == ("/etc/xen/auto", "/var/lib/xen/save")
     assert problem.endswith("; waiting for the guests in /etc/xen/auto and /var/lib/xen/save instead.")
@@ -655,7 +655,7 @@ def test_settings_that_fail_in_the_end_have_no_syntax_error(waiting_host: Host, 
 
 def problems_of_settings(host: Host) -> str:
     settings = xwd.Settings(xendomains=(str(host.settings),))
-    return "\n".join(xwd.read_xendomains(settings, xwd.Pauses(), 60)[1])
+    return "\n".join(xwd.read_xendomains(settings, xwd.Clock(), 60)[1])
 
 
 def test_settings_of_a_gigabyte_are_not_read(host: Host) -> None:
@@ -761,17 +761,16 @@ def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
         b'name="%b"\ndisk=["/x,raw,xvda"]\n' % os.fsencode(file_name(name)).replace(b'"', b"")
     )
 
-    pauses = xwd.Pauses()
-    watch = host.watch(pauses)
-    found = xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60)
-    journal = Recorder()
-    reporter = xwd.Reporter(journal, time.monotonic(), 1)
+    clock = xwd.Clock()
+    watcher = host.watcher(clock)
+    found = watcher.look(clock.now() + 60)
+    journal = Recorder(clock)
+    reporter = xwd.Reporter(journal, clock, clock.now(), 60)
     reporter.report(found)
     reporter.report(xwd.Snapshot())
-    reporter.report(found)
-    reporter.log_end()
-    reporter.log_end(signal.SIGTERM)
-    findings = xwd.findings_of(found, watch, reboot=True)
+    reporter.log_end(found)
+    reporter.log_end(found, signal.SIGTERM)
+    findings = xwd.findings_of(found, watcher, reboot=True)
     xwd.show_findings([], findings, found, journal, as_json=False)
 
     assert journal.written

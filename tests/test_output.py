@@ -20,7 +20,7 @@ import pytest
 from conftest import (
     CAP,
     MODULE,
-    Clock,
+    FakeClock,
     Host,
     Journald,
     Receiver,
@@ -337,7 +337,7 @@ def test_a_journald_that_does_not_read_does_not_hold_the_wait(host: Host, journa
 
 
 def test_only_for_the_first_message_that_nobody_reads_there_is_a_wait(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = []
 
@@ -392,7 +392,7 @@ def test_when_journald_reads_again_it_is_told_how_many_messages_were_lost(host: 
 class Reported:
     """A reporter on a clock of its own, and what it says."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
         self._said = ""
         self._reporter = xwd.Reporter(xwd.Journal(xwd.WARNING, clock.messages), clock.now, 300)
@@ -410,7 +410,7 @@ class Reported:
         return self._said[len(before) :].splitlines()
 
 
-def test_reminders_come_with_doubling_gaps(clock: Clock) -> None:
+def test_reminders_come_with_doubling_gaps(clock: FakeClock) -> None:
     reported = Reported(clock)
     said_at = []
     for second in range(301):
@@ -421,7 +421,7 @@ def test_reminders_come_with_doubling_gaps(clock: Clock) -> None:
     assert said_at == [0, 5, 15, 35, 75, 155]
 
 
-def test_reminders_are_grouped_by_reason(clock: Clock) -> None:
+def test_reminders_are_grouped_by_reason(clock: FakeClock) -> None:
     reported = Reported(clock)
     reasons = {"a": "does not exist", "b": "does not exist", "c": "md array is inactive"}
     reported.report(**reasons)
@@ -432,7 +432,7 @@ def test_reminders_are_grouped_by_reason(clock: Clock) -> None:
     ]
 
 
-def test_a_disk_that_flaps_is_told_of_once_between_two_reminders(clock: Clock) -> None:
+def test_a_disk_that_flaps_is_told_of_once_between_two_reminders(clock: FakeClock) -> None:
     reported = Reported(clock)
     lines = 0
     for step in range(3_000):
@@ -441,7 +441,7 @@ def test_a_disk_that_flaps_is_told_of_once_between_two_reminders(clock: Clock) -
     assert lines <= 4 * 6
 
 
-def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(clock: Clock) -> None:
+def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(clock: FakeClock) -> None:
     reported = Reported(clock)
     said = reported.report(**{f"g{number}": "does not exist" for number in range(1100)})
     assert len(said) == xwd.MAX_LINES + 1

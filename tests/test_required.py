@@ -123,7 +123,7 @@ def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytes
         return xwd.READY
 
     monkeypatch.setattr(xwd, "check_disk", check_disk)
-    snapshot = xwd.take_snapshot(host.watch(), xwd.Snapshot(), math.inf)
+    snapshot = host.watcher().look(math.inf)
     assert looked == [(str(host.images / "shared"),)]
     assert snapshot.missing() == []
 

@@ -571,7 +571,7 @@ def test_what_many_disks_lie_on_is_looked_at_once(
     assert len(reads) <= 5 * 8 + 4 * 2
 
 
-def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: Clock, tmp_path: Path) -> None:
+def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: FakeClock, tmp_path: Path) -> None:
     """Not at each look: that takes longer than to see that nothing has changed."""
     guests = Host(tmp_path)
     directory = guests.images / "late"

@@ -23,7 +23,7 @@ import pytest
 from conftest import (
     CAP,
     UDEVD,
-    Clock,
+    FakeClock,
     Host,
     Receiver,
     again_and_again,
@@ -408,9 +408,9 @@ def test_systemd_hears_how_long_to_wait_though_names_are_long(host: Host) -> Non
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def wait_for(host: Host, clock: Clock, timeout: float) -> tuple[xwd.Snapshot, list[str]]:
+def wait_for(host: Host, clock: FakeClock, timeout: float) -> tuple[xwd.Snapshot, list[str]]:
     """The end of a wait that begins now, and what it says."""
-    pauses, journal = xwd.Pauses(), Recorder()
+    pauses, journal = xwd.Clock(), Recorder()
     reporter = xwd.Reporter(journal, clock.now, timeout)
     found = xwd.wait(host.watch(pauses), xwd.Snapshot(), reporter.report, pauses, clock.now + timeout)
     if found.missing():
@@ -430,7 +430,7 @@ class Recorder(xwd.Journal):
         return True
 
 
-def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: Clock) -> None:
+def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: FakeClock) -> None:
     disk = host.images / "a"
     host.guest("web", disk, host.images / "never")
     clock.at(2, disk.touch)
@@ -440,7 +440,7 @@ def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: C
     assert f"{disk} for web is still missing after 20s: does not exist" in lines
 
 
-def test_it_does_not_end_while_two_disks_are_never_there_together(host: Host, clock: Clock) -> None:
+def test_it_does_not_end_while_two_disks_are_never_there_together(host: Host, clock: FakeClock) -> None:
     names = [host.image("one"), host.images / "other"]
     host.guest("web", *names)
 
@@ -459,7 +459,7 @@ def guest_of(*disks: str) -> xwd.Guest:
     return xwd.Guest(domain, required=tuple(map(xwd.required_by, domain.disks)))
 
 
-def report_for_five_minutes(clock: Clock, snapshots: Callable[[int], xwd.Snapshot]) -> list[str]:
+def report_for_five_minutes(clock: FakeClock, snapshots: Callable[[int], xwd.Snapshot]) -> list[str]:
     """What is said of five minutes in which each second brings another snapshot."""
     journal = Recorder()
     reporter = xwd.Reporter(journal, clock.now, 300)
@@ -469,7 +469,7 @@ def report_for_five_minutes(clock: Clock, snapshots: Callable[[int], xwd.Snapsho
     return journal.lines
 
 
-def test_a_disk_that_flaps_for_five_minutes_makes_a_few_lines(clock: Clock) -> None:
+def test_a_disk_that_flaps_for_five_minutes_makes_a_few_lines(clock: FakeClock) -> None:
     missing = xwd.Status(xwd.State.MISSING, "does not exist")
     guests = {"/web.cfg": guest_of("/a")}
     lines = report_for_five_minutes(
@@ -478,7 +478,7 @@ def test_a_disk_that_flaps_for_five_minutes_makes_a_few_lines(clock: Clock) -> N
     assert 2 <= len(lines) < 30
 
 
-def test_a_configuration_that_always_changes_makes_a_few_lines(clock: Clock) -> None:
+def test_a_configuration_that_always_changes_makes_a_few_lines(clock: FakeClock) -> None:
     def changed(step: int) -> xwd.Snapshot:
         status = xwd.Status(xwd.State.REFUSED, f"line {step}: syntax error")
         return xwd.Snapshot(guests={"/web.cfg": guest_of()._replace(status=status)})
@@ -486,7 +486,7 @@ def test_a_configuration_that_always_changes_makes_a_few_lines(clock: Clock) -> 
     assert 1 <= len(report_for_five_minutes(clock, changed)) < 15
 
 
-def test_ever_new_names_make_no_more_lines_than_may_be_said_between_two_reminders(clock: Clock) -> None:
+def test_ever_new_names_make_no_more_lines_than_may_be_said_between_two_reminders(clock: FakeClock) -> None:
     def renamed(step: int) -> xwd.Snapshot:
         status = xwd.Status(xwd.State.MISSING, "is a link to /nowhere, which does not exist")
         files = [f"/auto/{step}-{number}" for number in range(100)]
@@ -713,7 +713,7 @@ def test_an_overrun_of_events_ends_a_pause_and_so_does_the_next_event() -> None:
     """The kernel's own events, for which no udev is needed, and a buffer that holds a few of them."""
     uevent = Path("/sys/block", loop_device().name, "uevent")
     events = xwd.block_events(xwd.HostPaths(run="/nowhere"))
-    pauses = xwd.Pauses()
+    clock = xwd.Clock()
     deadline = time.monotonic() + CAP
     if events is None:
         pytest.skip("pyudev is not installed, or there is no netlink here")
