@@ -24,7 +24,7 @@ from _thread import allocate_lock, start_new_thread
 from collections import deque, namedtuple
 from contextlib import closing, suppress
 from enum import Enum
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, pyudev,
@@ -58,6 +58,9 @@ LATE_DIRECTORY = "/run/xendomains-late"
 XL_LOGS = "/var/log/xen"
 LAST_WAIT = os.path.join(os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}"), "last.json")
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
+
+# Where this host tells about its storage.
+SYS, RUN, PROC, ETC, VAR = "/sys", "/run", "/proc", "/etc", "/var"
 
 EXIT_READY = 0
 EXIT_TIMED_OUT = 1
@@ -1008,9 +1011,9 @@ class DiskWords:
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
 @record
 class Required(NamedTuple):
-    """What a disk needs on this host: one of these paths; without any, nothing, and `reason` says why."""
+    """What a disk needs on this host: a path; if that is empty nothing, and `reason` says why."""
 
-    paths: tuple[str, ...] = ()
+    path: str = ""
     reason: str = ""
     writes: bool = False
     promotes: bool = False  # its script makes a DRBD resource Primary
@@ -1024,25 +1027,34 @@ def required_by(disk: Disk) -> Required:
     if disk.format == "empty" or not disk.target:
         return Required(reason="the drive is empty")
     if script == "block-drbd":
-        # DRBD 9 has a directory of volumes for each resource, DRBD 8 a link (drbd.rules).
-        by_resource = f"/dev/drbd/by-res/{disk.target}"
-        return Required(paths=(f"{by_resource}/0", by_resource), promotes=True)
+        return Required(f"/dev/drbd/by-res/{disk.target}/0", promotes=True)
     # "block" is the script that xl runs when none is given (xl-disk-configuration(5)).
     if script not in ("", "block"):
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    return Required(paths=(os.path.join("/", disk.target),), writes=disk.writes)
+    return Required(os.path.join("/", disk.target), writes=disk.writes)
+
+
+def older_path(path: str) -> str:
+    """What DRBD 8 calls it: a link for each resource, where DRBD 9 has a directory of volumes (drbd.rules)."""
+    return path[: -len("/0")] if re.fullmatch(".*/drbd/by-res/[^/]+/0", path) else path
+
+
+def existing_path(path: str) -> str:
+    """The path, or its older form if only that is there. May block."""
+    older = older_path(path)
+    return older if older != path and os.path.exists(older) and not os.path.isdir(older) else path
 
 
 def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
     """What this host must have for this disk, if the administrator does not want it ignored."""
     required = required_by(disk)
-    if required.paths:
+    if required.path:
         names = (domain.name, os.path.basename(domain.source))
         if matches_any(names, settings.ignored_domains):
             return Required(reason="[ignore] domains names its domain")
-        if matches_any((*required.paths, disk.target), settings.ignored_disks):
+        if matches_any((required.path, older_path(required.path), disk.target), settings.ignored_disks):
             return Required(reason="[ignore] disks names it")
     return required
 
@@ -1057,31 +1069,28 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
 
 
 # --- Storage below a disk: what a device stands on, and which layer lacks what ---------------------------------------
+# A device is always named as the kernel does (sda, dm-0), and what does not exist by its path.
 @record
-class HostPaths(NamedTuple):
-    """Where this host tells about its storage."""
+class Problem(NamedTuple):
+    """Why a device or path cannot be used or does not exist, and a command that helps.
 
-    sys: str = "/sys"
-    run: str = "/run"
-    proc: str = "/proc"
-    etc: str = "/etc"
-    var: str = "/var"
-
-    def udev_runs(self) -> bool:
-        """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
-        return os.path.exists(f"{self.run}/udev/control")
-
-
-@record
-class Lack(NamedTuple):
-    """Why a disk cannot be used or does not exist, a command that helps, and the device or path below that is to blame.
-
-    The reason goes on in a sentence that begins with the device or path.
+    The reason continues a sentence that begins with the device or path. If it is about something else, `device` is the
+    kernel's name of that, or `missing` the path below that is missing.
     """
 
     reason: str
     hint: str = ""
-    below: str = ""
+    device: str = ""
+    missing: str = ""
+
+
+@record
+class Layer(NamedTuple):
+    """A device, or a path that does not exist: what is wrong with it or with what it needs, and what it stands on."""
+
+    name: str
+    problem: Problem | None = None
+    below: tuple[Layer, ...] = ()
 
 
 @record
@@ -1093,48 +1102,168 @@ class Device(NamedTuple):
     properties: Mapping[str, str]
 
 
-class Evidence:
+if TYPE_CHECKING:
+    from functools import cached_property as fact
+else:
+
+    class fact:
+        """A cached property that one thread finds while others wait; since Python 3.12, functools' has no lock."""
+
+        def __init__(self, find: Callable[[Any], Any]) -> None:
+            self.find = find
+            self.name = find.__name__
+            self.lock = allocate_lock()
+
+        def __get__(self, facts: Any, _: object) -> Any:
+            with self.lock:
+                if self.name not in vars(facts):
+                    vars(facts)[self.name] = self.find(facts)
+            return vars(facts)[self.name]
+
+
+class StorageFacts:
     """What one look finds out about storage: each thing once, however many disks lie on the same devices."""
 
-    def __init__(self, host: HostPaths, *, explains: bool = True) -> None:
-        self.host = host
-        self.explains = explains  # why something is not ready, which takes longer than to see that it is not
-        self.text = lru_cache(None)(read_evidence)
-        self.rows = lru_cache(None)(partial(rows, evidence=self))
-        self.udev_device = lru_cache(None)(partial(udev_device, host=host))
-        self._once = lru_cache(None)(lambda find: find(self))
-        self.lack_of = lru_cache(None)(partial(lack_of, evidence=self))
-        self.lack_at = lru_cache(None)(partial(lack_at, evidence=self))
+    def __init__(self, explains: bool = True) -> None:
+        self.explains = explains  # why something is missing, which takes longer than to see that it is
+        self.numbers: dict[str, str] = {}  # of devices whose number is known, such as "8:0"
+        self._layers: dict[str, Layer] = {}
+        self._devices: dict[str, Device | None] = {}
+        self._texts: dict[str, str] = {}
 
-    def once(self, find: Callable[[Evidence], Found]) -> Found:
-        """What this function finds, which is called at the first time only."""
-        found: Found = self._once(find)
-        return found
+    def layer(self, name: str) -> Layer:
+        """A device with all that it stands on."""
+        if name not in self._layers:
+            self._layers[name] = check_device(name, self)
+        return self._layers[name]
 
-    def having(self, value: str, *keys: str) -> list[Device]:
+    def udev_device(self, name: str) -> Device | None:
+        """What udev knows about a device; nothing if it does not know it."""
+        return self.udev_entry(self.numbers.get(name) or attribute(device_directory(name), "dev"))
+
+    def udev_entry(self, number: str) -> Device | None:
+        """The device with this number, such as "8:0"."""
+        if number not in self._devices:
+            self._devices[number] = read_udev_device(number)
+        return self._devices[number]
+
+    def text(self, path: str) -> str:
+        """What is in a file, see read_text_file()."""
+        if path not in self._texts:
+            self._texts[path] = read_text_file(path)
+        return self._texts[path]
+
+    def table(self, path: str) -> list[list[str]]:
+        """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
+        lines = [line.split() for line in self.text(path).splitlines() if not line.lstrip().startswith("#")]
+        return [
+            [re.sub(r"\\([0-3][0-7]{2})", lambda m: chr(int(m[1], 8)), w) for w in words]
+            for words in lines
+            if words[1:]
+        ]
+
+    @fact
+    def devices(self) -> list[Device]:
+        """All block devices that udev knows."""
+        devices = []
+        for entry in list_names(f"{RUN}/udev/data", "b[0-9]{1,9}:[0-9]{1,9}"):
+            with suppress(OSError):
+                if device := self.udev_entry(entry[1:]):
+                    devices.append(device)
+        return devices
+
+    @fact
+    def names_by_path(self) -> dict[str, str]:
+        """The kernel's names of all devices that udev knows, by their nodes and links."""
+        paths = {link: device.name for device in self.devices for link in device.links}
+        return {**paths, **{f"/dev/{device.name.replace('!', '/')}": device.name for device in self.devices}}
+
+    def devices_with(self, value: str, *keys: str) -> list[Device]:
         """The devices of which one of these properties has this value."""
-        return [device for device in self.once(known_devices) if value in map(device.properties.get, keys)]
+        return [device for device in self.devices if value in map(device.properties.get, keys)]
 
-    def at(self, path: str) -> str:
+    def device_at(self, path: str) -> str:
         """The kernel's name of the device that udev has put or linked there; nothing if there is none."""
-        return self.once(names_by_path).get(path, "") if path.startswith("/dev/") else ""
+        return self.names_by_path.get(path, "") if path.startswith("/dev/") else ""
+
+    @fact
+    def mounts(self) -> list[list[str]]:
+        """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
+        return [words for words in self.table(f"{PROC}/self/mountinfo") if "-" in words[5:-2]]
+
+    @fact
+    def mount_units(self) -> dict[str, tuple[str, str]]:
+        """What is to be mounted, and the unit that does it, by mount point; of fstab systemd makes units as well."""
+        plans = {}
+        generated = [f"{RUN}/systemd/generator{late}" for late in ("", ".late")]
+        for directory in (*generated, f"{ETC}/systemd/system"):
+            for unit in list_names(directory, r".*\.mount"):
+                keys = dict(re.findall("^(What|Where)=(.+)", self.text(f"{directory}/{unit}"), re.MULTILINE))
+                if "Where" in keys:  # one that is masked has nothing
+                    plans[keys["Where"]] = (keys.get("What", ""), unit)
+        return plans
+
+    @fact
+    def crypttab(self) -> dict[str, tuple[str, list[str]]]:
+        """The device of each LUKS volume, and its options."""
+        lines = self.table(f"{ETC}/crypttab")
+        return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
+
+    @fact
+    def iscsi_sessions(self) -> dict[str, str]:
+        """The state of the session with each target; of several, LOGGED_IN if one is."""
+        directory = f"{SYS}/class/iscsi_session"
+        states: dict[str, str] = {}
+        for session in list_names(directory):
+            target, state = (self.text(f"{directory}/{session}/{key}").strip() for key in ("targetname", "state"))
+            states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
+        return states
+
+    @fact
+    def iscsi_nodes(self) -> dict[tuple[str, str], str]:
+        """node.startup by target and portal, of open-iscsi's records: nodes/TARGET/PORTAL[/IFACE]."""
+        from glob import glob
+
+        directories = [f"{directory}/iscsi/nodes" for directory in (ETC, f"{VAR}/lib")]
+        nodes = {}
+        for path in (path for one in directories for path in (*glob(f"{one}/*/*"), *glob(f"{one}/*/*/*"))):
+            record = dict(re.findall(r"^node\.(\S+) = (.*)", self.text(path), re.MULTILINE))
+            if "name" in record:
+                portal = f"{record.get('conn[0].address')}:{record.get('conn[0].port')}"
+                nodes[record["name"], portal] = record.get("startup", "unknown")
+        return nodes
+
+    @fact
+    def drbd_states(self) -> dict[str, DrbdState]:
+        """The state of each DRBD device, by number. Version 8 has them in /proc, version 9 only that it is there."""
+        text = self.text(f"{PROC}/drbd")
+        if text.startswith("version: 9"):
+            return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
+        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
+        return {match[1]: (match[2], match[3], match[4], match[5], False) for match in found}
+
+    @fact
+    def drbd_resources(self) -> dict[str, str]:
+        """The configuration of each of DRBD's resources."""
+        files = [f"{ETC}/drbd.conf", *(f"{ETC}/drbd.d/{name}" for name in list_names(f"{ETC}/drbd.d"))]
+        text = re.sub("#.*", "", "\n".join(map(self.text, files)))
+        common, *parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
+        return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
 
 
-def names_by_path(evidence: Evidence) -> dict[str, str]:
-    """The kernel's names of all devices that udev knows, by their nodes and links."""
-    devices = evidence.once(known_devices)
-    paths = {link: device.name for device in devices for link in device.links}
-    return {**paths, **{f"/dev/{device.name.replace('!', '/')}": device.name for device in devices}}
+def udev_runs() -> bool:
+    """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
+    return os.path.exists(f"{RUN}/udev/control")
 
 
-def read_evidence(path: str) -> str:
+def read_text_file(path: str) -> str:
     """What is in a file; nothing if it cannot be read, or is too large to be what it should be."""
     with suppress(OSError, ValueError):
         return read_file(path, MAX_EVIDENCE).decode(errors="replace")
     return ""
 
 
-def names_in(directory: str, pattern: str = "") -> list[str]:
+def list_names(directory: str, pattern: str = "") -> list[str]:
     """The names in a directory that are as the regular expression says, sorted; none if it cannot be read."""
     with suppress(OSError, ValueError):
         names = os.listdir(directory)
@@ -1142,84 +1271,233 @@ def names_in(directory: str, pattern: str = "") -> list[str]:
     return []
 
 
-def known_devices(evidence: Evidence) -> list[Device]:
-    """All block devices that udev knows; none, if nothing is to be explained."""
-    directory = f"{evidence.host.run}/udev/data"
-    devices = []
-    for entry in names_in(directory, "b[0-9]{1,9}:[0-9]{1,9}") if evidence.explains else ():
-        with suppress(OSError):
-            if device := evidence.udev_device(entry):
-                devices.append(device)
-    return devices
-
-
-def udev_device(entry: str, host: HostPaths) -> Device | None:
-    """The device of an entry in udev's database, such as "b8:0"; nothing while there is no such entry.
+def read_udev_device(number: str) -> Device | None:
+    """The device with this number in udev's database; nothing while it has no entry there.
 
     libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev, "E:KEY=VALUE" a
     property (sd-device.c).
     """
-    text = attribute(f"{host.run}/udev/data", entry)
+    text = attribute(f"{RUN}/udev/data", f"b{number}")
     if not text:
         return None
-    name = os.path.basename(os.readlink(f"{host.sys}/dev/block/{entry[1:]}"))
+    name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
     links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
     return Device(name, links, dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE)))
 
 
-def sysfs_of(number: int, host: HostPaths) -> str:
+def output_of(*command: str) -> str:
+    """What a program prints; nothing if it cannot be run or takes long."""
+    from subprocess import DEVNULL, SubprocessError, run
+
+    with suppress(OSError, SubprocessError):
+        return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_PROGRAM).stdout
+    return ""
+
+
+def device_directory(name: str) -> str:
+    """Where sysfs tells about a device."""
+    return f"{SYS}/class/block/{name}"
+
+
+def device_link(number: int) -> str:
     """The link in sysfs to the device with this number; its target ends in the kernel's name of the device."""
-    return f"{host.sys}/dev/block/{os.major(number)}:{os.minor(number)}"
+    return f"{SYS}/dev/block/{os.major(number)}:{os.minor(number)}"
 
 
-def node(name: str, host: HostPaths) -> str:
+def device_path(name: str) -> str:
     """The path by which people know a device."""
-    mapped = attribute(f"{host.sys}/class/block/{name}", "dm/name")
+    mapped = attribute(device_directory(name), "dm/name")
     return f"/dev/mapper/{mapped}" if mapped else f"/dev/{name.replace('!', '/')}"
 
 
 # What is there: a device, and all that it stands on.
-def lack_of(name: str, evidence: Evidence, promotes: bool = False) -> Lack | None:
-    """What a block device lacks, or one that it stands on, down to the leaves; nothing if it can be used.
-
-    A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
-    """
-    lack = lack_of_itself(name, evidence)
-    if lack is None and name.startswith("drbd"):
-        lack = why_drbd_cannot_be_used(name, promotes, evidence)
-    if lack is None and name.startswith("nvme"):
-        lack = why_nvme_has_no_path(name, evidence)
-    return lack or lack_below(name, evidence) or lack_in_udev(name, evidence)
+def check_device(name: str, facts: StorageFacts, promotes: bool = False) -> Layer:
+    """A block device with all that it stands on, down to the leaves, and what is wrong with it."""
+    below = tuple(map(facts.layer, devices_below(name)))
+    problem = check_kernel_state(name, facts) or check_drivers_state(name, promotes, facts)
+    return Layer(name, problem or check_lower_devices(name, below) or check_udev(name, facts), below)
 
 
-def lack_of_itself(name: str, evidence: Evidence) -> Lack | None:
-    """What a device lacks according to the kernel, whatever lies below it."""
-    if not os.path.exists(f"{evidence.host.sys}/class/block/{name}"):
-        return Lack("it was removed", below=name)
-    for names, key, values, are_good, reason in DEVICE_STATES:
+def devices_below(name: str) -> list[str]:
+    """The devices that this one stands on: in sysfs its slaves, or the disk of a partition."""
+    directory = device_directory(name)
+    below = list_names(f"{directory}/slaves")
+    # A device-mapper or md device has no slaves while it has no table or member.
+    if not below and name[-1:].isdigit() and os.path.exists(f"{directory}/partition"):
+        below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
+    return below
+
+
+def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
+    """What is wrong with a device according to the kernel, whatever lies below it."""
+    directory = device_directory(name)
+    size = attribute(directory, "size")
+    if not size:
+        return Problem("it was removed", device=name)
+    for names, key, usable, reason in DEVICE_STATES:
         if re.match(names, name):
-            value = attribute(f"{evidence.host.sys}/class/block/{name}", key)
-            if (value in values) != are_good:
-                return Lack(reason, below=name) if isinstance(reason, str) else reason(name, value, evidence)
+            value = size if key == "size" else attribute(directory, key)
+            if not re.fullmatch(usable, value):
+                return explain_state(Problem(reason.format(value), device=name), value, facts)
     return None
 
 
-def lack_in_udev(name: str, evidence: Evidence, is_disk: bool = False) -> Lack | None:
-    """What a device lacks according to udev; there is more that a device lacks which is the disk itself."""
-    number = attribute(f"{evidence.host.sys}/class/block/{name}", "dev")
-    device = evidence.udev_device(f"b{number}")
+# The kernel's names of devices, an attribute of theirs, the values with which they can be used, and else what is wrong.
+# Sources: scsi_sysfs.c and nvme's sysfs.c in Linux, its Documentation/admin-guide/md.rst, and the attributes which
+# systemd's 99-systemd.rules looks at.
+DEVICE_STATES = (
+    ("sd", "device/state", "|running", "the kernel calls it {}"),
+    ("nvme", "device/state", "|live", "its NVMe controller is not live"),
+    ("md", "md/array_state", "(?!clear|inactive|suspended|broken).*", "md array is {}"),
+    ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
+    ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
+    ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
+    ("drbd", "size", "(?!0$).*", "DRBD device has size 0: it has no disk and no peer"),
+    ("(?!sr)", "size", "(?!0$).*", "has size 0"),  # a drive without a CD has, too
+)
+
+
+def explain_state(problem: Problem, state: str, facts: StorageFacts) -> Problem:
+    """What more is known about a device that the kernel calls unusable, and a command that helps."""
+    if problem.device.startswith("sd"):
+        # When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing.
+        target, session = iscsi_session(problem.device)
+        if session not in ("", "LOGGED_IN"):
+            reason = f"{problem.reason}: its iSCSI session with {target} has failed"
+            return problem._replace(reason=reason, hint="iscsiadm -m session -P 1")
+    if problem.reason.startswith("md array"):
+        return explain_inactive_array(problem.device, state, facts)
+    return problem
+
+
+def iscsi_session(name: str) -> tuple[str, str]:
+    """The target of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
+    # …/host2/session1/target2:0:0/2:0:0:1/block/sda
+    session = re.search(r"/(session[0-9]+)/", os.path.realpath(device_directory(name)))
+    directory = f"{SYS}/class/iscsi_session/{session[1]}" if session else ""
+    return attribute(directory, "targetname"), attribute(directory, "state")
+
+
+def explain_inactive_array(name: str, state: str, facts: StorageFacts) -> Problem:
+    """An md array that is not active, and its members. How many it needs, sysfs does not say then."""
+    members = list_names(f"{device_directory(name)}/slaves")
+    reason = f"md array is {'empty' if state == 'clear' else state}"
+    if members:
+        reason += f" with {some(members, MAX_LISTED)}"
+    if len(members) == 1:
+        reason += " alone"
+    # mdadm's udev rules start mdadm-last-resort@.timer then.
+    if facts.explains and "unsafe" in [d.properties.get("MD_STARTED") for d in facts.devices_with(name, "MD_DEVICE")]:
+        reason += "; mdadm starts it degraded after 30 s"
+    return Problem(reason, f"mdadm --{'run' if state == 'inactive' else 'detail'} /dev/{name}", name)
+
+
+def check_drivers_state(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
+    """What is wrong with a device whose driver has more to say than an attribute."""
+    if name.startswith("drbd"):
+        return check_drbd(name, promotes, facts)
+    if name.startswith("nvme"):
+        return check_nvme(name)
+    return None
+
+
+def check_nvme(name: str) -> Problem | None:
+    """A disk of several NVMe controllers (native multipath), which needs one of them."""
+    directory = f"{device_directory(name)}/device"
+    states = [attribute(f"{directory}/{one}", "state") for one in list_names(directory, "nvme[0-9]+")]
+    return Problem("none of its NVMe controllers is live", device=name) if states and "live" not in states else None
+
+
+def check_drbd(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
+    """A DRBD device with good data neither here nor at its peer, or which nothing makes Primary when a guest starts."""
+    minor = name[len("drbd") :].partition("p")[0]
+    unknown = ("Primary", "", "UpToDate", "", False)
+    role, peer_role, disk, peer_disk, promotes_itself = facts.drbd_states.get(minor, unknown)
+    if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
+        peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
+        return Problem(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
+    is_shared = any("allow-two-primaries" in text for text in facts.drbd_resources.values())
+    if role == "Primary" or ((promotes or promotes_itself) and (peer_role != "Primary" or is_shared)):
+        return None
+    if peer_role == "Primary":
+        return Problem(f"DRBD is {role}, and its peer is Primary", "drbdadm status", name)
+    resource = next((one for one, text in facts.drbd_resources.items() if has_minor(text, minor)), "RESOURCE")
+    peer = ", and its peer is not connected" if peer_role == "Unknown" else ""
+    return Problem(f"DRBD is {role}{peer}", f"drbdadm primary {resource}", name)
+
+
+def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
+    """The states in what `drbdsetup status --json` prints. Version 9 becomes Primary by itself when it is opened."""
+    import json
+
+    states = {}
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        for resource in json.loads(text):
+            connections = resource.get("connections", ())
+            peers = [peer for connection in connections for peer in connection.get("peer_devices", ())]
+            roles = [connection.get("peer-role") for connection in connections]
+            peer_role = "Primary" if "Primary" in roles else ""
+            for device in resource["devices"]:
+                disks = [peer["peer-disk-state"] for peer in peers if peer["volume"] == device["volume"]]
+                best = "UpToDate" if "UpToDate" in disks else "".join(disks[:1])
+                disk = str(device["disk-state"])
+                states[str(device["minor"])] = (str(resource["role"]), peer_role, disk, best, True)
+    return states
+
+
+def has_minor(configuration: str, minor: str) -> bool:
+    """Whether a resource's configuration gives it the device with this number."""
+    return re.search(rf"(minor\s+|/dev/drbd){minor}\b", configuration) is not None
+
+
+def check_lower_devices(name: str, below: Sequence[Layer]) -> Problem | None:
+    """What is wrong with the devices that this one stands on, if it needs them: see redundant_members()."""
+    bad = [layer for layer in below if layer.problem]
+    if below and not bad:
+        return None
+    word, redundant = redundant_members(name, [layer.name for layer in below])
+    if word == "path" and not below:
+        return Problem("has no path", "multipath -ll", name)
+    if not bad or not set(redundant) <= {layer.name for layer in bad}:
+        return None
+    first, problem = bad[0], bad[0].problem or Problem("")
+    if redundant:
+        return Problem(f"no {word} of it can be used; {device_path(first.name)}: {problem.reason}", problem.hint, name)
+    # Only the layer that is to blame is named.
+    place = f"{device_path(first.name)} below it: " if problem.device == first.name else ""
+    return problem._replace(reason=place + problem.reason)
+
+
+def redundant_members(name: str, below: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """What the devices are called and which they are, among those below, of which this one needs just one.
+
+    A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
+    """
+    directory = device_directory(name)
+    if name.startswith("md") and attribute(directory, "md/level") not in ("", "raid0", "linear"):
+        return "member", below
+    uuid = attribute(directory, "dm/uuid") if name.startswith("dm-") else ""
+    if uuid.startswith("mpath-"):
+        return "path", below
+    names = {one: attribute(device_directory(one), "dm/name") for one in below if uuid}
+    return "leg", [one for one, mapped in names.items() if re.search("_[rm]image_[0-9]+$", mapped)]
+
+
+def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:
+    """What is wrong with a device according to udev, which says more about the disk itself."""
+    device = facts.udev_device(name)
     properties = device.properties if device else {}
     # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
     # (udev-worker.c; `udevadm wait` looks at the same).
     if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
-        return Lack("udev has not finished with it", "udevadm settle", name)
+        return Problem("udev has not finished with it", "udevadm settle", name)
     if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
-        return Lack("multipathd uses none of its paths", "multipath -ll", name)
+        return Problem("multipathd uses none of its paths", "multipath -ll", name)
     if not is_disk or properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
         return None
     if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
-        return Lack("is one path of a multipath device; use the multipath device instead", "multipath -ll")
-    return Lack("udev says that it is not ready (SYSTEMD_READY=0)")
+        return Problem("is one path of a multipath device; use the multipath device instead", "multipath -ll")
+    return Problem("udev says that it is not ready (SYSTEMD_READY=0)")
 
 
 def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
@@ -1243,225 +1521,45 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
     )
 
 
-def lack_below(name: str, evidence: Evidence) -> Lack | None:
-    """What the devices lack that this one stands on, if it needs them."""
-    below = devices_below(name, evidence.host)
-    word, legs = legs_of(name, below, evidence.host)
-    if word == "path" and not below:
-        return Lack("has no path", "multipath -ll", name)
-    lacks = {one: lack for one in below if (lack := evidence.lack_of(one))}
-    if not lacks or (legs and not all(leg in lacks for leg in legs)):
-        return None
-    first, lack = next(iter(lacks.items()))
-    if legs:
-        return Lack(f"no {word} of it can be used; {node(first, evidence.host)}: {lack.reason}", lack.hint, name)
-    # Only the layer that is to blame is named.
-    place = f"{node(first, evidence.host)} below it: " if lack.below == first else ""
-    return lack._replace(reason=place + lack.reason)
-
-
-def devices_below(name: str, host: HostPaths) -> list[str]:
-    """The devices that this one stands on: in sysfs its slaves, or the disk of a partition."""
-    directory = f"{host.sys}/class/block/{name}"
-    below = names_in(f"{directory}/slaves")
-    if not below and attribute(directory, "partition"):
-        below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
-    return below
-
-
-def legs_of(name: str, below: Sequence[str], host: HostPaths) -> tuple[str, Sequence[str]]:
-    """What the devices are called and which they are, among those below, of which this one needs just one."""
-    directory = f"{host.sys}/class/block/{name}"
-    if name.startswith("md") and attribute(directory, "md/level") not in ("", "raid0", "linear"):
-        return "member", below
-    uuid = attribute(directory, "dm/uuid")
-    if uuid.startswith("mpath-"):
-        return "path", below
-    names = {one: attribute(f"{host.sys}/class/block/{one}", "dm/name") for one in below if uuid}
-    return "leg", [one for one, mapped in names.items() if re.search("_[rm]image_[0-9]+$", mapped)]
-
-
-def why_scsi_does_not_run(name: str, state: str, evidence: Evidence) -> Lack:
-    """When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing."""
-    target, session = iscsi_session(name, evidence.host)
-    if session in ("", "LOGGED_IN"):
-        return Lack(f"the kernel calls it {state}", below=name)
-    reason = f"the kernel calls it {state}: its iSCSI session with {target} has failed"
-    return Lack(reason, "iscsiadm -m session -P 1", name)
-
-
-def why_nvme_has_no_path(name: str, evidence: Evidence) -> Lack | None:
-    """A disk of several NVMe controllers (native multipath), which needs one of them."""
-    directory = f"{evidence.host.sys}/class/block/{name}/device"
-    states = [attribute(f"{directory}/{one}", "state") for one in names_in(directory, "nvme[0-9]+")]
-    return Lack("none of its NVMe controllers is live", below=name) if states and "live" not in states else None
-
-
-def iscsi_session(name: str, host: HostPaths) -> tuple[str, str]:
-    """The target of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
-    # …/host2/session1/target2:0:0/2:0:0:1/block/sda
-    session = re.search(r"/(session[0-9]+)/", os.path.realpath(f"{host.sys}/class/block/{name}"))
-    directory = f"{host.sys}/class/iscsi_session/{session[1]}" if session else ""
-    return attribute(directory, "targetname"), attribute(directory, "state")
-
-
-def why_array_is_not_active(name: str, state: str, evidence: Evidence) -> Lack:
-    """An md array that is not active, and its members. How many it needs, sysfs does not say then."""
-    members = names_in(f"{evidence.host.sys}/class/block/{name}/slaves")
-    reason = f"md array is {'empty' if state == 'clear' else state}"
-    if members:
-        reason += f" with {some(members, MAX_LISTED)}{' alone' * (len(members) == 1)}"
-    # mdadm's udev rules start mdadm-last-resort@.timer then.
-    if "unsafe" in [device.properties.get("MD_STARTED") for device in evidence.having(name, "MD_DEVICE")]:
-        reason += "; mdadm starts it degraded after 30 s"
-    return Lack(reason, f"mdadm --{'run' if state == 'inactive' else 'detail'} /dev/{name}", name)
-
-
-# The kernel's names of devices, an attribute of theirs, values of it, whether these are the good ones, and else what
-# the device lacks. Sources: scsi_sysfs.c and nvme's sysfs.c in Linux, its Documentation/admin-guide/md.rst, and the
-# attributes which systemd's 99-systemd.rules looks at.
-DEVICE_STATES: Sequence[tuple[str, str, tuple[str, ...], bool, str | Callable[[str, str, Evidence], Lack]]] = (
-    ("sd", "device/state", ("", "running"), True, why_scsi_does_not_run),
-    ("nvme", "device/state", ("", "live"), True, "its NVMe controller is not live"),
-    ("md", "md/array_state", ("clear", "inactive", "suspended", "broken"), False, why_array_is_not_active),
-    ("dm-", "dm/suspended", ("1",), False, "device-mapper device is suspended"),
-    ("loop[0-9]+$", "loop/backing_file", ("",), False, "loop device has no file"),
-    ("nbd[0-9]+$", "pid", ("",), False, "nbd device is not connected to a server"),
-    ("drbd", "size", ("0",), False, "DRBD device has size 0: it has no disk and no peer"),
-    ("(?!sr)", "size", ("0",), False, "has size 0"),  # a drive without a CD has, too
-)
-
-
-def drbd_states(evidence: Evidence) -> dict[str, DrbdState]:
-    """The state of each DRBD device, by number. Version 8 tells of them in /proc, version 9 only that it is there."""
-    text = evidence.text(f"{evidence.host.proc}/drbd")
-    if text.startswith("version: 9"):
-        return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
-    found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
-    return {match[1]: (match[2], match[3], match[4], match[5], False) for match in found}
-
-
-def output_of(*command: str) -> str:
-    """What a program prints; nothing if it cannot be run or takes long."""
-    from subprocess import DEVNULL, SubprocessError, run
-
-    with suppress(OSError, SubprocessError):
-        return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_PROGRAM).stdout
-    return ""
-
-
-def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
-    """The states in what `drbdsetup status --json` prints. Version 9 becomes Primary by itself when it is opened."""
-    import json
-
-    states = {}
-    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        for resource in json.loads(text):
-            connections = resource.get("connections", ())
-            peers = [peer for connection in connections for peer in connection.get("peer_devices", ())]
-            roles = [connection.get("peer-role") for connection in connections]
-            peer_role = "Primary" if "Primary" in roles else ""
-            for device in resource["devices"]:
-                disks = [peer["peer-disk-state"] for peer in peers if peer["volume"] == device["volume"]]
-                best = "UpToDate" if "UpToDate" in disks else "".join(disks[:1])
-                disk = str(device["disk-state"])
-                states[str(device["minor"])] = (str(resource["role"]), peer_role, disk, best, True)
-    return states
-
-
-def why_drbd_cannot_be_used(name: str, promotes: bool, evidence: Evidence) -> Lack | None:
-    """A DRBD device with good data neither here nor at its peer, or which nothing makes Primary when a guest starts."""
-    minor = name[len("drbd") :].partition("p")[0]
-    unknown = ("Primary", "", "UpToDate", "", False)
-    role, peer_role, disk, peer_disk, promotes_itself = evidence.once(drbd_states).get(minor, unknown)
-    if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
-        peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
-        return Lack(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
-    resources = evidence.once(drbd_resources)
-    is_shared = any("allow-two-primaries" in text for text in resources.values())
-    if role == "Primary" or ((promotes or promotes_itself) and (peer_role != "Primary" or is_shared)):
-        return None
-    if peer_role == "Primary":
-        return Lack(f"DRBD is {role}, and its peer is Primary", "drbdadm status", name)
-    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
-    peer = ", and its peer is not connected" if peer_role == "Unknown" else ""
-    return Lack(f"DRBD is {role}{peer}", f"drbdadm primary {resource}", name)
-
-
-def drbd_resources(evidence: Evidence) -> dict[str, str]:
-    """The configuration of each of DRBD's resources."""
-    etc = evidence.host.etc
-    files = [f"{etc}/drbd.conf", *(f"{etc}/drbd.d/{name}" for name in names_in(f"{etc}/drbd.d"))]
-    text = re.sub("#.*", "", "\n".join(map(evidence.text, files)))
-    common, *parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
-    return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
-
-
-def has_minor(configuration: str, minor: str) -> bool:
-    """Whether a resource's configuration gives it the device with this number."""
-    return re.search(rf"(minor\s+|/dev/drbd){minor}\b", configuration) is not None
-
-
 # What is missing: a function for each kind of path, from evidence in /etc and in udev's database.
-def why_missing(path: str, evidence: Evidence) -> Lack:
-    """Why there is nothing at a path, down to the layer that is the cause, and what to do about that."""
-    below = os.path.realpath(path)
-    reasons = [f"is a link to {below}, which does not exist"] if os.path.islink(path) else []
+def explain_missing(path: str, facts: StorageFacts) -> Problem:
+    """Why there is nothing at a path, down to the layer that is the cause, and what to do about that. May block."""
+    target = os.path.realpath(path)
+    reasons = [f"is a link to {target}, which does not exist"] if os.path.islink(path) else []
     hint = ""
-    while below and len(reasons) < MAX_CHAIN and (lack := evidence.lack_at(below)):
-        reasons.append(lack.reason)
-        hint, below = lack.hint or hint, lack.below
+    layers = [explain_path(target, facts)]
+    for layer in layers:
+        if layer.problem:
+            reasons.append(layer.problem.reason)
+            hint = layer.problem.hint or hint
+            layers += layer.below if layer.problem.missing else ()
     parent = os.path.dirname(path)
     plain = "does not exist" if os.path.isdir(parent) else f"does not exist, nor does the directory {parent}"
-    return Lack(": ".join(reasons)[:MAX_REASON] or plain, hint[:MAX_REASON])
+    return Problem(": ".join(reasons[:MAX_CHAIN])[:MAX_REASON] or plain, hint[:MAX_REASON])
 
 
-def lack_at(path: str, evidence: Evidence) -> Lack | None:
-    """What the device at a path lacks, or if there is none, what the first row says that knows anything."""
-    if not evidence.explains:
-        return None
-    if name := evidence.at(path):
-        return evidence.lack_of(name)
-    found = ((explain, re.fullmatch(pattern, path)) for pattern, explain in MISSING_PATHS)
-    return next(filter(None, (explain(match, evidence) for explain, match in found if match)), None)
+def explain_path(path: str, facts: StorageFacts, depth: int = MAX_CHAIN) -> Layer:
+    """The device at a path; or if there is none, what the first row says that knows anything, and what it blames."""
+    if name := facts.device_at(path):
+        return facts.layer(name)
+    found = ((explain, re.fullmatch(pattern, path)) for pattern, explain in EXPLANATIONS)
+    problem = next(filter(None, (explain(match, facts) for explain, match in found if match)), None)
+    missing = problem.missing if problem and depth > 1 else ""
+    return Layer(path, problem, (explain_path(missing, facts, depth - 1),) if missing else ())
 
 
-def missing_file(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_file(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
-    host = evidence.host
-    plans = {where: (source, "/etc/fstab") for source, where, *_ in evidence.rows(f"{host.etc}/fstab")}
-    plans = {**evidence.once(mount_units), **plans}
+    plans = {where: (source, "/etc/fstab") for source, where, *_ in facts.table(f"{ETC}/fstab")}
+    plans = {**facts.mount_units, **plans}
     where = max((one for one in plans if match[0].startswith(f"{one.rstrip('/')}/")), key=len, default="/")
     # Where systemd mounts on demand, autofs is mounted until then.
-    mounted = {os.path.normpath(words[4]) for words in mounts(evidence) if "autofs" not in words}
+    mounted = {os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words}
     if where == "/" or os.path.normpath(where) in mounted:
         return None
     source, file = plans[where]
     reason = f"lies below {where}, where {source} is to be mounted according to {file}, but is not"
-    return Lack(reason, f"systemctl status {where}", path_of(source))
-
-
-def mount_units(evidence: Evidence) -> dict[str, tuple[str, str]]:
-    """What is to be mounted, and the unit that does it, by mount point; of fstab systemd makes units as well."""
-    plans = {}
-    generated = [f"{evidence.host.run}/systemd/generator{late}" for late in ("", ".late")]
-    for directory in (*generated, f"{evidence.host.etc}/systemd/system"):
-        for unit in names_in(directory, r".*\.mount"):
-            keys = dict(re.findall("^(What|Where)=(.+)", evidence.text(f"{directory}/{unit}"), re.MULTILINE))
-            if "Where" in keys:  # one that is masked has nothing
-                plans[keys["Where"]] = (keys.get("What", ""), unit)
-    return plans
-
-
-def mounts(evidence: Evidence) -> list[list[str]]:
-    """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
-    return [words for words in evidence.rows(f"{evidence.host.proc}/self/mountinfo") if "-" in words[5:-2]]
-
-
-def rows(path: str, evidence: Evidence) -> list[list[str]]:
-    """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
-    lines = [line.split() for line in evidence.text(path).splitlines() if not line.lstrip().startswith("#")]
-    return [[re.sub(r"\\([0-3][0-7]{2})", lambda m: chr(int(m[1], 8)), w) for w in line] for line in lines if line[1:]]
+    return Problem(reason, f"systemctl status {where}", missing=path_of(source))
 
 
 def path_of(source: str) -> str:
@@ -1472,178 +1570,151 @@ def path_of(source: str) -> str:
     return source if source.startswith("/dev/") else ""
 
 
-def missing_array(match: re.Match[str], evidence: Evidence) -> Lack:
+def explain_array(match: re.Match[str], facts: StorageFacts) -> Problem:
     """An md array by its name or its node. An inactive one has no name yet, but its members' udev entries name it."""
     wanted = match["name"]
-    members = evidence.having(wanted, "MD_DEVICE", "MD_DEVNAME")
+    members = facts.devices_with(wanted, "MD_DEVICE", "MD_DEVNAME")
     for name in sorted({device.properties.get("MD_DEVICE", "") for device in members}):
-        if name and os.path.exists(f"{evidence.host.sys}/class/block/{name}") and (lack := evidence.lack_of(name)):
-            return lack._replace(reason=f"{name} is to be {wanted}: {lack.reason}")
+        problem = facts.layer(name).problem if name and os.path.exists(device_directory(name)) else None
+        if problem:
+            return problem._replace(reason=f"{name} is to be {wanted}: {problem.reason}")
     if members:
         names = some([device.name for device in members], MAX_LISTED)
-        return Lack(f"array {wanted} is not assembled; its members include {names}", "mdadm --assemble --scan")
-    is_known = is_in_mdadm_conf(wanted, evidence)
-    known = "which is in mdadm.conf, is there" if is_known else "is there, nor is it in mdadm.conf"
-    return Lack(f"no member of an array {wanted}{',' * bool(is_known)} {known}", "mdadm --examine --scan")
+        return Problem(f"array {wanted} is not assembled; its members include {names}", "mdadm --assemble --scan")
+    if is_in_mdadm_conf(wanted, facts):
+        return Problem(f"no member of an array {wanted}, which is in mdadm.conf, is there", "mdadm --examine --scan")
+    return Problem(f"no member of an array {wanted} is there, nor is it in mdadm.conf", "mdadm --examine --scan")
 
 
-def is_in_mdadm_conf(name: str, evidence: Evidence) -> bool:
+def is_in_mdadm_conf(name: str, facts: StorageFacts) -> bool:
     """Whether mdadm.conf gives an array this name."""
-    text = "\n".join(evidence.text(f"{evidence.host.etc}/{file}") for file in ("mdadm/mdadm.conf", "mdadm.conf"))
+    text = "\n".join(facts.text(f"{ETC}/{file}") for file in ("mdadm/mdadm.conf", "mdadm.conf"))
     names = f"({re.escape(name)}|{re.escape(name.removeprefix('md'))})"  # /dev/md/0 is /dev/md0
     return re.search(rf"^ARRAY\s+(/dev/)?(md/)?{names}\s", text, re.MULTILINE) is not None
 
 
-def missing_crypt(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A LUKS volume: crypttab(5)."""
     name = match["name"]
-    source, options = crypttab(evidence).get(name, ("", []))
+    source, options = facts.crypttab.get(name, ("", []))
     if not source:
         return None
-    device = evidence.at(path_of(source))
+    device = facts.device_at(path_of(source))
     noauto = " (option noauto)" if "noauto" in options else ""
     there = f"/dev/{device} is there" if device else f"{source} is missing"
     hint = "systemctl start 'systemd-cryptsetup@{}'".format(name.replace("-", r"\x2d"))
     reason = f"is not opened; its device {there}{noauto}, according to /etc/crypttab"
-    return Lack(reason, hint, "" if device else path_of(source))
+    return Problem(reason, hint, missing="" if device else path_of(source))
 
 
-def crypttab(evidence: Evidence) -> dict[str, tuple[str, list[str]]]:
-    """The device of each LUKS volume, and its options."""
-    lines = evidence.rows(f"{evidence.host.etc}/crypttab")
-    return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
-
-
-def missing_map(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A multipath map by its alias, the name it is bound to, or its WWID: multipath.conf(5)."""
-    name, etc = match["name"], evidence.host.etc
-    wwid, file = name if f"/{name}/\n" in evidence.text(f"{etc}/multipath/wwids") else "", "wwids"
-    for alias, bound, *_ in evidence.rows(f"{etc}/multipath/bindings"):
+    name = match["name"]
+    wwid, file = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else "", "wwids"
+    for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
         wwid, file = (bound, "bindings") if alias == name else (wwid, file)
-    for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", evidence.text(f"{etc}/multipath.conf")):
+    for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", facts.text(f"{ETC}/multipath.conf")):
         keys = dict(re.findall(r'^\s*(wwid|alias)\s+"?([^"\s]+)', entry, re.MULTILINE))
         wwid, file = (keys.get("wwid", ""), "multipath.conf") if keys.get("alias") == name else (wwid, file)
     if not wwid:
         return None
-    paths = [one for one in evidence.having(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
+    paths = [one for one in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
     if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
-        return Lack(f"{some(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2")
-    return Lack(f"no path to {wwid} is there, according to multipath's {file}", "multipath -v2", ANY_LUN)
+        return Problem(f"{some(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2")
+    return Problem(f"no path to {wwid} is there, according to multipath's {file}", "multipath -v2", missing=ANY_LUN)
 
 
-def missing_volume(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_volume(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A logical volume: vgcfgbackup(8) tells which physical volumes its group has, and udev which of them are there."""
     group, volume = match["group"], match["volume"]
     if is_mapped := match[0].startswith("/dev/mapper/"):
         group, volume = group.replace("--", "-"), volume.replace("--", "-")
     file = f"/etc/lvm/backup/{group}"
-    text = evidence.text(f"{evidence.host.etc}/lvm/backup/{group}")
+    text = facts.text(f"{ETC}/lvm/backup/{group}")
     head, _, volumes = text.partition("\n\tlogical_volumes {\n")
     needed = re.findall(r'id = "([\w-]+)"\s+device = "([^"]*)"', head)
     if not needed:  # anything may be called so below /dev/mapper
-        return None if is_mapped else Lack(f"there is no {file} to tell what volume group {group} lacks", "vgs")
+        return None if is_mapped else Problem(f"there is no {file} to tell what volume group {group} lacks", "vgs")
     if f"\n\t\t{volume} {{\n" not in f"\n{volumes}":
         date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
-        return Lack(f"{file} of {date[1] if date else 'unknown date'} knows no volume {volume}", f"lvs {group}")
+        return Problem(f"{file} of {date[1] if date else 'unknown date'} knows no volume {volume}", f"lvs {group}")
     lacking = []
     for uuid, device in needed:
-        found = {one.name: one.properties for one in evidence.having(uuid, "ID_FS_UUID")}
+        found = {one.name: one.properties for one in facts.devices_with(uuid, "ID_FS_UUID")}
         # All the paths of a multipath device are one disk.
         holders = [name for name, has in found.items() if has.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
         if len(holders) > 1:
             reason = f"{some(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do"
-            return Lack(reason, "vgimportclone /dev/CLONE")
+            return Problem(reason, "vgimportclone /dev/CLONE")
         lacking += [] if holders else [(uuid, device)]
     if not lacking:
-        return Lack(f"volume group {group} is complete, but this volume is not activated", f"vgchange -ay {group}")
+        return Problem(f"volume group {group} is complete, but this volume is not activated", f"vgchange -ay {group}")
     # LVM writes "[unknown]" where it has not seen the device either.
     names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device in lacking]
-    below = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]
+    missing = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]
     reason = f"volume group {group} lacks physical volume {some(names, MAX_LISTED)}, according to {file}"
-    return Lack(reason, f"vgchange -ay {group}", below)
+    return Problem(reason, f"vgchange -ay {group}", missing=missing)
 
 
-def missing_iscsi_disk(match: re.Match[str], evidence: Evidence) -> Lack:
+def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
     """A LUN of an iSCSI target, by its path."""
     target, portal = match["target"], match["portal"]
-    state = evidence.once(iscsi_sessions).get(target)
+    state = facts.iscsi_sessions.get(target)
     if state is None:
-        return without_session(target, portal, evidence)
+        return without_session(target, portal, facts)
     if state != "LOGGED_IN":
-        return Lack(f"the session with target {target} at {portal} has failed", "iscsiadm -m session -P 1")
-    return Lack(f"target {target} has a session, but at {portal} no LUN {match['lun']}", "iscsiadm -m session --rescan")
+        return Problem(f"the session with target {target} at {portal} has failed", "iscsiadm -m session -P 1")
+    return Problem(
+        f"target {target} has a session, but at {portal} no LUN {match['lun']}", "iscsiadm -m session --rescan"
+    )
 
 
-def missing_lun(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_lun(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A SCSI disk. Its name does not say of which target it was, but it is known which ones have no session."""
-    sessions = evidence.once(iscsi_sessions)
-    absent = {target: portal for target, portal in evidence.once(iscsi_nodes) if target not in sessions}
+    absent = {target: portal for target, portal in facts.iscsi_nodes if target not in facts.iscsi_sessions}
     if len(absent) == 1:
-        return without_session(*absent.popitem(), evidence)
+        return without_session(*absent.popitem(), facts)
     reason = f"it is probably of one of the targets that have no session: {some(sorted(absent), MAX_LISTED)}"
-    return Lack(reason, "iscsiadm -m node --login") if absent else None
+    return Problem(reason, "iscsiadm -m node --login") if absent else None
 
 
-def without_session(target: str, portal: str, evidence: Evidence) -> Lack:
+def without_session(target: str, portal: str, facts: StorageFacts) -> Problem:
     """A target to which the host has not logged in."""
     reason = f"target {target} at {portal} has no session"
-    if startup := evidence.once(iscsi_nodes).get((target, portal)):
-        return Lack(f"{reason}; node.startup is {startup}", f"iscsiadm -m node -T {target} --login")
+    if startup := facts.iscsi_nodes.get((target, portal)):
+        return Problem(f"{reason}; node.startup is {startup}", f"iscsiadm -m node -T {target} --login")
     reason += ", nor is it among the nodes of open-iscsi"
-    return Lack(reason, f"iscsiadm -m discovery -t sendtargets -p {portal}")
+    return Problem(reason, f"iscsiadm -m discovery -t sendtargets -p {portal}")
 
 
-def iscsi_sessions(evidence: Evidence) -> dict[str, str]:
-    """The state of the session with each target; of several, LOGGED_IN if one is."""
-    directory = f"{evidence.host.sys}/class/iscsi_session"
-    states: dict[str, str] = {}
-    for session in names_in(directory):
-        target, state = (evidence.text(f"{directory}/{session}/{key}").strip() for key in ("targetname", "state"))
-        states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
-    return states
-
-
-def iscsi_nodes(evidence: Evidence) -> dict[tuple[str, str], str]:
-    """node.startup by target and portal, of open-iscsi's records: nodes/TARGET/PORTAL or nodes/TARGET/PORTAL/IFACE."""
-    from glob import glob
-
-    directories = [f"{directory}/iscsi/nodes" for directory in (evidence.host.etc, f"{evidence.host.var}/lib")]
-    nodes = {}
-    for path in (path for one in directories for path in (*glob(f"{one}/*/*"), *glob(f"{one}/*/*/*"))):
-        record = dict(re.findall(r"^node\.(\S+) = (.*)", evidence.text(path), re.MULTILINE))
-        if "name" in record:
-            portal = f"{record.get('conn[0].address')}:{record.get('conn[0].port')}"
-            nodes[record["name"], portal] = record.get("startup", "unknown")
-    return nodes
-
-
-def missing_drbd(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A DRBD device, by its resource or its number: it is there when the resource is up."""
-    resources = evidence.once(drbd_resources)
+    resources = facts.drbd_resources
     minor = match["minor"] or ""
     name = match["resource"] or next((one for one, text in resources.items() if has_minor(text, minor)), "")
     if name not in resources:
-        return Lack(f"no resource {name or 'for it'} is in /etc/drbd.conf or /etc/drbd.d", "drbdadm dump")
-    names = names_in(f"{evidence.host.sys}/class/block", "drbd.*")
+        return Problem(f"no resource {name or 'for it'} is in /etc/drbd.conf or /etc/drbd.d", "drbdadm dump")
+    names = list_names(f"{SYS}/class/block", "drbd.*")
     is_up = any(has_minor(resources[name], one[len("drbd") :]) for one in names)
-    return None if is_up else Lack(f"resource {name} is not up", f"drbdadm up {name}")
+    return None if is_up else Problem(f"resource {name} is not up", f"drbdadm up {name}")
 
 
-def missing_zvol(match: re.Match[str], evidence: Evidence) -> Lack:
+def explain_zvol(match: re.Match[str], _: StorageFacts) -> Problem:
     """A volume of ZFS, whose module keeps a directory for each imported pool."""
     pool = match["pool"]
-    if pool not in names_in(f"{evidence.host.proc}/spl/kstat/zfs"):
-        return Lack(f"pool {pool} is not imported", f"zpool import {pool}")
-    return Lack(f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}")
+    if pool not in list_names(f"{PROC}/spl/kstat/zfs"):
+        return Problem(f"pool {pool} is not imported", f"zpool import {pool}")
+    return Problem(f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}")
 
 
-def missing_link(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_link(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A link by what a block device holds or is."""
     tag, value = match["tag"].upper(), match["value"]
-    if evidence.having(value, TAGS[tag]):
+    if facts.devices_with(value, TAGS[tag]):
         return None
-    below = f"/dev/mapper/{value[len('dm-name-') :]}" if value.startswith("dm-name-") else ""
-    return Lack(f"no block device has this {tag}", f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id", below)
+    missing = f"/dev/mapper/{value[len('dm-name-') :]}" if value.startswith("dm-name-") else ""
+    hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
+    return Problem(f"no block device has this {tag}", hint, missing=missing)
 
 
 # The links that udev makes below /dev/disk, and the property that each is made of; by-id is made of many.
@@ -1656,19 +1727,19 @@ TAGS = {
 }
 ANY_LUN = "/dev/sd"  # what the names of SCSI disks begin with
 
-MISSING_PATHS: Sequence[tuple[str, Callable[[re.Match[str], Evidence], Lack | None]]] = (
-    ("/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", missing_iscsi_disk),
-    ("/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", missing_link),
-    ("/dev/md/(?P<name>.+)", missing_array),
-    ("/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", missing_array),
-    ("/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|(?P<minor>[0-9]+))", missing_drbd),
-    ("/dev/zvol/(?P<pool>[^/]+)/.+", missing_zvol),
-    ("/dev/mapper/(?P<name>.+)", missing_crypt),
-    ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", missing_map),
-    ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", missing_volume),
-    (r"/dev/(?!disk/|mapper/|cciss/|ida/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", missing_volume),
-    (f"{ANY_LUN}[a-z]*[0-9]*", missing_lun),
-    ("/(?!dev/).*", missing_file),
+EXPLANATIONS: Sequence[tuple[str, Callable[[re.Match[str], StorageFacts], Problem | None]]] = (
+    ("/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_iscsi_disk),
+    ("/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
+    ("/dev/md/(?P<name>.+)", explain_array),
+    ("/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
+    ("/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|(?P<minor>[0-9]+))", explain_drbd),
+    ("/dev/zvol/(?P<pool>[^/]+)/.+", explain_zvol),
+    ("/dev/mapper/(?P<name>.+)", explain_crypt),
+    ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),
+    ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", explain_volume),
+    (r"/dev/(?!disk/|mapper/|cciss/|ida/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
+    (f"{ANY_LUN}[a-z]*[0-9]*", explain_lun),
+    ("/(?!dev/).*", explain_file),
 )
 
 
@@ -1703,20 +1774,16 @@ class Status(NamedTuple):
 
 
 READY = Status(State.READY)
+ABSENT = Status(State.MISSING, "does not exist")
 UNKNOWN = Status(State.UNKNOWN, "not checked yet")
 
 
-def check_disk(required: Required, evidence: Evidence) -> Status:
-    """Whether one of the required paths is a usable disk; if none is, what the one lacks that is there. May block."""
-    first = path_status(required.paths[0], required, evidence)
-    if first == READY or not required.paths[1:]:
-        return first
-    others = [path_status(path, required, evidence) for path in required.paths[1:]]
-    return READY if READY in others else next((one for one in others if one.state is not State.MISSING), first)
+def check_disk(required: Required, facts: StorageFacts) -> Status:
+    """Whether the required path, links resolved, is a usable block device or a regular file. May block.
 
-
-def path_status(path: str, required: Required, evidence: Evidence) -> Status:
-    """Whether this path, links resolved, is a usable block device or a regular file."""
+    Why a path does not exist is found only if the facts are for that.
+    """
+    path = existing_path(required.path)
     try:
         status = os.stat(path)
         if stat.S_ISREG(status.st_mode):
@@ -1724,31 +1791,39 @@ def path_status(path: str, required: Required, evidence: Evidence) -> Status:
         if not stat.S_ISBLK(status.st_mode):
             kind = FILE_KINDS[stat.S_IFMT(status.st_mode)]
             return Status(State.NOT_READY, f"is {kind}, neither a block device nor a regular file")
-        lack = why_not_ready(status.st_rdev, required, evidence)
+        problem = check_block_device(status.st_rdev, required, facts).problem
     except (FileNotFoundError, NotADirectoryError):
-        lack = why_missing(path, evidence)
-        return Status(State.MISSING, lack.reason, lack.hint)
+        if not facts.explains:
+            return ABSENT
+        return Status(State.MISSING, *explain_missing(path, facts)[:2])
     except (OSError, ValueError) as error:
         return Status(State.NOT_READY, f"cannot be checked: {error_text(error)}")
-    return Status(State.NOT_READY, lack.reason, lack.hint) if lack else READY
+    return Status(State.NOT_READY, problem.reason, problem.hint) if problem else READY
 
 
-def why_not_ready(number: int, required: Required, evidence: Evidence) -> Lack | None:
-    """Why the block device with this number cannot be used according to the kernel or udev, or nothing."""
-    host, directory = evidence.host, sysfs_of(number, evidence.host)
-    if not os.path.islink(directory):
-        mounted = os.path.isdir(f"{host.sys}/dev/block")
-        why = "the kernel has no such block device" if mounted else f"{host.sys}, which tells of it, is not mounted"
-        return Lack(f"is a device file, but {why}")
-    name = os.path.basename(os.readlink(directory))
-    lack = evidence.lack_of(name, promotes=required.promotes)
+def check_block_device(number: int, required: Required, facts: StorageFacts) -> Layer:
+    """The block device with this number, and why a guest cannot use it according to the kernel or udev."""
+    try:
+        name = os.path.basename(os.readlink(device_link(number)))
+    except FileNotFoundError:
+        mounted = os.path.isdir(f"{SYS}/dev/block")
+        why = "the kernel has no such block device" if mounted else f"{SYS}, which tells of it, is not mounted"
+        return Layer("", Problem(f"is a device file, but {why}"))
+    facts.numbers[name] = f"{os.major(number)}:{os.minor(number)}"
+    layer = check_device(name, facts, promotes=True) if required.promotes else facts.layer(name)
+    problem = layer.problem or check_writable(name, required)
+    if problem is None and udev_runs():
+        problem = check_udev(name, facts, is_disk=True)
+    return layer._replace(problem=problem)
+
+
+def check_writable(name: str, required: Required) -> Problem | None:
+    """A device that is read-only, if the guest writes to it."""
     # DRBD 9 is read-only until it is opened to write.
-    if lack is None and required.writes and not name.startswith("drbd") and attribute(directory, "ro") == "1":
-        command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
-        lack = Lack("is read-only, and the guest writes to it", f"{command} {node(name, host)}")
-    if lack is None and host.udev_runs():
-        lack = lack_in_udev(name, evidence, is_disk=True)
-    return lack
+    if not required.writes or name.startswith("drbd") or attribute(device_directory(name), "ro") != "1":
+        return None
+    command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
+    return Problem("is read-only, and the guest writes to it", f"{command} {device_path(name)}")
 
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
@@ -1888,7 +1963,7 @@ class Snapshot(NamedTuple):
 
     def disk_status(self, required: Required) -> Status:
         """How the disk is that requires this."""
-        return self.disks[required.paths[0]] if required.paths else Status(State.SKIPPED, required.reason)
+        return self.disks[required.path] if required.path else Status(State.SKIPPED, required.reason)
 
     def is_complete(self) -> bool:
         """Whether nothing is waited for."""
@@ -1904,7 +1979,7 @@ class Snapshot(NamedTuple):
         needed = [(path, one.status, f"the guests in {path}") for path, one in self.directories.items()]
         for file, guest in self.guests.items():
             needed.append((file, guest.status, guest.domain.name))
-            needed += [(one.paths[0], self.disk_status(one), guest.domain.name) for one in guest.required if one.paths]
+            needed += [(one.path, self.disk_status(one), guest.domain.name) for one in guest.required if one.path]
         found: dict[str, tuple[Status, dict[str, None]]] = {}
         for path, status, domain in needed:
             if status.is_awaited():
@@ -1935,7 +2010,7 @@ class Watcher:
         """
         if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
             explains = recheck_ready or self.clock.now() >= self._explain_at
-            self._read_files(deadline, Evidence(HostPaths(), explains=explains))
+            self._read_files(deadline, StorageFacts(explains=explains))
         return self.check_disks(deadline, recheck_ready=recheck_ready)
 
     def check_disks(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
@@ -1968,11 +2043,8 @@ class Watcher:
         return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
 
     def _check(self, paths: Sequence[str], deadline: float, patience: float, *, explains: bool) -> dict[str, Any]:
-        evidence = Evidence(HostPaths(), explains=explains)
-        calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], evidence) for path in paths}
-        if explains and calls:
-            # What udev knows is read once, and not by each thread for itself.
-            self.calls.run("evidence", {"": partial(evidence.once, names_by_path)}, self._third_until(deadline))
+        facts = StorageFacts(explains=explains)
+        calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
 
     def _third_until(self, deadline: float) -> float:
@@ -1980,9 +2052,9 @@ class Watcher:
         now = self.clock.now()
         return now + (deadline - now) / 3
 
-    def _read_files(self, deadline: float, evidence: Evidence) -> None:
-        directories = self._list_directories(self._third_until(deadline), evidence)
-        read = self._read_guests(directories, self._third_until(deadline), evidence)
+    def _read_files(self, deadline: float, facts: StorageFacts) -> None:
+        directories = self._list_directories(self._third_until(deadline), facts)
+        read = self._read_guests(directories, self._third_until(deadline), facts)
         self._read_at = self.clock.now() + READ_INTERVAL
         known = self.known
         if directories == known.directories and read == known.read:
@@ -1992,10 +2064,10 @@ class Watcher:
         disks = {path: known.disks[path] if known.needed.get(path) == needed[path] else UNKNOWN for path in needed}
         self.known = Snapshot(directories, guests, disks, read, needed)
 
-    def _list_directories(self, deadline: float, evidence: Evidence) -> dict[str, Directory]:
+    def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
         """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
         kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
-        calls: dict[str, Call] = {path: partial(list_directory, path, kind, evidence) for path, kind in kinds.items()}
+        calls: dict[str, Call] = {path: partial(list_directory, path, kind, facts) for path, kind in kinds.items()}
         answers = self.calls.run("list", calls, deadline)
         directories = {}
         for path, kind in kinds.items():
@@ -2004,17 +2076,17 @@ class Watcher:
             if isinstance(answer, Exception):
                 answer = before._replace(status=status_from_answer(answer))
             if answer is not None:
-                directories[path] = answer if evidence.explains else with_reason_of(before, answer)
+                directories[path] = answer if facts.explains else with_reason_of(before, answer)
         return directories
 
     def _read_guests(
-        self, directories: Mapping[str, Directory], deadline: float, evidence: Evidence
+        self, directories: Mapping[str, Directory], deadline: float, facts: StorageFacts
     ) -> dict[str, Guest]:
         """The guests that the files in these directories configure, by file."""
         known = self.known.read
         files = {file: directory.kind for directory in directories.values() for file in directory.files}
         before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
-        calls: dict[str, Call] = {f: partial(read_guest, guest, self.settings, evidence) for f, guest in before.items()}
+        calls: dict[str, Call] = {f: partial(read_guest, guest, self.settings, facts) for f, guest in before.items()}
         answers = self.calls.run("read", calls, deadline)
         guests = {}
         for file, guest in before.items():
@@ -2025,7 +2097,7 @@ class Watcher:
             elif isinstance(answer, Exception):
                 answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
             if answer is not None:
-                answer = answer if evidence.explains else with_reason_of(guest, answer)
+                answer = answer if facts.explains else with_reason_of(guest, answer)
                 guests[file] = unless_ignored(answer, self.settings)
         return guests
 
@@ -2080,7 +2152,7 @@ def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[s
     return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
-def list_directory(path: str, kind: str, evidence: Evidence) -> Directory | None:
+def list_directory(path: str, kind: str, facts: StorageFacts) -> Directory | None:
     """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains."""
     try:
         with os.scandir(path) as found:
@@ -2090,20 +2162,22 @@ def list_directory(path: str, kind: str, evidence: Evidence) -> Directory | None
     except NotADirectoryError:
         return None
     except OSError as error:
-        status = status_of_unreadable(path, error, evidence)
+        status = status_of_unreadable(path, error, facts)
         return Directory(kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
     return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
 
 
-def status_of_unreadable(path: str, error: OSError, evidence: Evidence) -> Status | None:
+def status_of_unreadable(path: str, error: OSError, facts: StorageFacts) -> Status | None:
     """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
     A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
     a file system may have for a while.
     """
     if isinstance(error, FileNotFoundError):
-        return Status(State.MISSING, *why_missing(path, evidence)[:2]) if os.path.islink(path) else None
+        if not os.path.islink(path):
+            return None
+        return Status(State.MISSING, *explain_missing(path, facts)[:2]) if facts.explains else ABSENT
     lasts = error.errno in LASTING_ERRORS
     return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
 
@@ -2126,11 +2200,11 @@ def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     return guest
 
 
-def read_guest(before: Guest, settings: Settings, evidence: Evidence) -> Guest | None:
+def read_guest(before: Guest, settings: Settings, facts: StorageFacts) -> Guest | None:
     """The guest that a file configures: `before` if the file has not changed, nothing if it is gone. May block."""
     end = time.monotonic() + MAX_REWRITING
     while True:
-        guest = read_guest_once(before, settings, evidence)
+        guest = read_guest_once(before, settings, facts)
         if guest is None or guest.status.state is not State.REFUSED or time.monotonic() >= end:
             return guest
         if not 0 <= time.time() - guest.signature[MODIFIED] / 1e9 < MAX_REWRITING:
@@ -2141,7 +2215,7 @@ def read_guest(before: Guest, settings: Settings, evidence: Evidence) -> Guest |
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
-def read_guest_once(before: Guest, settings: Settings, evidence: Evidence) -> Guest | None:
+def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
@@ -2161,14 +2235,14 @@ def read_guest_once(before: Guest, settings: Settings, evidence: Evidence) -> Gu
                 text, is_json = saved_configuration(file)
             domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
-        unreadable = status_of_unreadable(path, error, evidence)
+        unreadable = status_of_unreadable(path, error, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
         return unread._replace(status=status_of_rejected(error))
     warnings = [
         f"the target '{disk.target}' of disk {disk.vdev} is relative; libxl looks for /{disk.target}"
         for disk in domain.disks
-        if required_by(disk).paths == (f"/{disk.target}",)
+        if required_by(disk).path == f"/{disk.target}"
     ]
     if distrust := why_not_trusted(path, status):
         warnings.insert(0, f"{distrust}; xl uses it anyway")
@@ -2180,11 +2254,11 @@ def read_guest_once(before: Guest, settings: Settings, evidence: Evidence) -> Gu
 def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
     """What the guests require, by path; of a disk of several guests, what suffices for all."""
     paths: dict[str, Required] = {}
-    for required in (one for guest in guests.values() for one in guest.required if one.paths):
-        other = paths.setdefault(required.paths[0], required)
+    for required in (one for guest in guests.values() for one in guest.required if one.path):
+        other = paths.setdefault(required.path, required)
         if other != required:
             writes, promotes = other.writes or required.writes, other.promotes and required.promotes
-            paths[required.paths[0]] = other._replace(writes=writes, promotes=promotes)
+            paths[required.path] = other._replace(writes=writes, promotes=promotes)
     return paths
 
 
@@ -2199,7 +2273,7 @@ def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) 
 
     clock, settings = watcher.clock, watcher.settings
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
-    events = block_events(HostPaths())
+    events = block_events()
 
     def attempt() -> Snapshot:
         snapshot = watcher.look(end_of_look(deadline, clock))
@@ -2245,13 +2319,13 @@ def drain(descriptor: int, clock: Clock) -> None:
             pass  # there were more than the kernel keeps, and some are lost
 
 
-def block_events(host: HostPaths) -> Any:
+def block_events() -> Any:
     """A pyudev monitor that listens to the events of block devices; nothing where pyudev or netlink is missing."""
     try:
         import pyudev
 
         # Without udev the kernel's own events are all there is.
-        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if host.udev_runs() else "kernel")
+        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if udev_runs() else "kernel")
         monitor.filter_by("block")
         monitor.start()
     except (ImportError, OSError):
@@ -2571,11 +2645,11 @@ class Reporter:
         waited = self._clock.now() - self._started
         paths = {path: Awaited(path, status, ()) for path, status in self._snapshot.disks.items()}
         for guest in self._snapshot.guests.values():
-            for path in (required.paths[0] for required in guest.required if required.paths):
+            for path in (required.path for required in guest.required if required.path):
                 paths[path] = paths[path]._replace(domains=(*paths[path].domains, guest.domain.name))
         return {
             "version": JSON_VERSION,
-            "boot_id": read_evidence("/proc/sys/kernel/random/boot_id").strip(),
+            "boot_id": read_text_file("/proc/sys/kernel/random/boot_id").strip(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - waited)),
             "waited": round(waited, 3),
             "timeout": self._timeout,
@@ -2680,7 +2754,7 @@ def as_json(snapshot: Snapshot) -> str:
     import json
 
     def disk_as_json(disk: Disk, required: Required) -> dict[str, str | None]:
-        path = well_formed(required.paths[0]) if required.paths else None
+        path = well_formed(required.path) if required.path else None
         about = {"vdev": well_formed(disk.vdev), "target": well_formed(disk.target), "path": path}
         return {**about, **status_as_json(snapshot.disk_status(required))}
 
@@ -2735,7 +2809,7 @@ def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
         elif not domain.needs():
             rows.append((domain.name, domain.kind, "-", "-", "no disks", ""))
         for disk, required in zip(domain.needs(), guest.required):
-            path = required.paths[0] if required.paths else disk.target or "-"
+            path = required.path or disk.target or "-"
             add(domain.name, domain.kind, disk.vdev, path, snapshot.disk_status(required))
     return in_columns(rows)
 
@@ -2792,16 +2866,16 @@ class Use(NamedTuple):
 
 def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[Finding]:
     """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
-    evidence = Evidence(HostPaths())
-    uses, used = uses_of(snapshot, watcher), used_by_host(evidence)
+    facts = StorageFacts()
+    uses, used = uses_of(snapshot, watcher), used_by_host(facts)
     # Cluster managers bring up storage themselves.
-    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", evidence)
-    checks = [check_files(snapshot, watcher.xendomains), check_names(snapshot), check_sharing(uses, evidence)]
+    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", facts)
+    checks = [check_files(snapshot, watcher.xendomains), check_names(snapshot), check_sharing(uses)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         status = snapshot.disk_status(use.required)
-        checks += [check_use(use, status, used, evidence)]
-        checks += [check_reboot(use, evidence)] if reboot and status == READY else []
+        checks += [check_use(use, status, used, facts)]
+        checks += [check_reboot(use, facts)] if reboot and status == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or one.file in snapshot.guests]
 
@@ -2810,27 +2884,27 @@ def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[Use]:
     """What the guests need of this host, also those that were not asked for, without what does not answer."""
     places = places_of(required_paths(snapshot.read), watcher)
     return [
-        Use(guest, disk, required, places[required.paths[0]])
+        Use(guest, disk, required, places[required.path])
         for guest in snapshot.read.values()
         for disk, required in zip(guest.domain.needs(), guest.required)
-        if required.paths and required.paths[0] in places
+        if required.path and required.path in places
     ]
 
 
 def places_of(needed: Mapping[str, Required], watcher: Watcher) -> dict[str, str]:
     """What is at each of these paths, see place_of(), without what does not answer."""
-    calls: dict[str, Call] = {path: partial(place_of, required, HostPaths()) for path, required in needed.items()}
+    calls: dict[str, Call] = {path: partial(place_of, path) for path in needed}
     answers = watcher.calls.run("place", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     return {path: place for path, place in answers.items() if isinstance(place, str)}
 
 
-def place_of(required: Required, host: HostPaths) -> str:
+def place_of(path: str) -> str:
     """The kernel's name of the device that is required, or the path without links. May block."""
-    path = os.path.realpath(next(filter(os.path.exists, required.paths), required.paths[0]))
+    path = os.path.realpath(existing_path(path))
     with suppress(OSError):
         status = os.stat(path)
         if stat.S_ISBLK(status.st_mode):
-            return os.path.basename(os.readlink(sysfs_of(status.st_rdev, host)))
+            return os.path.basename(os.readlink(device_link(status.st_rdev)))
     return path
 
 
@@ -2871,18 +2945,18 @@ def check_names(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(problem, f"move the others out of {os.path.dirname(file)}", True, file, name)
 
 
-def check_sharing(uses: Sequence[Use], evidence: Evidence) -> Iterator[Finding]:
+def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
     """Disks that two guests write, or of which one guest writes a part."""
     writers: dict[str, list[Use]] = {}
     for use in (use for use in uses if use.disk.writes):
         writers.setdefault(use.place, []).append(use)
     for place, sharing in writers.items():
-        above = [other for name in devices_above(place, evidence.host) for other in writers.get(name, ())]
+        above = [other for name in devices_above(place) for other in writers.get(name, ())]
         for use in sharing:
             # The saved and the configured form of a guest are one.
             names = {one.guest.domain.name for one in (*sharing, *above)} - {use.guest.domain.name}
             if names:
-                problem = f"{use.required.paths[0]} is written by guest {some(sorted(names), MAX_LISTED)} as well"
+                problem = f"{use.required.path} is written by guest {some(sorted(names), MAX_LISTED)} as well"
                 yield use.finding(problem, "give each guest a disk of its own", is_error=True)
 
 
@@ -2901,126 +2975,125 @@ UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]{1,3}[0-9]*|(md12[0-9]|(nvme[0-9]+n|dm-|lo
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_use(use: Use, status: Status, used: Mapping[str, str], evidence: Evidence) -> Iterator[Finding]:
+def check_use(use: Use, status: Status, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
     """What a guest needs: its name, whether it is there if it is no disk, and whether this host uses it."""
-    path, host = use.required.paths[0], evidence.host
+    path = use.required.path
     if use.disk in use.guest.domain.boot_files and status.state is State.MISSING:
         yield use.finding(f"{path} {status.reason}", is_error=True)
-    if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], evidence):
-        links = sorted(link for one in evidence.once(known_devices) if one.name == match[1] for link in one.links)
+    if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], facts):
+        links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
         yield use.finding(f"{path} may be another disk after a reboot", f"write {stable}" if stable else "")
     if not use.disk.writes:
         return
-    fix, places = "give the guest a disk of its own", [use.place, *devices_above(use.place, host)]
+    fix, places = "give the guest a disk of its own", [use.place, *devices_above(use.place)]
     if taken := next((place for place in places if place in used), ""):
-        what = path if taken == use.place else f"{node(taken, host)} on {path}"
+        what = path if taken == use.place else f"{device_path(taken)} on {path}"
         yield use.finding(f"{what} {used[taken]} on this host", fix, is_error=True)
-    elif parts := [node(one, host) for one in holders_of(use.place, host)]:
+    elif parts := [device_path(one) for one in holders_of(use.place)]:
         yield use.finding(f"{path} is part of {some(parts, MAX_LISTED)} on this host", fix)
 
 
-def devices_above(name: str, host: HostPaths) -> list[str]:
+def devices_above(name: str) -> list[str]:
     """The devices that stand on this one: its partitions, its holders, and what stands on them."""
     above = [name]
     for one in above:
-        directory = f"{host.sys}/class/block/{one}"
-        parts = [part for part in names_in(directory) if os.path.exists(f"{directory}/{part}/partition")]
-        above += [other for other in parts + names_in(f"{directory}/holders") if other not in above]
+        directory = f"{SYS}/class/block/{one}"
+        parts = [part for part in list_names(directory) if os.path.exists(f"{directory}/{part}/partition")]
+        above += [other for other in parts + list_names(f"{directory}/holders") if other not in above]
     return above[1:]
 
 
-def holders_of(name: str, host: HostPaths) -> list[str]:
+def holders_of(name: str) -> list[str]:
     """What this host has made of a device: not the partitions of a map, nor what a guest has in a volume of ours."""
-    uuids = {one: attribute(f"{host.sys}/class/block/{one}", "dm/uuid") for one in devices_above(name, host)}
+    uuids = {one: attribute(f"{SYS}/class/block/{one}", "dm/uuid") for one in devices_above(name)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
-    return [one for one in names_in(f"{host.sys}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
+    return [one for one in list_names(f"{SYS}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
 
 
-def used_by_host(evidence: Evidence) -> dict[str, str]:
+def used_by_host(facts: StorageFacts) -> dict[str, str]:
     """The devices that this host itself uses, and what for."""
-    host, used = evidence.host, {}
-    for path, *_ in evidence.rows(f"{host.proc}/swaps"):
+    used = {}
+    for path, *_ in facts.table(f"{PROC}/swaps"):
         used[os.path.basename(os.path.realpath(path))] = "is swap space"
-    for words in mounts(evidence):
+    for words in facts.mounts:
         # btrfs has a number of its own, and only the source tells the device.
         source = words[words.index("-") + 2]
-        for path in (f"{host.sys}/dev/block/{words[2]}", *([source] if source.startswith("/dev/") else [])):
-            used[evidence.at(path) or os.path.basename(os.path.realpath(path))] = f"is mounted on {words[4]}"
+        for path in (f"{SYS}/dev/block/{words[2]}", *([source] if source.startswith("/dev/") else [])):
+            used[facts.device_at(path) or os.path.basename(os.path.realpath(path))] = f"is mounted on {words[4]}"
     return used
 
 
-def check_reboot(use: Use, evidence: Evidence) -> Iterator[Finding]:
+def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
     """What is there now, and would not come back by itself."""
     layers = [use.place]
     for name in layers:
-        layers += [one for one in devices_below(name, evidence.host) if one not in layers]
+        layers += [one for one in devices_below(name) if one not in layers]
     why_stays_away = why_mount_stays_away if "/" in use.place else why_device_stays_away
-    for lack in filter(None, [why_stays_away(layer, evidence) for layer in layers]):
-        yield use.finding(f"after a reboot {use.required.paths[0]} will be missing: {lack.reason}", lack.hint)
+    for lack in filter(None, [why_stays_away(layer, facts) for layer in layers]):
+        yield use.finding(f"after a reboot {use.required.path} will be missing: {lack.reason}", lack.hint)
 
 
-def is_enabled(names: str, evidence: Evidence) -> bool:
+def is_enabled(names: str, facts: StorageFacts) -> bool:
     """Whether a service whose name matches one of these is started at boot."""
-    etc = evidence.host.etc
-    scripts = names_in(f"{etc}/rc3.d", "S.*")
-    for directory in names_in(f"{etc}/systemd/system", r".*\.(wants|requires)"):
-        scripts += names_in(f"{etc}/systemd/system/{directory}")
+    scripts = list_names(f"{ETC}/rc3.d", "S.*")
+    for directory in list_names(f"{ETC}/systemd/system", r".*\.(wants|requires)"):
+        scripts += list_names(f"{ETC}/systemd/system/{directory}")
     return re.search(names, " ".join(scripts)) is not None
 
 
-def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
+def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
     """Why a device, whatever lies below it, is not there after a reboot."""
-    host, directory = evidence.host, f"{evidence.host.sys}/class/block/{name}"
+    directory = device_directory(name)
     mapped, uuid = (attribute(directory, f"dm/{key}") for key in ("name", "uuid"))
     if re.fullmatch("(loop|nbd)[0-9]+", name):
-        units = f"{host.etc}/systemd/system"
-        files = [f"{host.etc}/{one}" for one in ("rc.local", "rc.d/rc.local", "init.d/boot.local")]
-        files += [f"{units}/{one}" for one in names_in(units, r".*\.service")]
-        scripts = re.search("losetup|nbd-client", "\n".join(map(evidence.text, files)))
-        is_known = scripts or name in [words[0] for words in evidence.rows(f"{host.etc}/nbdtab")]
-        return None if is_known else Lack(f"nothing sets up {name} at boot", "let a unit do that")
-    if target := iscsi_session(name, host)[0]:
-        startups = {startup for (one, _), startup in evidence.once(iscsi_nodes).items() if one == target}
+        units = f"{ETC}/systemd/system"
+        files = [f"{ETC}/{one}" for one in ("rc.local", "rc.d/rc.local", "init.d/boot.local")]
+        files += [f"{units}/{one}" for one in list_names(units, r".*\.service")]
+        scripts = re.search("losetup|nbd-client", "\n".join(map(facts.text, files)))
+        is_known = scripts or name in [words[0] for words in facts.table(f"{ETC}/nbdtab")]
+        return None if is_known else Problem(f"nothing sets up {name} at boot", "let a unit do that")
+    if target := iscsi_session(name)[0]:
+        startups = {startup for (one, _), startup in facts.iscsi_nodes.items() if one == target}
         # Without a record, the firmware or the initramfs has logged in.
         if startups and not startups & {"automatic", "onboot"}:
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
-            return Lack(f"the host does not log in to target {target} at boot", update)
+            return Problem(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
-        lines = crypttab(evidence)
-        if mapped not in lines and mapped.removeprefix("luks-") not in evidence.text(f"{host.proc}/cmdline"):
-            return Lack(f"{mapped} is not in /etc/crypttab", "add a line for it")
+        lines = facts.crypttab
+        if mapped not in lines and mapped.removeprefix("luks-") not in facts.text(f"{PROC}/cmdline"):
+            return Problem(f"{mapped} is not in /etc/crypttab", "add a line for it")
         if mapped in lines and "noauto" in lines[mapped][1]:
-            return Lack(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
+            return Problem(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
     if uuid.startswith("LVM-"):
-        text = re.sub("#.*", "", evidence.text(f"{host.etc}/lvm/lvm.conf"))
+        text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
         group = re.sub("([^-])-([^-].*)", r"\1", mapped).replace("--", "-")
         activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
         named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
         if group not in named and not any(one.startswith("@") for one in named):
-            return Lack(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
-    if name.startswith("drbd") and not is_enabled("drbd", evidence):
-        return Lack("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
+            return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
+    if name.startswith("drbd") and not is_enabled("drbd", facts):
+        return Problem("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
     return None
 
 
-def why_mount_stays_away(path: str, evidence: Evidence) -> Lack | None:
+def why_mount_stays_away(path: str, facts: StorageFacts) -> Problem | None:
     """Why a file is not there after a reboot: its file system was mounted by hand."""
-    above = [words for words in mounts(evidence) if path.startswith(f"{words[4].rstrip('/')}/")]
+    above = [words for words in facts.mounts if path.startswith(f"{words[4].rstrip('/')}/")]
     kinds = {words[4]: words[words.index("-") + 1] for words in above}
     where = max(kinds, key=len, default="/")
     if where == "/" or kinds[where] == "zfs" or "autofs" in [words[words.index("-") + 1] for words in above]:
         return None
     if re.match("nfs|cifs", kinds[where]):  # what the server has mounted there is mounted below it
         where = min((one for one in kinds if kinds[one] == kinds[where]), key=len)
-    lines = evidence.rows(f"{evidence.host.etc}/fstab")
+    lines = facts.table(f"{ETC}/fstab")
     options = {os.path.normpath(words[1]): ",".join(words[3:4]) for words in lines}
     if where in options:
         noauto = "noauto" in options[where].split(",") and "x-systemd.automount" not in options[where]
-        return Lack(f"{where} has the option noauto in /etc/fstab", "remove noauto") if noauto else None
-    is_unit = where in evidence.once(mount_units)
-    return None if is_unit else Lack(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
+        return Problem(f"{where} has the option noauto in /etc/fstab", "remove noauto") if noauto else None
+    is_unit = where in facts.mount_units
+    return None if is_unit else Problem(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
 
 
 # --- Late: a guest whose disks come after the timeout ----------------------------------------------------------------
@@ -3101,7 +3174,7 @@ def tried_file(snapshot: Snapshot) -> str:
 
 def has_failed_with(snapshot: Snapshot, watcher: Watcher, journal: Journal) -> bool:
     """Whether xl has failed to start the guest, and none of its disks has changed since."""
-    tried = read_evidence(tried_file(snapshot))
+    tried = read_text_file(tried_file(snapshot))
     if not tried or disks_now(snapshot, watcher) != tried:
         return False
     name = next(iter(snapshot.guests.values())).domain.name
@@ -3111,18 +3184,18 @@ def has_failed_with(snapshot: Snapshot, watcher: Watcher, journal: Journal) -> b
 
 def disks_now(snapshot: Snapshot, watcher: Watcher) -> str:
     """What tells whether a disk has changed; nothing if the guest has none here."""
-    calls: dict[str, Call] = {path: partial(disk_now, path, HostPaths()) for path in snapshot.disks}
+    calls: dict[str, Call] = {path: partial(disk_now, path) for path in snapshot.disks}
     answers = watcher.calls.run("identity", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     return "".join(f"{path} {answer}\n" for path, answer in answers.items())
 
 
-def disk_now(path: str, host: HostPaths) -> str:
+def disk_now(path: str) -> str:
     """What tells whether this disk has changed. May block."""
-    status = os.stat(path)
+    status = os.stat(existing_path(path))
     if not stat.S_ISBLK(status.st_mode):
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
     # Not the times of the node: udev sets them at each event, and to open a disk may make one.
-    attributes = [attribute(sysfs_of(status.st_rdev, host), key) for key in ("diskseq", "size", "ro")]
+    attributes = [attribute(device_link(status.st_rdev), key) for key in ("diskseq", "size", "ro")]
     return " ".join([str(status.st_rdev), *attributes])
 
 
@@ -3133,9 +3206,9 @@ def create_guest(guest: Guest, snapshot: Snapshot, watcher: Watcher, journal: Jo
     name, file = guest.domain.name, guest.domain.source
     if output_of("xl", "domid", name):
         raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
-    evidence = Evidence(HostPaths())
+    facts = StorageFacts()
     for path, place in places_of(snapshot.needed, watcher).items():
-        states = evidence.once(drbd_states) if place.startswith("drbd") else {}
+        states = facts.drbd_states if place.startswith("drbd") else {}
         role, peer_role, *_ = states.get(place.removeprefix("drbd"), ("", ""))
         if peer_role == "Primary" != role:  # as with allow-two-primaries
             raise LeftAlone(f"guest {name} may run on the peer, where its disk {path} is Primary.", EXIT_TIMED_OUT)

@@ -35,6 +35,8 @@ import pytest
 # No wait leaves a record on the machine itself.
 os.environ["RUNTIME_DIRECTORY"] = "/nowhere"
 
+from recorded import HostPaths
+
 import xendomains_wait_disk as xwd
 
 # What takes longer than so many seconds hangs.
@@ -247,6 +249,13 @@ class Host:
         """Leaves nothing running."""
         for running in self._started:
             running.kill()
+
+
+@pytest.fixture(autouse=True)
+def places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the program looks for storage is the same after each test as before."""
+    for name in HostPaths._fields:
+        monkeypatch.setattr(xwd, name.upper(), getattr(xwd, name.upper()))
 
 
 @pytest.fixture
@@ -839,7 +848,7 @@ class Events:
 def events(monkeypatch: pytest.MonkeyPatch) -> Events:
     """The events of block devices are those of the test."""
     it = Events()
-    monkeypatch.setattr(xwd, "block_events", lambda _: it)
+    monkeypatch.setattr(xwd, "block_events", lambda: it)
     return it
 
 

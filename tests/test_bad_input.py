@@ -92,7 +92,7 @@ NOT_SAVED = [binary, huge, Path.touch, utf16]
 OURS = ("is too large for a configuration", "cannot be read: Too many levels of symbolic links")
 
 SILENT = xwd.Status(xwd.State.NOT_READY, str(xwd.NoResponse()))
-EVIDENCE = xwd.Evidence(xwd.HostPaths())
+FACTS = xwd.StorageFacts()
 
 
 def snapshot(host: Host) -> xwd.Snapshot:
@@ -103,7 +103,7 @@ def snapshot(host: Host) -> xwd.Snapshot:
 def read(file: str | Path, kind: str = "auto", before: tuple[int, ...] = ()) -> xwd.Guest | None:
     """What is read from a file, of which this signature is known."""
     guest = xwd.unread_guest(str(file), kind)._replace(signature=before)
-    return xwd.read_guest_once(guest, xwd.Settings(), EVIDENCE)
+    return xwd.read_guest_once(guest, xwd.Settings(), FACTS)
 
 
 def names(found: xwd.Snapshot) -> list[str]:
@@ -216,10 +216,10 @@ def test_whatever_goes_wrong_with_one_disk_is_its_reason(host: Host, monkeypatch
     host.guest("web", bad, good)
     check_disk = xwd.check_disk
 
-    def fail(required: xwd.Required, evidence: xwd.Evidence) -> xwd.Status:
-        if str(bad) in required.paths:
+    def fail(required: xwd.Required, facts: xwd.StorageFacts) -> xwd.Status:
+        if str(bad) in required.path:
             raise RuntimeError("odd")
-        return check_disk(required, evidence)
+        return check_disk(required, facts)
 
     monkeypatch.setattr(xwd, "check_disk", fail)
     assert missing(snapshot(host)) == {str(bad): xwd.Status(xwd.State.NOT_READY, "RuntimeError: odd")}
@@ -266,8 +266,8 @@ def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeyp
     file = host.guest("gone", host.images / "missing")
     list_directory = xwd.list_directory
 
-    def list_and_remove(path: str, kind: str, evidence: xwd.Evidence) -> xwd.Directory | None:
-        directory = list_directory(path, kind, evidence)
+    def list_and_remove(path: str, kind: str, facts: xwd.StorageFacts) -> xwd.Directory | None:
+        directory = list_directory(path, kind, facts)
         if directory and str(file) in directory.files:
             file.unlink()
         return directory
@@ -379,7 +379,7 @@ def test_a_directory_whose_listing_hangs_is_waited_for_until_it_comes(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.guest("web", host.images / "missing")
-    hang = clock.hang(xwd.list_directory(str(host.auto), "auto", EVIDENCE))
+    hang = clock.hang(xwd.list_directory(str(host.auto), "auto", FACTS))
     listing_hangs(monkeypatch, hang)
     watcher = host.watcher(clock)
     assert missing(watcher.look(math.inf)) == {str(host.auto): SILENT}
@@ -503,7 +503,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     for name in ("d", "b", "e", "a", "c"):
         host.guest(name)
     (host.auto / ".hidden").touch()
-    directory = xwd.list_directory(str(host.auto), "auto", EVIDENCE)
+    directory = xwd.list_directory(str(host.auto), "auto", FACTS)
     assert directory
     assert len(directory.files) == 3
     assert directory.files == sorted(directory.files)
@@ -511,7 +511,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     problems = xwd.problems_of(xwd.Snapshot({"/etc/xen/auto": directory}))
     assert problems == {"/etc/xen/auto": [f"/etc/xen/auto: {directory.warning}."]}
     monkeypatch.setattr(xwd, "MAX_FILES", 5)
-    assert xwd.list_directory(str(host.auto), "auto", EVIDENCE) == xwd.Directory(
+    assert xwd.list_directory(str(host.auto), "auto", FACTS) == xwd.Directory(
         "auto", [f"{host.auto}/{name}.cfg" for name in "abcde"]
     )
 

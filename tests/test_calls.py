@@ -227,12 +227,12 @@ def test_a_disk_that_no_longer_answers_when_the_last_one_comes_is_not_ready(
     hang = clock.hang(xwd.READY)
     look = xwd.check_disk
 
-    def check_disk(required: xwd.Required, evidence: xwd.Evidence) -> xwd.Status:
-        status: xwd.Status = hang() if str(dies) in required.paths and clock.seconds > 10 else look(required, evidence)
+    def check_disk(required: xwd.Required, facts: xwd.StorageFacts) -> xwd.Status:
+        status: xwd.Status = hang() if str(dies) == required.path and clock.seconds > 10 else look(required, facts)
         return status
 
     monkeypatch.setattr(xwd, "check_disk", check_disk)
-    monkeypatch.setattr(xwd, "required_by", lambda disk: xwd.Required((disk.target,)))
+    monkeypatch.setattr(xwd, "required_by", lambda disk: xwd.Required(disk.target))
     clock.at(20, comes.touch)
     result = clock.wait(host, timeout=100)
     assert result.status == xwd.EXIT_TIMED_OUT

@@ -46,6 +46,7 @@ from conftest import (
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from recorded import HostPaths
 
 import xendomains_wait_disk as xwd
 
@@ -260,7 +261,7 @@ def test_a_reader_who_comes_back_is_told_that_messages_were_lost(waiting_host: H
         messages = drain(reading)
         waiting_host.image("b")
         assert running.end().status == xwd.EXIT_READY
-    assert re.search(r"^Messages were lost here, because nobody read them: [1-9]\.\n", messages)
+    assert re.search(r"^[1-9]+ messages? dropped here, because the reader was too slow\.\n", messages)
     assert f"disk {waiting_host.images}/a found (after " in messages
 
 
@@ -337,8 +338,9 @@ def test_it_needs_no(waiting_host: Host, change: str) -> None:
 
 def test_a_block_device_without_sys_is_not_ready_and_the_reason_is_true(tmp_path: Path) -> None:
     reason = f"is a device file, but {tmp_path}, which tells of it, is not mounted"
-    lack = xwd.why_not_ready(os.makedev(7, 0), xwd.Required(), xwd.Evidence(xwd.HostPaths(sys=str(tmp_path))))
-    assert lack == xwd.Lack(reason)
+    HostPaths(sys=str(tmp_path)).use()
+    layer = xwd.check_block_device(os.makedev(7, 0), xwd.Required(), xwd.StorageFacts())
+    assert layer.problem == xwd.Problem(reason)
 
 
 @as_root
@@ -724,18 +726,19 @@ def file_name(text: str) -> str:
 class Recorder(xwd.Journal):
     """Keeps what is written to a terminal or file, and what is sent to the journal."""
 
-    def __init__(self) -> None:
-        super().__init__(xwd.DEBUG, None, patient=True)
+    def __init__(self, clock: xwd.Clock) -> None:
+        super().__init__(xwd.DEBUG, None, clock, patient=True)
         self.written: list[str] = []
         self.sent: list[bytes] = []
         self.fields = 0
 
-    def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
+    def _deliver(self, message: xwd.Message, seconds: float) -> bool:
+        level, text, fields = message
         self.sent.append(xwd.journal_entry(level, text, fields))
         self.fields += 3 + len(fields)
-        return super()._deliver(level, text, fields)
+        return super()._deliver(message, seconds)
 
-    def _write(self, text: str) -> bool:
+    def _write(self, text: str, seconds: float) -> bool:
         self.written.append(text)
         return True
 

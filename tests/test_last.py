@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Clock, Host, Journald, Result, program_with, waiting
+from conftest import FakeClock, Host, Journald, Result, program_with, waiting
 
 import xendomains_wait_disk as xwd
 

@@ -166,11 +166,11 @@ def test_events_are_collected_from_before_the_look_on(
     """So that none can fall between a look and the pause after it."""
     happened = []
 
-    def block_events(_: xwd.HostPaths) -> None:
+    def block_events() -> None:
         happened.append("listens")
 
-    def check_disk(_: xwd.Required, evidence: xwd.Evidence) -> xwd.Status:
-        happened.append("explains" if evidence.explains else "looks")
+    def check_disk(_: xwd.Required, facts: xwd.StorageFacts) -> xwd.Status:
+        happened.append("explains" if facts.explains else "looks")
         return xwd.Status(xwd.State.MISSING)
 
     monkeypatch.setattr(xwd, "block_events", block_events)
@@ -198,7 +198,7 @@ def test_events_that_have_ended_a_pause_do_not_end_the_next(clock: FakeClock, ev
 
 @pytest.mark.usefixtures("no_pyudev")
 def test_without_pyudev_there_are_no_events() -> None:
-    assert xwd.block_events(xwd.HostPaths()) is None
+    assert xwd.block_events() is None
 
 
 def test_without_events_a_pause_has_its_full_length(clock: FakeClock) -> None:

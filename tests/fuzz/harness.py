@@ -127,7 +127,7 @@ class InMemory:
 
 def check_file(path: str, kind: str) -> xwd.Guest | None:
     """Whatever is in the file: it is a guest, or xl will reject it; or nothing, if xendomains passes it over."""
-    guest = xwd.read_guest_once(xwd.unread_guest(path, kind), xwd.Settings(), EVIDENCE)
+    guest = xwd.read_guest_once(xwd.unread_guest(path, kind), xwd.Settings(), xwd.StorageFacts())
     return check_guest(guest) if guest else None
 
 
@@ -135,7 +135,7 @@ def check_guest(guest: xwd.Guest) -> xwd.Guest:
     """It can be looked at, printed on lines of its own, and is valid JSON."""
     assert not guest.status.is_awaited(), "a file that can be read is nothing to wait for"
     assert len(guest.domain.needs()) == len(guest.required)
-    disks = {r.paths[0]: xwd.check_disk(r, EVIDENCE) for r in guest.required if r.paths}
+    disks = {r.path: xwd.check_disk(r, xwd.StorageFacts()) for r in guest.required if r.path}
     assert all(path.startswith("/") for path in disks)
     file = guest.domain.source
     snapshot = xwd.Snapshot({}, {file: guest}, disks)
