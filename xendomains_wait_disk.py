@@ -24,7 +24,7 @@ from _thread import allocate_lock, start_new_thread
 from collections import deque, namedtuple
 from contextlib import closing, suppress
 from enum import Enum
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, pyudev,
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     # The role of a DRBD device and its peer's, its disk and its peer's: drbdsetup(8); and if it promotes itself.
     DrbdState = tuple[str, str, str, str, bool]
     Found = TypeVar("Found")
-    # The text, and its fields for the journal.
-    Message = tuple[str, dict[str, str]]
+    FileLike = TypeVar("FileLike", "Directory", "Guest")
+    # The level, the text, and its fields for the journal.
+    Message = tuple[int, str, dict[str, str]]
 else:
     NamedTuple = object
 
@@ -57,6 +58,9 @@ LATE_DIRECTORY = "/run/xendomains-late"
 XL_LOGS = "/var/log/xen"
 LAST_WAIT = os.path.join(os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}"), "last.json")
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
+
+# Where this host tells about its storage.
+SYS, RUN, PROC, ETC, VAR = "/sys", "/run", "/proc", "/etc", "/var"
 
 EXIT_READY = 0
 EXIT_TIMED_OUT = 1
@@ -90,23 +94,24 @@ MAX_TIME = 7 * 86400.0  # that may be set
 MIN_PAUSE = 0.01  # between two looks, that may be set
 MIN_SLEEP = 0.02  # between two looks in a storm of events
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
-MAX_FIRST_LOOK = 10.0  # the unit's TimeoutStartSec= must not be over before systemd is told of ours
+MAX_FIRST_LOOK = 10.0  # and of looking once
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
-MAX_SILENCE = 2.0  # of all calls in progress, before the wait goes on without them
+READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
+MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
+MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
-STUCK = 0.5  # is what a call is called that is silent for this long
-SLOW = 0.1  # a call that takes longer is not waited for the next time
-SLICE = 0.05  # for which the main thread pauses before it looks after calls that are silent
-MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
-MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
+STUCK_AFTER = 0.5  # a call that is silent for this long is stuck
+POLL_INTERVAL = 0.05  # for which the main thread pauses before it looks after calls that are silent
+MAX_THREADS = 64  # that make calls at the same time, besides those which are stuck
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
 MAX_SENDING = 0.3  # a message may take to be delivered
-MAX_SENDING_ALL = 0.9  # all the messages that are said at once
+MAX_SENDING_ALL = 3.0  # all the messages that are said at once
+MAX_SENDING_AT_END = 0.5  # those at the end, besides the summary
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
 FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
-MAX_LINES = 1000  # said between two reminders
+MAX_LINES = 1000  # said between two reminders, besides what was found
 MAX_NAMES = 100  # in one line
 MAX_LISTED = 4  # in one clause of a reason
 MAX_REASON = 1000  # characters, of why storage is missing
@@ -191,7 +196,7 @@ def error_text(error: Exception) -> str:
     """Why it failed, without the path, which the sentence around it names."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    told = isinstance(error, (ConfigError, ImportError, NoAnswer))
+    told = isinstance(error, (ConfigError, ImportError, NoResponse))
     return str(error) if told else f"{type(error).__name__}: {error}"
 
 
@@ -365,7 +370,7 @@ def closest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {similar[0]}?" if similar else f"known: {some(known, MAX_NAMES) or 'none'}"
 
 
-# --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
+# --- Clock: time, pauses, signals and threads ------------------------------------------------------------------------
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -376,26 +381,43 @@ class Stopped(Exception):
         self.number = number
 
 
-class Pauses:
-    """Where the main thread pauses, and what wakes it.
+class Clock:
+    """The time, the pauses of the main thread, and what ends one early.
 
-    A signal only leaves a mark, whatever the program is doing; here, and nowhere else, the mark raises Stopped.
+    Handlers only record a signal; pause() alone turns it into Stopped.
 
-    `paused` is how long it has paused so far: the time that others had to answer. It grows in each pause by no more
-    than was meant, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
+    `slept` is how long the main thread has paused so far: the time that others had to answer. It grows in each pause by
+    no more than was asked for, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
     """
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopped_by = 0
-        self.paused = 0.0
+        self.slept = 0.0
+
+    def now(self) -> float:
+        """Seconds on the monotonic clock."""
+        return time.monotonic()
+
+    def cpu_time(self) -> float:
+        """Seconds of CPU time that the program has used."""
+        return time.process_time()
+
+    def start_thread(self, function: Callable[[], None]) -> None:
+        """Runs the function beside the caller. Raises RuntimeError if the process can have no more threads."""
+        start_new_thread(function, ())
 
     def take_signals(self) -> None:
-        """From now on signals that ask to end wake the main thread."""
+        """From now on signals that ask the program to end are raised by pause()."""
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        set_signals(self._mark)
+        set_signals(self._record)
 
-    def _mark(self, number: int, _: FrameType | None) -> None:
+    def release_signals(self) -> None:
+        """From now on signals do what they do by default, and pause() raises none."""
+        set_signals(signal.SIG_DFL)
+        self._stopped_by = 0
+
+    def _record(self, number: int, _: FrameType | None) -> None:
         self._stopped_by = self._stopped_by or number
 
     def wake(self) -> None:
@@ -403,19 +425,19 @@ class Pauses:
         with suppress(BlockingIOError):  # what woke it before has not been read: it is awake
             os.write(self._writing, b"\0")
 
-    def pause(self, seconds: float, descriptor: int = -1) -> bool:
-        """Pauses for that long, until wake(), or until there is something to read from the descriptor.
+    def pause(self, seconds: float, descriptor: int = -1, event: int = select.POLLIN) -> bool:
+        """Pauses for that long, until wake(), or until the descriptor can be read (or written, with POLLOUT).
 
-        Returns whether there is something to read from the descriptor. Raises Stopped if a signal came.
+        Returns whether the descriptor can. Raises Stopped if a signal came.
         """
         poll = select.poll()
         poll.register(self._reading, select.POLLIN)
         if descriptor >= 0:
-            poll.register(descriptor, select.POLLIN)
-        seconds = 0.0 if self._stopped_by else max(0.0, seconds)
+            poll.register(descriptor, event)
+        seconds = 0.0 if self._stopped_by else min(max(0.0, seconds), MAX_TIME)
         started = time.monotonic()
         ready = [number for number, _ in poll.poll(seconds * 1000)]
-        self.paused += min(seconds, time.monotonic() - started)
+        self.slept += min(seconds, time.monotonic() - started)
         if self._reading in ready:
             os.read(self._reading, 4096)
         if self._stopped_by:
@@ -460,7 +482,7 @@ BASH = "/bin/bash"
 BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[Xendomains | None, list[str]]:
+def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
     Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
@@ -475,7 +497,7 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
         if distrust := why_not_trusted(path, os.stat(path)):
             warning = f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count."
         read_file(path)
-        complaint, auto, save, restore = source_xendomains(path, pauses, limit)
+        complaint, auto, save, restore = source_xendomains(path, clock, limit)
     except (OSError, ConfigError) as error:
         complaint, auto, save, restore = "", DEFAULT_AUTO, DEFAULT_SAVE, "true"
         why = str(error) if isinstance(error, ConfigError) else f"cannot be read ({error_text(error)})"
@@ -511,7 +533,7 @@ def is_read_by_debians(path: str) -> bool:
     return leaf == "default" and b"LIBEXEC_BIN" not in script
 
 
-def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
+def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
     """What bash says of a syntax error in the file, and XENDOMAINS_AUTO, _SAVE and _RESTORE as it finds them there.
 
     bash sources the file as xendomains does, without input or output. Raises ConfigError if there is no bash, or if the
@@ -537,12 +559,12 @@ def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
     import json  # noqa: F401  the record of the wait needs it, and bash takes as long to start
 
     printed = b""
-    end = pauses.paused + limit
+    end = clock.slept + limit
     try:
         while printed.count(b"\0") < SOURCED_FIELDS:
-            if pauses.paused >= end:
+            if clock.slept >= end:
                 raise ConfigError(f"was not read within {format_time_span(limit)}")
-            if not pauses.pause(SLICE, reading):
+            if not clock.pause(POLL_INTERVAL, reading):
                 continue
             data = os.read(reading, MAX_CONFIGURATION)
             printed += data
@@ -1046,9 +1068,9 @@ def check_vdevs(disks: Sequence[Disk]) -> None:
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
 @record
 class Required(NamedTuple):
-    """What a disk needs on this host: one of these paths; without any, nothing, and `reason` says why."""
+    """What a disk needs on this host: a path; if that is empty nothing, and `reason` says why."""
 
-    paths: tuple[str, ...] = ()
+    path: str = ""
     reason: str = ""
     writes: bool = False
     promotes: bool = False  # its script makes a DRBD resource Primary
@@ -1062,25 +1084,34 @@ def required_by(disk: Disk) -> Required:
     if disk.format == "empty" or not disk.target:
         return Required(reason="the drive is empty")
     if script == "block-drbd":
-        # DRBD 9 has a directory of volumes for each resource, DRBD 8 a link (drbd.rules).
-        by_resource = f"/dev/drbd/by-res/{disk.target}"
-        return Required(paths=(f"{by_resource}/0", by_resource), promotes=True)
+        return Required(f"/dev/drbd/by-res/{disk.target}/0", promotes=True)
     # "block" is the script that xl runs when none is given (xl-disk-configuration(5)).
     if script not in ("", "block"):
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    return Required(paths=(os.path.join("/", disk.target),), writes=disk.writes)
+    return Required(os.path.join("/", disk.target), writes=disk.writes)
+
+
+def older_path(path: str) -> str:
+    """What DRBD 8 calls it: a link for each resource, where DRBD 9 has a directory of volumes (drbd.rules)."""
+    return path[: -len("/0")] if re.fullmatch(".*/drbd/by-res/[^/]+/0", path) else path
+
+
+def existing_path(path: str) -> str:
+    """The path, or its older form if only that is there. May block."""
+    older = older_path(path)
+    return older if older != path and os.path.exists(older) and not os.path.isdir(older) else path
 
 
 def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
     """What this host must have for this disk, if the administrator does not want it ignored."""
     required = required_by(disk)
-    if required.paths:
+    if required.path:
         names = (domain.name, os.path.basename(domain.source))
         if matches_any(names, settings.ignored_domains):
             return Required(reason="[ignore] domains names its domain")
-        if matches_any((*required.paths, disk.target), settings.ignored_disks):
+        if matches_any((required.path, older_path(required.path), disk.target), settings.ignored_disks):
             return Required(reason="[ignore] disks names it")
     return required
 
@@ -1095,31 +1126,28 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
 
 
 # --- Storage below a disk: what a device stands on, and which layer lacks what ---------------------------------------
+# A device is always named as the kernel does (sda, dm-0), and what does not exist by its path.
 @record
-class HostPaths(NamedTuple):
-    """Where this host tells about its storage."""
+class Problem(NamedTuple):
+    """Why a device or path cannot be used or does not exist, and a command that helps.
 
-    sys: str = "/sys"
-    run: str = "/run"
-    proc: str = "/proc"
-    etc: str = "/etc"
-    var: str = "/var"
-
-    def udev_runs(self) -> bool:
-        """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
-        return os.path.exists(f"{self.run}/udev/control")
-
-
-@record
-class Lack(NamedTuple):
-    """Why a disk cannot be used or does not exist, a command that helps, and the device or path below that is to blame.
-
-    The reason goes on in a sentence that begins with the device or path.
+    The reason continues a sentence that begins with the device or path. If it is about something else, `device` is the
+    kernel's name of that, or `missing` the path below that is missing.
     """
 
     reason: str
     hint: str = ""
-    below: str = ""
+    device: str = ""
+    missing: str = ""
+
+
+@record
+class Layer(NamedTuple):
+    """A device, or a path that does not exist: what is wrong with it or with what it needs, and what it stands on."""
+
+    name: str
+    problem: Problem | None = None
+    below: tuple[Layer, ...] = ()
 
 
 @record
@@ -1131,48 +1159,168 @@ class Device(NamedTuple):
     properties: Mapping[str, str]
 
 
-class Evidence:
+if TYPE_CHECKING:
+    from functools import cached_property as fact
+else:
+
+    class fact:
+        """A cached property that one thread finds while others wait; since Python 3.12, functools' has no lock."""
+
+        def __init__(self, find: Callable[[Any], Any]) -> None:
+            self.find = find
+            self.name = find.__name__
+            self.lock = allocate_lock()
+
+        def __get__(self, facts: Any, _: object) -> Any:
+            with self.lock:
+                if self.name not in vars(facts):
+                    vars(facts)[self.name] = self.find(facts)
+            return vars(facts)[self.name]
+
+
+class StorageFacts:
     """What one look finds out about storage: each thing once, however many disks lie on the same devices."""
 
-    def __init__(self, host: HostPaths, *, explains: bool = True) -> None:
-        self.host = host
-        self.explains = explains  # why something is not ready, which takes longer than to see that it is not
-        self.text = lru_cache(None)(read_evidence)
-        self.rows = lru_cache(None)(partial(rows, evidence=self))
-        self.udev_device = lru_cache(None)(partial(udev_device, host=host))
-        self._once = lru_cache(None)(lambda find: find(self))
-        self.lack_of = lru_cache(None)(partial(lack_of, evidence=self))
-        self.lack_at = lru_cache(None)(partial(lack_at, evidence=self))
+    def __init__(self, explains: bool = True) -> None:
+        self.explains = explains  # why something is missing, which takes longer than to see that it is
+        self.numbers: dict[str, str] = {}  # of devices whose number is known, such as "8:0"
+        self._layers: dict[str, Layer] = {}
+        self._devices: dict[str, Device | None] = {}
+        self._texts: dict[str, str] = {}
 
-    def once(self, find: Callable[[Evidence], Found]) -> Found:
-        """What this function finds, which is called at the first time only."""
-        found: Found = self._once(find)
-        return found
+    def layer(self, name: str) -> Layer:
+        """A device with all that it stands on."""
+        if name not in self._layers:
+            self._layers[name] = check_device(name, self)
+        return self._layers[name]
 
-    def having(self, value: str, *keys: str) -> list[Device]:
+    def udev_device(self, name: str) -> Device | None:
+        """What udev knows about a device; nothing if it does not know it."""
+        return self.udev_entry(self.numbers.get(name) or attribute(device_directory(name), "dev"))
+
+    def udev_entry(self, number: str) -> Device | None:
+        """The device with this number, such as "8:0"."""
+        if number not in self._devices:
+            self._devices[number] = read_udev_device(number)
+        return self._devices[number]
+
+    def text(self, path: str) -> str:
+        """What is in a file, see read_text_file()."""
+        if path not in self._texts:
+            self._texts[path] = read_text_file(path)
+        return self._texts[path]
+
+    def table(self, path: str) -> list[list[str]]:
+        """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
+        lines = [line.split() for line in self.text(path).splitlines() if not line.lstrip().startswith("#")]
+        return [
+            [re.sub(r"\\([0-3][0-7]{2})", lambda m: chr(int(m[1], 8)), w) for w in words]
+            for words in lines
+            if words[1:]
+        ]
+
+    @fact
+    def devices(self) -> list[Device]:
+        """All block devices that udev knows."""
+        devices = []
+        for entry in list_names(f"{RUN}/udev/data", "b[0-9]{1,9}:[0-9]{1,9}"):
+            with suppress(OSError):
+                if device := self.udev_entry(entry[1:]):
+                    devices.append(device)
+        return devices
+
+    @fact
+    def names_by_path(self) -> dict[str, str]:
+        """The kernel's names of all devices that udev knows, by their nodes and links."""
+        paths = {link: device.name for device in self.devices for link in device.links}
+        return {**paths, **{f"/dev/{device.name.replace('!', '/')}": device.name for device in self.devices}}
+
+    def devices_with(self, value: str, *keys: str) -> list[Device]:
         """The devices of which one of these properties has this value."""
-        return [device for device in self.once(known_devices) if value in map(device.properties.get, keys)]
+        return [device for device in self.devices if value in map(device.properties.get, keys)]
 
-    def at(self, path: str) -> str:
+    def device_at(self, path: str) -> str:
         """The kernel's name of the device that udev has put or linked there; nothing if there is none."""
-        return self.once(names_by_path).get(path, "") if path.startswith("/dev/") else ""
+        return self.names_by_path.get(path, "") if path.startswith("/dev/") else ""
+
+    @fact
+    def mounts(self) -> list[list[str]]:
+        """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
+        return [words for words in self.table(f"{PROC}/self/mountinfo") if "-" in words[5:-2]]
+
+    @fact
+    def mount_units(self) -> dict[str, tuple[str, str]]:
+        """What is to be mounted, and the unit that does it, by mount point; of fstab systemd makes units as well."""
+        plans = {}
+        generated = [f"{RUN}/systemd/generator{late}" for late in ("", ".late")]
+        for directory in (*generated, f"{ETC}/systemd/system"):
+            for unit in list_names(directory, r".*\.mount"):
+                keys = dict(re.findall("^(What|Where)=(.+)", self.text(f"{directory}/{unit}"), re.MULTILINE))
+                if "Where" in keys:  # one that is masked has nothing
+                    plans[keys["Where"]] = (keys.get("What", ""), unit)
+        return plans
+
+    @fact
+    def crypttab(self) -> dict[str, tuple[str, list[str]]]:
+        """The device of each LUKS volume, and its options."""
+        lines = self.table(f"{ETC}/crypttab")
+        return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
+
+    @fact
+    def iscsi_sessions(self) -> dict[str, str]:
+        """The state of the session with each target; of several, LOGGED_IN if one is."""
+        directory = f"{SYS}/class/iscsi_session"
+        states: dict[str, str] = {}
+        for session in list_names(directory):
+            target, state = (self.text(f"{directory}/{session}/{key}").strip() for key in ("targetname", "state"))
+            states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
+        return states
+
+    @fact
+    def iscsi_nodes(self) -> dict[tuple[str, str], str]:
+        """node.startup by target and portal, of open-iscsi's records: nodes/TARGET/PORTAL[/IFACE]."""
+        from glob import glob
+
+        directories = [f"{directory}/iscsi/nodes" for directory in (ETC, f"{VAR}/lib")]
+        nodes = {}
+        for path in (path for one in directories for path in (*glob(f"{one}/*/*"), *glob(f"{one}/*/*/*"))):
+            record = dict(re.findall(r"^node\.(\S+) = (.*)", self.text(path), re.MULTILINE))
+            if "name" in record:
+                portal = f"{record.get('conn[0].address')}:{record.get('conn[0].port')}"
+                nodes[record["name"], portal] = record.get("startup", "unknown")
+        return nodes
+
+    @fact
+    def drbd_states(self) -> dict[str, DrbdState]:
+        """The state of each DRBD device, by number. Version 8 has them in /proc, version 9 only that it is there."""
+        text = self.text(f"{PROC}/drbd")
+        if text.startswith("version: 9"):
+            return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
+        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
+        return {match[1]: (match[2], match[3], match[4], match[5], False) for match in found}
+
+    @fact
+    def drbd_resources(self) -> dict[str, str]:
+        """The configuration of each of DRBD's resources."""
+        files = [f"{ETC}/drbd.conf", *(f"{ETC}/drbd.d/{name}" for name in list_names(f"{ETC}/drbd.d"))]
+        text = re.sub("#.*", "", "\n".join(map(self.text, files)))
+        common, *parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
+        return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
 
 
-def names_by_path(evidence: Evidence) -> dict[str, str]:
-    """The kernel's names of all devices that udev knows, by their nodes and links."""
-    devices = evidence.once(known_devices)
-    paths = {link: device.name for device in devices for link in device.links}
-    return {**paths, **{f"/dev/{device.name.replace('!', '/')}": device.name for device in devices}}
+def udev_runs() -> bool:
+    """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
+    return os.path.exists(f"{RUN}/udev/control")
 
 
-def read_evidence(path: str) -> str:
+def read_text_file(path: str) -> str:
     """What is in a file; nothing if it cannot be read, or is too large to be what it should be."""
     with suppress(OSError, ValueError):
         return read_file(path, MAX_EVIDENCE).decode(errors="replace")
     return ""
 
 
-def names_in(directory: str, pattern: str = "") -> list[str]:
+def list_names(directory: str, pattern: str = "") -> list[str]:
     """The names in a directory that are as the regular expression says, sorted; none if it cannot be read."""
     with suppress(OSError, ValueError):
         names = os.listdir(directory)
@@ -1180,84 +1328,233 @@ def names_in(directory: str, pattern: str = "") -> list[str]:
     return []
 
 
-def known_devices(evidence: Evidence) -> list[Device]:
-    """All block devices that udev knows; none, if nothing is to be explained."""
-    directory = f"{evidence.host.run}/udev/data"
-    devices = []
-    for entry in names_in(directory, "b[0-9]{1,9}:[0-9]{1,9}") if evidence.explains else ():
-        with suppress(OSError):
-            if device := evidence.udev_device(entry):
-                devices.append(device)
-    return devices
-
-
-def udev_device(entry: str, host: HostPaths) -> Device | None:
-    """The device of an entry in udev's database, such as "b8:0"; nothing while there is no such entry.
+def read_udev_device(number: str) -> Device | None:
+    """The device with this number in udev's database; nothing while it has no entry there.
 
     libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev, "E:KEY=VALUE" a
     property (sd-device.c).
     """
-    text = attribute(f"{host.run}/udev/data", entry)
+    text = attribute(f"{RUN}/udev/data", f"b{number}")
     if not text:
         return None
-    name = os.path.basename(os.readlink(f"{host.sys}/dev/block/{entry[1:]}"))
+    name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
     links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
     return Device(name, links, dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE)))
 
 
-def sysfs_of(number: int, host: HostPaths) -> str:
+def output_of(*command: str) -> str:
+    """What a program prints; nothing if it cannot be run or takes long."""
+    from subprocess import DEVNULL, SubprocessError, run
+
+    with suppress(OSError, SubprocessError):
+        return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_PROGRAM).stdout
+    return ""
+
+
+def device_directory(name: str) -> str:
+    """Where sysfs tells about a device."""
+    return f"{SYS}/class/block/{name}"
+
+
+def device_link(number: int) -> str:
     """The link in sysfs to the device with this number; its target ends in the kernel's name of the device."""
-    return f"{host.sys}/dev/block/{os.major(number)}:{os.minor(number)}"
+    return f"{SYS}/dev/block/{os.major(number)}:{os.minor(number)}"
 
 
-def node(name: str, host: HostPaths) -> str:
+def device_path(name: str) -> str:
     """The path by which people know a device."""
-    mapped = attribute(f"{host.sys}/class/block/{name}", "dm/name")
+    mapped = attribute(device_directory(name), "dm/name")
     return f"/dev/mapper/{mapped}" if mapped else f"/dev/{name.replace('!', '/')}"
 
 
 # What is there: a device, and all that it stands on.
-def lack_of(name: str, evidence: Evidence, promotes: bool = False) -> Lack | None:
-    """What a block device lacks, or one that it stands on, down to the leaves; nothing if it can be used.
-
-    A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
-    """
-    lack = lack_of_itself(name, evidence)
-    if lack is None and name.startswith("drbd"):
-        lack = why_drbd_cannot_be_used(name, promotes, evidence)
-    if lack is None and name.startswith("nvme"):
-        lack = why_nvme_has_no_path(name, evidence)
-    return lack or lack_below(name, evidence) or lack_in_udev(name, evidence)
+def check_device(name: str, facts: StorageFacts, promotes: bool = False) -> Layer:
+    """A block device with all that it stands on, down to the leaves, and what is wrong with it."""
+    below = tuple(map(facts.layer, devices_below(name)))
+    problem = check_kernel_state(name, facts) or check_drivers_state(name, promotes, facts)
+    return Layer(name, problem or check_lower_devices(name, below) or check_udev(name, facts), below)
 
 
-def lack_of_itself(name: str, evidence: Evidence) -> Lack | None:
-    """What a device lacks according to the kernel, whatever lies below it."""
-    if not os.path.exists(f"{evidence.host.sys}/class/block/{name}"):
-        return Lack("it was removed", below=name)
-    for names, key, values, are_good, reason in DEVICE_STATES:
+def devices_below(name: str) -> list[str]:
+    """The devices that this one stands on: in sysfs its slaves, or the disk of a partition."""
+    directory = device_directory(name)
+    below = list_names(f"{directory}/slaves")
+    # A device-mapper or md device has no slaves while it has no table or member.
+    if not below and name[-1:].isdigit() and os.path.exists(f"{directory}/partition"):
+        below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
+    return below
+
+
+def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
+    """What is wrong with a device according to the kernel, whatever lies below it."""
+    directory = device_directory(name)
+    size = attribute(directory, "size")
+    if not size:
+        return Problem("it was removed", device=name)
+    for names, key, usable, reason in DEVICE_STATES:
         if re.match(names, name):
-            value = attribute(f"{evidence.host.sys}/class/block/{name}", key)
-            if (value in values) != are_good:
-                return Lack(reason, below=name) if isinstance(reason, str) else reason(name, value, evidence)
+            value = size if key == "size" else attribute(directory, key)
+            if not re.fullmatch(usable, value):
+                return explain_state(Problem(reason.format(value), device=name), value, facts)
     return None
 
 
-def lack_in_udev(name: str, evidence: Evidence, is_disk: bool = False) -> Lack | None:
-    """What a device lacks according to udev; there is more that a device lacks which is the disk itself."""
-    number = attribute(f"{evidence.host.sys}/class/block/{name}", "dev")
-    device = evidence.udev_device(f"b{number}")
+# The kernel's names of devices, an attribute of theirs, the values with which they can be used, and else what is wrong.
+# Sources: scsi_sysfs.c and nvme's sysfs.c in Linux, its Documentation/admin-guide/md.rst, and the attributes which
+# systemd's 99-systemd.rules looks at.
+DEVICE_STATES = (
+    ("sd", "device/state", "|running", "the kernel calls it {}"),
+    ("nvme", "device/state", "|live", "its NVMe controller is not live"),
+    ("md", "md/array_state", "(?!clear|inactive|suspended|broken).*", "md array is {}"),
+    ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
+    ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
+    ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
+    ("drbd", "size", "(?!0$).*", "DRBD device has size 0: it has no disk and no peer"),
+    ("(?!sr)", "size", "(?!0$).*", "has size 0"),  # a drive without a CD has, too
+)
+
+
+def explain_state(problem: Problem, state: str, facts: StorageFacts) -> Problem:
+    """What more is known about a device that the kernel calls unusable, and a command that helps."""
+    if problem.device.startswith("sd"):
+        # When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing.
+        target, session = iscsi_session(problem.device)
+        if session not in ("", "LOGGED_IN"):
+            reason = f"{problem.reason}: its iSCSI session with {target} has failed"
+            return problem._replace(reason=reason, hint="iscsiadm -m session -P 1")
+    if problem.reason.startswith("md array"):
+        return explain_inactive_array(problem.device, state, facts)
+    return problem
+
+
+def iscsi_session(name: str) -> tuple[str, str]:
+    """The target of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
+    # …/host2/session1/target2:0:0/2:0:0:1/block/sda
+    session = re.search(r"/(session[0-9]+)/", os.path.realpath(device_directory(name)))
+    directory = f"{SYS}/class/iscsi_session/{session[1]}" if session else ""
+    return attribute(directory, "targetname"), attribute(directory, "state")
+
+
+def explain_inactive_array(name: str, state: str, facts: StorageFacts) -> Problem:
+    """An md array that is not active, and its members. How many it needs, sysfs does not say then."""
+    members = list_names(f"{device_directory(name)}/slaves")
+    reason = f"md array is {'empty' if state == 'clear' else state}"
+    if members:
+        reason += f" with {some(members, MAX_LISTED)}"
+    if len(members) == 1:
+        reason += " alone"
+    # mdadm's udev rules start mdadm-last-resort@.timer then.
+    if facts.explains and "unsafe" in [d.properties.get("MD_STARTED") for d in facts.devices_with(name, "MD_DEVICE")]:
+        reason += "; mdadm starts it degraded after 30 s"
+    return Problem(reason, f"mdadm --{'run' if state == 'inactive' else 'detail'} /dev/{name}", name)
+
+
+def check_drivers_state(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
+    """What is wrong with a device whose driver has more to say than an attribute."""
+    if name.startswith("drbd"):
+        return check_drbd(name, promotes, facts)
+    if name.startswith("nvme"):
+        return check_nvme(name)
+    return None
+
+
+def check_nvme(name: str) -> Problem | None:
+    """A disk of several NVMe controllers (native multipath), which needs one of them."""
+    directory = f"{device_directory(name)}/device"
+    states = [attribute(f"{directory}/{one}", "state") for one in list_names(directory, "nvme[0-9]+")]
+    return Problem("none of its NVMe controllers is live", device=name) if states and "live" not in states else None
+
+
+def check_drbd(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
+    """A DRBD device with good data neither here nor at its peer, or which nothing makes Primary when a guest starts."""
+    minor = name[len("drbd") :].partition("p")[0]
+    unknown = ("Primary", "", "UpToDate", "", False)
+    role, peer_role, disk, peer_disk, promotes_itself = facts.drbd_states.get(minor, unknown)
+    if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
+        peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
+        return Problem(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
+    is_shared = any("allow-two-primaries" in text for text in facts.drbd_resources.values())
+    if role == "Primary" or ((promotes or promotes_itself) and (peer_role != "Primary" or is_shared)):
+        return None
+    if peer_role == "Primary":
+        return Problem(f"DRBD is {role}, and its peer is Primary", "drbdadm status", name)
+    resource = next((one for one, text in facts.drbd_resources.items() if has_minor(text, minor)), "RESOURCE")
+    peer = ", and its peer is not connected" if peer_role == "Unknown" else ""
+    return Problem(f"DRBD is {role}{peer}", f"drbdadm primary {resource}", name)
+
+
+def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
+    """The states in what `drbdsetup status --json` prints. Version 9 becomes Primary by itself when it is opened."""
+    import json
+
+    states = {}
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        for resource in json.loads(text):
+            connections = resource.get("connections", ())
+            peers = [peer for connection in connections for peer in connection.get("peer_devices", ())]
+            roles = [connection.get("peer-role") for connection in connections]
+            peer_role = "Primary" if "Primary" in roles else ""
+            for device in resource["devices"]:
+                disks = [peer["peer-disk-state"] for peer in peers if peer["volume"] == device["volume"]]
+                best = "UpToDate" if "UpToDate" in disks else "".join(disks[:1])
+                disk = str(device["disk-state"])
+                states[str(device["minor"])] = (str(resource["role"]), peer_role, disk, best, True)
+    return states
+
+
+def has_minor(configuration: str, minor: str) -> bool:
+    """Whether a resource's configuration gives it the device with this number."""
+    return re.search(rf"(minor\s+|/dev/drbd){minor}\b", configuration) is not None
+
+
+def check_lower_devices(name: str, below: Sequence[Layer]) -> Problem | None:
+    """What is wrong with the devices that this one stands on, if it needs them: see redundant_members()."""
+    bad = [layer for layer in below if layer.problem]
+    if below and not bad:
+        return None
+    word, redundant = redundant_members(name, [layer.name for layer in below])
+    if word == "path" and not below:
+        return Problem("has no path", "multipath -ll", name)
+    if not bad or not set(redundant) <= {layer.name for layer in bad}:
+        return None
+    first, problem = bad[0], bad[0].problem or Problem("")
+    if redundant:
+        return Problem(f"no {word} of it can be used; {device_path(first.name)}: {problem.reason}", problem.hint, name)
+    # Only the layer that is to blame is named.
+    place = f"{device_path(first.name)} below it: " if problem.device == first.name else ""
+    return problem._replace(reason=place + problem.reason)
+
+
+def redundant_members(name: str, below: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """What the devices are called and which they are, among those below, of which this one needs just one.
+
+    A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
+    """
+    directory = device_directory(name)
+    if name.startswith("md") and attribute(directory, "md/level") not in ("", "raid0", "linear"):
+        return "member", below
+    uuid = attribute(directory, "dm/uuid") if name.startswith("dm-") else ""
+    if uuid.startswith("mpath-"):
+        return "path", below
+    names = {one: attribute(device_directory(one), "dm/name") for one in below if uuid}
+    return "leg", [one for one, mapped in names.items() if re.search("_[rm]image_[0-9]+$", mapped)]
+
+
+def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:
+    """What is wrong with a device according to udev, which says more about the disk itself."""
+    device = facts.udev_device(name)
     properties = device.properties if device else {}
     # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
     # (udev-worker.c; `udevadm wait` looks at the same).
     if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
-        return Lack("udev has not finished with it", "udevadm settle", name)
+        return Problem("udev has not finished with it", "udevadm settle", name)
     if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
-        return Lack("multipathd uses none of its paths", "multipath -ll", name)
+        return Problem("multipathd uses none of its paths", "multipath -ll", name)
     if not is_disk or properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
         return None
     if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
-        return Lack("is one path of a multipath device; use the multipath device instead", "multipath -ll")
-    return Lack("udev says that it is not ready (SYSTEMD_READY=0)")
+        return Problem("is one path of a multipath device; use the multipath device instead", "multipath -ll")
+    return Problem("udev says that it is not ready (SYSTEMD_READY=0)")
 
 
 def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
@@ -1281,225 +1578,45 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
     )
 
 
-def lack_below(name: str, evidence: Evidence) -> Lack | None:
-    """What the devices lack that this one stands on, if it needs them."""
-    below = devices_below(name, evidence.host)
-    word, legs = legs_of(name, below, evidence.host)
-    if word == "path" and not below:
-        return Lack("has no path", "multipath -ll", name)
-    lacks = {one: lack for one in below if (lack := evidence.lack_of(one))}
-    if not lacks or (legs and not all(leg in lacks for leg in legs)):
-        return None
-    first, lack = next(iter(lacks.items()))
-    if legs:
-        return Lack(f"no {word} of it can be used; {node(first, evidence.host)}: {lack.reason}", lack.hint, name)
-    # Only the layer that is to blame is named.
-    place = f"{node(first, evidence.host)} below it: " if lack.below == first else ""
-    return lack._replace(reason=place + lack.reason)
-
-
-def devices_below(name: str, host: HostPaths) -> list[str]:
-    """The devices that this one stands on: in sysfs its slaves, or the disk of a partition."""
-    directory = f"{host.sys}/class/block/{name}"
-    below = names_in(f"{directory}/slaves")
-    if not below and attribute(directory, "partition"):
-        below = [os.path.basename(os.path.dirname(os.path.realpath(directory)))]
-    return below
-
-
-def legs_of(name: str, below: Sequence[str], host: HostPaths) -> tuple[str, Sequence[str]]:
-    """What the devices are called and which they are, among those below, of which this one needs just one."""
-    directory = f"{host.sys}/class/block/{name}"
-    if name.startswith("md") and attribute(directory, "md/level") not in ("", "raid0", "linear"):
-        return "member", below
-    uuid = attribute(directory, "dm/uuid")
-    if uuid.startswith("mpath-"):
-        return "path", below
-    names = {one: attribute(f"{host.sys}/class/block/{one}", "dm/name") for one in below if uuid}
-    return "leg", [one for one, mapped in names.items() if re.search("_[rm]image_[0-9]+$", mapped)]
-
-
-def why_scsi_does_not_run(name: str, state: str, evidence: Evidence) -> Lack:
-    """When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing."""
-    target, session = iscsi_session(name, evidence.host)
-    if session in ("", "LOGGED_IN"):
-        return Lack(f"the kernel calls it {state}", below=name)
-    reason = f"the kernel calls it {state}: its iSCSI session with {target} has failed"
-    return Lack(reason, "iscsiadm -m session -P 1", name)
-
-
-def why_nvme_has_no_path(name: str, evidence: Evidence) -> Lack | None:
-    """A disk of several NVMe controllers (native multipath), which needs one of them."""
-    directory = f"{evidence.host.sys}/class/block/{name}/device"
-    states = [attribute(f"{directory}/{one}", "state") for one in names_in(directory, "nvme[0-9]+")]
-    return Lack("none of its NVMe controllers is live", below=name) if states and "live" not in states else None
-
-
-def iscsi_session(name: str, host: HostPaths) -> tuple[str, str]:
-    """The target of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
-    # …/host2/session1/target2:0:0/2:0:0:1/block/sda
-    session = re.search(r"/(session[0-9]+)/", os.path.realpath(f"{host.sys}/class/block/{name}"))
-    directory = f"{host.sys}/class/iscsi_session/{session[1]}" if session else ""
-    return attribute(directory, "targetname"), attribute(directory, "state")
-
-
-def why_array_is_not_active(name: str, state: str, evidence: Evidence) -> Lack:
-    """An md array that is not active, and its members. How many it needs, sysfs does not say then."""
-    members = names_in(f"{evidence.host.sys}/class/block/{name}/slaves")
-    reason = f"md array is {'empty' if state == 'clear' else state}"
-    if members:
-        reason += f" with {some(members, MAX_LISTED)}{' alone' * (len(members) == 1)}"
-    # mdadm's udev rules start mdadm-last-resort@.timer then.
-    if "unsafe" in [device.properties.get("MD_STARTED") for device in evidence.having(name, "MD_DEVICE")]:
-        reason += "; mdadm starts it degraded after 30 s"
-    return Lack(reason, f"mdadm --{'run' if state == 'inactive' else 'detail'} /dev/{name}", name)
-
-
-# The kernel's names of devices, an attribute of theirs, values of it, whether these are the good ones, and else what
-# the device lacks. Sources: scsi_sysfs.c and nvme's sysfs.c in Linux, its Documentation/admin-guide/md.rst, and the
-# attributes which systemd's 99-systemd.rules looks at.
-DEVICE_STATES: Sequence[tuple[str, str, tuple[str, ...], bool, str | Callable[[str, str, Evidence], Lack]]] = (
-    ("sd", "device/state", ("", "running"), True, why_scsi_does_not_run),
-    ("nvme", "device/state", ("", "live"), True, "its NVMe controller is not live"),
-    ("md", "md/array_state", ("clear", "inactive", "suspended", "broken"), False, why_array_is_not_active),
-    ("dm-", "dm/suspended", ("1",), False, "device-mapper device is suspended"),
-    ("loop[0-9]+$", "loop/backing_file", ("",), False, "loop device has no file"),
-    ("nbd[0-9]+$", "pid", ("",), False, "nbd device is not connected to a server"),
-    ("drbd", "size", ("0",), False, "DRBD device has size 0: it has no disk and no peer"),
-    ("(?!sr)", "size", ("0",), False, "has size 0"),  # a drive without a CD has, too
-)
-
-
-def drbd_states(evidence: Evidence) -> dict[str, DrbdState]:
-    """The state of each DRBD device, by number. Version 8 tells of them in /proc, version 9 only that it is there."""
-    text = evidence.text(f"{evidence.host.proc}/drbd")
-    if text.startswith("version: 9"):
-        return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
-    found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
-    return {match[1]: (match[2], match[3], match[4], match[5], False) for match in found}
-
-
-def output_of(*command: str) -> str:
-    """What a program prints; nothing if it cannot be run or takes long."""
-    from subprocess import DEVNULL, SubprocessError, run
-
-    with suppress(OSError, SubprocessError):
-        return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_PROGRAM).stdout
-    return ""
-
-
-def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
-    """The states in what `drbdsetup status --json` prints. Version 9 becomes Primary by itself when it is opened."""
-    import json
-
-    states = {}
-    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        for resource in json.loads(text):
-            connections = resource.get("connections", ())
-            peers = [peer for connection in connections for peer in connection.get("peer_devices", ())]
-            roles = [connection.get("peer-role") for connection in connections]
-            peer_role = "Primary" if "Primary" in roles else ""
-            for device in resource["devices"]:
-                disks = [peer["peer-disk-state"] for peer in peers if peer["volume"] == device["volume"]]
-                best = "UpToDate" if "UpToDate" in disks else "".join(disks[:1])
-                disk = str(device["disk-state"])
-                states[str(device["minor"])] = (str(resource["role"]), peer_role, disk, best, True)
-    return states
-
-
-def why_drbd_cannot_be_used(name: str, promotes: bool, evidence: Evidence) -> Lack | None:
-    """A DRBD device with good data neither here nor at its peer, or which nothing makes Primary when a guest starts."""
-    minor = name[len("drbd") :].partition("p")[0]
-    unknown = ("Primary", "", "UpToDate", "", False)
-    role, peer_role, disk, peer_disk, promotes_itself = evidence.once(drbd_states).get(minor, unknown)
-    if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
-        peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
-        return Lack(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
-    resources = evidence.once(drbd_resources)
-    is_shared = any("allow-two-primaries" in text for text in resources.values())
-    if role == "Primary" or ((promotes or promotes_itself) and (peer_role != "Primary" or is_shared)):
-        return None
-    if peer_role == "Primary":
-        return Lack(f"DRBD is {role}, and its peer is Primary", "drbdadm status", name)
-    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
-    peer = ", and its peer is not connected" if peer_role == "Unknown" else ""
-    return Lack(f"DRBD is {role}{peer}", f"drbdadm primary {resource}", name)
-
-
-def drbd_resources(evidence: Evidence) -> dict[str, str]:
-    """The configuration of each of DRBD's resources."""
-    etc = evidence.host.etc
-    files = [f"{etc}/drbd.conf", *(f"{etc}/drbd.d/{name}" for name in names_in(f"{etc}/drbd.d"))]
-    text = re.sub("#.*", "", "\n".join(map(evidence.text, files)))
-    common, *parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
-    return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
-
-
-def has_minor(configuration: str, minor: str) -> bool:
-    """Whether a resource's configuration gives it the device with this number."""
-    return re.search(rf"(minor\s+|/dev/drbd){minor}\b", configuration) is not None
-
-
 # What is missing: a function for each kind of path, from evidence in /etc and in udev's database.
-def why_missing(path: str, evidence: Evidence) -> Lack:
-    """Why there is nothing at a path, down to the layer that is the cause, and what to do about that."""
-    below = os.path.realpath(path)
-    reasons = [f"is a link to {below}, which does not exist"] if os.path.islink(path) else []
+def explain_missing(path: str, facts: StorageFacts) -> Problem:
+    """Why there is nothing at a path, down to the layer that is the cause, and what to do about that. May block."""
+    target = os.path.realpath(path)
+    reasons = [f"is a link to {target}, which does not exist"] if os.path.islink(path) else []
     hint = ""
-    while below and len(reasons) < MAX_CHAIN and (lack := evidence.lack_at(below)):
-        reasons.append(lack.reason)
-        hint, below = lack.hint or hint, lack.below
+    layers = [explain_path(target, facts)]
+    for layer in layers:
+        if layer.problem:
+            reasons.append(layer.problem.reason)
+            hint = layer.problem.hint or hint
+            layers += layer.below if layer.problem.missing else ()
     parent = os.path.dirname(path)
     plain = "does not exist" if os.path.isdir(parent) else f"does not exist, nor does the directory {parent}"
-    return Lack(": ".join(reasons)[:MAX_REASON] or plain, hint[:MAX_REASON])
+    return Problem(": ".join(reasons[:MAX_CHAIN])[:MAX_REASON] or plain, hint[:MAX_REASON])
 
 
-def lack_at(path: str, evidence: Evidence) -> Lack | None:
-    """What the device at a path lacks, or if there is none, what the first row says that knows anything."""
-    if not evidence.explains:
-        return None
-    if name := evidence.at(path):
-        return evidence.lack_of(name)
-    found = ((explain, re.fullmatch(pattern, path)) for pattern, explain in MISSING_PATHS)
-    return next(filter(None, (explain(match, evidence) for explain, match in found if match)), None)
+def explain_path(path: str, facts: StorageFacts, depth: int = MAX_CHAIN) -> Layer:
+    """The device at a path; or if there is none, what the first row says that knows anything, and what it blames."""
+    if name := facts.device_at(path):
+        return facts.layer(name)
+    found = ((explain, re.fullmatch(pattern, path)) for pattern, explain in EXPLANATIONS)
+    problem = next(filter(None, (explain(match, facts) for explain, match in found if match)), None)
+    missing = problem.missing if problem and depth > 1 else ""
+    return Layer(path, problem, (explain_path(missing, facts, depth - 1),) if missing else ())
 
 
-def missing_file(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_file(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
-    host = evidence.host
-    plans = {where: (source, "/etc/fstab") for source, where, *_ in evidence.rows(f"{host.etc}/fstab")}
-    plans = {**evidence.once(mount_units), **plans}
+    plans = {where: (source, "/etc/fstab") for source, where, *_ in facts.table(f"{ETC}/fstab")}
+    plans = {**facts.mount_units, **plans}
     where = max((one for one in plans if match[0].startswith(f"{one.rstrip('/')}/")), key=len, default="/")
     # Where systemd mounts on demand, autofs is mounted until then.
-    mounted = {os.path.normpath(words[4]) for words in mounts(evidence) if "autofs" not in words}
+    mounted = {os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words}
     if where == "/" or os.path.normpath(where) in mounted:
         return None
     source, file = plans[where]
     reason = f"lies below {where}, where {source} is to be mounted according to {file}, but is not"
-    return Lack(reason, f"systemctl status {where}", path_of(source))
-
-
-def mount_units(evidence: Evidence) -> dict[str, tuple[str, str]]:
-    """What is to be mounted, and the unit that does it, by mount point; of fstab systemd makes units as well."""
-    plans = {}
-    generated = [f"{evidence.host.run}/systemd/generator{late}" for late in ("", ".late")]
-    for directory in (*generated, f"{evidence.host.etc}/systemd/system"):
-        for unit in names_in(directory, r".*\.mount"):
-            keys = dict(re.findall("^(What|Where)=(.+)", evidence.text(f"{directory}/{unit}"), re.MULTILINE))
-            if "Where" in keys:  # one that is masked has nothing
-                plans[keys["Where"]] = (keys.get("What", ""), unit)
-    return plans
-
-
-def mounts(evidence: Evidence) -> list[list[str]]:
-    """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
-    return [words for words in evidence.rows(f"{evidence.host.proc}/self/mountinfo") if "-" in words[5:-2]]
-
-
-def rows(path: str, evidence: Evidence) -> list[list[str]]:
-    """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
-    lines = [line.split() for line in evidence.text(path).splitlines() if not line.lstrip().startswith("#")]
-    return [[re.sub(r"\\([0-3][0-7]{2})", lambda m: chr(int(m[1], 8)), w) for w in line] for line in lines if line[1:]]
+    return Problem(reason, f"systemctl status {where}", missing=path_of(source))
 
 
 def path_of(source: str) -> str:
@@ -1510,178 +1627,151 @@ def path_of(source: str) -> str:
     return source if source.startswith("/dev/") else ""
 
 
-def missing_array(match: re.Match[str], evidence: Evidence) -> Lack:
+def explain_array(match: re.Match[str], facts: StorageFacts) -> Problem:
     """An md array by its name or its node. An inactive one has no name yet, but its members' udev entries name it."""
     wanted = match["name"]
-    members = evidence.having(wanted, "MD_DEVICE", "MD_DEVNAME")
+    members = facts.devices_with(wanted, "MD_DEVICE", "MD_DEVNAME")
     for name in sorted({device.properties.get("MD_DEVICE", "") for device in members}):
-        if name and os.path.exists(f"{evidence.host.sys}/class/block/{name}") and (lack := evidence.lack_of(name)):
-            return lack._replace(reason=f"{name} is to be {wanted}: {lack.reason}")
+        problem = facts.layer(name).problem if name and os.path.exists(device_directory(name)) else None
+        if problem:
+            return problem._replace(reason=f"{name} is to be {wanted}: {problem.reason}")
     if members:
         names = some([device.name for device in members], MAX_LISTED)
-        return Lack(f"array {wanted} is not assembled; its members include {names}", "mdadm --assemble --scan")
-    is_known = is_in_mdadm_conf(wanted, evidence)
-    known = "which is in mdadm.conf, is there" if is_known else "is there, nor is it in mdadm.conf"
-    return Lack(f"no member of an array {wanted}{',' * bool(is_known)} {known}", "mdadm --examine --scan")
+        return Problem(f"array {wanted} is not assembled; its members include {names}", "mdadm --assemble --scan")
+    if is_in_mdadm_conf(wanted, facts):
+        return Problem(f"no member of an array {wanted}, which is in mdadm.conf, is there", "mdadm --examine --scan")
+    return Problem(f"no member of an array {wanted} is there, nor is it in mdadm.conf", "mdadm --examine --scan")
 
 
-def is_in_mdadm_conf(name: str, evidence: Evidence) -> bool:
+def is_in_mdadm_conf(name: str, facts: StorageFacts) -> bool:
     """Whether mdadm.conf gives an array this name."""
-    text = "\n".join(evidence.text(f"{evidence.host.etc}/{file}") for file in ("mdadm/mdadm.conf", "mdadm.conf"))
+    text = "\n".join(facts.text(f"{ETC}/{file}") for file in ("mdadm/mdadm.conf", "mdadm.conf"))
     names = f"({re.escape(name)}|{re.escape(name.removeprefix('md'))})"  # /dev/md/0 is /dev/md0
     return re.search(rf"^ARRAY\s+(/dev/)?(md/)?{names}\s", text, re.MULTILINE) is not None
 
 
-def missing_crypt(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A LUKS volume: crypttab(5)."""
     name = match["name"]
-    source, options = crypttab(evidence).get(name, ("", []))
+    source, options = facts.crypttab.get(name, ("", []))
     if not source:
         return None
-    device = evidence.at(path_of(source))
+    device = facts.device_at(path_of(source))
     noauto = " (option noauto)" if "noauto" in options else ""
     there = f"/dev/{device} is there" if device else f"{source} is missing"
     hint = "systemctl start 'systemd-cryptsetup@{}'".format(name.replace("-", r"\x2d"))
     reason = f"is not opened; its device {there}{noauto}, according to /etc/crypttab"
-    return Lack(reason, hint, "" if device else path_of(source))
+    return Problem(reason, hint, missing="" if device else path_of(source))
 
 
-def crypttab(evidence: Evidence) -> dict[str, tuple[str, list[str]]]:
-    """The device of each LUKS volume, and its options."""
-    lines = evidence.rows(f"{evidence.host.etc}/crypttab")
-    return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
-
-
-def missing_map(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A multipath map by its alias, the name it is bound to, or its WWID: multipath.conf(5)."""
-    name, etc = match["name"], evidence.host.etc
-    wwid, file = name if f"/{name}/\n" in evidence.text(f"{etc}/multipath/wwids") else "", "wwids"
-    for alias, bound, *_ in evidence.rows(f"{etc}/multipath/bindings"):
+    name = match["name"]
+    wwid, file = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else "", "wwids"
+    for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
         wwid, file = (bound, "bindings") if alias == name else (wwid, file)
-    for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", evidence.text(f"{etc}/multipath.conf")):
+    for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", facts.text(f"{ETC}/multipath.conf")):
         keys = dict(re.findall(r'^\s*(wwid|alias)\s+"?([^"\s]+)', entry, re.MULTILINE))
         wwid, file = (keys.get("wwid", ""), "multipath.conf") if keys.get("alias") == name else (wwid, file)
     if not wwid:
         return None
-    paths = [one for one in evidence.having(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
+    paths = [one for one in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
     if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
-        return Lack(f"{some(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2")
-    return Lack(f"no path to {wwid} is there, according to multipath's {file}", "multipath -v2", ANY_LUN)
+        return Problem(f"{some(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2")
+    return Problem(f"no path to {wwid} is there, according to multipath's {file}", "multipath -v2", missing=ANY_LUN)
 
 
-def missing_volume(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_volume(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A logical volume: vgcfgbackup(8) tells which physical volumes its group has, and udev which of them are there."""
     group, volume = match["group"], match["volume"]
     if is_mapped := match[0].startswith("/dev/mapper/"):
         group, volume = group.replace("--", "-"), volume.replace("--", "-")
     file = f"/etc/lvm/backup/{group}"
-    text = evidence.text(f"{evidence.host.etc}/lvm/backup/{group}")
+    text = facts.text(f"{ETC}/lvm/backup/{group}")
     head, _, volumes = text.partition("\n\tlogical_volumes {\n")
     needed = re.findall(r'id = "([\w-]+)"\s+device = "([^"]*)"', head)
     if not needed:  # anything may be called so below /dev/mapper
-        return None if is_mapped else Lack(f"there is no {file} to tell what volume group {group} lacks", "vgs")
+        return None if is_mapped else Problem(f"there is no {file} to tell what volume group {group} lacks", "vgs")
     if f"\n\t\t{volume} {{\n" not in f"\n{volumes}":
         date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
-        return Lack(f"{file} of {date[1] if date else 'unknown date'} knows no volume {volume}", f"lvs {group}")
+        return Problem(f"{file} of {date[1] if date else 'unknown date'} knows no volume {volume}", f"lvs {group}")
     lacking = []
     for uuid, device in needed:
-        found = {one.name: one.properties for one in evidence.having(uuid, "ID_FS_UUID")}
+        found = {one.name: one.properties for one in facts.devices_with(uuid, "ID_FS_UUID")}
         # All the paths of a multipath device are one disk.
         holders = [name for name, has in found.items() if has.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
         if len(holders) > 1:
             reason = f"{some(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do"
-            return Lack(reason, "vgimportclone /dev/CLONE")
+            return Problem(reason, "vgimportclone /dev/CLONE")
         lacking += [] if holders else [(uuid, device)]
     if not lacking:
-        return Lack(f"volume group {group} is complete, but this volume is not activated", f"vgchange -ay {group}")
+        return Problem(f"volume group {group} is complete, but this volume is not activated", f"vgchange -ay {group}")
     # LVM writes "[unknown]" where it has not seen the device either.
     names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device in lacking]
-    below = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]
+    missing = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]
     reason = f"volume group {group} lacks physical volume {some(names, MAX_LISTED)}, according to {file}"
-    return Lack(reason, f"vgchange -ay {group}", below)
+    return Problem(reason, f"vgchange -ay {group}", missing=missing)
 
 
-def missing_iscsi_disk(match: re.Match[str], evidence: Evidence) -> Lack:
+def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
     """A LUN of an iSCSI target, by its path."""
     target, portal = match["target"], match["portal"]
-    state = evidence.once(iscsi_sessions).get(target)
+    state = facts.iscsi_sessions.get(target)
     if state is None:
-        return without_session(target, portal, evidence)
+        return without_session(target, portal, facts)
     if state != "LOGGED_IN":
-        return Lack(f"the session with target {target} at {portal} has failed", "iscsiadm -m session -P 1")
-    return Lack(f"target {target} has a session, but at {portal} no LUN {match['lun']}", "iscsiadm -m session --rescan")
+        return Problem(f"the session with target {target} at {portal} has failed", "iscsiadm -m session -P 1")
+    return Problem(
+        f"target {target} has a session, but at {portal} no LUN {match['lun']}", "iscsiadm -m session --rescan"
+    )
 
 
-def missing_lun(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_lun(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A SCSI disk. Its name does not say of which target it was, but it is known which ones have no session."""
-    sessions = evidence.once(iscsi_sessions)
-    absent = {target: portal for target, portal in evidence.once(iscsi_nodes) if target not in sessions}
+    absent = {target: portal for target, portal in facts.iscsi_nodes if target not in facts.iscsi_sessions}
     if len(absent) == 1:
-        return without_session(*absent.popitem(), evidence)
+        return without_session(*absent.popitem(), facts)
     reason = f"it is probably of one of the targets that have no session: {some(sorted(absent), MAX_LISTED)}"
-    return Lack(reason, "iscsiadm -m node --login") if absent else None
+    return Problem(reason, "iscsiadm -m node --login") if absent else None
 
 
-def without_session(target: str, portal: str, evidence: Evidence) -> Lack:
+def without_session(target: str, portal: str, facts: StorageFacts) -> Problem:
     """A target to which the host has not logged in."""
     reason = f"target {target} at {portal} has no session"
-    if startup := evidence.once(iscsi_nodes).get((target, portal)):
-        return Lack(f"{reason}; node.startup is {startup}", f"iscsiadm -m node -T {target} --login")
+    if startup := facts.iscsi_nodes.get((target, portal)):
+        return Problem(f"{reason}; node.startup is {startup}", f"iscsiadm -m node -T {target} --login")
     reason += ", nor is it among the nodes of open-iscsi"
-    return Lack(reason, f"iscsiadm -m discovery -t sendtargets -p {portal}")
+    return Problem(reason, f"iscsiadm -m discovery -t sendtargets -p {portal}")
 
 
-def iscsi_sessions(evidence: Evidence) -> dict[str, str]:
-    """The state of the session with each target; of several, LOGGED_IN if one is."""
-    directory = f"{evidence.host.sys}/class/iscsi_session"
-    states: dict[str, str] = {}
-    for session in names_in(directory):
-        target, state = (evidence.text(f"{directory}/{session}/{key}").strip() for key in ("targetname", "state"))
-        states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
-    return states
-
-
-def iscsi_nodes(evidence: Evidence) -> dict[tuple[str, str], str]:
-    """node.startup by target and portal, of open-iscsi's records: nodes/TARGET/PORTAL or nodes/TARGET/PORTAL/IFACE."""
-    from glob import glob
-
-    directories = [f"{directory}/iscsi/nodes" for directory in (evidence.host.etc, f"{evidence.host.var}/lib")]
-    nodes = {}
-    for path in (path for one in directories for path in (*glob(f"{one}/*/*"), *glob(f"{one}/*/*/*"))):
-        record = dict(re.findall(r"^node\.(\S+) = (.*)", evidence.text(path), re.MULTILINE))
-        if "name" in record:
-            portal = f"{record.get('conn[0].address')}:{record.get('conn[0].port')}"
-            nodes[record["name"], portal] = record.get("startup", "unknown")
-    return nodes
-
-
-def missing_drbd(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A DRBD device, by its resource or its number: it is there when the resource is up."""
-    resources = evidence.once(drbd_resources)
+    resources = facts.drbd_resources
     minor = match["minor"] or ""
     name = match["resource"] or next((one for one, text in resources.items() if has_minor(text, minor)), "")
     if name not in resources:
-        return Lack(f"no resource {name or 'for it'} is in /etc/drbd.conf or /etc/drbd.d", "drbdadm dump")
-    names = names_in(f"{evidence.host.sys}/class/block", "drbd.*")
+        return Problem(f"no resource {name or 'for it'} is in /etc/drbd.conf or /etc/drbd.d", "drbdadm dump")
+    names = list_names(f"{SYS}/class/block", "drbd.*")
     is_up = any(has_minor(resources[name], one[len("drbd") :]) for one in names)
-    return None if is_up else Lack(f"resource {name} is not up", f"drbdadm up {name}")
+    return None if is_up else Problem(f"resource {name} is not up", f"drbdadm up {name}")
 
 
-def missing_zvol(match: re.Match[str], evidence: Evidence) -> Lack:
+def explain_zvol(match: re.Match[str], _: StorageFacts) -> Problem:
     """A volume of ZFS, whose module keeps a directory for each imported pool."""
     pool = match["pool"]
-    if pool not in names_in(f"{evidence.host.proc}/spl/kstat/zfs"):
-        return Lack(f"pool {pool} is not imported", f"zpool import {pool}")
-    return Lack(f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}")
+    if pool not in list_names(f"{PROC}/spl/kstat/zfs"):
+        return Problem(f"pool {pool} is not imported", f"zpool import {pool}")
+    return Problem(f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}")
 
 
-def missing_link(match: re.Match[str], evidence: Evidence) -> Lack | None:
+def explain_link(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A link by what a block device holds or is."""
     tag, value = match["tag"].upper(), match["value"]
-    if evidence.having(value, TAGS[tag]):
+    if facts.devices_with(value, TAGS[tag]):
         return None
-    below = f"/dev/mapper/{value[len('dm-name-') :]}" if value.startswith("dm-name-") else ""
-    return Lack(f"no block device has this {tag}", f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id", below)
+    missing = f"/dev/mapper/{value[len('dm-name-') :]}" if value.startswith("dm-name-") else ""
+    hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
+    return Problem(f"no block device has this {tag}", hint, missing=missing)
 
 
 # The links that udev makes below /dev/disk, and the property that each is made of; by-id is made of many.
@@ -1694,19 +1784,19 @@ TAGS = {
 }
 ANY_LUN = "/dev/sd"  # what the names of SCSI disks begin with
 
-MISSING_PATHS: Sequence[tuple[str, Callable[[re.Match[str], Evidence], Lack | None]]] = (
-    ("/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", missing_iscsi_disk),
-    ("/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", missing_link),
-    ("/dev/md/(?P<name>.+)", missing_array),
-    ("/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", missing_array),
-    ("/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|(?P<minor>[0-9]+))", missing_drbd),
-    ("/dev/zvol/(?P<pool>[^/]+)/.+", missing_zvol),
-    ("/dev/mapper/(?P<name>.+)", missing_crypt),
-    ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", missing_map),
-    ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", missing_volume),
-    (r"/dev/(?!disk/|mapper/|cciss/|ida/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", missing_volume),
-    (f"{ANY_LUN}[a-z]*[0-9]*", missing_lun),
-    ("/(?!dev/).*", missing_file),
+EXPLANATIONS: Sequence[tuple[str, Callable[[re.Match[str], StorageFacts], Problem | None]]] = (
+    ("/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_iscsi_disk),
+    ("/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
+    ("/dev/md/(?P<name>.+)", explain_array),
+    ("/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
+    ("/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|(?P<minor>[0-9]+))", explain_drbd),
+    ("/dev/zvol/(?P<pool>[^/]+)/.+", explain_zvol),
+    ("/dev/mapper/(?P<name>.+)", explain_crypt),
+    ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),
+    ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", explain_volume),
+    (r"/dev/(?!disk/|mapper/|cciss/|ida/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
+    (f"{ANY_LUN}[a-z]*[0-9]*", explain_lun),
+    ("/(?!dev/).*", explain_file),
 )
 
 
@@ -1717,6 +1807,7 @@ class State(Enum):
     READY = "ready"
     MISSING = "missing"
     NOT_READY = "not-ready"
+    UNKNOWN = "unknown"  # not looked at yet
     SKIPPED = "skipped"
     REFUSED = "refused"  # a configuration that xl will reject
     UNREADABLE = "unreadable"  # a configuration or directory that cannot be read, now or later
@@ -1732,7 +1823,7 @@ class Status(NamedTuple):
 
     def is_awaited(self) -> bool:
         """Whether this may become ready, and is waited for."""
-        return self.state in (State.MISSING, State.NOT_READY)
+        return self.state in (State.MISSING, State.NOT_READY, State.UNKNOWN)
 
     def is_rejected(self) -> bool:
         """Whether this will not come up, however long one waits."""
@@ -1740,19 +1831,16 @@ class Status(NamedTuple):
 
 
 READY = Status(State.READY)
+ABSENT = Status(State.MISSING, "does not exist")
+UNKNOWN = Status(State.UNKNOWN, "not checked yet")
 
 
-def check_disk(required: Required, evidence: Evidence) -> Status:
-    """Whether one of the required paths is a usable disk; if none is, what the one lacks that is there. May block."""
-    first = path_status(required.paths[0], required, evidence)
-    if first == READY or not required.paths[1:]:
-        return first
-    others = [path_status(path, required, evidence) for path in required.paths[1:]]
-    return READY if READY in others else next((one for one in others if one.state is not State.MISSING), first)
+def check_disk(required: Required, facts: StorageFacts) -> Status:
+    """Whether the required path, links resolved, is a usable block device or a regular file. May block.
 
-
-def path_status(path: str, required: Required, evidence: Evidence) -> Status:
-    """Whether this path, links resolved, is a usable block device or a regular file."""
+    Why a path does not exist is found only if the facts are for that.
+    """
+    path = existing_path(required.path)
     try:
         status = os.stat(path)
         if stat.S_ISREG(status.st_mode):
@@ -1760,74 +1848,96 @@ def path_status(path: str, required: Required, evidence: Evidence) -> Status:
         if not stat.S_ISBLK(status.st_mode):
             kind = FILE_KINDS[stat.S_IFMT(status.st_mode)]
             return Status(State.NOT_READY, f"is {kind}, neither a block device nor a regular file")
-        lack = why_not_ready(status.st_rdev, required, evidence)
+        problem = check_block_device(status.st_rdev, required, facts).problem
     except (FileNotFoundError, NotADirectoryError):
-        lack = why_missing(path, evidence)
-        return Status(State.MISSING, lack.reason, lack.hint)
+        if not facts.explains:
+            return ABSENT
+        return Status(State.MISSING, *explain_missing(path, facts)[:2])
     except (OSError, ValueError) as error:
         return Status(State.NOT_READY, f"cannot be checked: {error_text(error)}")
-    return Status(State.NOT_READY, lack.reason, lack.hint) if lack else READY
+    return Status(State.NOT_READY, problem.reason, problem.hint) if problem else READY
 
 
-def why_not_ready(number: int, required: Required, evidence: Evidence) -> Lack | None:
-    """Why the block device with this number cannot be used according to the kernel or udev, or nothing."""
-    host, directory = evidence.host, sysfs_of(number, evidence.host)
-    if not os.path.islink(directory):
-        mounted = os.path.isdir(f"{host.sys}/dev/block")
-        why = "the kernel has no such block device" if mounted else f"{host.sys}, which tells of it, is not mounted"
-        return Lack(f"is a device file, but {why}")
-    name = os.path.basename(os.readlink(directory))
-    lack = evidence.lack_of(name, promotes=required.promotes)
+def check_block_device(number: int, required: Required, facts: StorageFacts) -> Layer:
+    """The block device with this number, and why a guest cannot use it according to the kernel or udev."""
+    try:
+        name = os.path.basename(os.readlink(device_link(number)))
+    except FileNotFoundError:
+        mounted = os.path.isdir(f"{SYS}/dev/block")
+        why = "the kernel has no such block device" if mounted else f"{SYS}, which tells of it, is not mounted"
+        return Layer("", Problem(f"is a device file, but {why}"))
+    facts.numbers[name] = f"{os.major(number)}:{os.minor(number)}"
+    layer = check_device(name, facts, promotes=True) if required.promotes else facts.layer(name)
+    problem = layer.problem or check_writable(name, required)
+    if problem is None and udev_runs():
+        problem = check_udev(name, facts, is_disk=True)
+    return layer._replace(problem=problem)
+
+
+def check_writable(name: str, required: Required) -> Problem | None:
+    """A device that is read-only, if the guest writes to it."""
     # DRBD 9 is read-only until it is opened to write.
-    if lack is None and required.writes and not name.startswith("drbd") and attribute(directory, "ro") == "1":
-        command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
-        lack = Lack("is read-only, and the guest writes to it", f"{command} {node(name, host)}")
-    if lack is None and host.udev_runs():
-        lack = lack_in_udev(name, evidence, is_disk=True)
-    return lack
+    if not required.writes or name.startswith("drbd") or attribute(device_directory(name), "ro") != "1":
+        return None
+    command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
+    return Problem("is read-only, and the guest writes to it", f"{command} {device_path(name)}")
 
 
 # --- Guests: which ones xendomains starts, and how -------------------------------------------------------------------
 @record
 class Start(NamedTuple):
-    """How xendomains treats a file: "restore", "create", or "none" and why."""
+    """How xendomains treats a file: "restore", "create", or "none" and why; and whether that keeps the guest down."""
 
     how: str
     reason: str = ""
+    is_down: bool = False
 
 
-def starts_of(xendomains: Xendomains, listing: str, guests: Iterable[Guest]) -> dict[str, Start]:
-    """How xendomains treats each file in its directories, by path. They are in its order: saved guests are first.
+@record
+class Guest(NamedTuple):
+    """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
 
-    `listing` is what there is in the directory of saved guests, with blanks between the names.
+    domain: Domain
+    status: Status = READY
+    signature: tuple[int, ...] = ()  # tells whether the file has changed since it was read
+    required: tuple[Required, ...] = ()
+    start: Start = Start("create")
 
-    Source: tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
+
+def starts_of(xendomains: Xendomains, listing: str, guests: Iterable[Guest]) -> list[Start]:
+    """How xendomains treats each of these files, which are in its order: saved guests come first.
+
+    `listing` is what there is in the directory of saved guests, with blanks between the names. Sources:
+    tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
     """
-    starts = {}
-    taken: dict[str, str] = {}  # by the name of a guest: why xendomains will not start it (again)
-    for guest in guests:
-        name, path, kind, *_ = guest.domain
-        file, is_saved = os.path.basename(path), kind == "saved"
-        # The name is known once the file has been read, and of a saved guest it is usually that of the file.
-        comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
-        reason = ""
-        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
-            reason = "xendomains cannot start it, because its file has a blank in its name"
-        elif not is_saved and not xendomains.is_debians and (word := word_in(listing, file)):
+    starts = []
+    taken: dict[str, Start] = {}  # by the name of a guest: why no further file starts it
+    for name, path, kind, comes_up in map(start_facts, guests):
+        start = Start("restore" if kind == "saved" else "create")
+        file = os.path.basename(path)
+        if re.search(r"\s", path) and (kind == "saved" or not xendomains.is_debians):
+            start = Start("none", "xendomains cannot start it, because its file has a blank in its name", is_down=True)
+        elif kind == "auto" and comes_up and name in taken:
+            start = taken[name]
+        elif kind == "auto" and not xendomains.is_debians and (word := word_in(listing, file)):
             reason = f"upstream's xendomains skips it, because {xendomains.save}/{word} has its name in it"
-        elif not is_saved and comes_up:
-            reason = taken.get(name, "")
-        if reason:
-            starts[path] = Start("none", reason)
-            continue
-        starts[path] = Start("restore" if is_saved else "create")
-        started = f"is {starts[path].how}d from {path}"
-        if comes_up:
-            taken.setdefault(name, started)
-        if is_saved and xendomains.is_debians:
-            failed = f"Debian's xendomains does not create it, because it fails to restore {path}"
-            taken[file] = started if comes_up else failed
+            start = Start("none", reason, is_down=True)
+        else:
+            started = Start("none", f"is {start.how}d from {path}")
+            if comes_up:
+                taken.setdefault(name, started)
+            if kind == "saved" and xendomains.is_debians:
+                reason = f"Debian's xendomains does not create it, because it fails to restore {path}"
+                taken[file] = started if comes_up else Start("none", reason, is_down=True)
+        starts.append(start)
     return starts
+
+
+def start_facts(guest: Guest) -> tuple[str, str, str, bool]:
+    """The name, file and kind of a guest, and whether it is known by this name, and xl will start it."""
+    name, path, kind, *_ = guest.domain
+    # As long as it was not read, a saved guest is taken to have the name of its file.
+    return name, path, kind, guest.status == READY or (kind == "saved" and guest.status.is_awaited())
 
 
 def word_in(listing: str, name: str) -> str:
@@ -1839,159 +1949,93 @@ def word_in(listing: str, name: str) -> str:
 
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
-class NoAnswer(Exception):
-    """What a call brings that has not come back, or was not even made; the text says why."""
+class NoResponse(Exception):
+    """What a call brings that has been silent for a while."""
 
-
-NOT_RESPONDING = "does not answer; is the server of its file system gone?"
-NOT_CHECKED = "not checked yet: other paths are not responding"
+    def __init__(self) -> None:
+        super().__init__("no response; is its file server down?")
 
 
 class BlockingCalls:
-    """Makes calls that may block for ever, such as a look at a file on an NFS server that is gone, in threads.
+    """Makes calls that may block for ever, such as stat() on a hard NFS mount whose server is down, in threads.
 
-    One thread makes all of them if they are quick; where one is slow, others go on beside it. The caller goes on as
-    well: what comes back late wakes it, and counts from then on. A thread that is stuck in the kernel cannot be ended,
-    but it does not keep the interpreter from ending either. So that a dead file system takes a few threads and not one
-    for each of its files, no further call goes where others are stuck.
+    One thread makes all of them while they are quick; whenever none has come back for a moment, twice as many threads
+    do. A call that is stuck in the kernel cannot be ended: its thread is left behind, which does not keep the
+    interpreter from ending, and it is not made again before it has come back. What comes back late wakes the main
+    thread, and is the answer of the next run.
     """
 
-    def __init__(self, pauses: Pauses, threads: int = MAX_THREADS) -> None:
-        self._pauses = pauses
-        self._most = threads
-        self._root = os.stat("/").st_dev
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._lock = allocate_lock()  # for what follows, which the threads change as well
-        self._todo: deque[tuple[Key, Call]] = deque()
-        self._kept_out: dict[Key, Call] = {}  # of where others are stuck, until one of them comes back
-        self._threads = 0
-        self._since: dict[Key, float] = {}  # when each call in progress was made, in Pauses.paused
-        self._places: dict[Key, tuple[str, int]] = {}  # where it is: a file, and the file system that led to it
-        self._done: list[tuple[Key, Any, float]] = []
-        self._awaited: set[Key] = set()  # by the main thread, at the moment
-        # Only the main thread uses these: calls that have not come back, what others brought, and which were slow.
-        self._asked: set[Key] = set()
-        self._answers: dict[Key, Any] = {}
-        self._slow: set[Key] = set()
+        self._since: dict[Key, float] = {}  # when each call in progress was made, in Clock.slept
+        self._answers: dict[Key, Any] = {}  # that were not taken yet
 
-    def run(self, purpose: str, calls: Mapping[str, Call], deadline: float, anew: bool = False) -> dict[str, Any]:
-        """What the calls return, by path, or the exception that each raised; NoAnswer for what has not come back.
+    def run(
+        self, purpose: str, calls: Mapping[str, Call], deadline: float, patience: float = MAX_SILENCE
+    ) -> dict[str, Any]:
+        """What the calls return, by path, or the exception that each raised; NoResponse for one that is stuck.
 
-        Returns as soon as those have come back which were quick the last time, at the latest at `deadline` (on the
-        monotonic clock). Of a slow one the last answer counts until it has come back, or is stuck. With `anew`, no
-        answer from before counts, and there is more time to give one. Raises Stopped if a signal comes.
+        Ends at `deadline` on the monotonic clock, or when nothing has come back for `patience` seconds. A call that had
+        no turn by then is dropped, and has no answer here. Raises Stopped if a signal comes.
         """
-        self.collect()
-        keys = {(purpose, path): call for path, call in calls.items()}
-        self._answers = {k: a for k, a in self._answers.items() if k[0] != purpose or (k in keys and not anew)}
-        new = sorted((key for key in keys if key not in self._asked), key=self._slow.__contains__)
-        self._asked.update(new)
-        awaited = keys.keys() if anew else keys.keys() - self._slow
+        keys = {(purpose, path): path for path in calls}
         with self._lock:
-            self._todo.extend((key, keys[key]) for key in new)
-            self._awaited = self._asked.intersection(awaited)
-        self._start_threads(len(self._slow.intersection(new)) // 4)  # on a busy host, some only seem to be slow
-        patience = MAX_SILENCE_AT_END if anew else MAX_SILENCE
-        heard = self._pauses.paused
-        while not self._asked.isdisjoint(awaited) and (left := deadline - time.monotonic()) > 0:
-            silence = self._pauses.paused - heard
-            if silence >= patience:
+            new = {key for key in keys if key not in self._since and key not in self._answers}
+        todo = deque((key, calls[path]) for key, path in keys.items() if key in new)
+        try:
+            self._make(new, todo, deadline, patience)
+        finally:
+            with self._lock:
+                todo.clear()
+        with self._lock:
+            stuck = self._stuck()
+            answers: dict[str, Any] = {path: NoResponse() for key, path in keys.items() if key in stuck}
+            answers.update((path, self._answers[key]) for key, path in keys.items() if key in self._answers)
+            self._answers = {key: answer for key, answer in self._answers.items() if key[0] != purpose}
+        return answers
+
+    def _make(self, new: set[Key], todo: deque[tuple[Key, Call]], deadline: float, patience: float) -> None:
+        """Starts threads for the calls, and waits until all have come back, none comes any more, or time is over."""
+        threads = answered = 0
+        heard = self._clock.slept
+        while new and self._clock.now() < deadline:
+            with self._lock:
+                came = len(new & self._answers.keys())
+                most = min(len(todo), MAX_THREADS - len(self._since) + len(self._stuck()))
+            if came > answered:
+                answered, heard = came, self._clock.slept
+            silence = self._clock.slept - heard
+            if came == len(new) or silence >= patience:
                 break
-            self._start_threads(2 * self._threads if silence >= SLICE else 1)
-            self._pauses.pause(min(SLICE, left))
-            if self.collect():
-                heard = self._pauses.paused
-        self._slow |= awaited & self._asked
-        return {key[1]: self._answer(key) for key in keys}
+            if threads == 0 or silence >= POLL_INTERVAL:
+                for _ in range(min(max(threads, 1), most)):
+                    with suppress(RuntimeError):  # the process has as many as it may have; the next time may be better
+                        self._clock.start_thread(partial(self._work, todo))
+                        threads += 1
+            self._clock.pause(min(POLL_INTERVAL, deadline - self._clock.now()))
+        self._clock.pause(0)  # takes what woke the main thread, lest it end the next pause
 
-    def collect(self) -> list[bool]:
-        """Takes what has come back: for each call, whether it brought anything new."""
-        with self._lock:
-            done, self._done = self._done, []
-        news = []
-        for key, answer, seconds in done:
-            news.append(self._answers.get(key) != answer)
-            self._asked.discard(key)
-            self._answers[key] = answer
-            (self._slow.add if seconds > SLOW else self._slow.discard)(key)
-        return news
+    def _stuck(self) -> list[Key]:
+        return [key for key, since in self._since.items() if self._clock.slept - since >= STUCK_AFTER]
 
-    def _answer(self, key: Key) -> Any:
-        with self._lock:
-            waits, is_stuck = key not in self._since, key in self._kept_out or key in self._stuck()
-        if key in self._answers and not is_stuck:
-            return self._answers[key]
-        return NoAnswer(NOT_RESPONDING if is_stuck or not waits else NOT_CHECKED)
-
-    def _start_threads(self, wanted: int) -> None:
-        """Sees to it that so many threads are at work, or at least one, if there is as much to do."""
-        with self._lock:
-            running = self._threads - len(self._stuck())
-            new = min(max(1, wanted), self._most, running + len(self._todo)) - running
-        for _ in range(new):
-            with suppress(RuntimeError):  # the process has as many as it may have; the next slice tries again
-                start_new_thread(self._work, ())
-                with self._lock:
-                    self._threads += 1
-
-    def _work(self) -> None:
+    def _work(self, todo: deque[tuple[Key, Call]]) -> None:
         """What a thread does: makes calls as long as there are any."""
         while True:
             with self._lock:
-                if not self._todo:
-                    self._threads -= 1
+                if not todo:
                     return
-                key, call = self._todo.popleft()
-                self._since[key] = self._pauses.paused
-                others_are_stuck = bool(self._stuck())
-            started = time.monotonic()
-            is_free = not others_are_stuck or self._approach(key)
+                key, call = todo.popleft()
+                self._since[key] = self._clock.slept
             try:
-                answer = call() if is_free else None
+                answer = call()
             except Exception as error:
                 answer = error  # whatever it is, it is the answer for this path and concerns no other
             with self._lock:
                 del self._since[key]
-                self._places.pop(key, None)
-                seconds = time.monotonic() - started
-                if is_free:
-                    self._done.append((key, answer, seconds))
-                    self._todo.extend(self._kept_out.items())
-                    self._kept_out.clear()
-                else:
-                    self._kept_out[key] = call
-                self._awaited.discard(key)
-                if not self._awaited or seconds > SLOW:  # of quick calls, the last one wakes the main thread
-                    self._pauses.wake()
-
-    def _stuck(self) -> list[Key]:
-        return [key for key, since in self._since.items() if self._pauses.paused - since >= STUCK]
-
-    def _approach(self, key: Key) -> bool:
-        """Goes to the path of a call step by step, links resolved. False if that leads to where others are stuck."""
-        place, device, links = "/", self._root, 0
-        names = key[1].split("/")[::-1]
-        while names and links <= MAX_LINKS:
-            step = os.path.normpath(os.path.join(place, names.pop()))
-            with self._lock:
-                places = {self._places[other] for other in self._stuck() if other in self._places}
-                # The root file system leads to others, and is not dead because they are.
-                is_crowded = device != self._root and sum(on == device for _, on in places) >= MAX_STUCK
-                if is_crowded or any(at == step for at, _ in places):
-                    return False
-                self._places[key] = (step, device)
-            try:
-                status = os.lstat(step)
-                target = os.readlink(step) if stat.S_ISLNK(status.st_mode) else None
-            except (OSError, ValueError):
-                break  # the call itself will say so
-            device = status.st_dev
-            if target is None:
-                place = step
-            else:
-                links += 1
-                place = "/" if target.startswith("/") else place
-                names += target.split("/")[::-1]
-        return True
+                self._answers[key] = answer
+                if not todo:
+                    self._clock.wake()
 
 
 # --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
@@ -2011,28 +2055,7 @@ class Directory(NamedTuple):
 
 
 @record
-class Text(NamedTuple):
-    """A guest's configuration as it was read, and what tells whether its file has changed since."""
-
-    signature: tuple[int, ...]
-    text: str
-    is_json: bool = False
-    warning: str = ""
-
-
-@record
-class Guest(NamedTuple):
-    """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
-
-    domain: Domain
-    status: Status = READY
-    signature: tuple[int, ...] = ()
-    required: tuple[Required, ...] = ()
-    start: Start = Start("create")
-
-
-@record
-class Missing(NamedTuple):
+class Awaited(NamedTuple):
     """A disk, a configuration, or a directory of configurations that is waited for, and the guests that need it."""
 
     path: str
@@ -2047,80 +2070,205 @@ class Snapshot(NamedTuple):
     directories: Mapping[str, Directory] = {}
     guests: Mapping[str, Guest] = {}
     disks: Mapping[str, Status] = {}
-    read: Mapping[str, Guest] = {}  # with those that were not asked for
-    explain_at: float = float("-inf")  # when to look for reasons again
+    read: Mapping[str, Guest] = {}  # the guests with those that were not asked for
+    needed: Mapping[str, Required] = {}  # what the disks are needed for
 
     def disk_status(self, required: Required) -> Status:
         """How the disk is that requires this."""
-        return self.disks[required.paths[0]] if required.paths else Status(State.SKIPPED, required.reason)
+        return self.disks[required.path] if required.path else Status(State.SKIPPED, required.reason)
 
-    def missing(self) -> list[Missing]:
+    def is_complete(self) -> bool:
+        """Whether nothing is waited for."""
+        return not self.awaits_files() and not any(status.is_awaited() for status in self.disks.values())
+
+    def awaits_files(self) -> bool:
+        """Whether a directory or a configuration is waited for: then not all guests and disks are known yet."""
+        directories, guests = self.directories.values(), self.guests.values()
+        return any(one.status.is_awaited() for one in directories) or any(one.status.is_awaited() for one in guests)
+
+    def missing(self) -> list[Awaited]:
         """What the start of the guests still waits for, each path once."""
         needed = [(path, one.status, f"the guests in {path}") for path, one in self.directories.items()]
         for file, guest in self.guests.items():
             needed.append((file, guest.status, guest.domain.name))
-            needed += [(one.paths[0], self.disk_status(one), guest.domain.name) for one in guest.required if one.paths]
+            needed += [(one.path, self.disk_status(one), guest.domain.name) for one in guest.required if one.path]
         found: dict[str, tuple[Status, dict[str, None]]] = {}
         for path, status, domain in needed:
             if status.is_awaited():
                 found.setdefault(path, (status, {}))[1][domain] = None
-        return [Missing(path, status, tuple(domains)) for path, (status, domains) in found.items()]
+        return [Awaited(path, status, tuple(domains)) for path, (status, domains) in found.items()]
 
 
-@record
-class Watch(NamedTuple):
-    """What is looked at, and with which means."""
+class Watcher:
+    """Looks at the guests about to start and at their disks, and holds what is known of them.
 
-    xendomains: Xendomains
-    settings: Settings
-    files: BlockingCalls
-    parser: BlockingCalls  # one call at a time: what parses a configuration takes all the time that it can get
-    host: HostPaths = HostPaths()
-    names: tuple[str, ...] = ()  # of the guests that are asked for, or of their files; without any, all are
-
-
-def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready: bool = False) -> Snapshot:
-    """What there is now, until `deadline` at the latest. Raises Stopped if a signal comes.
-
-    Reads only what has changed since the snapshot before, and checks only what was not ready then; with
-    `recheck_ready` everything, and what does not answer does not count as ready.
+    What a file system or a busy host keeps from being looked at in time stays as it was known.
     """
-    directories = list_files(watch, known, deadline, recheck_ready)
-    read = read_guests(watch, directories, known, deadline, recheck_ready)
-    guests = guests_named(read, watch.names)
-    explains = recheck_ready or time.monotonic() >= known.explain_at
-    spent = time.process_time()
-    disks = check_disks(watch, guests, known, deadline, recheck_ready, explains)
-    # With hundreds of disks on a slow host it takes long, and what has become ready is not to wait for it.
-    next_time = time.monotonic() + max(MAX_REASON_AGE, (time.process_time() - spent) / MAX_REASON_SHARE)
-    return Snapshot(directories, guests, disks, read, next_time if explains else known.explain_at)
+
+    def __init__(self, xendomains: Xendomains, settings: Settings, clock: Clock, names: Sequence[str] = ()) -> None:
+        self.xendomains = xendomains
+        self.settings = settings
+        self.clock = clock
+        self.names = names  # of the guests that are asked for, or of their files; without any, all are
+        self.calls = BlockingCalls(clock)
+        self.known = Snapshot()
+        self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
+        self._read_at = self._explain_at = float("-inf")  # when to do it again
+
+    def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
+        """What there is now, until `deadline` at the latest; the snapshot of before if nothing has changed.
+
+        Reads only files that have changed, and checks only disks that were not ready; with `recheck_ready` all disks,
+        because one may have gone again. Raises Stopped if a signal comes.
+        """
+        if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
+            explains = recheck_ready or self.clock.now() >= self._explain_at
+            self._read_files(deadline, StorageFacts(explains=explains))
+        return self.check_disks(deadline, recheck_ready=recheck_ready)
+
+    def check_disks(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
+        """Like look(), without directories and configurations."""
+        disks = dict(self.known.disks)
+        checked = [path for path, status in disks.items() if recheck_ready or status != READY]
+        absent = absent_devices(path for path in checked if disks[path].state is State.MISSING)
+        patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
+        answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
+        for path, answer in answers.items():
+            if recheck_ready and isinstance(answer, NoResponse) and disks[path].is_awaited() and disks[path] != UNKNOWN:
+                continue  # there may have been no time, and what is known says more
+            status = status_from_answer(answer)
+            if status.state is not disks[path].state:  # else the reason of before says more
+                disks[path] = status
+        if recheck_ready or self.clock.now() >= self._explain_at:
+            awaited = {path for path, answer in answers.items() if isinstance(answer, Status) and answer.is_awaited()}
+            disks.update(self._explain([path for path in checked if path in awaited | absent], deadline))
+        if disks != self.known.disks:
+            self.known = self.known._replace(disks=disks)
+        return self.known
+
+    def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
+        """How these disks are, and why."""
+        spent = self.clock.cpu_time()
+        answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
+        # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
+        seconds = (self.clock.cpu_time() - spent) / MAX_REASON_SHARE
+        self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds)
+        return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
+
+    def _check(self, paths: Sequence[str], deadline: float, patience: float, *, explains: bool) -> dict[str, Any]:
+        facts = StorageFacts(explains=explains)
+        calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
+        return self.calls.run("explain" if explains else "check", calls, deadline, patience)
+
+    def _third_until(self, deadline: float) -> float:
+        """The end of a third of the time that is left, so that a step which hangs leaves some for those after it."""
+        now = self.clock.now()
+        return now + (deadline - now) / 3
+
+    def _read_files(self, deadline: float, facts: StorageFacts) -> None:
+        directories = self._list_directories(self._third_until(deadline), facts)
+        read = self._read_guests(directories, self._third_until(deadline), facts)
+        self._read_at = self.clock.now() + READ_INTERVAL
+        known = self.known
+        if directories == known.directories and read == known.read:
+            return
+        guests = guests_named(read, self.names)
+        needed = required_paths(guests)
+        disks = {path: known.disks[path] if known.needed.get(path) == needed[path] else UNKNOWN for path in needed}
+        self.known = Snapshot(directories, guests, disks, read, needed)
+
+    def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
+        """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
+        kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
+        calls: dict[str, Call] = {path: partial(list_directory, path, kind, facts) for path, kind in kinds.items()}
+        answers = self.calls.run("list", calls, deadline)
+        directories = {}
+        for path, kind in kinds.items():
+            before = self.known.directories.get(path, Directory(kind, status=UNKNOWN))
+            answer = answers.get(path, before)
+            if isinstance(answer, Exception):
+                answer = before._replace(status=status_from_answer(answer))
+            if answer is not None:
+                directories[path] = answer if facts.explains else with_reason_of(before, answer)
+        return directories
+
+    def _read_guests(
+        self, directories: Mapping[str, Directory], deadline: float, facts: StorageFacts
+    ) -> dict[str, Guest]:
+        """The guests that the files in these directories configure, by file."""
+        known = self._read
+        files = {file: directory.kind for directory in directories.values() for file in directory.files}
+        before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
+        calls: dict[str, Call] = {f: partial(read_guest, guest, self, facts) for f, guest in before.items()}
+        answers = self.calls.run("read", calls, deadline)
+        guests = {}
+        for file, guest in before.items():
+            answer = answers.get(file, guest)
+            if isinstance(answer, NoResponse):
+                # Its disks, if they are known, are still needed.
+                answer = guest._replace(status=status_from_answer(answer), signature=())
+            elif isinstance(answer, Exception):
+                answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
+            if answer is not None:
+                answer = answer if facts.explains else with_reason_of(guest, answer)
+                guests[file] = unless_ignored(answer, self.settings)
+        self._read = guests
+        listing = " ".join(os.path.basename(file) for file, kind in files.items() if kind == "saved")
+        starts = starts_of(self.xendomains, listing, guests.values())
+        return {file: with_start(guest, start) for (file, guest), start in zip(guests.items(), starts)}
+
+
+def absent_devices(paths: Iterable[str]) -> set[str]:
+    """Those of these paths below /dev where there is certainly nothing.
+
+    Only devtmpfs, which never blocks, is asked, and no link is followed, so the main thread may do it. That takes a
+    tenth of what a call in a thread does, and hundreds of disks may be missing at each event.
+    """
+    device = os.lstat("/dev").st_dev
+    found: dict[str, str] = {"/dev": "directory", "/": "unknown"}
+
+    def look_at(path: str) -> str:
+        parent = os.path.dirname(path)
+        if parent not in found:
+            found[parent] = look_at(parent)
+        if found[parent] != "directory":
+            return found[parent]
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return "nothing"
+        except (OSError, ValueError):
+            return "unknown"
+        return "directory" if stat.S_ISDIR(status.st_mode) and status.st_dev == device else "unknown"
+
+    return {path for path in paths if path.startswith("/dev/") and look_at(path) == "nothing"}
+
+
+def status_from_answer(answer: Status | Exception) -> Status:
+    """What a call has found out about a path; whatever went wrong is the reason for this path, and for no other."""
+    return Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
+
+
+def with_reason_of(before: FileLike, now: FileLike) -> FileLike:
+    """What is known now of a directory or guest, with the reason of before if it still is missing."""
+    is_same = now.status.state is before.status.state is State.MISSING
+    return now._replace(status=before.status) if is_same else now
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
     """Those with one of these names, or if there is none, with a file of this name, or else but for its extension."""
-    chosen = set()
+    chosen: set[str] = set()
     for name in names:
         by_name = {file for file, guest in guests.items() if guest.domain.name == name}
         by_file = {file for file in guests if os.path.basename(file) == name}
-        chosen |= by_name or by_file or {file for file in guests if os.path.splitext(os.path.basename(file))[0] == name}
+        by_stem = {file for file in guests if os.path.splitext(os.path.basename(file))[0] == name}
+        # A file that cannot be read yet may be that guest's.
+        unread = {file for file, guest in guests.items() if guest.status.is_awaited()}
+        chosen |= by_name or by_file or by_stem or unread
     return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
-def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> dict[str, Directory]:
-    """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
-    kinds = {d: kind for d, kind in ((watch.xendomains.save, "saved"), (watch.xendomains.auto, "auto")) if d}
-    calls: dict[str, Call] = {path: partial(list_directory, path, kind) for path, kind in kinds.items()}
-    directories = {}
-    for path, answer in watch.files.run("list", calls, deadline, anew).items():
-        if isinstance(answer, Exception):
-            before = known.directories.get(path, Directory(kinds[path]))
-            answer = before._replace(status=Status(State.NOT_READY, error_text(answer)))
-        if answer is not None:
-            directories[path] = answer
-    return directories
-
-
-def list_directory(path: str, kind: str) -> Directory | None:
+def list_directory(path: str, kind: str, facts: StorageFacts) -> Directory | None:
     """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains."""
     try:
         with os.scandir(path) as found:
@@ -2130,20 +2278,22 @@ def list_directory(path: str, kind: str) -> Directory | None:
     except NotADirectoryError:
         return None
     except OSError as error:
-        status = status_of_unreadable(path, error)
+        status = status_of_unreadable(path, error, facts)
         return Directory(kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
     return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
 
 
-def status_of_unreadable(path: str, error: OSError) -> Status | None:
+def status_of_unreadable(path: str, error: OSError, facts: StorageFacts) -> Status | None:
     """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
     A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
     a file system may have for a while.
     """
     if isinstance(error, FileNotFoundError):
-        return Status(State.MISSING, *why_missing(path, Evidence(HostPaths()))[:2]) if os.path.islink(path) else None
+        if not os.path.islink(path):
+            return None
+        return Status(State.MISSING, *explain_missing(path, facts)[:2]) if facts.explains else ABSENT
     lasts = error.errno in LASTING_ERRORS
     return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
 
@@ -2154,182 +2304,141 @@ def status_of_rejected(error: Exception) -> Status:
     return Status(State.REFUSED if refused else State.UNREADABLE, error_text(error))
 
 
-def read_guests(
-    watch: Watch, directories: Mapping[str, Directory], known: Snapshot, deadline: float, anew: bool
-) -> dict[str, Guest]:
-    """The guests that these files configure, by file."""
-    kinds = {file: directory.kind for directory in directories.values() for file in directory.files}
-    before = {file: known.read.get(file, unread_guest(file, kind)) for file, kind in kinds.items()}
-    readers: dict[str, Call] = {
-        file: partial(read_text, guest, watch.xendomains.is_debians) for file, guest in before.items()
-    }
-    answers = watch.files.run("read", readers, deadline, anew)
-    texts = {file: answer for file, answer in answers.items() if isinstance(answer, Text)}
-    parsers: dict[str, Call] = {f: partial(parse_guest, f, kinds[f], texts[f], watch.settings) for f in texts}
-    answers.update(watch.parser.run("parse", parsers, deadline))
-    guests = {file: guest_from_answer(before[file], answer, watch.settings) for file, answer in answers.items()}
-    found = {file: guest for file, guest in guests.items() if guest is not None}
-    listing = " ".join(os.path.basename(file) for file in kinds if kinds[file] == "saved")
-    starts = starts_of(watch.xendomains, listing, found.values())
-    return {file: guest._replace(start=starts[file]) for file, guest in found.items()}
-
-
 def unread_guest(file: str, kind: str) -> Guest:
     """A guest of which only the file is known."""
-    return Guest(Domain(os.path.basename(file), file, kind), Status(State.NOT_READY, NOT_CHECKED))
+    return Guest(Domain(os.path.basename(file), file, kind), UNKNOWN)
 
 
-def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest | None:
-    """The guest as it is now; nothing if its file is gone."""
-    if answer is None or isinstance(answer, Guest):
-        return answer
-    if isinstance(answer, NoAnswer):
-        # Its disks, if they are known, are still needed.
-        status = Status(State.NOT_READY, error_text(answer))
-        guest = before._replace(status=status, signature=())
-    else:
-        status = answer if isinstance(answer, Status) else status_of_rejected(answer)
-        guest = unread_guest(before.domain.source, before.domain.kind)._replace(status=status)
+def unless_ignored(guest: Guest, settings: Settings) -> Guest:
+    """The guest; skipped, if its file is waited for and the administrator wants that ignored."""
     if guest.status.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
         return guest._replace(status=Status(State.SKIPPED, "[ignore] domains names its file"))
     return guest
 
 
-def read_text(before: Guest, is_debians: bool = False) -> Text | Guest | Status | None:
-    """The configuration in a guest's file; the guest if that has not changed, nothing if xendomains passes it over.
+def with_start(guest: Guest, start: Start) -> Guest:
+    """The guest with how xendomains starts it; if it does not, nothing is required."""
+    if start.how == "none":
+        return guest._replace(start=start, status=Status(State.SKIPPED, start.reason), required=())
+    return guest._replace(start=start)
 
-    Raises ConfigError if xl will reject it. May block for as long as a file system does not answer.
+
+def read_guest(before: Guest, watcher: Watcher, facts: StorageFacts) -> Guest | None:
+    """The guest that a file configures: `before` if the file has not changed, nothing if xendomains passes it over.
+
+    May block.
     """
-    path = before.domain.source
+    end = time.monotonic() + MAX_REWRITING
+    while True:
+        guest = read_guest_once(before, watcher, facts)
+        if guest is None or guest.status.state is not State.REFUSED or time.monotonic() >= end:
+            return guest
+        if not 0 <= time.time() - guest.signature[MODIFIED] / 1e9 < MAX_REWRITING:
+            return guest
+        time.sleep(POLL_INTERVAL)
+
+
+MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
+
+
+def read_guest_once(before: Guest, watcher: Watcher, facts: StorageFacts) -> Guest | None:
+    """Like read_guest(), also if the file is half written."""
+    path, kind = before.domain.source, before.domain.kind
+    unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if now == before.signature:
+        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if signature == before.signature:
             return before
-        warning = why_not_trusted(path, status)
-        if before.domain.kind == "auto":
-            return Text(now, os.fsdecode(read_file(path)), warning=warning)
-        if not stat.S_ISREG(status.st_mode):
+        unread = unread._replace(signature=signature)
+        if kind == "auto":
+            domain = domain_from_xl_config(os.fsdecode(read_file(path)), path, kind)
+        elif not stat.S_ISREG(status.st_mode):
             return None
-        with open_regular_file(path) as file:
-            if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
-                return None
-            file.seek(0)
-            return Text(now, *saved_configuration(file), warning)
+        else:
+            with open_regular_file(path) as file:
+                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not watcher.xendomains.is_debians:
+                    return None
+                file.seek(0)
+                text, is_json = saved_configuration(file)
+            domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
-        return status_of_unreadable(path, error)
-
-
-def parse_guest(path: str, kind: str, text: Text, settings: Settings) -> Guest:
-    """The guest that this text configures; refused if xl will reject it."""
-    try:
-        domain = (domain_from_json if text.is_json else domain_from_xl_config)(text.text, path, kind)
+        unreadable = status_of_unreadable(path, error, facts)
+        return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
-        return Guest(Domain(os.path.basename(path), path, kind), status_of_rejected(error), text.signature)
-    warnings = [f"{text.warning}; xl uses it all the same"] if text.warning else []
-    warnings += [
+        return unread._replace(status=status_of_rejected(error))
+    warnings = [
         f"the target '{disk.target}' of disk {disk.vdev} is relative; libxl looks for /{disk.target}"
         for disk in domain.disks
-        if required_by(disk).paths == (f"/{disk.target}",)
+        if required_by(disk).path == f"/{disk.target}"
     ]
+    if distrust := why_not_trusted(path, status):
+        warnings.insert(0, f"{distrust}; xl uses it anyway")
     domain = domain._replace(warnings=(*domain.warnings, *warnings))
-    required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
-    return Guest(domain, READY, text.signature, required)
-
-
-def check_disks(
-    watch: Watch, guests: Mapping[str, Guest], known: Snapshot, deadline: float, anew: bool, explains: bool
-) -> dict[str, Status]:
-    """How each disk is that the guests require, by path."""
-    needed = required_paths(guests)
-    statuses = {path: known.disks.get(path, READY) for path in needed}
-    checked = [path for path in needed if anew or path not in known.disks or statuses[path] != READY]
-
-    def look(purpose: str, paths: Iterable[str], evidence: Evidence) -> dict[str, Any]:
-        calls: dict[str, Call] = {path: partial(check_disk, needed[path], evidence) for path in paths}
-        return watch.files.run(purpose, calls, deadline, anew)
-
-    answers = look("check", checked, Evidence(watch.host, explains=False))
-    awaited = [path for path, answer in answers.items() if isinstance(answer, Status) and answer.is_awaited()]
-    if explains and awaited:
-        evidence = Evidence(watch.host)
-        # What udev knows is read once, and not by each thread for itself.
-        read_udev: dict[str, Call] = {watch.host.run: partial(evidence.once, names_by_path)}
-        watch.files.run("evidence", read_udev, deadline, anew)
-        answers.update(look("explain", awaited, evidence))
-    for path, answer in answers.items():
-        if isinstance(answer, Exception):
-            answer = Status(State.NOT_READY, error_text(answer))
-        # Without an explanation, a reason of before says more.
-        if explains or answer.state is not statuses[path].state:
-            statuses[path] = answer
-    return statuses
+    required = tuple(required_unless_ignored(domain, disk, watcher.settings) for disk in domain.needs())
+    return Guest(domain, READY, signature, required)
 
 
 def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
     """What the guests require, by path; of a disk of several guests, what suffices for all."""
     paths: dict[str, Required] = {}
-    for required in (one for guest in guests.values() for one in guest.required if one.paths):
-        other = paths.setdefault(required.paths[0], required)
+    for required in (one for guest in guests.values() for one in guest.required if one.path):
+        other = paths.setdefault(required.path, required)
         if other != required:
             writes, promotes = other.writes or required.writes, other.promotes and required.promotes
-            paths[required.paths[0]] = other._replace(writes=writes, promotes=promotes)
+            paths[required.path] = other._replace(writes=writes, promotes=promotes)
     return paths
 
 
 # --- Wait: until everything is ready or time is over -----------------------------------------------------------------
-def wait(
-    watch: Watch, known: Snapshot, report: Callable[[Snapshot], None], pauses: Pauses, deadline: float
-) -> Snapshot:
+def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) -> Snapshot:
     """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has come.
 
-    Each snapshot is reported. The pauses grow as [polling] says; an event of a block device ends one early, and so does
-    an answer that comes late. Raises Stopped if a signal comes.
+    Each snapshot but the last is reported. The pauses grow as [polling] says; an event of a block device ends one
+    early, and so does an answer that comes late. Raises Stopped if a signal comes.
     """
     from tenacity import Retrying, retry_if_result, wait_exponential
 
-    settings = watch.settings
+    clock, settings = watcher.clock, watcher.settings
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
-    events = block_events(watch.host)
+    events = block_events()
 
     def attempt() -> Snapshot:
-        nonlocal known
-        end = end_of_look(deadline)
-        known = take_snapshot(watch, known, end)
-        if not known.missing() or time.monotonic() >= deadline:
+        snapshot = watcher.look(end_of_look(deadline, clock))
+        if clock.now() >= deadline:
+            return watcher.check_disks(end_of_look(deadline, clock), recheck_ready=True)
+        if snapshot.is_complete():
             # What became ready first may have gone again.
-            known = take_snapshot(watch, known, end, recheck_ready=True)
-        report(known)
-        return known
+            snapshot = watcher.look(end_of_look(deadline, clock), recheck_ready=True)
+        if not snapshot.is_complete():
+            report(snapshot)
+        return snapshot
 
     return Retrying(
-        sleep=lambda seconds: sleep_until(min(time.monotonic() + seconds, deadline), pauses, watch.files, events),
+        sleep=lambda seconds: sleep_until(min(clock.now() + seconds, deadline), clock, events),
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
-        retry=retry_if_result(lambda snapshot: time.monotonic() < deadline and bool(snapshot.missing())),
+        retry=retry_if_result(lambda snapshot: clock.now() < deadline and not snapshot.is_complete()),
     )(attempt)
 
 
-def end_of_look(deadline: float) -> float:
+def end_of_look(deadline: float, clock: Clock) -> float:
     """When a look that begins now has to end, if the wait has this deadline."""
-    return max(deadline, time.monotonic() + MAX_LAST_LOOK)
+    return max(deadline, clock.now() + MAX_LAST_LOOK)
 
 
-def sleep_until(end: float, pauses: Pauses, files: BlockingCalls, events: Any) -> None:
-    """Sleeps, and wakes up early when something happens to a block device, or when a slow call brings something new."""
-    started = time.monotonic()
-    while (left := end - time.monotonic()) > 0:
-        if pauses.pause(left, events.fileno() if events else -1):
-            pauses.pause(min(started + MIN_SLEEP, end) - time.monotonic())
-            drain(events.fileno())
-            return
-        if any(files.collect()):
-            return
+def sleep_until(end: float, clock: Clock, events: Any) -> None:
+    """Sleeps, and wakes up early when something happens to a block device, or when an answer comes late."""
+    started = clock.now()
+    if clock.pause(end - started, events.fileno() if events else -1):
+        # One event seldom comes alone.
+        clock.pause(min(started + MIN_SLEEP, end) - clock.now())
+        drain(events.fileno(), clock)
 
 
-def drain(descriptor: int) -> None:
+def drain(descriptor: int, clock: Clock) -> None:
     """Takes the events that have come, without reading them: that something happened is all there is to know."""
-    end = time.monotonic() + MIN_SLEEP
-    while time.monotonic() < end:
+    end = clock.now() + MIN_SLEEP
+    while clock.now() < end:
         try:
             os.read(descriptor, MAX_ATTRIBUTE)
         except BlockingIOError:
@@ -2338,13 +2447,13 @@ def drain(descriptor: int) -> None:
             pass  # there were more than the kernel keeps, and some are lost
 
 
-def block_events(host: HostPaths) -> Any:
+def block_events() -> Any:
     """A pyudev monitor that listens to the events of block devices; nothing where pyudev or netlink is missing."""
     try:
         import pyudev
 
         # Without udev the kernel's own events are all there is.
-        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if host.udev_runs() else "kernel")
+        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if udev_runs() else "kernel")
         monitor.filter_by("block")
         monitor.start()
     except (ImportError, OSError):
@@ -2374,81 +2483,87 @@ class Journal:
     """Where messages go: to systemd's journal with fields, or to standard error.
 
     Nobody may hold up the boot by not reading: unless it is to be `patient`, a message that cannot be delivered soon
-    is lost, and later it is said how many were.
+    is dropped, and later it is said how many were. Each method raises Stopped if a signal comes meanwhile.
     """
 
-    def __init__(self, level: int, stream: IO[str] | None, *, patient: bool = False) -> None:
+    def __init__(self, level: int, stream: IO[str] | None, clock: Clock, *, patient: bool = False) -> None:
         self.level = level
         self._stream = stream
+        self._clock = clock
         self._patient = patient
-        self._lost = 0
-        self._end = 0.0  # of the time for all that is said at once
+        self._dropped = 0
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._shows_progress = False
 
     def log(self, level: int, text: str, **fields: str) -> None:
         """One message, with fields such as DISK= for the journal."""
-        self.log_all(level, [(text, fields)])
+        self.log_all([(level, text, fields)], self._clock.now())
 
-    def log_all(self, level: int, messages: Iterable[Message], *, always: bool = False) -> None:
-        """Several messages; the journal gets them always, if need be, whatever is to be shown."""
-        if level > self.level and not (always and self._is_journal):
-            return
-        self._end = time.monotonic() + MAX_SENDING_ALL
-        for text, fields in messages:
-            if self._lost:
-                lost = f"Messages were lost here, because nobody read them: {self._lost}."
-                self._lost = 0 if self._deliver(WARNING, lost, {}) else self._lost
-            if self._lost or not self._deliver(level, text, fields):
-                self._lost += 1
+    def log_all(self, messages: Sequence[Message], end: float, *, always: bool = False) -> None:
+        """Several messages; what cannot be delivered until `end` is dropped, but the last has time of its own.
+
+        With `always`, the journal gets them whatever level is to be shown.
+        """
+        shown = [message for message in messages if message[0] <= self.level or (always and self._is_journal)]
+        for position, message in enumerate(shown[:-1]):
+            if not self._deliver(message, end - self._clock.now()):
+                self._dropped += len(shown) - 1 - position
+                break
+        if self._dropped and shown:
+            text = f"{counted(self._dropped, 'message')} dropped here, because the reader was too slow."
+            self._dropped = 0 if self._deliver((WARNING, text, {}), 0) else self._dropped
+        if shown and not self._deliver(shown[-1], MAX_SENDING):
+            self._dropped += 1
 
     def progress(self, text: str) -> None:
         """On a terminal, one line that the next one or a message is written over."""
         if self._is_terminal and self.level > ERR:
             from shutil import get_terminal_size
 
-            self._end = time.monotonic() + MAX_SENDING_ALL
-            self._write(printable(text)[: get_terminal_size().columns - 1])
+            self._write(printable(text)[: get_terminal_size().columns - 1], MAX_SENDING)
             self._shows_progress = True
 
-    def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
-        """Whether the message has gone out; what cannot be told to anybody has."""
+    def _deliver(self, message: Message, seconds: float) -> bool:
+        """Whether the message has gone out within so many seconds; what cannot be told to anybody has."""
+        level, text, fields = message
         text = printable(shortened(text, MAX_MESSAGE))
         if not self._is_journal:
-            return self._write(f"{text}\n")
+            return self._write(f"{text}\n", seconds)
         with suppress(OSError), closing(connected_socket(JOURNAL_SOCKET)) as journal:
-            if not self._can_write(journal.fileno()):
+            if not self._can_write(journal.fileno(), seconds):
                 return False
             journal.send(journal_entry(level, text, fields))
             return True
-        return self._write(f"<{level}>{text}\n")  # journald is not there; sd-daemon(3)
+        return self._write(f"<{level}>{text}\n", seconds)  # journald is not there; sd-daemon(3)
 
-    def _write(self, text: str) -> bool:
+    def _write(self, text: str, seconds: float) -> bool:
         if self._shows_progress:
             text = f"\r\033[K{text}"
             self._shows_progress = False
+        # POLLOUT promises that so much can be written without blocking: pipe(7); N_TTY's WAKEUP_CHARS in Linux.
+        most = 256 if self._is_terminal else select.PIPE_BUF
         try:
             descriptor = self._stream.fileno() if self._stream is not None else -1
             data = text.encode(getattr(self._stream, "encoding", None) or "ascii", "backslashreplace")
             while data and descriptor >= 0:
-                if not self._can_write(descriptor):
+                if not self._can_write(descriptor, seconds):
                     return False
-                data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]  # as much as goes into a pipe at least
+                data = data[os.write(descriptor, data[:most]) :]
         except BlockingIOError:
             return False
         except (OSError, ValueError):
             pass  # nobody listens; the wait goes on
         return True
 
-    def _can_write(self, descriptor: int) -> bool:
-        """Whether the reader takes something soon; at once, if messages were lost already."""
-        if self._patient:
-            return True
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        seconds = 0.0 if self._lost else min(MAX_SENDING, self._end - time.monotonic())
-        return bool(poll.poll(max(0.0, seconds) * 1000))
+    def _can_write(self, descriptor: int, seconds: float) -> bool:
+        """Whether the reader takes something soon."""
+        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING)
+        end = self._clock.now() + seconds
+        while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
+            if self._clock.now() >= end:
+                return False
+        return True
 
 
 def is_journal(stream: IO[str] | None) -> bool:
@@ -2484,6 +2599,12 @@ def notify(*assignments: str) -> bool:
     return True
 
 
+def extended_timeout(seconds: float) -> str:
+    """What tells systemd that the wait goes on for so many seconds: sd_notify(3)."""
+    # The settings, the first and the last look, and the last messages take their time as well.
+    return f"EXTEND_TIMEOUT_USEC={(seconds + MAX_SOURCING + MAX_FIRST_LOOK + MAX_SENDING_ALL) * 1e6:.0f}"
+
+
 def connected_socket(address: str) -> Socket:
     """A socket for datagrams to this address, on which nothing blocks. Raises OSError."""
     # The module that is written in C: socket takes 20 times as long to import, and the common boot needs this as well.
@@ -2504,157 +2625,159 @@ class Reporter:
     What keeps coming and going is said once between two reminders, and so are at most MAX_LINES messages.
     """
 
-    def __init__(self, journal: Journal, started: float, timeout: float) -> None:
+    def __init__(self, journal: Journal, clock: Clock, started: float, timeout: float) -> None:
         self._journal = journal
+        self._clock = clock
         self._started = started
         self._timeout = timeout
-        self._awaited: dict[str, Missing] = {}
+        self._snapshot = Snapshot()  # the last
+        self._awaited: dict[str, Awaited] = {}
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
         self._said: set[tuple[str, str]] = set()  # since the last reminder
-        self._announced: set[str] = set()  # paths of which it was said that they are waited for
-        self._problems: dict[str, list[str]] = {}
-        self._lines: dict[str, int] = {}  # said since then, by what they are about
+        self._suppressed = 0  # since then
+        self._announced: dict[str, set[str]] = {}  # paths, and for which domains it was said that they are waited for
         self._status = ""
-        self._snapshot = Snapshot()  # the last
+        self._problems: dict[str, list[str]] = {}  # of files and directories, as they were said
         self._found: dict[str, float] = {}  # seconds after which disks and the like were there
 
     def report(self, snapshot: Snapshot) -> None:
         """Says what is new since the last snapshot."""
-        now = time.monotonic()
-        before, self._awaited = self._awaited, {one.path: one for one in snapshot.missing()}
-        self._snapshot = snapshot
-        self._found = {path: seconds for path, seconds in self._found.items() if path not in self._awaited}
-        self._found.update(dict.fromkeys(before.keys() - self._awaited.keys(), round(now - self._started, 3)))
-        self._journal.log(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}.")
-        self._log(WARNING, "problems", self._on_problems(snapshot))
-        self._log(WARNING, "ends", self._on_ends(before, snapshot))
+        messages = self._news(snapshot)
+        now = self._clock.now()
         if now >= self._reminder:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
-            self._lines.clear()
-            self._log(WARNING, "reminders", self._reminders(before))
-        self._log(WARNING, "waits", self._on_waits(before))
+            self._suppressed = 0
+            messages += self._reminders()
+        messages += self._new_problems() + self._new_waits()
+        if self._suppressed and self._is_news("", "suppressed", always=True):
+            text = f"There are {self._suppressed} more messages like these; see `{COMMAND} list`."
+            messages.append((WARNING, text, {}))
+        self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
         self._report_status()
 
-    def _log(self, level: int, about: str, messages: Iterable[Message]) -> None:
-        messages = iter(messages)
-        said = self._lines.get(about, 0)
-        lines = list(islice(messages, max(0, MAX_LINES - said)))
-        self._journal.log_all(level, lines)
-        more = sum(1 for _ in messages)
-        if more and said < MAX_LINES:
-            text = f"There are {more} more messages like these; suppressing further messages. See `{COMMAND} list`."
-            self._journal.log(level, text)
-        self._lines[about] = said + len(lines) + more
+    def _news(self, snapshot: Snapshot) -> list[Message]:
+        """What has been found since the last snapshot."""
+        if snapshot is self._snapshot:
+            return []
+        was_awaited = self._awaited
+        self._snapshot = snapshot
+        self._awaited = {one.path: one for one in snapshot.missing()}
+        text = f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}."
+        messages: list[Message] = [(DEBUG, text, {})]
+        seconds = round(self._clock.now() - self._started, 3)
+        for path in self._awaited:
+            self._found.pop(path, None)
+        for path, one in was_awaited.items():
+            if path not in self._awaited:
+                self._found[path] = seconds
+                if self._announced.pop(path, None):
+                    messages.append(found_message(one, snapshot, seconds))
+        return messages
 
-    def _is_news(self, path: str, what: str) -> bool:
-        if (path, what) in self._said or len(self._said) > 10 * MAX_LINES:
+    def _is_news(self, path: str, what: str, *, always: bool = False) -> bool:
+        """Whether this was not said since the last reminder, and there is room for it."""
+        if (path, what) in self._said:
+            return False
+        if len(self._said) >= MAX_LINES and not always:
+            self._suppressed += 1
             return False
         self._said.add((path, what))
         return True
 
-    def _on_problems(self, snapshot: Snapshot) -> Iterator[Message]:
-        found = problems_of(snapshot)
+    def _new_problems(self) -> list[Message]:
+        messages: list[Message] = []
+        found = problems_of(self._snapshot)
         self._problems = {path: problems for path, problems in self._problems.items() if path in found}
         for path, problems in found.items():
-            if problems != self._problems.get(path, []) and self._is_news(path, "problem"):
-                self._problems[path] = problems
-                guest = snapshot.guests.get(path)
-                fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
-                if guest and guest.status.state is State.REFUSED:
-                    fields["MESSAGE_ID"] = MESSAGE_REFUSED
-                for text in problems:
-                    yield text, fields
+            if problems == self._problems.get(path) or not self._is_news(path, "problem"):
+                continue
+            self._problems[path] = problems
+            guest = self._snapshot.guests.get(path)
+            fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
+            if guest and guest.status.state is State.REFUSED:
+                fields["MESSAGE_ID"] = MESSAGE_REFUSED
+            messages += [(WARNING, text, fields) for text in problems]
+        return messages
 
-    def _on_waits(self, before: Mapping[str, Missing]) -> Iterator[Message]:
+    def _new_waits(self) -> list[Message]:
+        """That something is waited for, unless it has only not been looked at yet."""
+        messages = []
         for path, one in self._awaited.items():
-            known = before[path].domains if path in before else ()
-            new = [domain for domain in one.domains if domain not in known]
-            if new and self._is_news(path, f"waiting for {new}"):
-                self._announced.add(path)
-                for domain in new:
-                    yield waiting_message(one, domain)
+            announced = self._announced.get(path, set())
+            new = [domain for domain in one.domains if domain not in announced]
+            if new and one.status.state is not State.UNKNOWN and self._is_news(path, f"waiting for {new}"):
+                self._announced[path] = announced.union(new)
+                messages += [waiting_message(one, domain) for domain in new]
+        return messages
 
-    def _reminders(self, before: Mapping[str, Missing]) -> Iterator[Message]:
+    def _reminders(self) -> list[Message]:
         """What is still missing, in groups of the same reason."""
-        groups: dict[str, list[Missing]] = {}
+        groups: dict[str, list[Awaited]] = {}
         for path, one in self._awaited.items():
-            if path in before:
+            if path in self._announced:
                 groups.setdefault(one.status.reason, []).append(one)
+        messages = []
         for reason, group in groups.items():
             if len(group) == 1:
-                for domain in group[0].domains:
-                    yield waiting_message(group[0], domain)
+                messages += [waiting_message(group[0], domain) for domain in group[0].domains]
             else:
-                yield f"still waiting for {in_numbers(group)}: {reason}", {"REASON": reason}
-
-    def _on_ends(self, before: Mapping[str, Missing], snapshot: Snapshot) -> Iterator[Message]:
-        seconds = time.monotonic() - self._started
-        for path, one in before.items():
-            if path in self._awaited or path not in self._announced:
-                continue
-            self._announced.discard(path)
-            if path in snapshot.disks:
-                text = f"disk {path} found"
-            elif path in snapshot.guests:
-                text = f"configuration {path} found"
-            elif path in snapshot.directories and snapshot.directories[path].status == READY:
-                text = f"directory {path} found"
-            else:
-                text = f"{path} is no longer needed"
-            fields = {"DISK": path, "DOMAIN": some(one.domains, MAX_NAMES), "STATE": State.READY.value}
-            yield f"{text} (after {seconds:.0f} seconds)", fields
+                text = f"still waiting for {in_numbers(group)}: {reason}"
+                messages.append((WARNING, text, {"REASON": reason}))
+        return messages[:MAX_LINES]
 
     def _report_status(self) -> None:
-        missing = list(self._awaited.values())
         # Where there was never anything to wait for, it stays empty.
         status = "Everything that the guests need is ready." if self._status else ""
-        if missing:
-            seconds = time.monotonic() - self._started
-            status = f"Waiting for {in_short(missing)}"
+        if self._awaited:
+            seconds = self._clock.now() - self._started
+            status = f"Waiting for {in_short(list(self._awaited.values()))}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
         if status != self._status:
-            left = self._started + self._timeout - time.monotonic()
-            # More than is left, because the last look may take a little longer.
-            if notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}"):
+            left = self._started + self._timeout - self._clock.now()
+            if notify(f"STATUS={status}", extended_timeout(max(0.0, left))):
                 self._status = status
 
-    def log_end(self, stopped_by: int = 0) -> str:
+    def log_end(self, snapshot: Snapshot, stopped_by: int = 0) -> str:
         """Says how the wait ended, and what is missing then; returns the result in a word."""
-        seconds = time.monotonic() - self._started
+        messages = self._news(snapshot) + self._new_problems()
         missing = list(self._awaited.values())
-        refused = [guest.domain.name for guest in rejected(self._snapshot)]
+        seconds = self._clock.now() - self._started
+        refused = [guest.domain.name for guest in rejected(snapshot)]
         if stopped_by:
             result, level = "stopped", WARNING
             waiting = f", still waiting for {in_short(missing)}" if missing else ""
             text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
         elif missing:
             result, level = "timeout", ERR
-            self._log(ERR, "timeout", self._on_timeout())
+            messages += timeout_messages(missing, self._timeout)
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
             guests = some(sorted({*refused, *(domain for one in missing for domain in one.domains)}), MAX_NAMES)
             text = f"{starts} guests will probably not come up: {guests}."
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
-            text = f"Everything is ready for {size_of(self._snapshot)}."
+            text = f"Everything is ready for {size_of(snapshot)}."
             if refused:
                 text = f"No disk is missing, but these guests will not come up: {some(refused, MAX_NAMES)}."
+            self._report_status()
+        self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END)
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
-        self._journal.log_all(level, [(text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})], always=True)
+        summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
+        self._journal.log_all([summary], self._clock.now(), always=True)
         return result
 
     def as_last_wait(self, result: str) -> dict[str, Any]:
         """How the wait ended, for programs and the command `last`."""
-        waited = time.monotonic() - self._started
-        paths = {path: Missing(path, status, ()) for path, status in self._snapshot.disks.items()}
+        waited = self._clock.now() - self._started
+        paths = {path: Awaited(path, status, ()) for path, status in self._snapshot.disks.items()}
         for guest in self._snapshot.guests.values():
-            for path in (required.paths[0] for required in guest.required if required.paths):
+            for path in (required.path for required in guest.required if required.path):
                 paths[path] = paths[path]._replace(domains=(*paths[path].domains, guest.domain.name))
         return {
             "version": JSON_VERSION,
-            "boot_id": read_evidence("/proc/sys/kernel/random/boot_id").strip(),
+            "boot_id": read_text_file("/proc/sys/kernel/random/boot_id").strip(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - waited)),
             "waited": round(waited, 3),
             "timeout": self._timeout,
@@ -2675,34 +2798,53 @@ class Reporter:
             ],
         }
 
-    def _on_timeout(self) -> Iterator[Message]:
-        after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
-        for one in self._awaited.values():
-            words = "still missing" if one.status.state is State.MISSING else "still not ready"
-            for domain in one.domains:
-                fields = {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}
-                advice = f" (try: {one.status.hint})" if one.status.hint else ""
-                yield f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}", fields
+
+def waiting_message(one: Awaited, domain: str) -> Message:
+    """That a domain's disk is waited for, and why; the first words are those of the script of 2017."""
+    return WARNING, f"still waiting for {one.path} for {domain}... ({one.status.reason})", fields_of(one, domain)
 
 
-def waiting_message(one: Missing, domain: str) -> Message:
-    """The message which says that a domain is waited for, and why; its first words are those of the script of 2017."""
-    return f"still waiting for {one.path} for {domain}... ({one.status.reason})", fields_of(one, domain)
+def found_message(one: Awaited, snapshot: Snapshot, seconds: float) -> Message:
+    """That something is not waited for any more, in words of the script of 2017."""
+    path = one.path
+    if path in snapshot.disks:
+        text = f"disk {path} found"
+    elif path in snapshot.guests:
+        text = f"configuration {path} found"
+    elif path in snapshot.directories and snapshot.directories[path].status == READY:
+        text = f"directory {path} found"
+    else:
+        text = f"{path} is no longer needed"
+    fields = {"DISK": path, "DOMAIN": some(one.domains, MAX_NAMES), "STATE": State.READY.value}
+    return WARNING, f"{text} (after {seconds:.0f} seconds)", fields
 
 
-def fields_of(one: Missing, domain: str) -> dict[str, str]:
+def timeout_messages(missing: Sequence[Awaited], timeout: float) -> list[Message]:
+    """What is missing in the end, why, and what to do about it."""
+    after = f" after {format_time_span(timeout)}" if timeout else ""
+    messages = []
+    for one in missing:
+        words = "still missing" if one.status.state is State.MISSING else "still not ready"
+        advice = f" (try: {one.status.hint})" if one.status.hint else ""
+        for domain in one.domains:
+            text = f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}"
+            messages.append((ERR, text, {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}))
+    return messages
+
+
+def fields_of(one: Awaited, domain: str) -> dict[str, str]:
     """The fields for the journal."""
     state, reason, hint = one.status
     return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
-def in_numbers(missing: Sequence[Missing]) -> str:
+def in_numbers(missing: Sequence[Awaited]) -> str:
     """How much is missing."""
     guests = len({domain for one in missing for domain in one.domains})
     return f"{counted(len(missing), 'disk')} of {counted(guests, 'guest')}"
 
 
-def in_short(missing: Sequence[Missing]) -> str:
+def in_short(missing: Sequence[Awaited]) -> str:
     """How much is missing, and the first of it, on one line."""
     names = [f"{one.path} for {some(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
     return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
@@ -2720,13 +2862,15 @@ def rejected(snapshot: Snapshot) -> list[Guest]:
 
 def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     """By file or directory, a sentence for everything wrong with it, unless that is waited for."""
-    problems = {}
+    problems: dict[str, list[str]] = {}
     for path, directory in snapshot.directories.items():
-        problems[path] = [f"{path}: {directory.warning}."] if directory.warning else []
+        if directory.warning:
+            problems[path] = [f"{path}: {directory.warning}."]
         if directory.status.state is State.UNREADABLE:
-            problems[path].append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
+            problems[path] = [f"{path}: {directory.status.reason}; not waiting for the guests in it."]
     for file, guest in snapshot.guests.items():
-        problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
+        if guest.domain.warnings:
+            problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
         if guest.status.is_rejected():
             will = "xl will reject it" if guest.status.state is State.REFUSED else "It is ignored"
             problems[file] = [f"{file}: {guest.status.reason}. {will}; not waiting for its disks."]
@@ -2738,7 +2882,7 @@ def as_json(snapshot: Snapshot) -> str:
     import json
 
     def disk_as_json(disk: Disk, required: Required) -> dict[str, str | None]:
-        path = well_formed(required.paths[0]) if required.paths else None
+        path = well_formed(required.path) if required.path else None
         about = {"vdev": well_formed(disk.vdev), "target": well_formed(disk.target), "path": path}
         return {**about, **status_as_json(snapshot.disk_status(required))}
 
@@ -2793,7 +2937,7 @@ def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
         elif not domain.needs():
             rows.append((domain.name, domain.kind, "-", "-", "no disks", ""))
         for disk, required in zip(domain.needs(), guest.required):
-            path = required.paths[0] if required.paths else disk.target or "-"
+            path = required.path or disk.target or "-"
             add(domain.name, domain.kind, disk.vdev, path, snapshot.disk_status(required))
     return in_columns(rows)
 
@@ -2807,11 +2951,12 @@ def in_columns(rows: Sequence[Sequence[str]]) -> str:
 
 def write_last_wait(record: Mapping[str, Any]) -> None:
     """Puts it in the place of the record of the wait before. Raises OSError; the directory is made by the unit."""
-    with open(f"{LAST_WAIT}.new", "w") as file:
-        import json
+    import json
 
+    new = f"{LAST_WAIT}.{os.getpid()}"  # another wait may end at the same time
+    with open(new, "w") as file:
         file.write(json.dumps(record))  # on one line: with indent=, it is not written in C
-    os.replace(f"{LAST_WAIT}.new", LAST_WAIT)
+    os.replace(new, LAST_WAIT)
 
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
@@ -2847,47 +2992,47 @@ class Use(NamedTuple):
         return Finding(problem, fix, is_error, self.guest.domain.source, self.guest.domain.name, self.disk.vdev)
 
 
-def findings_of(snapshot: Snapshot, watch: Watch, *, reboot: bool) -> list[Finding]:
+def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[Finding]:
     """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
-    evidence = Evidence(watch.host)
-    uses, used = uses_of(snapshot, watch), used_by_host(evidence)
+    facts = StorageFacts()
+    uses, used = uses_of(snapshot, watcher), used_by_host(facts)
     # Cluster managers bring up storage themselves.
-    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", evidence)
-    checks = [check_files(snapshot, watch.xendomains), check_names(snapshot), check_sharing(uses, evidence)]
+    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", facts)
+    checks = [check_files(snapshot, watcher.xendomains), check_names(snapshot), check_sharing(uses)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         status = snapshot.disk_status(use.required)
-        checks += [check_use(use, status, used, evidence)]
-        checks += [check_reboot(use, evidence)] if reboot and status == READY else []
+        checks += [check_use(use, status, used, facts)]
+        checks += [check_reboot(use, facts)] if reboot and status == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
-    return [one for one in found if not watch.names or one.file in snapshot.guests]
+    return [one for one in found if not watcher.names or one.file in snapshot.guests]
 
 
-def uses_of(snapshot: Snapshot, watch: Watch) -> list[Use]:
+def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[Use]:
     """What the guests need of this host, also those that were not asked for, without what does not answer."""
-    places = places_of(required_paths(snapshot.read), watch)
+    places = places_of(required_paths(snapshot.read), watcher)
     return [
-        Use(guest, disk, required, places[required.paths[0]])
+        Use(guest, disk, required, places[required.path])
         for guest in snapshot.read.values()
         for disk, required in zip(guest.domain.needs(), guest.required)
-        if required.paths and required.paths[0] in places
+        if required.path and required.path in places
     ]
 
 
-def places_of(needed: Mapping[str, Required], watch: Watch) -> dict[str, str]:
+def places_of(needed: Mapping[str, Required], watcher: Watcher) -> dict[str, str]:
     """What is at each of these paths, see place_of(), without what does not answer."""
-    calls: dict[str, Call] = {path: partial(place_of, required, watch.host) for path, required in needed.items()}
-    answers = watch.files.run("place", calls, time.monotonic() + MAX_FIRST_LOOK)
+    calls: dict[str, Call] = {path: partial(place_of, path) for path in needed}
+    answers = watcher.calls.run("place", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     return {path: place for path, place in answers.items() if isinstance(place, str)}
 
 
-def place_of(required: Required, host: HostPaths) -> str:
+def place_of(path: str) -> str:
     """The kernel's name of the device that is required, or the path without links. May block."""
-    path = os.path.realpath(next(filter(os.path.exists, required.paths), required.paths[0]))
+    path = os.path.realpath(existing_path(path))
     with suppress(OSError):
         status = os.stat(path)
         if stat.S_ISBLK(status.st_mode):
-            return os.path.basename(os.readlink(sysfs_of(status.st_rdev, host)))
+            return os.path.basename(os.readlink(device_link(status.st_rdev)))
     return path
 
 
@@ -2928,18 +3073,18 @@ def check_names(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(problem, f"move the others out of {os.path.dirname(file)}", True, file, name)
 
 
-def check_sharing(uses: Sequence[Use], evidence: Evidence) -> Iterator[Finding]:
+def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
     """Disks that two guests write, or of which one guest writes a part."""
     writers: dict[str, list[Use]] = {}
     for use in (use for use in uses if use.disk.writes):
         writers.setdefault(use.place, []).append(use)
     for place, sharing in writers.items():
-        above = [other for name in devices_above(place, evidence.host) for other in writers.get(name, ())]
+        above = [other for name in devices_above(place) for other in writers.get(name, ())]
         for use in sharing:
             # The saved and the configured form of a guest are one.
             names = {one.guest.domain.name for one in (*sharing, *above)} - {use.guest.domain.name}
             if names:
-                problem = f"{use.required.paths[0]} is written by guest {some(sorted(names), MAX_LISTED)} as well"
+                problem = f"{use.required.path} is written by guest {some(sorted(names), MAX_LISTED)} as well"
                 yield use.finding(problem, "give each guest a disk of its own", is_error=True)
 
 
@@ -2958,126 +3103,125 @@ UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]{1,3}[0-9]*|(md12[0-9]|(nvme[0-9]+n|dm-|lo
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_use(use: Use, status: Status, used: Mapping[str, str], evidence: Evidence) -> Iterator[Finding]:
+def check_use(use: Use, status: Status, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
     """What a guest needs: its name, whether it is there if it is no disk, and whether this host uses it."""
-    path, host = use.required.paths[0], evidence.host
+    path = use.required.path
     if use.disk in use.guest.domain.boot_files and status.state is State.MISSING:
         yield use.finding(f"{path} {status.reason}", is_error=True)
-    if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], evidence):
-        links = sorted(link for one in evidence.once(known_devices) if one.name == match[1] for link in one.links)
+    if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], facts):
+        links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
         yield use.finding(f"{path} may be another disk after a reboot", f"write {stable}" if stable else "")
     if not use.disk.writes:
         return
-    fix, places = "give the guest a disk of its own", [use.place, *devices_above(use.place, host)]
+    fix, places = "give the guest a disk of its own", [use.place, *devices_above(use.place)]
     if taken := next((place for place in places if place in used), ""):
-        what = path if taken == use.place else f"{node(taken, host)} on {path}"
+        what = path if taken == use.place else f"{device_path(taken)} on {path}"
         yield use.finding(f"{what} {used[taken]} on this host", fix, is_error=True)
-    elif parts := [node(one, host) for one in holders_of(use.place, host)]:
+    elif parts := [device_path(one) for one in holders_of(use.place)]:
         yield use.finding(f"{path} is part of {some(parts, MAX_LISTED)} on this host", fix)
 
 
-def devices_above(name: str, host: HostPaths) -> list[str]:
+def devices_above(name: str) -> list[str]:
     """The devices that stand on this one: its partitions, its holders, and what stands on them."""
     above = [name]
     for one in above:
-        directory = f"{host.sys}/class/block/{one}"
-        parts = [part for part in names_in(directory) if os.path.exists(f"{directory}/{part}/partition")]
-        above += [other for other in parts + names_in(f"{directory}/holders") if other not in above]
+        directory = f"{SYS}/class/block/{one}"
+        parts = [part for part in list_names(directory) if os.path.exists(f"{directory}/{part}/partition")]
+        above += [other for other in parts + list_names(f"{directory}/holders") if other not in above]
     return above[1:]
 
 
-def holders_of(name: str, host: HostPaths) -> list[str]:
+def holders_of(name: str) -> list[str]:
     """What this host has made of a device: not the partitions of a map, nor what a guest has in a volume of ours."""
-    uuids = {one: attribute(f"{host.sys}/class/block/{one}", "dm/uuid") for one in devices_above(name, host)}
+    uuids = {one: attribute(f"{SYS}/class/block/{one}", "dm/uuid") for one in devices_above(name)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
-    return [one for one in names_in(f"{host.sys}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
+    return [one for one in list_names(f"{SYS}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
 
 
-def used_by_host(evidence: Evidence) -> dict[str, str]:
+def used_by_host(facts: StorageFacts) -> dict[str, str]:
     """The devices that this host itself uses, and what for."""
-    host, used = evidence.host, {}
-    for path, *_ in evidence.rows(f"{host.proc}/swaps"):
+    used = {}
+    for path, *_ in facts.table(f"{PROC}/swaps"):
         used[os.path.basename(os.path.realpath(path))] = "is swap space"
-    for words in mounts(evidence):
+    for words in facts.mounts:
         # btrfs has a number of its own, and only the source tells the device.
         source = words[words.index("-") + 2]
-        for path in (f"{host.sys}/dev/block/{words[2]}", *([source] if source.startswith("/dev/") else [])):
-            used[evidence.at(path) or os.path.basename(os.path.realpath(path))] = f"is mounted on {words[4]}"
+        for path in (f"{SYS}/dev/block/{words[2]}", *([source] if source.startswith("/dev/") else [])):
+            used[facts.device_at(path) or os.path.basename(os.path.realpath(path))] = f"is mounted on {words[4]}"
     return used
 
 
-def check_reboot(use: Use, evidence: Evidence) -> Iterator[Finding]:
+def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
     """What is there now, and would not come back by itself."""
     layers = [use.place]
     for name in layers:
-        layers += [one for one in devices_below(name, evidence.host) if one not in layers]
+        layers += [one for one in devices_below(name) if one not in layers]
     why_stays_away = why_mount_stays_away if "/" in use.place else why_device_stays_away
-    for lack in filter(None, [why_stays_away(layer, evidence) for layer in layers]):
-        yield use.finding(f"after a reboot {use.required.paths[0]} will be missing: {lack.reason}", lack.hint)
+    for lack in filter(None, [why_stays_away(layer, facts) for layer in layers]):
+        yield use.finding(f"after a reboot {use.required.path} will be missing: {lack.reason}", lack.hint)
 
 
-def is_enabled(names: str, evidence: Evidence) -> bool:
+def is_enabled(names: str, facts: StorageFacts) -> bool:
     """Whether a service whose name matches one of these is started at boot."""
-    etc = evidence.host.etc
-    scripts = names_in(f"{etc}/rc3.d", "S.*")
-    for directory in names_in(f"{etc}/systemd/system", r".*\.(wants|requires)"):
-        scripts += names_in(f"{etc}/systemd/system/{directory}")
+    scripts = list_names(f"{ETC}/rc3.d", "S.*")
+    for directory in list_names(f"{ETC}/systemd/system", r".*\.(wants|requires)"):
+        scripts += list_names(f"{ETC}/systemd/system/{directory}")
     return re.search(names, " ".join(scripts)) is not None
 
 
-def why_device_stays_away(name: str, evidence: Evidence) -> Lack | None:
+def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
     """Why a device, whatever lies below it, is not there after a reboot."""
-    host, directory = evidence.host, f"{evidence.host.sys}/class/block/{name}"
+    directory = device_directory(name)
     mapped, uuid = (attribute(directory, f"dm/{key}") for key in ("name", "uuid"))
     if re.fullmatch("(loop|nbd)[0-9]+", name):
-        units = f"{host.etc}/systemd/system"
-        files = [f"{host.etc}/{one}" for one in ("rc.local", "rc.d/rc.local", "init.d/boot.local")]
-        files += [f"{units}/{one}" for one in names_in(units, r".*\.service")]
-        scripts = re.search("losetup|nbd-client", "\n".join(map(evidence.text, files)))
-        is_known = scripts or name in [words[0] for words in evidence.rows(f"{host.etc}/nbdtab")]
-        return None if is_known else Lack(f"nothing sets up {name} at boot", "let a unit do that")
-    if target := iscsi_session(name, host)[0]:
-        startups = {startup for (one, _), startup in evidence.once(iscsi_nodes).items() if one == target}
+        units = f"{ETC}/systemd/system"
+        files = [f"{ETC}/{one}" for one in ("rc.local", "rc.d/rc.local", "init.d/boot.local")]
+        files += [f"{units}/{one}" for one in list_names(units, r".*\.service")]
+        scripts = re.search("losetup|nbd-client", "\n".join(map(facts.text, files)))
+        is_known = scripts or name in [words[0] for words in facts.table(f"{ETC}/nbdtab")]
+        return None if is_known else Problem(f"nothing sets up {name} at boot", "let a unit do that")
+    if target := iscsi_session(name)[0]:
+        startups = {startup for (one, _), startup in facts.iscsi_nodes.items() if one == target}
         # Without a record, the firmware or the initramfs has logged in.
         if startups and not startups & {"automatic", "onboot"}:
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
-            return Lack(f"the host does not log in to target {target} at boot", update)
+            return Problem(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
-        lines = crypttab(evidence)
-        if mapped not in lines and mapped.removeprefix("luks-") not in evidence.text(f"{host.proc}/cmdline"):
-            return Lack(f"{mapped} is not in /etc/crypttab", "add a line for it")
+        lines = facts.crypttab
+        if mapped not in lines and mapped.removeprefix("luks-") not in facts.text(f"{PROC}/cmdline"):
+            return Problem(f"{mapped} is not in /etc/crypttab", "add a line for it")
         if mapped in lines and "noauto" in lines[mapped][1]:
-            return Lack(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
+            return Problem(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
     if uuid.startswith("LVM-"):
-        text = re.sub("#.*", "", evidence.text(f"{host.etc}/lvm/lvm.conf"))
+        text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
         group = re.sub("([^-])-([^-].*)", r"\1", mapped).replace("--", "-")
         activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
         named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
         if group not in named and not any(one.startswith("@") for one in named):
-            return Lack(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
-    if name.startswith("drbd") and not is_enabled("drbd", evidence):
-        return Lack("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
+            return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
+    if name.startswith("drbd") and not is_enabled("drbd", facts):
+        return Problem("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
     return None
 
 
-def why_mount_stays_away(path: str, evidence: Evidence) -> Lack | None:
+def why_mount_stays_away(path: str, facts: StorageFacts) -> Problem | None:
     """Why a file is not there after a reboot: its file system was mounted by hand."""
-    above = [words for words in mounts(evidence) if path.startswith(f"{words[4].rstrip('/')}/")]
+    above = [words for words in facts.mounts if path.startswith(f"{words[4].rstrip('/')}/")]
     kinds = {words[4]: words[words.index("-") + 1] for words in above}
     where = max(kinds, key=len, default="/")
     if where == "/" or kinds[where] == "zfs" or "autofs" in [words[words.index("-") + 1] for words in above]:
         return None
     if re.match("nfs|cifs", kinds[where]):  # what the server has mounted there is mounted below it
         where = min((one for one in kinds if kinds[one] == kinds[where]), key=len)
-    lines = evidence.rows(f"{evidence.host.etc}/fstab")
+    lines = facts.table(f"{ETC}/fstab")
     options = {os.path.normpath(words[1]): ",".join(words[3:4]) for words in lines}
     if where in options:
         noauto = "noauto" in options[where].split(",") and "x-systemd.automount" not in options[where]
-        return Lack(f"{where} has the option noauto in /etc/fstab", "remove noauto") if noauto else None
-    is_unit = where in evidence.once(mount_units)
-    return None if is_unit else Lack(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
+        return Problem(f"{where} has the option noauto in /etc/fstab", "remove noauto") if noauto else None
+    is_unit = where in facts.mount_units
+    return None if is_unit else Problem(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
 
 
 # --- Late: a guest whose disks come after the timeout ----------------------------------------------------------------
@@ -3085,61 +3229,62 @@ class LeftAlone(Exception):
     """The guest is not to be started, or no longer: a sentence that says why, and the exit status for it."""
 
 
-def start_late(watch: Watch, options: Options, journal: Journal, pauses: Pauses, started: float) -> int:
+def start_late(watcher: Watcher, options: Options, journal: Journal, started: float) -> int:
     """Waits until a guest's disks are there, and starts it as xendomains would; returns the exit status.
 
     Without --timeout it waits without limit; with --no-start it does not start it. Raises Stopped if a signal comes.
     """
+    clock = watcher.clock
     # Nothing is in a hurry: events end a pause early.
-    pause = max(watch.settings.longest, LATE_PAUSE)
+    pause = max(watcher.settings.longest, LATE_PAUSE)
     # The boot may be told to ignore it, because this is there.
-    settings = watch.settings._replace(first=pause, longest=pause, ignored_domains=())
-    watch = watch._replace(settings=settings)
+    watcher.settings = watcher.settings._replace(first=pause, longest=pause, ignored_domains=())
     deadline = float("inf") if options.timeout is None else started + options.timeout
-    reporter = Reporter(journal, started, MAX_TIME)
+    reporter = Reporter(journal, clock, started, MAX_TIME)
 
     def report(snapshot: Snapshot) -> None:
-        check_that_it_may_start(snapshot, watch)
+        check_that_it_may_start(snapshot, watcher)
         reporter.report(snapshot)
 
-    def look(known: Snapshot) -> Snapshot:
-        snapshot = take_snapshot(watch, known, time.monotonic() + MAX_FIRST_LOOK, recheck_ready=True)
+    def look() -> Snapshot:
+        snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=True)
         report(snapshot)
         return snapshot
 
     try:
-        snapshot = look(Snapshot())
-        while time.monotonic() < deadline and (not snapshot.guests or has_failed_with(snapshot, watch, journal)):
-            pauses.pause(min(pause, deadline - time.monotonic()))
-            snapshot = look(snapshot)
-        if snapshot.missing() and time.monotonic() < deadline:
-            snapshot = wait(watch, snapshot, report, pauses, deadline)
-        if options.no_start or snapshot.missing() or not snapshot.guests:
-            return EXIT_TIMED_OUT if snapshot.missing() or not snapshot.guests else EXIT_READY
-        set_signals(signal.SIG_DFL)
-        return create_guest(next(iter(snapshot.guests.values())), snapshot, watch, journal)
+        snapshot = look()
+        while clock.now() < deadline and (not snapshot.guests or has_failed_with(snapshot, watcher, journal)):
+            clock.pause(min(pause, deadline - clock.now()))
+            snapshot = look()
+        if not snapshot.is_complete() and clock.now() < deadline:
+            snapshot = wait(watcher, report, deadline)
+            report(snapshot)
+        if options.no_start or not snapshot.is_complete() or not snapshot.guests:
+            return EXIT_READY if snapshot.is_complete() and snapshot.guests else EXIT_TIMED_OUT
+        clock.release_signals()
+        return create_guest(next(iter(snapshot.guests.values())), snapshot, watcher, journal)
     except LeftAlone as left:
         reason, status = left.args
-        journal.log_all(INFO if status == EXIT_READY else WARNING, [(reason, {})], always=True)
+        journal.log_all([(INFO if status == EXIT_READY else WARNING, reason, {})], clock.now(), always=True)
         return EXIT_TIMED_OUT if options.no_start else status
 
 
-def check_that_it_may_start(snapshot: Snapshot, watch: Watch) -> None:
+def check_that_it_may_start(snapshot: Snapshot, watcher: Watcher) -> None:
     """Raises LeftAlone if a guest is not to be started, so that none is taken for another, and none starts twice."""
-    names = {*watch.names, *(guest.domain.name for guest in snapshot.guests.values())}
+    names = {*watcher.names, *(guest.domain.name for guest in snapshot.guests.values())}
     for file, guest in snapshot.read.items():
         if guest.domain.kind == "saved" and not names.isdisjoint((guest.domain.name, os.path.basename(file))):
             reason = f"was saved in {file}, and is not started from its configuration (fix: xl restore {file})"
             raise LeftAlone(f"guest {guest.domain.name} {reason}.", EXIT_TIMED_OUT)
     if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
         files = some(list(snapshot.guests), MAX_LISTED)
-        raise LeftAlone(f"'{watch.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
+        raise LeftAlone(f"'{watcher.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
     for guest in rejected(snapshot):
         raise LeftAlone(f"{guest.domain.source}: {guest.status.reason}. The guest is not started.", EXIT_USAGE)
     statuses = [directory.status for directory in snapshot.directories.values()]
     statuses += [guest.status for guest in snapshot.read.values()]
     if not snapshot.guests and not any(status.is_awaited() for status in statuses):
-        raise LeftAlone(f"{unknown_name(snapshot, watch.names)} It is not started.", EXIT_USAGE)
+        raise LeftAlone(f"{unknown_name(snapshot, watcher.names)} It is not started.", EXIT_USAGE)
     for name in names:
         with suppress(OSError):
             # xl writes this once it has started a guest; logrotate may leave an empty one.
@@ -3155,56 +3300,58 @@ def tried_file(snapshot: Snapshot) -> str:
     return f"{LATE_DIRECTORY}/{name.replace('/', '_')}"
 
 
-def has_failed_with(snapshot: Snapshot, watch: Watch, journal: Journal) -> bool:
+def has_failed_with(snapshot: Snapshot, watcher: Watcher, journal: Journal) -> bool:
     """Whether xl has failed to start the guest, and none of its disks has changed since."""
-    tried = read_evidence(tried_file(snapshot))
-    if not tried or disks_now(snapshot, watch) != tried:
+    tried = read_text_file(tried_file(snapshot))
+    if not tried or disks_now(snapshot, watcher) != tried:
         return False
     name = next(iter(snapshot.guests.values())).domain.name
     journal.log(INFO, f"xl has failed to start guest {name}; waiting until one of its disks has changed.")
     return True
 
 
-def disks_now(snapshot: Snapshot, watch: Watch) -> str:
+def disks_now(snapshot: Snapshot, watcher: Watcher) -> str:
     """What tells whether a disk has changed; nothing if the guest has none here."""
-    calls: dict[str, Call] = {path: partial(disk_now, path, watch.host) for path in snapshot.disks}
-    answers = watch.files.run("identity", calls, time.monotonic() + MAX_FIRST_LOOK)
+    calls: dict[str, Call] = {path: partial(disk_now, path) for path in snapshot.disks}
+    answers = watcher.calls.run("identity", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     return "".join(f"{path} {answer}\n" for path, answer in answers.items())
 
 
-def disk_now(path: str, host: HostPaths) -> str:
+def disk_now(path: str) -> str:
     """What tells whether this disk has changed. May block."""
-    status = os.stat(path)
+    status = os.stat(existing_path(path))
     if not stat.S_ISBLK(status.st_mode):
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
     # Not the times of the node: udev sets them at each event, and to open a disk may make one.
-    attributes = [attribute(sysfs_of(status.st_rdev, host), key) for key in ("diskseq", "size", "ro")]
+    attributes = [attribute(device_link(status.st_rdev), key) for key in ("diskseq", "size", "ro")]
     return " ".join([str(status.st_rdev), *attributes])
 
 
-def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journal) -> int:
+def create_guest(guest: Guest, snapshot: Snapshot, watcher: Watcher, journal: Journal) -> int:
     """Starts a guest, unless it runs. What xl says of a failure goes to the journal."""
     from subprocess import DEVNULL, PIPE, STDOUT, run
 
     name, file = guest.domain.name, guest.domain.source
     if output_of("xl", "domid", name):
         raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
-    evidence = Evidence(watch.host)
-    for path, place in places_of(required_paths(snapshot.guests), watch).items():
-        states = evidence.once(drbd_states) if place.startswith("drbd") else {}
+    facts = StorageFacts()
+    for path, place in places_of(snapshot.needed, watcher).items():
+        states = facts.drbd_states if place.startswith("drbd") else {}
         role, peer_role, *_ = states.get(place.removeprefix("drbd"), ("", ""))
         if peer_role == "Primary" != role:  # as with allow-two-primaries
             raise LeftAlone(f"guest {name} may run on the peer, where its disk {path} is Primary.", EXIT_TIMED_OUT)
     command = ["xl", "create", "--quiet", "--defconfig", file]
     process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
     if process.returncode == 0:
-        journal.log_all(INFO, [(f"guest {name} is started: its disks are there.", {"DOMAIN": name})], always=True)
+        message = (INFO, f"guest {name} is started: its disks are there.", {"DOMAIN": name})
+        journal.log_all([message], watcher.clock.now(), always=True)
         return EXIT_READY
-    journal.log_all(ERR, [(f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()])
+    lines: list[Message] = [(ERR, f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()]
+    journal.log_all(lines, watcher.clock.now() + MAX_SENDING_ALL)
     reason = f"could not be started with {file}; xl's status is {process.returncode}"
     journal.log(ERR, f"guest {name} {reason}.", DOMAIN=name)
     with suppress(OSError), open(tried_file(snapshot), "w") as tried:
-        tried.write(disks_now(snapshot, watch))
+        tried.write(disks_now(snapshot, watcher))
     return EXIT_TIMED_OUT
 
 
@@ -3303,13 +3450,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level, level_problems = log_level(settings, options, os.environ)
     if options.command == "late" and not options.quiet:
         level = max(level, INFO)  # what became of the guest
-    journal = Journal(level, sys.stderr, patient=options.command != "wait")
+    clock = Clock()
+    journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
         return show_last_wait(journal, as_json=options.json)
-    pauses = Pauses()
-    pauses.take_signals()
-    limit = min(MAX_SOURCING, max(settings.timeout, 0.5)) if options.command == "wait" else MAX_SOURCING
-    xendomains, more_problems = read_xendomains(settings, pauses, limit)
+    clock.take_signals()
+    limit = MAX_SOURCING
+    if options.command == "wait":
+        limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
+        notify(extended_timeout(settings.timeout))
+    xendomains, more_problems = read_xendomains(settings, clock, limit)
     problems += level_problems + more_problems
     for problem in problems:
         journal.log(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
@@ -3318,48 +3468,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if xendomains.warning:
         journal.log(WARNING, xendomains.warning, MESSAGE_ID=MESSAGE_SETTINGS)
 
-    calls, parser = BlockingCalls(pauses), BlockingCalls(pauses, threads=1)
-    watch = Watch(xendomains, settings, calls, parser, names=tuple(options.guests))
+    watcher = Watcher(xendomains, settings, clock, options.guests)
     if options.command == "late":
-        return start_late(watch, options, journal, pauses, started)
+        return start_late(watcher, options, journal, started)
     if options.command == "wait":
-        return wait_for_disks(watch, journal, pauses, started)
-    snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
-    set_signals(signal.SIG_DFL)
-    if unknown := unknown_name(snapshot, watch.names):
+        return wait_for_disks(watcher, journal, started)
+    snapshot = watcher.look(started + MAX_FIRST_LOOK)
+    clock.release_signals()
+    if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
         return EXIT_USAGE
     if options.command == "check":
         told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
         told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
-        findings = findings_of(snapshot, watch, reboot=options.reboot)
+        findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
     if problems or rejected(snapshot):
         return EXIT_USAGE
-    return EXIT_TIMED_OUT if snapshot.missing() else EXIT_READY
+    return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 
 
-def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: float) -> int:
+def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     """Waits and says what it waits for; returns the exit status. Raises Stopped if a signal comes."""
-    timeout = watch.settings.timeout
+    clock, timeout = watcher.clock, watcher.settings.timeout
     deadline = started + timeout
-    reporter = Reporter(journal, started, timeout)
+    reporter = Reporter(journal, clock, started, timeout)
     stopped = None
     try:
-        snapshot = take_snapshot(watch, Snapshot(), end_of_look(min(deadline, started + MAX_FIRST_LOOK)))
-        if unknown := unknown_name(snapshot, watch.names):
+        # Who looks once has the time of a first look.
+        first = min(deadline if timeout else started + MAX_FIRST_LOOK, started + MAX_FIRST_LOOK)
+        snapshot = watcher.look(end_of_look(first, clock))
+        if not unknown_name(snapshot, watcher.names) and timeout and not snapshot.is_complete():
+            reporter.report(snapshot)
+            wait(watcher, reporter.report, deadline)
+        clock.release_signals()
+        if unknown := unknown_name(watcher.known, watcher.names):
             journal.log(ERR, unknown)
             return EXIT_USAGE
-        reporter.report(snapshot)
-        if snapshot.missing() and timeout:
-            wait(watch, snapshot, reporter.report, pauses, deadline)
-        set_signals(signal.SIG_DFL)
     except Stopped as signalled:
         stopped = signalled
-    result = reporter.log_end(stopped.number if stopped else 0)
+        clock.release_signals()
+    result = reporter.log_end(watcher.known, stopped.number if stopped else 0)
     try:
-        if not watch.names:  # of a few guests it would take the place of all
+        if not watcher.names:  # of a few guests it would take the place of all
             write_last_wait(reporter.as_last_wait(result))
     except OSError as error:
         journal.log(DEBUG, f"{LAST_WAIT} cannot be written ({error_text(error)}).")
@@ -3369,7 +3521,9 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
 
 
 def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
-    """Which of these names of guests is not one, and which may be meant; nothing if all are."""
+    """Which of these names of guests is not one, and which may be meant; nothing if all are, or not all are known."""
+    if any(one.status.is_awaited() for one in snapshot.directories.values()):
+        return ""
     for name in names:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
@@ -3471,7 +3625,7 @@ def run() -> NoReturn:
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"
     if failure:
-        Journal(ERR, sys.stderr).log(ERR, f"{COMMAND}: {failure}")
+        Journal(ERR, sys.stderr, Clock()).log(ERR, f"{COMMAND}: {failure}")
     os._exit(status)
 
 

@@ -28,13 +28,14 @@ from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
 from threading import Condition, Event, Thread
-from types import SimpleNamespace
 from typing import IO, Any, Literal
 
 import pytest
 
 # No wait leaves a record on the machine itself.
 os.environ["RUNTIME_DIRECTORY"] = "/nowhere"
+
+from recorded import HostPaths
 
 import xendomains_wait_disk as xwd
 
@@ -238,16 +239,23 @@ class Host:
         """What xendomains does here."""
         return xwd.Xendomains(str(self.auto), str(self.save))
 
-    def watch(self, pauses: xwd.Pauses | None = None, settings: xwd.Settings | None = None) -> xwd.Watch:
-        """What the program looks at here, and with which means, for a test that runs a part of it."""
-        pauses = pauses or xwd.Pauses()
-        calls = xwd.BlockingCalls(pauses), xwd.BlockingCalls(pauses, threads=1)
-        return xwd.Watch(self.xendomains(), settings or xwd.Settings(), *calls)
+    def watcher(
+        self, clock: xwd.Clock | None = None, settings: xwd.Settings | None = None, names: Sequence[str] = ()
+    ) -> xwd.Watcher:
+        """What looks at this host, for a test that runs a part of the program."""
+        return xwd.Watcher(self.xendomains(), settings or xwd.Settings(), clock or xwd.Clock(), names)
 
     def end(self) -> None:
         """Leaves nothing running."""
         for running in self._started:
             running.kill()
+
+
+@pytest.fixture(autouse=True)
+def places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the program looks for storage is the same after each test as before."""
+    for name in HostPaths._fields:
+        monkeypatch.setattr(xwd, name.upper(), getattr(xwd, name.upper()))
 
 
 @pytest.fixture
@@ -715,33 +723,27 @@ def udev_answers() -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """A clock for the program, which goes on only while its main thread pauses, and then at once.
+class FakeClock(xwd.Clock):
+    """A clock that goes on only while the main thread pauses, and then at once.
 
-    Before time passes, the threads of BlockingCalls come to their end, unless they are in a call that hangs (`hang()`)
-    or takes its time on this clock (`takes()`).
+    Before time passes, all threads come to their end, unless they are in a call that hangs (`hang()`) or takes its time
+    on this clock (`takes()`).
     """
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        super().__init__()
+        self.seconds = 0.0  # that have passed
+        self.threads_started = 0
+        self.messages = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._actions: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
         self._changed = Condition()
-        self._threads = 0
-        self._hanging: set[Hang] = set()
-        self.messages = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        self.threads_started = 0
-        self.events = Events()
-
-    @property
-    def seconds(self) -> float:
-        """How many seconds have passed."""
-        return self.now - 1000.0
+        self._active = 0  # threads that do not hang
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
         """Does this when so many seconds have passed since the clock was started."""
         with self._changed:
-            heappush(self._actions, (1000.0 + seconds, next(self._numbers), action))
+            heappush(self._actions, (seconds, next(self._numbers), action))
 
     def hang(self, answer: Any = None) -> Hang:
         """A call that does not come back until its release()."""
@@ -757,48 +759,45 @@ class Clock:
 
         return call
 
-    def start_new_thread(self, function: Callable[[], None], arguments: tuple[()]) -> int:
-        """As in the module _thread."""
+    def add_active(self, number: int) -> None:
+        """So many threads more go on, or less."""
+        with self._changed:
+            self._active += number
+            self._changed.notify_all()
 
+    def now(self) -> float:
+        return 1000 + self.seconds
+
+    def cpu_time(self) -> float:
+        return 0.0
+
+    def start_thread(self, function: Callable[[], None]) -> None:
         def run() -> None:
             try:
-                function(*arguments)
+                function()
             finally:
-                with self._changed:
-                    self._threads -= 1
-                    self._changed.notify_all()
+                self.add_active(-1)
 
-        with self._changed:
-            self._threads += 1
-            self.threads_started += 1
+        self.add_active(1)
+        self.threads_started += 1
         Thread(target=run, daemon=True).start()
-        return 0
 
-    def pause(self, pauses: xwd.Pauses, seconds: float, descriptor: int = -1) -> bool:
-        """As Pauses.pause(), in no time."""
-        end = self.now + max(0.0, seconds)
-        watched = [pauses._reading, *([descriptor] if descriptor >= 0 else [])]
+    def pause(self, seconds: float, descriptor: int = -1, event: int = select.POLLIN) -> bool:
+        end = self.seconds + max(0.0, min(seconds, xwd.MAX_TIME))
         while True:
             with self._changed:
-                assert self._changed.wait_for(lambda: self._threads == len(self._hanging), CAP), "a thread hangs"
-            ready = select.select(watched, [], [], 0)[0]
-            if pauses._reading in ready:
-                os.read(pauses._reading, 4096)
-            if pauses._stopped_by:
-                raise xwd.Stopped(pauses._stopped_by)
-            if ready or self.now >= end:
-                return descriptor in ready
-            self._go_on(pauses, end)
-
-    def _go_on(self, pauses: xwd.Pauses, end: float) -> None:
-        """Lets time pass until the next action, or the end."""
-        with self._changed:
-            is_due = bool(self._actions) and self._actions[0][0] <= end
-            moment, _, action = heappop(self._actions) if is_due else (end, 0, lambda: None)
-        moment = max(moment, self.now)
-        pauses.paused += moment - self.now
-        self.now = moment
-        action()
+                assert self._changed.wait_for(lambda: not self._active, CAP), "a thread hangs"
+            woken = bool(select.select([self._reading], [], [], 0)[0])
+            is_ready = super().pause(0, descriptor, event)
+            if woken or is_ready or self.seconds >= end:
+                return is_ready
+            with self._changed:
+                is_due = bool(self._actions) and self._actions[0][0] <= end
+                moment, _, action = heappop(self._actions) if is_due else (end, 0, lambda: None)
+            moment = max(moment, self.seconds)
+            self.slept += moment - self.seconds
+            self.seconds = moment
+            action()
 
     @property
     def said(self) -> str:
@@ -808,17 +807,32 @@ class Clock:
     def wait(self, host: Host, timeout: float = 300.0) -> Result:
         """The wait on this host, with its settings and this timeout, run to its end."""
         settings = xwd.read_settings(str(host.conf))[0]._replace(timeout=timeout)
-        pauses = xwd.Pauses()
-        journal = xwd.Journal(settings.log_level, self.messages)
-        status = xwd.wait_for_disks(host.watch(pauses, settings), journal, pauses, self.now)
+        journal = xwd.Journal(settings.log_level, self.messages, self)
+        status = xwd.wait_for_disks(host.watcher(self, settings), journal, self.now())
         return Result(status, "", self.said)
 
-    def end(self) -> None:
-        """Lets all calls come back."""
-        for hang in list(self._hanging):
-            hang.release()
-        self.messages.close()
-        self.events.close()
+
+class Hang:
+    """A call that hangs until its release()."""
+
+    def __init__(self, clock: FakeClock, answer: Any) -> None:
+        self._clock = clock
+        self._answer = answer
+        self._released = Event()
+        self._hanging = 0
+
+    def __call__(self, *_: object) -> Any:
+        if not self._released.is_set():
+            self._hanging += 1
+            self._clock.add_active(-1)
+            self._released.wait()
+        return self._answer
+
+    def release(self) -> None:
+        """Lets the call come back."""
+        self._clock.add_active(self._hanging)
+        self._hanging = 0
+        self._released.set()
 
 
 class Events:
@@ -834,53 +848,18 @@ class Events:
         """An event."""
         os.write(self._writing, b"event")
 
-    def close(self) -> None:
-        os.close(self._reading)
-        os.close(self._writing)
 
-
-class Hang:
-    """A call that hangs."""
-
-    def __init__(self, clock: Clock, answer: Any) -> None:
-        self.is_released = False
-        self._clock = clock
-        self._answer = answer
-
-    def __call__(self, *_: object) -> Any:
-        with self._clock._changed:
-            if not self.is_released:
-                assert self not in self._clock._hanging, "only one call may hang in each"
-                self._clock._hanging.add(self)
-                self._clock._changed.notify_all()
-                self._clock._changed.wait_for(lambda: self.is_released)
-        return self._answer
-
-    def release(self) -> None:
-        """Lets the call come back."""
-        with self._clock._changed:
-            self.is_released = True
-            self._clock._hanging.discard(self)
-            self._clock._changed.notify_all()
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> Events:
+    """The events of block devices are those of the test."""
+    it = Events()
+    monkeypatch.setattr(xwd, "block_events", lambda: it)
+    return it
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    it = Clock()
-    fake = SimpleNamespace(
-        monotonic=lambda: it.now,
-        process_time=lambda: 0.0,
-        time=lambda: it.now,
-        sleep=time.sleep,
-        localtime=time.localtime,
-        strftime=time.strftime,
-    )
-    monkeypatch.setattr(xwd, "time", fake)
-    monkeypatch.setattr(xwd, "start_new_thread", it.start_new_thread)
-    monkeypatch.setattr(xwd.Pauses, "pause", lambda *arguments: it.pause(*arguments))
-    monkeypatch.setattr(xwd, "block_events", lambda _: it.events)
+def clock(events: Events) -> Iterator[FakeClock]:
     handlers = {number: signal.getsignal(number) for number in xwd.STOPPING_SIGNALS}
-    yield it
-    it.end()
+    yield FakeClock()
     for number, handler in handlers.items():
         signal.signal(number, handler)

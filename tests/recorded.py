@@ -7,7 +7,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import xendomains_wait_disk as xwd
+
 HOSTS = Path(__file__).parent / "data" / "hosts"
+
+
+class HostPaths(NamedTuple):
+    """Where a host tells about its storage."""
+
+    sys: str = "/sys"
+    run: str = "/run"
+    proc: str = "/proc"
+    etc: str = "/etc"
+    var: str = "/var"
+
+    def use(self) -> None:
+        """Has the program look there, until the test ends (see conftest.py)."""
+        for name, path in self._asdict().items():
+            setattr(xwd, name.upper(), path)
+
+
+def paths_below(root: Path) -> HostPaths:
+    """A host that is in a directory."""
+    return HostPaths(*(f"{root}/{name}" for name in HostPaths._fields))
 
 
 class Entry(NamedTuple):

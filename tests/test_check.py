@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 from conftest import CORPUS, Host, as_root, attached, deaf_file_system, loop_device, run_quietly
-from recorded import HOSTS, unpack
+from recorded import HOSTS, HostPaths, paths_below, unpack
 
 import xendomains_wait_disk as xwd
-from xendomains_wait_disk import HostPaths
 
 block_devices = pytest.mark.xdist_group("block_devices")
 
@@ -76,9 +75,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def check(host: Host, place: Place | None = None, *names: str, reboot: bool = False) -> list[str]:
     """What is found on this host, in sentences without the directory of the guests."""
-    watch = host.watch()._replace(names=names, host=place.paths if place else HostPaths())
-    snapshot = xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60, recheck_ready=True)
-    found = xwd.findings_of(snapshot, watch, reboot=reboot)
+    (place.paths if place else HostPaths()).use()
+    watcher = host.watcher(names=names)
+    snapshot = watcher.look(time.monotonic() + 60)
+    found = xwd.findings_of(snapshot, watcher, reboot=reboot)
     return [f"{'error' if one.is_error else 'warning'}: {one.text()}".replace(f"{host.auto}/", "") for one in found]
 
 
@@ -357,7 +357,7 @@ class Tree:
     """A made-up sysfs with block devices that stand on each other."""
 
     def __init__(self, root: Path) -> None:
-        self.paths = HostPaths(*(f"{root}/{name}" for name in HostPaths._fields))
+        self.paths = paths_below(root)
         self._root = root
 
     def device(self, name: str, number: int, **attributes: str) -> None:
@@ -400,6 +400,7 @@ def tree(tmp_path: Path) -> Tree:
 
 def use(host: HostPaths, name: str, path: str, guest: str = "web", kind: str = "auto", writes: bool = True) -> xwd.Use:
     """A guest's use of a device, by the name that the kernel or device-mapper has for it."""
+    host.use()
     directory = f"{host.sys}/class/block"
     names = {xwd.attribute(f"{directory}/{one}", "dm/name") or one: one for one in os.listdir(directory)}
     disk = xwd.Disk("xvda", path, writes=writes)
@@ -409,8 +410,9 @@ def use(host: HostPaths, name: str, path: str, guest: str = "web", kind: str = "
 
 def check_use(host: HostPaths, name: str, path: str) -> list[str]:
     """What is said of a guest that writes to this device."""
-    evidence = xwd.Evidence(host)
-    return texts(xwd.check_use(use(host, name, path), xwd.READY, xwd.used_by_host(evidence), evidence))
+    host.use()
+    facts = xwd.StorageFacts()
+    return texts(xwd.check_use(use(host, name, path), xwd.READY, xwd.used_by_host(facts), facts))
 
 
 def texts(findings: Iterator[xwd.Finding]) -> list[str]:
@@ -522,7 +524,7 @@ def test_a_disk_and_a_part_of_it_are_shared(tree: Tree) -> None:
     tree.device("sda", 0)
     tree.partition("sda1", 1, of="sda")
     uses = [use(tree.paths, "sda", "/dev/disk/by-id/a"), use(tree.paths, "sda1", "/dev/disk/by-id/a-part1", "db")]
-    (finding,) = texts(xwd.check_sharing(uses, xwd.Evidence(tree.paths)))
+    (finding,) = texts(xwd.check_sharing(uses))
     assert finding == "/dev/disk/by-id/a is written by guest db as well (fix: give each guest a disk of its own)"
 
 
@@ -577,14 +579,14 @@ def there(tmp_path: Path) -> Callable[[str], HostPaths]:
 
     def paths(recorded: str) -> HostPaths:
         root = unpack(recorded, tmp_path / recorded)
-        return HostPaths(*(f"{root}/{name}" for name in HostPaths._fields))
+        return paths_below(root)
 
     return cache(paths)
 
 
 def check_reboot(host: HostPaths, name: str, path: str = "/dev/disk") -> list[str]:
     """Why this device, or what it stands on, would be missing."""
-    found = texts(xwd.check_reboot(use(host, name, path), xwd.Evidence(host)))
+    found = texts(xwd.check_reboot(use(host, name, path), xwd.StorageFacts()))
     found = list(dict.fromkeys(found))
     start = f"after a reboot {path} will be missing: "
     assert all(one.startswith(start) for one in found)
@@ -881,11 +883,12 @@ def test_on_recorded_hosts_nothing_is_wrong_with_the_use_of_devices(
     recorded: str, there: Callable[[str], HostPaths]
 ) -> None:
     here = there(recorded)
-    for name in xwd.names_in(f"{here.sys}/class/block"):
+    here.use()
+    for name in xwd.list_names(f"{here.sys}/class/block"):
         for directory in Path(f"{here.sys}/class/block/{name}/slaves").glob("*"):
             (holders := Path(here.sys, "class/block", directory.name, "holders")).mkdir(exist_ok=True)
             (holders / name).touch()
-    tops = [one for one in xwd.names_in(f"{here.sys}/class/block") if not xwd.devices_above(one, here)]
+    tops = [one for one in xwd.list_names(f"{here.sys}/class/block") if not xwd.devices_above(one)]
     for name in tops:
         assert check_use(here, name, f"/dev/disk/by-id/{name}") == []
 
@@ -898,5 +901,5 @@ def test_on_recorded_hosts_that_are_set_up_for_it_all_comes_back(
     with_startup(here, "automatic")
     write(here, "crypttab", "secret UUID=x none luks\n")
     write(here, "systemd/system/multi-user.target.wants/drbd.service", "")
-    for name in xwd.names_in(f"{here.sys}/class/block"):
+    for name in xwd.list_names(f"{here.sys}/class/block"):
         assert [one for one in check_reboot(here, name) if "loop" not in one] == []

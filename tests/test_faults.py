@@ -46,6 +46,7 @@ from conftest import (
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from recorded import HostPaths
 
 import xendomains_wait_disk as xwd
 
@@ -260,7 +261,7 @@ def test_a_reader_who_comes_back_is_told_that_messages_were_lost(waiting_host: H
         messages = drain(reading)
         waiting_host.image("b")
         assert running.end().status == xwd.EXIT_READY
-    assert re.search(r"^Messages were lost here, because nobody read them: [1-9]\.\n", messages)
+    assert re.search(r"^[1-9]+ messages? dropped here, because the reader was too slow\.\n", messages)
     assert f"disk {waiting_host.images}/a found (after " in messages
 
 
@@ -337,8 +338,9 @@ def test_it_needs_no(waiting_host: Host, change: str) -> None:
 
 def test_a_block_device_without_sys_is_not_ready_and_the_reason_is_true(tmp_path: Path) -> None:
     reason = f"is a device file, but {tmp_path}, which tells of it, is not mounted"
-    lack = xwd.why_not_ready(os.makedev(7, 0), xwd.Required(), xwd.Evidence(xwd.HostPaths(sys=str(tmp_path))))
-    assert lack == xwd.Lack(reason)
+    HostPaths(sys=str(tmp_path)).use()
+    layer = xwd.check_block_device(os.makedev(7, 0), xwd.Required(), xwd.StorageFacts())
+    assert layer.problem == xwd.Problem(reason)
 
 
 @as_root
@@ -559,7 +561,7 @@ def test_settings_that_are_there_and_cannot_be_read_do_not_cost_the_wait(
 def test_without_a_word_on_where_the_guests_are_xens_defaults_count(host: Host) -> None:
     with dangling(host):
         settings = xwd.Settings(xendomains=(str(host.settings),))
-        found, (problem,) = xwd.read_xendomains(settings, xwd.Pauses(), 60)
+        found, (problem,) = xwd.read_xendomains(settings, xwd.Clock(), 60)
     assert found is not None
     assert (found.auto, found.save) == ("/etc/xen/auto", "/var/lib/xen/save")
     assert problem.endswith("; waiting for the guests in /etc/xen/auto and /var/lib/xen/save instead.")
@@ -655,7 +657,7 @@ def test_settings_that_fail_in_the_end_have_no_syntax_error(waiting_host: Host, 
 
 def problems_of_settings(host: Host) -> str:
     settings = xwd.Settings(xendomains=(str(host.settings),))
-    return "\n".join(xwd.read_xendomains(settings, xwd.Pauses(), 60)[1])
+    return "\n".join(xwd.read_xendomains(settings, xwd.Clock(), 60)[1])
 
 
 def test_settings_of_a_gigabyte_are_not_read(host: Host) -> None:
@@ -724,18 +726,19 @@ def file_name(text: str) -> str:
 class Recorder(xwd.Journal):
     """Keeps what is written to a terminal or file, and what is sent to the journal."""
 
-    def __init__(self) -> None:
-        super().__init__(xwd.DEBUG, None, patient=True)
+    def __init__(self, clock: xwd.Clock) -> None:
+        super().__init__(xwd.DEBUG, None, clock, patient=True)
         self.written: list[str] = []
         self.sent: list[bytes] = []
         self.fields = 0
 
-    def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
+    def _deliver(self, message: xwd.Message, seconds: float) -> bool:
+        level, text, fields = message
         self.sent.append(xwd.journal_entry(level, text, fields))
         self.fields += 3 + len(fields)
-        return super()._deliver(level, text, fields)
+        return super()._deliver(message, seconds)
 
-    def _write(self, text: str) -> bool:
+    def _write(self, text: str, seconds: float) -> bool:
         self.written.append(text)
         return True
 
@@ -761,17 +764,16 @@ def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
         b'name="%b"\ndisk=["/x,raw,xvda"]\n' % os.fsencode(file_name(name)).replace(b'"', b"")
     )
 
-    pauses = xwd.Pauses()
-    watch = host.watch(pauses)
-    found = xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60)
-    journal = Recorder()
-    reporter = xwd.Reporter(journal, time.monotonic(), 1)
+    clock = xwd.Clock()
+    watcher = host.watcher(clock)
+    found = watcher.look(clock.now() + 60)
+    journal = Recorder(clock)
+    reporter = xwd.Reporter(journal, clock, clock.now(), 60)
     reporter.report(found)
     reporter.report(xwd.Snapshot())
-    reporter.report(found)
-    reporter.log_end()
-    reporter.log_end(signal.SIGTERM)
-    findings = xwd.findings_of(found, watch, reboot=True)
+    reporter.log_end(found)
+    reporter.log_end(found, signal.SIGTERM)
+    findings = xwd.findings_of(found, watcher, reboot=True)
     xwd.show_findings([], findings, found, journal, as_json=False)
 
     assert journal.written

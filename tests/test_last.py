@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Clock, Host, Journald, Result, program_with, waiting
+from conftest import FakeClock, Host, Journald, Result, program_with, waiting
 
 import xendomains_wait_disk as xwd
 
@@ -41,7 +41,7 @@ def show(host: Host, run: Path, *arguments: str) -> Result:
     return host.run("last", *arguments, RUNTIME_DIRECTORY=str(run))
 
 
-def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: Clock, last: Path) -> None:
+def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.image("a"), host.images / "b", host.images / "c")
     host.guest("db", host.images / "b")
     (host.auto / "zz").write_text("what is this\n")
@@ -75,7 +75,7 @@ def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: Clock, last: P
     }
 
 
-def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: Clock, last: Path) -> None:
+def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     clock.at(3, lambda: host.image("a"))
     clock.at(9, lambda: (host.images / "a").unlink())
@@ -83,7 +83,7 @@ def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: Clock, last
     assert [disk["found_after"] for disk in read(last)["disks"]] == [None, None]
 
 
-def test_a_configuration_that_is_missing_in_the_end_is_in_the_record(host: Host, clock: Clock, last: Path) -> None:
+def test_a_configuration_that_is_missing_in_the_end_is_in_the_record(host: Host, clock: FakeClock, last: Path) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     clock.wait(host, timeout=20)
     (row,) = read(last)["disks"]
@@ -133,7 +133,7 @@ def test_where_it_cannot_be_written_that_costs_a_message_for_who_wants_all(host:
     assert f"{host.root}/{place}/last.json cannot be written (" in result.messages
 
 
-def test_last_shows_it_as_a_table(host: Host, clock: Clock, last: Path) -> None:
+def test_last_shows_it_as_a_table(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     (host.auto / "zz").write_text("what is this\n")
     clock.at(7, lambda: host.image("a"))

@@ -13,14 +13,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import ANY
 
 import pytest
 from conftest import (
     CAP,
     MODULE,
-    Clock,
+    FakeClock,
     Host,
     Journald,
     Receiver,
@@ -90,7 +89,6 @@ def test_a_reason_comes_with_a_command_that_helps_in_the_last_message_and_where_
     host.guest("web", "/dev/zvol/no-such-pool/web")
     reason, hint = "pool no-such-pool is not imported", "zpool import no-such-pool"
     messages = host.run("--timeout", "0").messages
-    assert f"still waiting for /dev/zvol/no-such-pool/web for web... ({reason})\n" in messages
     assert f"/dev/zvol/no-such-pool/web for web is still missing: {reason} (try: {hint})\n" in messages
     assert host.run("list").output.endswith(f"missing  {reason}\n")
     assert host.run("list", "-v").output.endswith(f"missing  {reason} (try: {hint})\n")
@@ -336,26 +334,40 @@ def test_a_journald_that_does_not_read_does_not_hold_the_wait(host: Host, journa
     assert journald.start("--timeout", "1").end().status == xwd.EXIT_TIMED_OUT
 
 
-def test_only_for_the_first_message_that_nobody_reads_there_is_a_wait(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits = []
+class SlowJournal(xwd.Journal):
+    """Each message takes its time."""
 
-    class Poll:
-        """Never can anything be written."""
+    def __init__(self, clock: FakeClock, seconds: float) -> None:
+        super().__init__(xwd.WARNING, None, clock)
+        self.clock = clock
+        self.seconds = seconds
+        self.lines: list[str] = []
 
-        def register(self, descriptor: int, events: int) -> None:
-            pass
+    def _deliver(self, message: xwd.Message, seconds: float) -> bool:
+        self.clock.pause(min(self.seconds, seconds))
+        self.lines += [message[1]] if self.seconds <= seconds else []
+        return self.seconds <= seconds
 
-        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
-            waits.append(milliseconds / 1000)
-            return []
 
-    monkeypatch.setattr(xwd, "select", SimpleNamespace(poll=Poll, POLLOUT=0, PIPE_BUF=select.PIPE_BUF))
-    journal = xwd.Journal(xwd.WARNING, clock.messages)
-    journal.log_all(xwd.WARNING, [("message", {})] * 100)
-    assert waits[0] == xwd.MAX_SENDING
-    assert set(waits[1:]) == {0}
+def test_whatever_messages_cost_the_timeout_holds_to_within_a_second(host: Host, clock: FakeClock) -> None:
+    host.guest("web", *(host.images / str(number) for number in range(400)))
+    journal = SlowJournal(clock, 0.05)
+    settings = xwd.Settings(timeout=3.0)
+    assert xwd.wait_for_disks(host.watcher(clock, settings), journal, clock.now()) == xwd.EXIT_TIMED_OUT
+    assert clock.seconds <= 4
+    assert journal.lines[-1] == "These guests will probably not come up: web."
+    assert re.fullmatch(r"[0-9]+ messages dropped here, because the reader was too slow\.", journal.lines[-2])
+
+
+def test_whatever_messages_cost_a_signal_ends_it_within_a_second(host: Host, clock: FakeClock) -> None:
+    host.guest("web", *(host.images / str(number) for number in range(400)))
+    journal = SlowJournal(clock, 0.05)
+    clock.take_signals()
+    clock.at(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(xwd.Stopped):
+        xwd.wait_for_disks(host.watcher(clock), journal, clock.now())
+    assert clock.seconds <= 2
+    assert journal.lines[-1].startswith("Stopped by SIGTERM after 1 seconds, still waiting for 400 disks of 1 guest")
 
 
 def test_a_signal_ends_it_while_journald_does_not_read(host: Host, journald: Journald) -> None:
@@ -376,7 +388,7 @@ def test_when_journald_reads_again_it_is_told_how_many_messages_were_lost(host: 
         systemd.take()  # by now it has tried to say what it waits for
         assert set(journald.take_all()) == {"noise"}
         host.image("a")
-        assert journald.entry()["MESSAGE"] == "Messages were lost here, because nobody read them: 3."
+        assert journald.entry()["MESSAGE"] == "3 messages dropped here, because the reader was too slow."
         assert journald.entry()["MESSAGE"].startswith(f"disk {host.images}/a found")
         host.image("b")
         assert journald.entry()["MESSAGE"].startswith(f"disk {host.images}/b found")
@@ -392,10 +404,10 @@ def test_when_journald_reads_again_it_is_told_how_many_messages_were_lost(host: 
 class Reported:
     """A reporter on a clock of its own, and what it says."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
         self._said = ""
-        self._reporter = xwd.Reporter(xwd.Journal(xwd.WARNING, clock.messages), clock.now, 300)
+        self._reporter = xwd.Reporter(xwd.Journal(xwd.WARNING, clock.messages, clock), clock, clock.now(), 300)
 
     def report(self, **reasons: str) -> list[str]:
         """What it says of a snapshot in which each of these guests has a disk that is missing for this reason."""
@@ -410,44 +422,42 @@ class Reported:
         return self._said[len(before) :].splitlines()
 
 
-def test_reminders_come_with_doubling_gaps(clock: Clock) -> None:
+def test_reminders_come_with_doubling_gaps(clock: FakeClock) -> None:
     reported = Reported(clock)
     said_at = []
     for second in range(301):
-        clock.now = 1000.0 + second
+        clock.seconds = second
         if said := reported.report(web="does not exist"):
             assert said == ["still waiting for /web for web... (does not exist)"]
             said_at.append(second)
     assert said_at == [0, 5, 15, 35, 75, 155]
 
 
-def test_reminders_are_grouped_by_reason(clock: Clock) -> None:
+def test_reminders_are_grouped_by_reason(clock: FakeClock) -> None:
     reported = Reported(clock)
     reasons = {"a": "does not exist", "b": "does not exist", "c": "md array is inactive"}
     reported.report(**reasons)
-    clock.now += 5
+    clock.seconds += 5
     assert reported.report(**reasons) == [
         "still waiting for 2 disks of 2 guests: does not exist",
         "still waiting for /c for c... (md array is inactive)",
     ]
 
 
-def test_a_disk_that_flaps_is_told_of_once_between_two_reminders(clock: Clock) -> None:
+def test_a_disk_that_flaps_is_told_of_once_between_two_reminders(clock: FakeClock) -> None:
     reported = Reported(clock)
     lines = 0
     for step in range(3_000):
-        clock.now += 0.1
+        clock.seconds += 0.1
         lines += len(reported.report(**({"web": "does not exist"} if step % 2 else {})))
     assert lines <= 4 * 6
 
 
-def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(clock: Clock) -> None:
+def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(clock: FakeClock) -> None:
     reported = Reported(clock)
     said = reported.report(**{f"g{number}": "does not exist" for number in range(1100)})
     assert len(said) == xwd.MAX_LINES + 1
-    assert said[-1] == (
-        "There are 100 more messages like these; suppressing further messages. See `xendomains-wait-disk list`."
-    )
+    assert said[-1] == ("There are 100 more messages like these; see `xendomains-wait-disk list`.")
     others = {f"g{number}": "does not exist" for number in range(1100)}
     assert reported.report(**others, new="does not exist") == []
     del others["g0"]

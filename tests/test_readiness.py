@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 from conftest import Host, as_root, attached, loop_device, run_quietly, sparse, wait_until, waiting
+from recorded import HostPaths
 
 import xendomains_wait_disk as xwd
 
 LABEL = "läbel"
-NO_UDEV = xwd.HostPaths(run="/nowhere")
+NO_UDEV = HostPaths(run="/nowhere")
 
 
-def look(path: Path, host: xwd.HostPaths = NO_UDEV) -> xwd.Status:
+def look(path: Path, host: HostPaths = NO_UDEV) -> xwd.Status:
     """The status of a path, without the advice."""
-    return xwd.check_disk(xwd.Required((str(path),)), xwd.Evidence(host))._replace(hint="")
+    host.use()
+    return xwd.check_disk(xwd.Required(str(path)), xwd.StorageFacts())._replace(hint="")
 
 
 def not_ready(reason: str) -> xwd.Status:
@@ -67,6 +69,21 @@ def test_a_path_through_a_file_is_missing(tmp_path: Path) -> None:
     assert look(tmp_path / "file" / "web").state is xwd.State.MISSING
 
 
+def test_of_a_drbd_resource_the_link_that_drbd_8_makes_will_do(tmp_path: Path) -> None:
+    resources = tmp_path / "drbd" / "by-res"
+    resources.mkdir(parents=True)
+    path = resources / "web" / "0"
+    assert look(path).state is xwd.State.MISSING
+    (resources / "web").touch()
+    assert look(path) == xwd.READY
+
+
+def test_of_a_drbd_resource_a_directory_without_the_volume_will_not_do(tmp_path: Path) -> None:
+    path = tmp_path / "drbd" / "by-res" / "web" / "0"
+    path.parent.mkdir(parents=True)
+    assert look(path).state is xwd.State.MISSING
+
+
 def make_fifo(path: Path) -> None:
     os.mkfifo(path)
 
@@ -102,22 +119,6 @@ def test_a_path_with_a_nul_byte_is_not_ready() -> None:
     assert "cannot be checked" in look(Path("/dev/x\0y")).reason
 
 
-def test_of_several_paths_one_is_enough(tmp_path: Path) -> None:
-    (tmp_path / "old").touch()
-    evidence = xwd.Evidence(NO_UDEV)
-    new, old, no = (str(tmp_path / name) for name in ("new", "old", "no"))
-    assert xwd.check_disk(xwd.Required((new, old)), evidence) == xwd.READY
-    assert xwd.check_disk(xwd.Required((new, no)), evidence) == missing("does not exist")
-
-
-def test_of_several_paths_the_one_that_is_there_tells_what_is_lacking(tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    old.mkdir()
-    required = xwd.Required((str(tmp_path / "new"), str(old)))
-    found = xwd.check_disk(required, xwd.Evidence(NO_UDEV))
-    assert found == not_ready("is a directory, neither a block device nor a regular file")
-
-
 class Machine:
     """A made-up /sys and /run/udev with one block device."""
 
@@ -145,12 +146,13 @@ class Machine:
             lines = ["S:disk/by-id/x\n", "I:1234\n", *(f"E:{p}\n" for p in properties), "V:1\n"]
             (self.database / f"b{number}").write_text("".join(lines))
 
-    def paths(self) -> xwd.HostPaths:
-        return xwd.HostPaths(str(self.sys), str(self.run))
+    def paths(self) -> HostPaths:
+        return HostPaths(str(self.sys), str(self.run))
 
     def look(self) -> xwd.Status:
-        lack = xwd.why_not_ready(self.NUMBER, xwd.Required(), xwd.Evidence(self.paths()))
-        return not_ready(lack.reason) if lack else xwd.READY
+        self.paths().use()
+        problem = xwd.check_block_device(self.NUMBER, xwd.Required(), xwd.StorageFacts()).problem
+        return not_ready(problem.reason) if problem else xwd.READY
 
 
 @pytest.fixture
@@ -270,12 +272,14 @@ def test_an_opened_crypt_volume_with_content_is_ready_when_udev_says_so(machine:
 def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> None:
     machine.device("sda")
     (machine.database / "b259:77").write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\nQ:tag\n")
-    device = xwd.udev_device("b259:77", machine.paths())
+    machine.paths().use()
+    device = xwd.read_udev_device("259:77")
     assert device and device.properties == {"ID_MODEL": "a=b ", "ID_SERIAL": "\ufffd", "EMPTY": ""}
 
 
 def test_of_a_device_that_udev_does_not_know_there_are_no_properties(machine: Machine) -> None:
-    assert xwd.udev_device("b259:77", machine.paths()) is None
+    machine.paths().use()
+    assert xwd.read_udev_device("259:77") is None
 
 
 def test_a_loop_device_whose_file_has_a_name_that_is_no_utf8_is_ready(machine: Machine) -> None:
@@ -358,7 +362,7 @@ def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
     with attached(loop_device(), image) as device:
         run_quietly("udevadm", "settle")
         number = device.stat().st_rdev
-        found = xwd.udev_device(f"b{os.major(number)}:{os.minor(number)}", xwd.HostPaths())
+        found = xwd.read_udev_device(f"{os.major(number)}:{os.minor(number)}")
         seen = dict(pyudev.Devices.from_device_number(pyudev.Context(), "block", number).properties)
     assert found and found.name == device.name and f"/dev/disk/by-label/{LABEL}" in found.links
     properties = found.properties
@@ -372,8 +376,8 @@ def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("udev")
 @pytest.mark.xdist_group("block_devices")
 def test_with_udev_a_loop_device_becomes_ready(tmp_path: Path) -> None:
-    host = xwd.HostPaths()
-    assert host.udev_runs()
+    assert xwd.udev_runs()
+    host = HostPaths()
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     device = loop_device()

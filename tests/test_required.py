@@ -11,28 +11,28 @@ from conftest import Host
 
 import xendomains_wait_disk as xwd
 
-DRBD = ("/dev/drbd/by-res/r0/0", "/dev/drbd/by-res/r0")
+DRBD = "/dev/drbd/by-res/r0/0"
 
 
 @pytest.mark.parametrize(
-    ("specification", "paths"),
+    ("specification", "path"),
     [
-        ("/dev/vg0/web,raw,xvda,rw", ("/dev/vg0/web",)),
-        ("file:/srv/web.img,xvda,w", ("/srv/web.img",)),
-        ("dmmd:/dev/vg0/web,xvda,w", ("/dev/vg0/web",)),
-        ("backend=0,vdev=xvda,target=/dev/vg0/web", ("/dev/vg0/web",)),
-        ("backend=Domain-0,vdev=xvda,target=/dev/vg0/web", ("/dev/vg0/web",)),
-        ("script=block,vdev=xvda,target=/dev/vg0/web", ("/dev/vg0/web",)),
-        ("backendtype=qdisk,vdev=xvda,target=/srv/web.qcow2", ("/srv/web.qcow2",)),
-        ("/srv/install.iso,,hdc,cdrom", ("/srv/install.iso",)),
+        ("/dev/vg0/web,raw,xvda,rw", "/dev/vg0/web"),
+        ("file:/srv/web.img,xvda,w", "/srv/web.img"),
+        ("dmmd:/dev/vg0/web,xvda,w", "/dev/vg0/web"),
+        ("backend=0,vdev=xvda,target=/dev/vg0/web", "/dev/vg0/web"),
+        ("backend=Domain-0,vdev=xvda,target=/dev/vg0/web", "/dev/vg0/web"),
+        ("script=block,vdev=xvda,target=/dev/vg0/web", "/dev/vg0/web"),
+        ("backendtype=qdisk,vdev=xvda,target=/srv/web.qcow2", "/srv/web.qcow2"),
+        ("/srv/install.iso,,hdc,cdrom", "/srv/install.iso"),
         ("drbd:r0,xvda,w", DRBD),
         ("script=block-drbd,vdev=xvda,target=r0", DRBD),
         ("script=/etc/xen/scripts/block-drbd,vdev=xvda,target=r0", DRBD),
-        ("vg0/web,raw,xvda,rw", ("/vg0/web",)),
+        ("vg0/web,raw,xvda,rw", "/vg0/web"),
     ],
 )
-def test_a_path_to_wait_for(specification: str, paths: tuple[str, ...]) -> None:
-    assert xwd.required_by(xwd.parse_disk(specification)).paths == paths
+def test_a_path_to_wait_for(specification: str, path: str) -> None:
+    assert xwd.required_by(xwd.parse_disk(specification)).path == path
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_a_guest_does_with_a_disk(specification: str, writes: bool, promote
 
 
 def test_of_a_disk_of_several_guests_what_suffices_for_all_is_required() -> None:
-    reads = xwd.Required(("/dev/web",))
+    reads = xwd.Required("/dev/web")
     writes, promotes = reads._replace(writes=True), reads._replace(promotes=True)
     guests = {
         name: xwd.Guest(xwd.Domain(name, name, "auto"), required=(required,))
@@ -119,13 +119,13 @@ def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytes
         host.guest(name, host.images / "shared")
     looked = []
 
-    def check_disk(required: xwd.Required, _: xwd.Evidence) -> xwd.Status:
-        looked.append(required.paths)
+    def check_disk(required: xwd.Required, _: xwd.StorageFacts) -> xwd.Status:
+        looked.append(required.path)
         return xwd.READY
 
     monkeypatch.setattr(xwd, "check_disk", check_disk)
-    snapshot = xwd.take_snapshot(host.watch(), xwd.Snapshot(), math.inf)
-    assert looked == [(str(host.images / "shared"),)]
+    snapshot = host.watcher().look(math.inf)
+    assert looked == [str(host.images / "shared")]
     assert snapshot.missing() == []
 
 

@@ -9,17 +9,18 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from conftest import Clock, Host
+from conftest import FakeClock, Host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorded import HOSTS, entries, unpack
+from recorded import HOSTS, HostPaths, entries, paths_below, unpack
 
 import xendomains_wait_disk as xwd
-from xendomains_wait_disk import HostPaths, Required
+from xendomains_wait_disk import Required
 
 TARGET = "iqn.2003-01.org.example"
 ALL_HOSTS = sorted(str(path.relative_to(HOSTS).with_suffix("")) for path in HOSTS.glob("*/*.tree"))
@@ -44,7 +45,7 @@ PATHS = (
 )
 
 
-READS = Required(paths=("",))
+READS = Required("")
 WRITES = READS._replace(writes=True)
 PROMOTES = READS._replace(promotes=True)
 
@@ -55,27 +56,25 @@ def host(tmp_path: Path) -> Callable[[str], HostPaths]:
     return cache(lambda name: paths_below(unpack(name, tmp_path / name)))
 
 
-def paths_below(root: Path) -> HostPaths:
-    return HostPaths(*(f"{root}/{name}" for name in HostPaths._fields))
-
-
 def usable(host: HostPaths, name: str, required: Required = WRITES) -> str:
     """What is said of a device, by the name that the kernel or device-mapper has for it; nothing if it is ready."""
     return look(host, name, required)[0]
 
 
 def look(host: HostPaths, name: str, required: Required) -> tuple[str, str]:
+    host.use()
     for number in os.listdir(f"{host.sys}/dev/block"):
         kernel_name = os.path.basename(os.readlink(f"{host.sys}/dev/block/{number}"))
         if name in (kernel_name, xwd.attribute(f"{host.sys}/class/block/{kernel_name}", "dm/name")):
-            lack = xwd.why_not_ready(os.makedev(*map(int, number.split(":"))), required, xwd.Evidence(host))
-            return (lack.reason, lack.hint) if lack else ("", "")
+            device = os.makedev(*map(int, number.split(":")))
+            problem = xwd.check_block_device(device, required, xwd.StorageFacts()).problem
+            return (problem.reason, problem.hint) if problem else ("", "")
     raise LookupError(name)
 
 
 def missing(host: HostPaths, path: str) -> tuple[str, str]:
-    lack = xwd.why_missing(path, xwd.Evidence(host))
-    return lack.reason, lack.hint
+    host.use()
+    return xwd.explain_missing(path, xwd.StorageFacts())[:2]
 
 
 # iSCSI and what lies on it
@@ -523,7 +522,8 @@ def test_other_entries_of_udev_leave_room_for_block_devices(tmp_path: Path) -> N
     (data / "b7:0").write_text("S:disk/by-id/wwn-1\nE:ID_FS_UUID=1234\n")
     for number in range(xwd.MAX_FILES):
         (data / f"+scsi:{number}").touch()
-    assert xwd.Evidence(here).at("/dev/disk/by-id/wwn-1") == "sda"
+    here.use()
+    assert xwd.StorageFacts().device_at("/dev/disk/by-id/wwn-1") == "sda"
 
 
 def test_a_layer_that_udev_still_processes(tmp_path: Path) -> None:
@@ -560,39 +560,58 @@ def test_what_many_disks_lie_on_is_looked_at_once(
         return attribute(directory, name)
 
     monkeypatch.setattr(xwd, "attribute", counted)
-    evidence = xwd.Evidence(here, explains=False)
+    here.use()
+    facts = xwd.StorageFacts(explains=False)
     volume, mapped = (os.makedev(253, 0), os.makedev(253, 1))
     for number in (volume, mapped, volume, mapped):
-        assert xwd.why_not_ready(number, WRITES, evidence) is None
+        assert xwd.check_block_device(number, WRITES, facts).problem is None
     assert {one: reads.count(one) for one in reads if one.endswith("device/state")} == {
         f"sd{letter} device/state": 1 for letter in "acd"
     }
-    # Each of two volumes and three LUNs below them, once; and of each disk whether it can be written to.
-    assert len(reads) <= 5 * 8 + 4 * 2
+    # Of each LUN below them its state, size, number and entry in udev's database, of each disk less than that.
+    assert len(reads) <= 3 * 4 + 2 * 3 + 4
 
 
-def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: Clock, tmp_path: Path) -> None:
+def test_drbd_is_asked_once_in_a_look_however_many_threads_want_to_know(
+    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host("drbd9/secondary").use()
+    asked: list[str] = []
+
+    def output_of(*command: str) -> str:
+        asked.append(command[0])
+        time.sleep(0.05)  # so that the others come meanwhile
+        return (HOSTS / "drbd9" / "status.json").read_text()
+
+    monkeypatch.setattr(xwd, "output_of", output_of)
+    facts = xwd.StorageFacts(explains=False)
+    number = os.makedev(147, 1)
+    with ThreadPoolExecutor(8) as threads:
+        layers = [*threads.map(lambda _: xwd.check_block_device(number, PROMOTES, facts), range(40))]
+    assert asked == ["drbdsetup"]
+    assert [layer.problem for layer in layers] == [None] * 40
+
+
+def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: FakeClock, tmp_path: Path) -> None:
     """Not at each look: that takes longer than to see that nothing has changed."""
     guests = Host(tmp_path)
     directory = guests.images / "late"
     guests.guest("web", directory / "web.img")
     (tmp_path / "fstab").write_text(f"nas:/export {directory} nfs defaults 0 0\n")
-    watch = guests.watch()._replace(host=HostPaths(etc=str(tmp_path), proc=str(tmp_path)))
+    watcher = guests.watcher(clock)
+    HostPaths(etc=str(tmp_path), proc=str(tmp_path)).use()
 
-    def reason(known: xwd.Snapshot, anew: bool = False) -> tuple[str, xwd.Snapshot]:
-        snapshot = xwd.take_snapshot(watch, known, clock.now + 60, anew)
-        return snapshot.disks[str(directory / "web.img")].reason, snapshot
+    def reason() -> str:
+        return watcher.look(clock.now() + 60).disks[str(directory / "web.img")].reason
 
     not_mounted = f"lies below {directory}, where nas:/export is to be mounted according to /etc/fstab, but is not"
     plain = f"does not exist, nor does the directory {directory}"
-    said, known = reason(xwd.Snapshot())
-    assert said == not_mounted
+    assert reason() == not_mounted
     (tmp_path / "fstab").unlink()
-    clock.now += xwd.MAX_REASON_AGE - 1
-    assert reason(known)[0] == not_mounted
-    assert reason(known, anew=True)[0] == plain
-    clock.now += 2
-    assert reason(known)[0] == plain
+    clock.pause(xwd.MAX_REASON_AGE - 1)
+    assert reason() == not_mounted
+    clock.pause(2)
+    assert reason() == plain
 
 
 # Bad evidence
@@ -604,13 +623,14 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def everything(here: HostPaths) -> Iterator[str]:
-    evidence = xwd.Evidence(here)
+    here.use()
+    facts = xwd.StorageFacts()
     for number in os.listdir(f"{here.sys}/dev/block") if os.path.isdir(f"{here.sys}/dev/block") else ():
         for required in (READS, WRITES, PROMOTES):
-            lack = xwd.why_not_ready(os.makedev(*map(int, number.split(":"))), required, evidence)
-            yield lack.reason if lack else ""
+            problem = xwd.check_block_device(os.makedev(*map(int, number.split(":"))), required, facts).problem
+            yield problem.reason if problem else ""
     for path in PATHS:
-        yield xwd.why_missing(path, evidence).reason
+        yield xwd.explain_missing(path, facts).reason
 
 
 BAD = st.one_of(
@@ -696,5 +716,6 @@ def test_any_text_as_status_of_drbd_is_no_error(text: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 def test_any_path_is_no_error(path: str) -> None:
-    xwd.why_missing(f"/{path}", xwd.Evidence(HostPaths(*["/nonexistent"] * 5)))
-    xwd.why_missing(f"/dev/{path}", xwd.Evidence(HostPaths(*["/nonexistent"] * 5)))
+    HostPaths(*["/nonexistent"] * 5).use()
+    xwd.explain_missing(f"/{path}", xwd.StorageFacts())
+    xwd.explain_missing(f"/dev/{path}", xwd.StorageFacts())

@@ -23,7 +23,7 @@ import pytest
 from conftest import (
     CAP,
     UDEVD,
-    Clock,
+    FakeClock,
     Host,
     Receiver,
     again_and_again,
@@ -41,6 +41,7 @@ from conftest import (
     wait_until,
     waiting,
 )
+from recorded import HostPaths
 
 import xendomains_wait_disk as xwd
 
@@ -213,8 +214,8 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
     ("settings print", settings("yes &\nseq 1000000\n"), xwd.EXIT_READY, ""),
     ("settings fork", settings("for _ in {1..50}; do sleep 100 & done\n"), xwd.EXIT_READY, ""),
     ("crowd", crowd, xwd.EXIT_READY, "holds more than 4096 files"),
-    ("1 hanging", hanging(1), xwd.EXIT_TIMED_OUT, "does not answer"),
-    ("100 hanging", hanging(100), xwd.EXIT_TIMED_OUT, "does not answer"),
+    ("1 hanging", hanging(1), xwd.EXIT_TIMED_OUT, "no response"),
+    ("100 hanging", hanging(100), xwd.EXIT_TIMED_OUT, "no response"),
     ("flapping", flapping, xwd.EXIT_TIMED_OUT, "never for odd"),
     ("growing", growing, xwd.EXIT_READY, "log: line 1"),
     ("replaced", replaced, xwd.EXIT_READY, ""),
@@ -313,7 +314,7 @@ def test_a_directory_that_answers_again_is_found(host: Host) -> None:
     with ExitStack() as stack:
         with deaf_file_system(host.auto):
             waiter = stack.enter_context(waiting(host))
-            waiter.wait_for(f"{host.auto} for the guests in {host.auto}... (does not answer; is the server")
+            waiter.wait_for(f"{host.auto} for the guests in {host.auto}... (no response; is its file")
         waiter.wait_for(f"directory {host.auto} found (after ")
         waiter.wait_for(f"still waiting for {host.images}/a for web... (does not exist)\n")
         host.image("a")
@@ -408,39 +409,29 @@ def test_systemd_hears_how_long_to_wait_though_names_are_long(host: Host) -> Non
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def wait_for(host: Host, clock: Clock, timeout: float) -> tuple[xwd.Snapshot, list[str]]:
-    """The end of a wait that begins now, and what it says."""
-    pauses, journal = xwd.Pauses(), Recorder()
-    reporter = xwd.Reporter(journal, clock.now, timeout)
-    found = xwd.wait(host.watch(pauses), xwd.Snapshot(), reporter.report, pauses, clock.now + timeout)
-    if found.missing():
-        reporter.log_end()
-    return found, journal.lines
-
-
 class Recorder(xwd.Journal):
     """Keeps the messages."""
 
-    def __init__(self) -> None:
-        super().__init__(xwd.WARNING, None)
+    def __init__(self, clock: xwd.Clock) -> None:
+        super().__init__(xwd.WARNING, None, clock)
         self.lines: list[str] = []
 
-    def _write(self, text: str) -> bool:
+    def _write(self, text: str, seconds: float) -> bool:
         self.lines += text.splitlines()
         return True
 
 
-def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: Clock) -> None:
+def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: FakeClock) -> None:
     disk = host.images / "a"
     host.guest("web", disk, host.images / "never")
     clock.at(2, disk.touch)
     clock.at(10, disk.unlink)
-    _, lines = wait_for(host, clock, 20)
-    assert [line for line in lines if line.startswith(f"disk {disk} found")]
-    assert f"{disk} for web is still missing after 20s: does not exist" in lines
+    messages = clock.wait(host, 20).messages
+    assert f"disk {disk} found (after " in messages
+    assert f"{disk} for web is still missing after 20s: does not exist\n" in messages
 
 
-def test_it_does_not_end_while_two_disks_are_never_there_together(host: Host, clock: Clock) -> None:
+def test_it_does_not_end_while_two_disks_are_never_there_together(host: Host, clock: FakeClock) -> None:
     names = [host.image("one"), host.images / "other"]
     host.guest("web", *names)
 
@@ -450,8 +441,7 @@ def test_it_does_not_end_while_two_disks_are_never_there_together(host: Host, cl
 
     for step in range(200):
         clock.at(step * 0.3, swap)
-    found, _ = wait_for(host, clock, 50)
-    assert len(found.missing()) == 1
+    assert clock.wait(host, 50).status == xwd.EXIT_TIMED_OUT
 
 
 def guest_of(*disks: str) -> xwd.Guest:
@@ -459,17 +449,17 @@ def guest_of(*disks: str) -> xwd.Guest:
     return xwd.Guest(domain, required=tuple(map(xwd.required_by, domain.disks)))
 
 
-def report_for_five_minutes(clock: Clock, snapshots: Callable[[int], xwd.Snapshot]) -> list[str]:
+def report_for_five_minutes(clock: FakeClock, snapshots: Callable[[int], xwd.Snapshot]) -> list[str]:
     """What is said of five minutes in which each second brings another snapshot."""
-    journal = Recorder()
-    reporter = xwd.Reporter(journal, clock.now, 300)
+    journal = Recorder(clock)
+    reporter = xwd.Reporter(journal, clock, clock.now(), 300)
     for step in range(300):
         reporter.report(snapshots(step))
-        clock.now += 1
+        clock.seconds += 1
     return journal.lines
 
 
-def test_a_disk_that_flaps_for_five_minutes_makes_a_few_lines(clock: Clock) -> None:
+def test_a_disk_that_flaps_for_five_minutes_makes_a_few_lines(clock: FakeClock) -> None:
     missing = xwd.Status(xwd.State.MISSING, "does not exist")
     guests = {"/web.cfg": guest_of("/a")}
     lines = report_for_five_minutes(
@@ -478,7 +468,7 @@ def test_a_disk_that_flaps_for_five_minutes_makes_a_few_lines(clock: Clock) -> N
     assert 2 <= len(lines) < 30
 
 
-def test_a_configuration_that_always_changes_makes_a_few_lines(clock: Clock) -> None:
+def test_a_configuration_that_always_changes_makes_a_few_lines(clock: FakeClock) -> None:
     def changed(step: int) -> xwd.Snapshot:
         status = xwd.Status(xwd.State.REFUSED, f"line {step}: syntax error")
         return xwd.Snapshot(guests={"/web.cfg": guest_of()._replace(status=status)})
@@ -486,7 +476,7 @@ def test_a_configuration_that_always_changes_makes_a_few_lines(clock: Clock) -> 
     assert 1 <= len(report_for_five_minutes(clock, changed)) < 15
 
 
-def test_ever_new_names_make_no_more_lines_than_may_be_said_between_two_reminders(clock: Clock) -> None:
+def test_ever_new_names_make_no_more_lines_than_may_be_said_between_two_reminders(clock: FakeClock) -> None:
     def renamed(step: int) -> xwd.Snapshot:
         status = xwd.Status(xwd.State.MISSING, "is a link to /nowhere, which does not exist")
         files = [f"/auto/{step}-{number}" for number in range(100)]
@@ -712,8 +702,9 @@ def test_an_odd_event_counts_as_an_event(host: Host, place: Place, event: bytes)
 def test_an_overrun_of_events_ends_a_pause_and_so_does_the_next_event() -> None:
     """The kernel's own events, for which no udev is needed, and a buffer that holds a few of them."""
     uevent = Path("/sys/block", loop_device().name, "uevent")
-    events = xwd.block_events(xwd.HostPaths(run="/nowhere"))
-    pauses = xwd.Pauses()
+    HostPaths(run="/nowhere").use()
+    events = xwd.block_events()
+    clock = xwd.Clock()
     deadline = time.monotonic() + CAP
     if events is None:
         pytest.skip("pyudev is not installed, or there is no netlink here")
@@ -722,7 +713,7 @@ def test_an_overrun_of_events_ends_a_pause_and_so_does_the_next_event() -> None:
         uevent.write_text("change")
     assert sum(dropped_events()) > 0
     for _ in range(2):
-        xwd.sleep_until(deadline, pauses, xwd.BlockingCalls(pauses), events)
+        xwd.sleep_until(deadline, clock, events)
         assert time.monotonic() < deadline
         uevent.write_text("change")
 
@@ -735,7 +726,7 @@ def dropped_events() -> Sequence[int]:
 
 
 @pytest.fixture
-def two_devices(tmp_path: Path) -> xwd.HostPaths:
+def two_devices(tmp_path: Path) -> HostPaths:
     """A host on which udev knows two devices."""
     data = tmp_path / "udev" / "data"
     data.mkdir(parents=True)
@@ -744,11 +735,13 @@ def two_devices(tmp_path: Path) -> xwd.HostPaths:
         link = tmp_path / "sys" / "dev" / "block" / f"8:{number}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(f"8:{number}")
-    return xwd.HostPaths(sys=str(tmp_path / "sys"), run=str(tmp_path))
+    paths = HostPaths(sys=str(tmp_path / "sys"), run=str(tmp_path))
+    paths.use()
+    return paths
 
 
-def assert_they_are_known(host: xwd.HostPaths) -> None:
-    devices = xwd.Evidence(host).having("uuid", "ID_FS_UUID")
+def assert_they_are_known() -> None:
+    devices = xwd.StorageFacts().devices_with("uuid", "ID_FS_UUID")
     assert [device.name for device in devices] == ["8:16", "8:32"]
 
 
@@ -765,16 +758,16 @@ def assert_they_are_known(host: xwd.HostPaths) -> None:
     ids=["FIFO", "1 GiB", "not UTF-8", "directory", "socket", "link to itself"],
 )
 def test_something_odd_in_udevs_database_does_not_hide_devices(
-    two_devices: xwd.HostPaths, make: Callable[[Path], object]
+    two_devices: HostPaths, make: Callable[[Path], object]
 ) -> None:
     make(Path(two_devices.run, "udev", "data", "b8:0"))
-    assert_they_are_known(two_devices)
+    assert_they_are_known()
 
 
 @pytest.mark.parametrize(
     "name",
     [b"b\xff", b"b8:0 ", b"b8:0\n", b"b8", b"b8:0:0", b"b" + b"9" * 200, b"b8:-1", b"+block:sda", b"b\xd9\xa1:1"],
 )
-def test_an_odd_name_in_udevs_database_does_not_hide_devices(two_devices: xwd.HostPaths, name: bytes) -> None:
+def test_an_odd_name_in_udevs_database_does_not_hide_devices(two_devices: HostPaths, name: bytes) -> None:
     (Path(two_devices.run, "udev", "data") / os.fsdecode(name)).mkdir()
-    assert_they_are_known(two_devices)
+    assert_they_are_known()

@@ -20,7 +20,7 @@ import xendomains_wait_disk as xwd
 def read_first(*paths: Path, **settings: Any) -> tuple[xwd.Xendomains, str]:
     """What the first of these files says that exists."""
     ours = xwd.Settings(xendomains=tuple(map(str, paths)))._replace(**settings)
-    xendomains, problems = xwd.read_xendomains(ours, xwd.Pauses(), CAP)
+    xendomains, problems = xwd.read_xendomains(ours, xwd.Clock(), CAP)
     assert xendomains is not None
     return xendomains, texts(problems)
 

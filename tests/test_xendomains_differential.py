@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -153,6 +152,7 @@ class Xen:
                 make, is_accepted = contents["good" if content == "link" else content]
                 target = self.root / f"{directory.name}-{number}" if content == "link" else path
                 target.write_bytes(make(guest.encode()))
+                os.utime(target, (0, 0))  # a file that has just changed may be half written
                 if content == "link":
                     path.symlink_to(target)
                 if is_accepted:
@@ -163,18 +163,17 @@ class Xen:
         file = self.root / "etc" / "init.d" / "xendomains"
         file.write_text(script)
         environment = {"PATH": f"{self.root}/bin:{os.environ['PATH']}", "LC_ALL": "C"}
-        command = ["bash", file, "start"]
+        command = ["bash", str(file), "start"]
         subprocess.run(command, cwd="/", env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=CAP)
         return [Asked(*line.split("\t")) for line in (self.root / "bin" / "asked").read_text().splitlines()]
 
     def ours(self) -> list[Asked]:
         """What we say that it does."""
-        pauses = xwd.Pauses()
+        clock = xwd.Clock()
         ours = xwd.Settings(xendomains=(str(self.settings),))
-        xendomains, problems = xwd.read_xendomains(ours, pauses, CAP)
+        xendomains, problems = xwd.read_xendomains(ours, clock, CAP)
         assert xendomains and not problems
-        calls = xwd.BlockingCalls(pauses), xwd.BlockingCalls(pauses, threads=1)
-        snapshot = xwd.take_snapshot(xwd.Watch(xendomains, ours, *calls), xwd.Snapshot(), time.monotonic() + CAP, True)
+        snapshot = xwd.Watcher(xendomains, ours, clock).look(clock.now() + CAP)
         starts = {file: guest.start for file, guest in snapshot.guests.items()}
         return [Asked(start.how, file) for file, start in starts.items() if start.how != "none"]
 

@@ -26,7 +26,7 @@ def check(content: bytes) -> bool:
     if len(content) + 100 < xwd.MAX_DISK_SPECIFICATION:
         assert xwd.parse_disk(as_specification(disk)) == disk
     required = xwd.required_by(disk)
-    assert bool(required.paths) != bool(required.reason)
+    assert bool(required.path) != bool(required.reason)
     domain = xwd.Domain("web", "/etc/xen/auto/web.cfg", "auto", (disk,))
     check_guest(xwd.Guest(domain, required=(required,)))
     return True
