@@ -33,6 +33,7 @@ from itertools import islice
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
+    from _thread import LockType
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
@@ -106,7 +107,7 @@ MAX_THREADS = 64  # that make calls at the same time, besides those which are st
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
-MAX_SENDING = 0.3  # a message may take to be delivered
+MAX_SENDING = 0.4  # a message may take to be delivered, and how many were dropped before it
 MAX_SENDING_ALL = 3.0  # all the messages that are said at once
 MAX_SENDING_AT_END = 0.5  # those at the end, besides the summary
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
@@ -1999,6 +2000,7 @@ class Watcher:
         self.clock = clock
         self.names = names  # of the guests that are asked for, or of their files; without any, all are
         self.calls = BlockingCalls(clock)
+        self._parsing = allocate_lock()  # one at a time: it takes CPU time and memory
         self.known = Snapshot()
         self._read_at = self._explain_at = float("-inf")  # when to do it again
 
@@ -2086,7 +2088,8 @@ class Watcher:
         known = self.known.read
         files = {file: directory.kind for directory in directories.values() for file in directory.files}
         before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
-        calls: dict[str, Call] = {f: partial(read_guest, guest, self.settings, facts) for f, guest in before.items()}
+        read = partial(read_guest, settings=self.settings, facts=facts, parsing=self._parsing)
+        calls: dict[str, Call] = {file: partial(read, guest) for file, guest in before.items()}
         answers = self.calls.run("read", calls, deadline)
         guests = {}
         for file, guest in before.items():
@@ -2200,11 +2203,11 @@ def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     return guest
 
 
-def read_guest(before: Guest, settings: Settings, facts: StorageFacts) -> Guest | None:
+def read_guest(before: Guest, settings: Settings, facts: StorageFacts, parsing: LockType) -> Guest | None:
     """The guest that a file configures: `before` if the file has not changed, nothing if it is gone. May block."""
     end = time.monotonic() + MAX_REWRITING
     while True:
-        guest = read_guest_once(before, settings, facts)
+        guest = read_guest_once(before, settings, facts, parsing)
         if guest is None or guest.status.state is not State.REFUSED or time.monotonic() >= end:
             return guest
         if not 0 <= time.time() - guest.signature[MODIFIED] / 1e9 < MAX_REWRITING:
@@ -2215,7 +2218,7 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts) -> Guest 
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
-def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts) -> Guest | None:
+def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, parsing: LockType) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
@@ -2226,13 +2229,14 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts) -> G
             return before
         unread = unread._replace(signature=signature)
         if kind == "auto":
-            domain = domain_from_xl_config(os.fsdecode(read_file(path)), path, kind)
+            text, is_json = os.fsdecode(read_file(path)), False
         else:
             with open_regular_file(path) as file:
                 if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX:
                     return None  # xendomains passes it over
                 file.seek(0)
                 text, is_json = saved_configuration(file)
+        with parsing:
             domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
         unreadable = status_of_unreadable(path, error, facts)
@@ -2370,23 +2374,26 @@ class Journal:
 
     def log(self, level: int, text: str, **fields: str) -> None:
         """One message, with fields such as DISK= for the journal."""
-        self.log_all([(level, text, fields)], self._clock.now())
+        self.log_all([(level, text, fields)], self._clock.now() + MAX_SENDING)
 
-    def log_all(self, messages: Sequence[Message], end: float, *, always: bool = False) -> None:
-        """Several messages; what cannot be delivered until `end` is dropped, but the last has time of its own.
-
-        With `always`, the journal gets them whatever level is to be shown.
-        """
-        shown = [message for message in messages if message[0] <= self.level or (always and self._is_journal)]
-        for position, message in enumerate(shown[:-1]):
-            if not self._deliver(message, end - self._clock.now()):
-                self._dropped += len(shown) - 1 - position
+    def log_all(self, messages: Sequence[Message], end: float, summary: Message | None = None) -> None:
+        """Several messages, until `end` on the monotonic clock; and one that the journal gets whatever the level."""
+        shown = [message for message in messages if message[0] <= self.level]
+        if shown:
+            self._say_dropped(end)
+        for position, message in enumerate(shown):
+            if self._dropped or not self._deliver(message, end - self._clock.now()):
+                self._dropped += len(shown) - position
                 break
-        if self._dropped and shown:
-            text = f"{counted(self._dropped, 'message')} dropped here, because the reader was too slow."
-            self._dropped = 0 if self._deliver((WARNING, text, {}), 0) else self._dropped
-        if shown and not self._deliver(shown[-1], MAX_SENDING):
-            self._dropped += 1
+        if summary and (summary[0] <= self.level or self._is_journal):
+            end = self._clock.now() + MAX_SENDING
+            self._say_dropped(end)
+            self._deliver(summary, end - self._clock.now())
+
+    def _say_dropped(self, end: float) -> None:
+        text = f"{counted(self._dropped, 'message')} dropped here, because the reader was too slow."
+        if self._dropped and self._deliver((WARNING, text, {}), end - self._clock.now()):
+            self._dropped = 0
 
     def progress(self, text: str) -> None:
         """On a terminal, one line that the next one or a message is written over."""
@@ -2430,7 +2437,7 @@ class Journal:
 
     def _can_write(self, descriptor: int, seconds: float) -> bool:
         """Whether the reader takes something soon."""
-        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING)
+        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING / 2)
         end = self._clock.now() + seconds
         while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
             if self._clock.now() >= end:
@@ -2507,7 +2514,7 @@ class Reporter:
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
         self._said: set[tuple[str, str]] = set()  # since the last reminder
-        self._suppressed = 0  # since then
+        self._lines = 0  # that were said since then, but for what was found
         self._announced: dict[str, set[str]] = {}  # paths, and for which domains it was said that they are waited for
         self._status = ""
         self._problems: dict[str, list[str]] = {}  # of files and directories, as they were said
@@ -2520,12 +2527,11 @@ class Reporter:
         if now >= self._reminder:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
-            self._suppressed = 0
+            self._lines = 0
             messages += self._reminders()
-        messages += self._new_problems() + self._new_waits()
-        if self._suppressed and self._is_news("", "suppressed", always=True):
-            text = f"There are {self._suppressed} more messages like these; see `{COMMAND} list`."
-            messages.append((WARNING, text, {}))
+        new = self._new_problems() + self._new_waits()
+        messages += limited(new, MAX_LINES - self._lines)
+        self._lines += len(new)
         self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
         self._report_status()
 
@@ -2548,15 +2554,12 @@ class Reporter:
                     messages.append(found_message(one, snapshot, seconds))
         return messages
 
-    def _is_news(self, path: str, what: str, *, always: bool = False) -> bool:
-        """Whether this was not said since the last reminder, and there is room for it."""
-        if (path, what) in self._said:
-            return False
-        if len(self._said) >= MAX_LINES and not always:
-            self._suppressed += 1
-            return False
-        self._said.add((path, what))
-        return True
+    def _is_news(self, path: str, what: str) -> bool:
+        """Whether this was not said since the last reminder."""
+        is_new = (path, what) not in self._said and len(self._said) < 10 * MAX_LINES
+        if is_new:
+            self._said.add((path, what))
+        return is_new
 
     def _new_problems(self) -> list[Message]:
         messages: list[Message] = []
@@ -2580,7 +2583,8 @@ class Reporter:
             announced = self._announced.get(path, set())
             new = [domain for domain in one.domains if domain not in announced]
             if new and one.status.state is not State.UNKNOWN and self._is_news(path, f"waiting for {new}"):
-                self._announced[path] = announced.union(new)
+                if self._lines + len(messages) < MAX_LINES:
+                    self._announced[path] = announced.union(new)
                 messages += [waiting_message(one, domain) for domain in new]
         return messages
 
@@ -2588,7 +2592,7 @@ class Reporter:
         """What is still missing, in groups of the same reason."""
         groups: dict[str, list[Awaited]] = {}
         for path, one in self._awaited.items():
-            if path in self._announced:
+            if path in self._announced or one.status == UNKNOWN:
                 groups.setdefault(one.status.reason, []).append(one)
         messages = []
         for reason, group in groups.items():
@@ -2597,7 +2601,7 @@ class Reporter:
             else:
                 text = f"still waiting for {in_numbers(group)}: {reason}"
                 messages.append((WARNING, text, {"REASON": reason}))
-        return messages[:MAX_LINES]
+        return limited(messages)
 
     def _report_status(self) -> None:
         # Where there was never anything to wait for, it stays empty.
@@ -2613,7 +2617,7 @@ class Reporter:
 
     def log_end(self, snapshot: Snapshot, stopped_by: int = 0) -> str:
         """Says how the wait ended, and what is missing then; returns the result in a word."""
-        messages = self._news(snapshot) + self._new_problems()
+        messages = self._news(snapshot) + limited(self._new_problems())
         missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
         refused = [guest.domain.name for guest in rejected(snapshot)]
@@ -2623,7 +2627,7 @@ class Reporter:
             text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
         elif missing:
             result, level = "timeout", ERR
-            messages += timeout_messages(missing, self._timeout)
+            messages += limited(timeout_messages(missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
             guests = some(sorted({*refused, *(domain for one in missing for domain in one.domains)}), MAX_NAMES)
             text = f"{starts} guests will probably not come up: {guests}."
@@ -2634,10 +2638,9 @@ class Reporter:
             if refused:
                 text = f"No disk is missing, but these guests will not come up: {some(refused, MAX_NAMES)}."
             self._report_status()
-        self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END)
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
         summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
-        self._journal.log_all([summary], self._clock.now(), always=True)
+        self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END, summary)
         return result
 
     def as_last_wait(self, result: str) -> dict[str, Any]:
@@ -2702,6 +2705,14 @@ def timeout_messages(missing: Sequence[Awaited], timeout: float) -> list[Message
             text = f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}"
             messages.append((ERR, text, {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}))
     return messages
+
+
+def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
+    """As many of them as may be said, and how many more there are."""
+    if not 0 < most < len(messages):
+        return messages[: max(0, most)]
+    text = f"There are {len(messages) - most} more messages like these; see `{COMMAND} list`."
+    return [*messages[:most], (messages[0][0], text, {})]
 
 
 def fields_of(one: Awaited, domain: str) -> dict[str, str]:
@@ -3137,7 +3148,7 @@ def start_late(watcher: Watcher, options: Options, journal: Journal, started: fl
         return create_guest(next(iter(snapshot.guests.values())), snapshot, watcher, journal)
     except LeftAlone as left:
         reason, status = left.args
-        journal.log_all([(INFO if status == EXIT_READY else WARNING, reason, {})], clock.now(), always=True)
+        journal.log_all([], clock.now(), (INFO if status == EXIT_READY else WARNING, reason, {}))
         return EXIT_TIMED_OUT if options.no_start else status
 
 
@@ -3216,7 +3227,7 @@ def create_guest(guest: Guest, snapshot: Snapshot, watcher: Watcher, journal: Jo
     process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
     if process.returncode == 0:
         message = (INFO, f"guest {name} is started: its disks are there.", {"DOMAIN": name})
-        journal.log_all([message], watcher.clock.now(), always=True)
+        journal.log_all([], watcher.clock.now(), message)
         return EXIT_READY
     lines: list[Message] = [(ERR, f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()]
     journal.log_all(lines, watcher.clock.now() + MAX_SENDING_ALL)
@@ -3312,9 +3323,9 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
     return level, problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     """Does what the command line asks for, and returns the exit status. Raises Stopped if a signal comes."""
-    started = time.monotonic()
+    started = clock.now()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
     if options.timeout is not None:
@@ -3322,7 +3333,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level, level_problems = log_level(settings, options, os.environ)
     if options.command == "late" and not options.quiet:
         level = max(level, INFO)  # what became of the guest
-    clock = Clock()
     journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
         return show_last_wait(journal, as_json=options.json)
@@ -3479,11 +3489,12 @@ def run() -> NoReturn:
     """
     status = EXIT_TIMED_OUT
     failure = ""
+    clock = Clock()
     try:
-        set_signals(signal.SIG_DFL)
-        status = main()
+        clock.release_signals()
+        status = main(clock)
     except Stopped as stopped:
-        set_signals(signal.SIG_DFL)
+        clock.release_signals()
         os.kill(os.getpid(), stopped.number)
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
@@ -3497,7 +3508,8 @@ def run() -> NoReturn:
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"
     if failure:
-        Journal(ERR, sys.stderr, Clock()).log(ERR, f"{COMMAND}: {failure}")
+        clock.release_signals()
+        Journal(ERR, sys.stderr, clock).log(ERR, f"{COMMAND}: {failure}")
     os._exit(status)
 
 

@@ -459,6 +459,12 @@ class Receiver:
         """The next datagram, as soon as it has come."""
         return self._socket.recv(1 << 20).decode()
 
+    def take_status(self) -> str:
+        """The next datagram that has a STATUS=, as soon as it has come."""
+        while "STATUS=" not in (told := self.take()):
+            pass
+        return told
+
     def take_all(self) -> list[str]:
         """The datagrams that have come."""
         found = []

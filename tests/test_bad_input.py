@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Lock, Thread, Timer
 from typing import Any
 
 import pytest
@@ -103,7 +103,7 @@ def snapshot(host: Host) -> xwd.Snapshot:
 def read(file: str | Path, kind: str = "auto", before: tuple[int, ...] = ()) -> xwd.Guest | None:
     """What is read from a file, of which this signature is known."""
     guest = xwd.unread_guest(str(file), kind)._replace(signature=before)
-    return xwd.read_guest_once(guest, xwd.Settings(), FACTS)
+    return xwd.read_guest_once(guest, xwd.Settings(), FACTS, Lock())
 
 
 def names(found: xwd.Snapshot) -> list[str]:
@@ -417,7 +417,7 @@ def reading_hangs(monkeypatch: pytest.MonkeyPatch, file: str, hang: Hang) -> Non
     """This configuration cannot be read."""
     read_guest = xwd.read_guest
     monkeypatch.setattr(
-        xwd, "read_guest", lambda guest, *more: hang() if guest.domain.source == file else read_guest(guest, *more)
+        xwd, "read_guest", lambda guest, **more: hang() if guest.domain.source == file else read_guest(guest, **more)
     )
 
 

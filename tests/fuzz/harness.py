@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple, NoReturn
 
 import atheris
@@ -127,7 +128,7 @@ class InMemory:
 
 def check_file(path: str, kind: str) -> xwd.Guest | None:
     """Whatever is in the file: it is a guest, or xl will reject it; or nothing, if xendomains passes it over."""
-    guest = xwd.read_guest_once(xwd.unread_guest(path, kind), xwd.Settings(), xwd.StorageFacts())
+    guest = xwd.read_guest_once(xwd.unread_guest(path, kind), xwd.Settings(), xwd.StorageFacts(), Lock())
     return check_guest(guest) if guest else None
 
 
