@@ -33,7 +33,6 @@ from itertools import islice
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
-    from _thread import LockType
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
@@ -399,10 +398,6 @@ class Clock:
     def now(self) -> float:
         """Seconds on the monotonic clock."""
         return time.monotonic()
-
-    def cpu_time(self) -> float:
-        """Seconds of CPU time that the program has used."""
-        return time.process_time()
 
     def start_thread(self, function: Callable[[], None]) -> None:
         """Runs the function beside the caller. Raises RuntimeError if the process can have no more threads."""
@@ -2000,7 +1995,6 @@ class Watcher:
         self.clock = clock
         self.names = names  # of the guests that are asked for, or of their files; without any, all are
         self.calls = BlockingCalls(clock)
-        self._parsing = allocate_lock()  # one at a time: it takes CPU time and memory
         self.known = Snapshot()
         self._read_at = self._explain_at = float("-inf")  # when to do it again
 
@@ -2037,10 +2031,10 @@ class Watcher:
 
     def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
         """How these disks are, and why."""
-        spent = self.clock.cpu_time()
+        spent = time.process_time()
         answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
         # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
-        seconds = (self.clock.cpu_time() - spent) / MAX_REASON_SHARE
+        seconds = (time.process_time() - spent) / MAX_REASON_SHARE
         self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds)
         return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
 
@@ -2088,7 +2082,7 @@ class Watcher:
         known = self.known.read
         files = {file: directory.kind for directory in directories.values() for file in directory.files}
         before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
-        read = partial(read_guest, settings=self.settings, facts=facts, parsing=self._parsing)
+        read = partial(read_guest, settings=self.settings, facts=facts)
         calls: dict[str, Call] = {file: partial(read, guest) for file, guest in before.items()}
         answers = self.calls.run("read", calls, deadline)
         guests = {}
@@ -2203,11 +2197,11 @@ def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     return guest
 
 
-def read_guest(before: Guest, settings: Settings, facts: StorageFacts, parsing: LockType) -> Guest | None:
+def read_guest(before: Guest, settings: Settings, facts: StorageFacts) -> Guest | None:
     """The guest that a file configures: `before` if the file has not changed, nothing if it is gone. May block."""
     end = time.monotonic() + MAX_REWRITING
     while True:
-        guest = read_guest_once(before, settings, facts, parsing)
+        guest = read_guest_once(before, settings, facts)
         if guest is None or guest.status.state is not State.REFUSED or time.monotonic() >= end:
             return guest
         if not 0 <= time.time() - guest.signature[MODIFIED] / 1e9 < MAX_REWRITING:
@@ -2218,7 +2212,7 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, parsing: 
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
-def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, parsing: LockType) -> Guest | None:
+def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
@@ -2236,8 +2230,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, pars
                     return None  # xendomains passes it over
                 file.seek(0)
                 text, is_json = saved_configuration(file)
-        with parsing:
-            domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
+        domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
         unreadable = status_of_unreadable(path, error, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
@@ -2578,7 +2571,7 @@ class Reporter:
 
     def _new_waits(self) -> list[Message]:
         """That something is waited for, unless it has only not been looked at yet."""
-        messages = []
+        messages: list[Message] = []
         for path, one in self._awaited.items():
             announced = self._announced.get(path, set())
             new = [domain for domain in one.domains if domain not in announced]

@@ -769,9 +769,6 @@ class FakeClock(xwd.Clock):
     def now(self) -> float:
         return 1000 + self.seconds
 
-    def cpu_time(self) -> float:
-        return 0.0
-
     def start_thread(self, function: Callable[[], None]) -> None:
         def run() -> None:
             try:

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock, Thread, Timer
+from threading import Thread, Timer
 from typing import Any
 
 import pytest
@@ -103,7 +103,7 @@ def snapshot(host: Host) -> xwd.Snapshot:
 def read(file: str | Path, kind: str = "auto", before: tuple[int, ...] = ()) -> xwd.Guest | None:
     """What is read from a file, of which this signature is known."""
     guest = xwd.unread_guest(str(file), kind)._replace(signature=before)
-    return xwd.read_guest_once(guest, xwd.Settings(), FACTS, Lock())
+    return xwd.read_guest_once(guest, xwd.Settings(), FACTS)
 
 
 def names(found: xwd.Snapshot) -> list[str]:

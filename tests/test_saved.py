@@ -10,7 +10,7 @@ import os
 import time
 import tracemalloc
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Thread
 from typing import Literal
 
 import pytest
@@ -180,7 +180,7 @@ def test_a_huge_memory_image_is_not_read(host: Host) -> None:
     with file.open("r+b") as image:
         image.truncate(100 << 30)
     tracemalloc.start()
-    guest = xwd.read_guest(xwd.unread_guest(str(file), "saved"), xwd.Settings(), xwd.StorageFacts(), Lock())
+    guest = xwd.read_guest(xwd.unread_guest(str(file), "saved"), xwd.Settings(), xwd.StorageFacts())
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 1 << 20

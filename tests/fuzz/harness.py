@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple, NoReturn
 
 import atheris
@@ -128,7 +127,7 @@ class InMemory:
 
 def check_file(path: str, kind: str) -> xwd.Guest | None:
     """Whatever is in the file: it is a guest, or xl will reject it; or nothing, if xendomains passes it over."""
-    guest = xwd.read_guest_once(xwd.unread_guest(path, kind), xwd.Settings(), xwd.StorageFacts(), Lock())
+    guest = xwd.read_guest_once(xwd.unread_guest(path, kind), xwd.Settings(), xwd.StorageFacts())
     return check_guest(guest) if guest else None
 
 
