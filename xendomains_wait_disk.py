@@ -106,7 +106,7 @@ MAX_THREADS = 64  # that make calls at the same time, besides those which are st
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
-MAX_SENDING = 0.3  # a message may take to be delivered
+MAX_SENDING = 0.4  # a message may take to be delivered, and how many were dropped before it
 MAX_SENDING_ALL = 3.0  # all the messages that are said at once
 MAX_SENDING_AT_END = 0.5  # those at the end, besides the summary
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
@@ -399,10 +399,6 @@ class Clock:
         """Seconds on the monotonic clock."""
         return time.monotonic()
 
-    def cpu_time(self) -> float:
-        """Seconds of CPU time that the program has used."""
-        return time.process_time()
-
     def start_thread(self, function: Callable[[], None]) -> None:
         """Runs the function beside the caller. Raises RuntimeError if the process can have no more threads."""
         start_new_thread(function, ())
@@ -510,6 +506,8 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
+    if not auto and not save:
+        problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
     return Xendomains(auto, save, warning, path, is_debians), problems
 
 
@@ -815,6 +813,9 @@ def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
     return found[0] if found else "pv"
 
 
+BOOT_FILES = ("bootloader", "kernel", "ramdisk")
+
+
 def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
     """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
     values = {key: value for key, (value, _) in settings.items()}
@@ -1074,6 +1075,7 @@ class Required(NamedTuple):
     reason: str = ""
     writes: bool = False
     promotes: bool = False  # its script makes a DRBD resource Primary
+    is_boot_file: bool = False  # which comes with its file system, or not at all
 
 
 def required_by(disk: Disk) -> Required:
@@ -1090,7 +1092,8 @@ def required_by(disk: Disk) -> Required:
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    return Required(os.path.join("/", disk.target), writes=disk.writes)
+    is_boot_file = disk.vdev in BOOT_FILES
+    return Required(os.path.join("/", disk.target), writes=disk.writes, is_boot_file=is_boot_file)
 
 
 def older_path(path: str) -> str:
@@ -1850,6 +1853,8 @@ def check_disk(required: Required, facts: StorageFacts) -> Status:
             return Status(State.NOT_READY, f"is {kind}, neither a block device nor a regular file")
         problem = check_block_device(status.st_rdev, required, facts).problem
     except (FileNotFoundError, NotADirectoryError):
+        if required.is_boot_file and os.path.isdir(os.path.dirname(path)) and not explain_path(path, facts).problem:
+            return Status(State.REFUSED, "does not exist, and nothing is going to be mounted where it should be")
         if not facts.explains:
             return ABSENT
         return Status(State.MISSING, *explain_missing(path, facts)[:2])
@@ -2148,10 +2153,10 @@ class Watcher:
 
     def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
         """How these disks are, and why."""
-        spent = self.clock.cpu_time()
+        spent = time.process_time()
         answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
         # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
-        seconds = (self.clock.cpu_time() - spent) / MAX_REASON_SHARE
+        seconds = (time.process_time() - spent) / MAX_REASON_SHARE
         self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds)
         return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
 
@@ -2199,7 +2204,8 @@ class Watcher:
         known = self._read
         files = {file: directory.kind for directory in directories.values() for file in directory.files}
         before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
-        calls: dict[str, Call] = {f: partial(read_guest, guest, self, facts) for f, guest in before.items()}
+        read = partial(read_guest, watcher=self, facts=facts)
+        calls: dict[str, Call] = {file: partial(read, guest) for file, guest in before.items()}
         answers = self.calls.run("read", calls, deadline)
         guests = {}
         for file, guest in before.items():
@@ -2269,16 +2275,17 @@ def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[s
 
 
 def list_directory(path: str, kind: str, facts: StorageFacts) -> Directory | None:
-    """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains."""
+    """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual."""
     try:
         with os.scandir(path) as found:
             names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
             first = sorted(islice(names, MAX_FILES))
             is_crowded = next(names, None) is not None
-    except NotADirectoryError:
-        return None
     except OSError as error:
         status = status_of_unreadable(path, error, facts)
+        # Xen's own are there once they are needed; xendomains makes the one where it saves guests.
+        if status is None and path != DEFAULT_AUTO and kind == "auto":
+            status = Status(State.UNREADABLE, "does not exist; correct XENDOMAINS_AUTO, or make it")
         return Directory(kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
     return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
@@ -2295,7 +2302,8 @@ def status_of_unreadable(path: str, error: OSError, facts: StorageFacts) -> Stat
             return None
         return Status(State.MISSING, *explain_missing(path, facts)[:2]) if facts.explains else ABSENT
     lasts = error.errno in LASTING_ERRORS
-    return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
+    advice = " (run it as root)" if error.errno == errno.EACCES and os.geteuid() != 0 else ""
+    return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}{advice}")
 
 
 def status_of_rejected(error: Exception) -> Status:
@@ -2352,7 +2360,7 @@ def read_guest_once(before: Guest, watcher: Watcher, facts: StorageFacts) -> Gue
             return before
         unread = unread._replace(signature=signature)
         if kind == "auto":
-            domain = domain_from_xl_config(os.fsdecode(read_file(path)), path, kind)
+            text, is_json = os.fsdecode(read_file(path)), False
         elif not stat.S_ISREG(status.st_mode):
             return None
         else:
@@ -2361,7 +2369,7 @@ def read_guest_once(before: Guest, watcher: Watcher, facts: StorageFacts) -> Gue
                     return None
                 file.seek(0)
                 text, is_json = saved_configuration(file)
-            domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
+        domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
         unreadable = status_of_unreadable(path, error, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
@@ -2498,23 +2506,26 @@ class Journal:
 
     def log(self, level: int, text: str, **fields: str) -> None:
         """One message, with fields such as DISK= for the journal."""
-        self.log_all([(level, text, fields)], self._clock.now())
+        self.log_all([(level, text, fields)], self._clock.now() + MAX_SENDING)
 
-    def log_all(self, messages: Sequence[Message], end: float, *, always: bool = False) -> None:
-        """Several messages; what cannot be delivered until `end` is dropped, but the last has time of its own.
-
-        With `always`, the journal gets them whatever level is to be shown.
-        """
-        shown = [message for message in messages if message[0] <= self.level or (always and self._is_journal)]
-        for position, message in enumerate(shown[:-1]):
-            if not self._deliver(message, end - self._clock.now()):
-                self._dropped += len(shown) - 1 - position
+    def log_all(self, messages: Sequence[Message], end: float, summary: Message | None = None) -> None:
+        """Several messages, until `end` on the monotonic clock; and one that the journal gets whatever the level."""
+        shown = [message for message in messages if message[0] <= self.level]
+        if shown:
+            self._say_dropped(end)
+        for position, message in enumerate(shown):
+            if self._dropped or not self._deliver(message, end - self._clock.now()):
+                self._dropped += len(shown) - position
                 break
-        if self._dropped and shown:
-            text = f"{counted(self._dropped, 'message')} dropped here, because the reader was too slow."
-            self._dropped = 0 if self._deliver((WARNING, text, {}), 0) else self._dropped
-        if shown and not self._deliver(shown[-1], MAX_SENDING):
-            self._dropped += 1
+        if summary and (summary[0] <= self.level or self._is_journal):
+            end = self._clock.now() + MAX_SENDING
+            self._say_dropped(end)
+            self._deliver(summary, end - self._clock.now())
+
+    def _say_dropped(self, end: float) -> None:
+        text = f"{counted(self._dropped, 'message')} dropped here, because the reader was too slow."
+        if self._dropped and self._deliver((WARNING, text, {}), end - self._clock.now()):
+            self._dropped = 0
 
     def progress(self, text: str) -> None:
         """On a terminal, one line that the next one or a message is written over."""
@@ -2558,7 +2569,7 @@ class Journal:
 
     def _can_write(self, descriptor: int, seconds: float) -> bool:
         """Whether the reader takes something soon."""
-        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING)
+        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING / 2)
         end = self._clock.now() + seconds
         while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
             if self._clock.now() >= end:
@@ -2635,7 +2646,7 @@ class Reporter:
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
         self._said: set[tuple[str, str]] = set()  # since the last reminder
-        self._suppressed = 0  # since then
+        self._lines = 0  # that were said since then, but for what was found
         self._announced: dict[str, set[str]] = {}  # paths, and for which domains it was said that they are waited for
         self._status = ""
         self._problems: dict[str, list[str]] = {}  # of files and directories, as they were said
@@ -2648,12 +2659,11 @@ class Reporter:
         if now >= self._reminder:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
-            self._suppressed = 0
+            self._lines = 0
             messages += self._reminders()
-        messages += self._new_problems() + self._new_waits()
-        if self._suppressed and self._is_news("", "suppressed", always=True):
-            text = f"There are {self._suppressed} more messages like these; see `{COMMAND} list`."
-            messages.append((WARNING, text, {}))
+        new = self._new_problems() + self._new_waits()
+        messages += limited(new, MAX_LINES - self._lines)
+        self._lines += len(new)
         self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
         self._report_status()
 
@@ -2676,15 +2686,12 @@ class Reporter:
                     messages.append(found_message(one, snapshot, seconds))
         return messages
 
-    def _is_news(self, path: str, what: str, *, always: bool = False) -> bool:
-        """Whether this was not said since the last reminder, and there is room for it."""
-        if (path, what) in self._said:
-            return False
-        if len(self._said) >= MAX_LINES and not always:
-            self._suppressed += 1
-            return False
-        self._said.add((path, what))
-        return True
+    def _is_news(self, path: str, what: str) -> bool:
+        """Whether this was not said since the last reminder."""
+        is_new = (path, what) not in self._said and len(self._said) < 10 * MAX_LINES
+        if is_new:
+            self._said.add((path, what))
+        return is_new
 
     def _new_problems(self) -> list[Message]:
         messages: list[Message] = []
@@ -2703,12 +2710,13 @@ class Reporter:
 
     def _new_waits(self) -> list[Message]:
         """That something is waited for, unless it has only not been looked at yet."""
-        messages = []
+        messages: list[Message] = []
         for path, one in self._awaited.items():
             announced = self._announced.get(path, set())
             new = [domain for domain in one.domains if domain not in announced]
             if new and one.status.state is not State.UNKNOWN and self._is_news(path, f"waiting for {new}"):
-                self._announced[path] = announced.union(new)
+                if self._lines + len(messages) < MAX_LINES:
+                    self._announced[path] = announced.union(new)
                 messages += [waiting_message(one, domain) for domain in new]
         return messages
 
@@ -2716,7 +2724,7 @@ class Reporter:
         """What is still missing, in groups of the same reason."""
         groups: dict[str, list[Awaited]] = {}
         for path, one in self._awaited.items():
-            if path in self._announced:
+            if path in self._announced or one.status == UNKNOWN:
                 groups.setdefault(one.status.reason, []).append(one)
         messages = []
         for reason, group in groups.items():
@@ -2725,7 +2733,7 @@ class Reporter:
             else:
                 text = f"still waiting for {in_numbers(group)}: {reason}"
                 messages.append((WARNING, text, {"REASON": reason}))
-        return messages[:MAX_LINES]
+        return limited(messages)
 
     def _report_status(self) -> None:
         # Where there was never anything to wait for, it stays empty.
@@ -2741,31 +2749,32 @@ class Reporter:
 
     def log_end(self, snapshot: Snapshot, stopped_by: int = 0) -> str:
         """Says how the wait ended, and what is missing then; returns the result in a word."""
-        messages = self._news(snapshot) + self._new_problems()
+        messages = self._news(snapshot) + limited(self._new_problems())
         missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
-        refused = [guest.domain.name for guest in rejected(snapshot)]
+        down = [*names_down(snapshot), *(domain for one in missing for domain in one.domains)]
+        guests = some(sorted(set(down)), MAX_NAMES)
+        files = [guest.domain.source for guest in rejected(snapshot)]
+        useless = f" No guest starts from {some(files, MAX_NAMES)}." if files else ""
         if stopped_by:
             result, level = "stopped", WARNING
             waiting = f", still waiting for {in_short(missing)}" if missing else ""
             text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
         elif missing:
             result, level = "timeout", ERR
-            messages += timeout_messages(missing, self._timeout)
+            messages += limited(timeout_messages(missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
-            guests = some(sorted({*refused, *(domain for one in missing for domain in one.domains)}), MAX_NAMES)
-            text = f"{starts} guests will probably not come up: {guests}."
+            text = f"{starts} guests will probably not come up: {guests}.{useless}"
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
-            text = f"Everything is ready for {size_of(snapshot)}."
-            if refused:
-                text = f"No disk is missing, but these guests will not come up: {some(refused, MAX_NAMES)}."
+            text = f"Everything is ready for {size_of(snapshot)}.{useless}"
+            if down:
+                text = f"No disk is missing, but these guests will not come up: {guests}.{useless}"
             self._report_status()
-        self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END)
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
         summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
-        self._journal.log_all([summary], self._clock.now(), always=True)
+        self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END, summary)
         return result
 
     def as_last_wait(self, result: str) -> dict[str, Any]:
@@ -2792,6 +2801,7 @@ class Reporter:
                 # A configuration that is missing in the end is told of as a disk is.
                 for path, one in {**paths, **self._awaited}.items()
             ],
+            "guests": [start_as_json(guest) for guest in self._snapshot.guests.values()],
             "refused": [
                 {"source": well_formed(guest.domain.source), "error": well_formed(guest.status.reason)}
                 for guest in rejected(self._snapshot)
@@ -2832,6 +2842,14 @@ def timeout_messages(missing: Sequence[Awaited], timeout: float) -> list[Message
     return messages
 
 
+def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
+    """As many of them as may be said, and how many more there are."""
+    if not 0 < most < len(messages):
+        return messages[: max(0, most)]
+    text = f"There are {len(messages) - most} more messages like these; see `{COMMAND} list`."
+    return [*messages[:most], (messages[0][0], text, {})]
+
+
 def fields_of(one: Awaited, domain: str) -> dict[str, str]:
     """The fields for the journal."""
     state, reason, hint = one.status
@@ -2860,6 +2878,15 @@ def rejected(snapshot: Snapshot) -> list[Guest]:
     return [guest for guest in snapshot.guests.values() if guest.status.is_rejected()]
 
 
+def names_down(snapshot: Snapshot) -> list[str]:
+    """The guests that will not come up, because of xendomains' rules or because what they boot from is gone."""
+    return [
+        guest.domain.name
+        for guest in snapshot.guests.values()
+        if guest.start.is_down or any(snapshot.disk_status(one).is_rejected() for one in guest.required)
+    ]
+
+
 def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     """By file or directory, a sentence for everything wrong with it, unless that is waited for."""
     problems: dict[str, list[str]] = {}
@@ -2874,6 +2901,12 @@ def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
         if guest.status.is_rejected():
             will = "xl will reject it" if guest.status.state is State.REFUSED else "It is ignored"
             problems[file] = [f"{file}: {guest.status.reason}. {will}; not waiting for its disks."]
+        elif guest.start.is_down:
+            problems[file] = [f"{file}: {guest.start.reason}; not waiting for its disks."]
+        for required in guest.required:
+            status = snapshot.disk_status(required)
+            if status.is_rejected():
+                problems.setdefault(file, []).append(f"{file}: {required.path} {status.reason}.")
     return problems
 
 
@@ -2888,10 +2921,9 @@ def as_json(snapshot: Snapshot) -> str:
 
     domains = [
         {
-            "name": well_formed(guest.domain.name),
-            "source": well_formed(guest.domain.source),
+            **start_as_json(guest),
             "kind": guest.domain.kind,
-            "error": well_formed(guest.status.reason) or None,
+            "error": None if guest.start.reason else well_formed(guest.status.reason) or None,
             "refused": guest.status.state is State.REFUSED,
             "disks": [disk_as_json(*pair) for pair in zip(guest.domain.needs(), guest.required)],
         }
@@ -2902,10 +2934,18 @@ def as_json(snapshot: Snapshot) -> str:
         for path, (kind, _, status, _) in snapshot.directories.items()
         if status != READY
     ]
-    ready = not snapshot.missing()
+    states = [one.status.state for one in (*snapshot.directories.values(), *snapshot.guests.values())]
+    ready = snapshot.is_complete() and State.UNREADABLE not in states
     return json.dumps(
         {"version": JSON_VERSION, "ready": ready, "domains": domains, "directories": directories}, indent=2
     )
+
+
+def start_as_json(guest: Guest) -> dict[str, str | None]:
+    """Which guest it is, and how xendomains starts it."""
+    how, reason, _ = guest.start
+    names = {"name": well_formed(guest.domain.name), "source": well_formed(guest.domain.source)}
+    return {**names, "start": how, "start_reason": well_formed(reason) or None}
 
 
 def status_as_json(status: Status) -> dict[str, str | None]:
@@ -2921,24 +2961,24 @@ def well_formed(text: str) -> str:
 
 def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
     """The snapshot for people."""
-    rows = [("DOMAIN", "KIND", "VDEV", "DISK", "STATE", "REASON")]
+    rows = [("DOMAIN", "START", "VDEV", "DISK", "STATE", "REASON")]
 
-    def add(domain: str, kind: str, vdev: str, path: str, status: Status) -> None:
+    def add(domain: str, start: str, vdev: str, path: str, status: Status) -> None:
         hint = f" (try: {status.hint})" if with_hints and status.hint else ""
-        rows.append((domain, kind, vdev, path, status.state.value, f"{status.reason}{hint}"))
+        rows.append((domain, start, vdev, path, status.state.value, f"{status.reason}{hint}"))
 
     for path, directory in snapshot.directories.items():
         if directory.status.state is not State.READY:
-            add("-", directory.kind, "-", path, directory.status)
+            add("-", "-", "-", path, directory.status)
     for file, guest in snapshot.guests.items():
-        domain = guest.domain
+        domain, how = guest.domain, guest.start.how
         if guest.status.state is not State.READY:
-            add(domain.name, domain.kind, "-", file, guest.status)
+            add(domain.name, how, "-", file, guest.status)
         elif not domain.needs():
-            rows.append((domain.name, domain.kind, "-", "-", "no disks", ""))
+            rows.append((domain.name, how, "-", "-", "no disks", ""))
         for disk, required in zip(domain.needs(), guest.required):
             path = required.path or disk.target or "-"
-            add(domain.name, domain.kind, disk.vdev, path, snapshot.disk_status(required))
+            add(domain.name, how, disk.vdev, path, snapshot.disk_status(required))
     return in_columns(rows)
 
 
@@ -2998,7 +3038,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[F
     uses, used = uses_of(snapshot, watcher), used_by_host(facts)
     # Cluster managers bring up storage themselves.
     reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", facts)
-    checks = [check_files(snapshot, watcher.xendomains), check_names(snapshot), check_sharing(uses)]
+    checks = [check_files(snapshot), check_sharing(uses)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         status = snapshot.disk_status(use.required)
@@ -3036,15 +3076,8 @@ def place_of(path: str) -> str:
     return path
 
 
-def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]:
+def check_files(snapshot: Snapshot) -> Iterator[Finding]:
     """The directories of xendomains, and the files in them."""
-    for path, variable, usual in (
-        (xendomains.auto, "XENDOMAINS_AUTO", DEFAULT_AUTO),
-        (xendomains.save, "XENDOMAINS_SAVE", DEFAULT_SAVE),
-    ):
-        # Xen's own are there only once they are needed. xendomains itself makes the one where it saves guests.
-        if path and path != usual and path not in snapshot.directories:
-            yield Finding("is not a directory", f"mkdir {path}, or correct {variable}", variable.endswith("AUTO"), path)
     for path, directory in snapshot.directories.items():
         if directory.warning:
             yield Finding(directory.warning, file=path)
@@ -3058,19 +3091,9 @@ def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]
         elif guest.status.is_rejected():
             will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
             yield Finding(f"{guest.status.reason}; {will}", "", True, file)
-
-
-def check_names(snapshot: Snapshot) -> Iterator[Finding]:
-    """Guests with the same name. A guest that was saved has its configuration as well."""
-    files: dict[tuple[str, str], list[str]] = {}
-    for file, guest in snapshot.read.items():
-        if guest.status == READY:
-            files.setdefault((guest.domain.kind, guest.domain.name), []).append(file)
-    for (_, name), same in files.items():
-        for file in same if same[1:] else ():
-            others = some([os.path.basename(other) for other in same if other != file], MAX_LISTED)
-            problem = f"has the same name as {others}, and one of them starts"
-            yield Finding(problem, f"move the others out of {os.path.dirname(file)}", True, file, name)
+        # That a guest is restored and not created is no mistake.
+        elif guest.start.is_down or guest.start.reason.startswith("is created"):
+            yield Finding(guest.start.reason, "", True, file, guest.domain.name)
 
 
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
@@ -3095,6 +3118,11 @@ def check_units() -> Iterator[Finding]:
         if state in ("disabled", "masked"):
             verb = "enable" if state == "disabled" else "unmask"
             yield Finding(f"{unit} is {state}, so it does not run at boot", f"systemctl {verb} {unit}")
+    for unit in ("libvirtd.service", "virtxend.service"):
+        conflicts = output_of("systemctl", "show", "--property=Conflicts", unit)
+        if "xendomains.service" in conflicts and output_of("systemctl", "is-enabled", unit).strip() == "enabled":
+            problem = f"{unit} conflicts with xendomains.service, so systemd may start only one of them at boot"
+            yield Finding(problem, f"systemctl disable {unit}", is_error=True)
 
 
 # Names that the kernel, or mdadm for an array that mdadm.conf does not name, gives in the order in which devices come.
@@ -3106,7 +3134,7 @@ STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/di
 def check_use(use: Use, status: Status, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
     """What a guest needs: its name, whether it is there if it is no disk, and whether this host uses it."""
     path = use.required.path
-    if use.disk in use.guest.domain.boot_files and status.state is State.MISSING:
+    if use.required.is_boot_file and status.state in (State.MISSING, State.REFUSED):
         yield use.finding(f"{path} {status.reason}", is_error=True)
     if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], facts):
         links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
@@ -3265,7 +3293,7 @@ def start_late(watcher: Watcher, options: Options, journal: Journal, started: fl
         return create_guest(next(iter(snapshot.guests.values())), snapshot, watcher, journal)
     except LeftAlone as left:
         reason, status = left.args
-        journal.log_all([(INFO if status == EXIT_READY else WARNING, reason, {})], clock.now(), always=True)
+        journal.log_all([], clock.now(), (INFO if status == EXIT_READY else WARNING, reason, {}))
         return EXIT_TIMED_OUT if options.no_start else status
 
 
@@ -3279,6 +3307,8 @@ def check_that_it_may_start(snapshot: Snapshot, watcher: Watcher) -> None:
     if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
         files = some(list(snapshot.guests), MAX_LISTED)
         raise LeftAlone(f"'{watcher.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
+    for guest in (guest for guest in snapshot.guests.values() if guest.start.is_down):
+        raise LeftAlone(f"{guest.domain.source}: {guest.start.reason}. The guest is not started.", EXIT_TIMED_OUT)
     for guest in rejected(snapshot):
         raise LeftAlone(f"{guest.domain.source}: {guest.status.reason}. The guest is not started.", EXIT_USAGE)
     statuses = [directory.status for directory in snapshot.directories.values()]
@@ -3344,7 +3374,7 @@ def create_guest(guest: Guest, snapshot: Snapshot, watcher: Watcher, journal: Jo
     process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
     if process.returncode == 0:
         message = (INFO, f"guest {name} is started: its disks are there.", {"DOMAIN": name})
-        journal.log_all([message], watcher.clock.now(), always=True)
+        journal.log_all([], watcher.clock.now(), message)
         return EXIT_READY
     lines: list[Message] = [(ERR, f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()]
     journal.log_all(lines, watcher.clock.now() + MAX_SENDING_ALL)
@@ -3440,9 +3470,9 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
     return level, problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     """Does what the command line asks for, and returns the exit status. Raises Stopped if a signal comes."""
-    started = time.monotonic()
+    started = clock.now()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
     if options.timeout is not None:
@@ -3450,7 +3480,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level, level_problems = log_level(settings, options, os.environ)
     if options.command == "late" and not options.quiet:
         level = max(level, INFO)  # what became of the guest
-    clock = Clock()
     journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
         return show_last_wait(journal, as_json=options.json)
@@ -3484,7 +3513,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    if problems or rejected(snapshot):
+    unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
+    if problems or unreadable or rejected(snapshot) or names_down(snapshot):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 
@@ -3571,6 +3601,8 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
                 domains = some(disk["domains"], MAX_LISTED)
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
             rows += [(one["source"], "-", "refused", "", one["error"]) for one in last["refused"]]
+            left = [guest for guest in last["guests"] if guest["start"] == "none"]
+            rows += [(one["source"], one["name"], "not started", "", one["start_reason"]) for one in left]
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             text = f"{last['started']}: {last['result']} after {waited} of {timeout}\n{in_columns(rows)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -3607,11 +3639,12 @@ def run() -> NoReturn:
     """
     status = EXIT_TIMED_OUT
     failure = ""
+    clock = Clock()
     try:
-        set_signals(signal.SIG_DFL)
-        status = main()
+        clock.release_signals()
+        status = main(clock)
     except Stopped as stopped:
-        set_signals(signal.SIG_DFL)
+        clock.release_signals()
         os.kill(os.getpid(), stopped.number)
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
@@ -3625,7 +3658,8 @@ def run() -> NoReturn:
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"
     if failure:
-        Journal(ERR, sys.stderr, Clock()).log(ERR, f"{COMMAND}: {failure}")
+        clock.release_signals()
+        Journal(ERR, sys.stderr, clock).log(ERR, f"{COMMAND}: {failure}")
     os._exit(status)
 
 

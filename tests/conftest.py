@@ -464,6 +464,12 @@ class Receiver:
         """The next datagram, as soon as it has come."""
         return self._socket.recv(1 << 20).decode()
 
+    def take_status(self) -> str:
+        """The next datagram that has a STATUS=, as soon as it has come."""
+        while "STATUS=" not in (told := self.take()):
+            pass
+        return told
+
     def take_all(self) -> list[str]:
         """The datagrams that have come."""
         found = []
@@ -767,9 +773,6 @@ class FakeClock(xwd.Clock):
 
     def now(self) -> float:
         return 1000 + self.seconds
-
-    def cpu_time(self) -> float:
-        return 0.0
 
     def start_thread(self, function: Callable[[], None]) -> None:
         def run() -> None:

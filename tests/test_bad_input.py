@@ -414,7 +414,7 @@ def reading_hangs(monkeypatch: pytest.MonkeyPatch, file: str, hang: Hang) -> Non
     """This configuration cannot be read."""
     read_guest = xwd.read_guest
     monkeypatch.setattr(
-        xwd, "read_guest", lambda guest, *more: hang() if guest.domain.source == file else read_guest(guest, *more)
+        xwd, "read_guest", lambda guest, **more: hang() if guest.domain.source == file else read_guest(guest, **more)
     )
 
 

@@ -327,8 +327,8 @@ class Recorder(xwd.Journal):
         self.by_id: dict[str, set[str]] = {}
         self.all: set[str] = set()
 
-    def log_all(self, messages: Sequence[xwd.Message], end: float, *, always: bool = False) -> None:
-        for level, text, fields in messages:
+    def log_all(self, messages: Sequence[xwd.Message], end: float, summary: xwd.Message | None = None) -> None:
+        for level, text, fields in (*messages, *([summary] if summary else [])):
             entry = xwd.journal_entry(level, text, fields).decode()
             names = set(re.findall(r"^([A-Z_]+)=", entry, re.M))
             self.all |= names

@@ -85,7 +85,7 @@ def test_16_file_descriptors_are_enough(waiting_host: Host) -> None:
 ISOLATED = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path = {sys.path}\nimport {MODULE.stem} as m; m.run()"]
 
 
-@pytest.mark.parametrize("number", [5, 6, 7, 9, 12])
+@pytest.mark.parametrize("number", [6, 7, 9, 12])
 def test_with_fewer_file_descriptors_it_waits_or_says_what_is_wrong(waiting_host: Host, number: int) -> None:
     options = limited(resource.RLIMIT_NOFILE, number)
     messages = waiting_host.run("--timeout", "0", options=options, program=ISOLATED).messages
@@ -180,7 +180,6 @@ def test_where_no_process_can_be_had_it_says_so_and_a_signal_ends_it(waiting_hos
         procs = group / "cgroup.procs"
         with waiting(host, options={"preexec_fn": lambda: procs.write_text("0")}) as waiter:
             waiter.wait_for("cannot be read with /bin/bash and /dev/null (Resource temporarily unavailable)")
-            waiter.wait_for(f"still waiting for {host.auto} for the guests in {host.auto}... (not checked yet: ")
             waiter.signal(signal.SIGTERM)
             assert waiter.end().status == -signal.SIGTERM
 
@@ -191,7 +190,7 @@ def test_where_no_thread_can_be_had_the_timeout_holds(waiting_host: Host) -> Non
         procs = group / "cgroup.procs"
         result = waiting_host.run("--timeout", "1", options={"preexec_fn": lambda: procs.write_text("0")})
     assert result.status == xwd.EXIT_TIMED_OUT
-    assert "still not ready after 1s: not checked yet: " in result.messages
+    assert "still not ready after 1s: not checked yet\n" in result.messages
 
 
 # Python
@@ -242,7 +241,7 @@ def test_a_signal_ends_it_while_nobody_reads_standard_error(waiting_host: Host) 
     address = waiting_host.root / "notify"
     with full_pipe() as (_, writing), Receiver(address) as systemd:
         running = waiting_host.start(options={"stderr": writing}, NOTIFY_SOCKET=str(address))
-        assert "STATUS=" in systemd.take()  # it waits
+        assert "STATUS=" in systemd.take_status()  # it waits
         running.signal(signal.SIGTERM)
         assert running.end().status == -signal.SIGTERM
 
@@ -252,12 +251,12 @@ def test_a_reader_who_comes_back_is_told_that_messages_were_lost(waiting_host: H
     waiting_host.guest("mail", waiting_host.images / "a", waiting_host.images / "b")
     with full_pipe() as (reading, writing), Receiver(address) as systemd:
         running = waiting_host.start(options={"stderr": writing}, NOTIFY_SOCKET=str(address))
-        assert "3 disks" in systemd.take()
+        assert "3 disks" in systemd.take_status()
         waiting_host.image("web")
-        assert "2 disks" in systemd.take()
+        assert "2 disks" in systemd.take_status()
         drain(reading)
         waiting_host.image("a")
-        assert "1 disk" in systemd.take()
+        assert "1 disk" in systemd.take_status()
         messages = drain(reading)
         waiting_host.image("b")
         assert running.end().status == xwd.EXIT_READY
@@ -278,7 +277,7 @@ def test_check_waits_for_a_reader_who_is_slow(host: Host) -> None:
         (host.auto / f"{number}.cfg").write_text("what is this\n")
     with full_pipe() as (reading, writing):
         running = host.start("check", options={"stderr": writing})
-        wait_until(lambda: Path(f"/proc/{running.pid}/wchan").read_text().endswith("pipe_write"))
+        wait_until(lambda: "poll" in Path(f"/proc/{running.pid}/wchan").read_text())
         messages = ""
 
         def has_ended() -> bool:

@@ -102,7 +102,7 @@ def test_a_relative_target_is_warned_of(host: Host) -> None:
         f"{file}: the target 'no/such/image' of disk xvda is relative; libxl looks for /no/such/image."
         in result.messages
     )
-    assert "still waiting for /no/such/image for web..." in result.messages
+    assert "/no/such/image for web is still missing: " in result.messages
 
 
 def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
@@ -111,7 +111,7 @@ def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
     host.guest("two", missing)
     messages = host.run("--timeout", "0").messages
     for guest in ("one", "two"):
-        assert f"still waiting for {missing} for {guest}... (does not exist)\n" in messages
+        assert f"{missing} for {guest} is still missing: does not exist\n" in messages
 
 
 def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

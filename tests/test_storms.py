@@ -237,7 +237,7 @@ def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault,
         good.touch()
         waiter.wait_for(f"disk {good} found (after ")
         waiter.wait_for(says)
-        assert peak_memory(waiter.pid) < 64
+        assert peak_memory(waiter.pid) < 128
         if status == xwd.EXIT_READY:
             last.touch()
         else:
@@ -365,7 +365,7 @@ def test_of_a_directory_with_too_many_files_some_are_looked_at_and_few_lines_sai
     result = crowded.run("--timeout", "0")
     assert f"{crowded.auto}: holds more than 4096 files; only 4096 of them are looked at.\n" in result.messages
     assert result.messages.count(": names no domain") == xwd.MAX_LINES - 1
-    assert "There are 3097 more messages like these; suppressing further messages. See `xen" in result.messages
+    assert "There are 3097 more messages like these; see `xendomains-wait-disk list`." in result.messages
     assert f"{crowded.images}/a for a is still missing: does not exist\n" in result.messages
 
 
@@ -380,10 +380,8 @@ def test_of_many_missing_disks_a_thousand_are_named_and_the_others_counted(host:
     for number in range(1100):
         host.guest(f"web{number}", host.images / "a")
     lines = host.run("--timeout", "0").messages.splitlines()
-    assert sum("still waiting for" in line for line in lines) == 1000
     assert sum("is still missing" in line for line in lines) == 1000
-    more = "There are 100 more messages like these; suppressing further messages. See `xendomains-wait-disk list`."
-    assert lines.count(more) == 2
+    assert lines[-2] == "There are 100 more messages like these; see `xendomains-wait-disk list`."
     assert lines[-1].endswith(", 1000 more.")
 
 
@@ -391,7 +389,7 @@ def test_what_is_too_long_for_a_line_is_cut_in_the_middle(host: Host) -> None:
     (host.auto / "odd").write_text(f'name = "{LONG}"\ndisk = ["/no,,xvda"]\n')
     messages = host.run("--timeout", "0").messages
     assert max(map(len, messages.splitlines())) < 20_000
-    assert "still waiting for /no for xxx" in messages and "xxx is still missing: does not exist\n" in messages
+    assert messages.startswith("/no for xxx") and "xxx is still missing: does not exist\n" in messages
     table = host.run("list").output
     assert max(map(len, table.splitlines())) < 2_000
 
