@@ -456,7 +456,6 @@ class Xendomains(NamedTuple):
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
     warning: str = ""  # a sentence about its settings
-    settings: str = ""  # the file that holds them
     is_debians: bool = False  # else it is upstream's
 
 
@@ -508,7 +507,7 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
     if not auto and not save:
         problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
-    return Xendomains(auto, save, warning, path, is_debians), problems
+    return Xendomains(auto, save, warning, is_debians), problems
 
 
 def is_absent(path: str) -> bool:
@@ -794,6 +793,7 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     return Domain(name, source, kind, tuple(disks), (), boot_files)
 
 
+BOOT_FILES = ("bootloader", "kernel", "ramdisk")
 # The words for the type of a domain, and what each means; builder is deprecated.
 XL_TYPES = {"type": {"hvm": "hvm", "pv": "pv", "pvh": "pvh"}, "builder": {"hvm": "hvm", "generic": "pv"}}
 
@@ -811,9 +811,6 @@ def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
     if found[1:] and found[0] != found[1]:
         raise ConfigError("type and builder contradict each other (remove builder)")
     return found[0] if found else "pv"
-
-
-BOOT_FILES = ("bootloader", "kernel", "ramdisk")
 
 
 def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
@@ -1049,15 +1046,17 @@ class DiskWords:
 
 
 # xen-vbd-interface(7), and libxl__device_disk_dev_number() in libxl_device.c.
-VDEV = "xvd[a-z]{1,4}([1-9][0-9]{,2})?|hd[a-d]([1-9]|[1-5][0-9]|6[0-3])?|sd[a-p]([1-9]|1[0-5])?|d[0-9]+p[0-9]+"
-VDEV_NUMBER = "[0-9]*|0x[0-9a-f]+"
+VDEV = (
+    "xvd[a-z]{1,4}([1-9][0-9]{,2})?|hd[a-d]([1-9]|[1-5][0-9]|6[0-3])?|sd[a-p]([1-9]|1[0-5])?"
+    "|d[0-9]+p[0-9]+|[0-9]*|0x[0-9a-f]+"
+)
 
 
 def check_vdevs(disks: Sequence[Disk]) -> None:
     """Raises ConfigError for what xl accepts, and libxl refuses then: libxl_disk.c and libxl_device.c."""
     vdevs = [disk.vdev for disk in disks]
     for number, disk in enumerate(disks):
-        if not re.fullmatch(f"{VDEV}|{VDEV_NUMBER}", disk.vdev):
+        if not re.fullmatch(VDEV, disk.vdev):
             raise ConfigError(f"unknown vdev {quoted(disk.vdev)} (use for example xvda, hda or sda)")
         if disk.vdev in vdevs[:number]:
             raise ConfigError(f"two disks have the vdev {quoted(disk.vdev)}")
@@ -1092,8 +1091,7 @@ def required_by(disk: Disk) -> Required:
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    is_boot_file = disk.vdev in BOOT_FILES
-    return Required(os.path.join("/", disk.target), writes=disk.writes, is_boot_file=is_boot_file)
+    return Required(os.path.join("/", disk.target), writes=disk.writes, is_boot_file=disk.vdev in BOOT_FILES)
 
 
 def older_path(path: str) -> str:
@@ -1891,11 +1889,15 @@ def check_writable(name: str, required: Required) -> Problem | None:
 # --- Guests: which ones xendomains starts, and how -------------------------------------------------------------------
 @record
 class Start(NamedTuple):
-    """How xendomains treats a file: "restore", "create", or "none" and why; and whether that keeps the guest down."""
+    """How xendomains treats a file: "restore", "create", or "none" and why."""
 
     how: str
     reason: str = ""
-    is_down: bool = False
+    instead: str = ""  # how another file starts the guest
+
+    def keeps_down(self) -> bool:
+        """Whether the guest stays down because of that."""
+        return self.how == "none" and not self.instead
 
 
 @record
@@ -1909,40 +1911,39 @@ class Guest(NamedTuple):
     start: Start = Start("create")
 
 
-def starts_of(xendomains: Xendomains, listing: str, guests: Iterable[Guest]) -> list[Start]:
-    """How xendomains treats each of these files, which are in its order: saved guests come first.
+def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: str) -> dict[str, Guest]:
+    """The guests, by file in xendomains' order (saved ones first), with how it starts each; what it leaves is skipped.
 
     `listing` is what there is in the directory of saved guests, with blanks between the names. Sources:
     tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
     """
-    starts = []
+    planned = {}
     taken: dict[str, Start] = {}  # by the name of a guest: why no further file starts it
-    for name, path, kind, comes_up in map(start_facts, guests):
-        start = Start("restore" if kind == "saved" else "create")
-        file = os.path.basename(path)
-        if re.search(r"\s", path) and (kind == "saved" or not xendomains.is_debians):
-            start = Start("none", "xendomains cannot start it, because its file has a blank in its name", is_down=True)
-        elif kind == "auto" and comes_up and name in taken:
+    for path, guest in guests.items():
+        name, _, kind, *_ = guest.domain
+        is_saved, file = kind == "saved", os.path.basename(path)
+        # As long as it was not read, a saved guest is taken to have the name of its file.
+        comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
+        start = Start("restore" if is_saved else "create")
+        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+            start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
+        elif not is_saved and comes_up and name in taken:
             start = taken[name]
-        elif kind == "auto" and not xendomains.is_debians and (word := word_in(listing, file)):
-            reason = f"upstream's xendomains skips it, because {xendomains.save}/{word} has its name in it"
-            start = Start("none", reason, is_down=True)
+        elif not is_saved and not xendomains.is_debians and (word := word_in(listing, file)):
+            start = Start(
+                "none", f"upstream's xendomains skips it, because {xendomains.save}/{word} has its name in it"
+            )
         else:
-            started = Start("none", f"is {start.how}d from {path}")
+            started = Start("none", f"is {start.how}d from {path}", start.how)
             if comes_up:
                 taken.setdefault(name, started)
-            if kind == "saved" and xendomains.is_debians:
-                reason = f"Debian's xendomains does not create it, because it fails to restore {path}"
-                taken[file] = started if comes_up else Start("none", reason, is_down=True)
-        starts.append(start)
-    return starts
-
-
-def start_facts(guest: Guest) -> tuple[str, str, str, bool]:
-    """The name, file and kind of a guest, and whether it is known by this name, and xl will start it."""
-    name, path, kind, *_ = guest.domain
-    # As long as it was not read, a saved guest is taken to have the name of its file.
-    return name, path, kind, guest.status == READY or (kind == "saved" and guest.status.is_awaited())
+            if is_saved and xendomains.is_debians:
+                failed = Start("none", f"Debian's xendomains does not create it, because it fails to restore {path}")
+                taken[file] = started if comes_up else failed
+        if start.how == "none":
+            guest = guest._replace(status=Status(State.SKIPPED, start.reason), required=())
+        planned[path] = guest._replace(start=start)
+    return planned
 
 
 def word_in(listing: str, name: str) -> str:
@@ -2220,8 +2221,7 @@ class Watcher:
                 guests[file] = unless_ignored(answer, self.settings)
         self._read = guests
         listing = " ".join(os.path.basename(file) for file, kind in files.items() if kind == "saved")
-        starts = starts_of(self.xendomains, listing, guests.values())
-        return {file: with_start(guest, start) for (file, guest), start in zip(guests.items(), starts)}
+        return with_starts(guests, self.xendomains, listing)
 
 
 def absent_devices(paths: Iterable[str]) -> set[str]:
@@ -2324,18 +2324,8 @@ def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     return guest
 
 
-def with_start(guest: Guest, start: Start) -> Guest:
-    """The guest with how xendomains starts it; if it does not, nothing is required."""
-    if start.how == "none":
-        return guest._replace(start=start, status=Status(State.SKIPPED, start.reason), required=())
-    return guest._replace(start=start)
-
-
 def read_guest(before: Guest, watcher: Watcher, facts: StorageFacts) -> Guest | None:
-    """The guest that a file configures: `before` if the file has not changed, nothing if xendomains passes it over.
-
-    May block.
-    """
+    """The guest that a file configures: `before` if it has not changed, nothing if xendomains skips it. May block."""
     end = time.monotonic() + MAX_REWRITING
     while True:
         guest = read_guest_once(before, watcher, facts)
@@ -2752,9 +2742,11 @@ class Reporter:
         messages = self._news(snapshot) + limited(self._new_problems())
         missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
-        down = [*names_down(snapshot), *(domain for one in missing for domain in one.domains)]
-        guests = some(sorted(set(down)), MAX_NAMES)
-        files = [guest.domain.source for guest in rejected(snapshot)]
+        lost = [snapshot.guests[file] for file in lost_guests(snapshot)]
+        down = {guest.domain.name for guest in lost if not guest.status.is_rejected()}
+        guests = some(sorted(down.union(*(one.domains for one in missing))), MAX_NAMES)
+        # Whether they are meant to be guests is not known.
+        files = [guest.domain.source for guest in lost if guest.status.is_rejected()]
         useless = f" No guest starts from {some(files, MAX_NAMES)}." if files else ""
         if stopped_by:
             result, level = "stopped", WARNING
@@ -2803,8 +2795,8 @@ class Reporter:
             ],
             "guests": [start_as_json(guest) for guest in self._snapshot.guests.values()],
             "refused": [
-                {"source": well_formed(guest.domain.source), "error": well_formed(guest.status.reason)}
-                for guest in rejected(self._snapshot)
+                {"source": well_formed(file), "error": well_formed(why)}
+                for file, why in lost_guests(self._snapshot).items()
             ],
         }
 
@@ -2873,18 +2865,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def rejected(snapshot: Snapshot) -> list[Guest]:
-    """The guests whose configurations xl will reject, or cannot be read."""
-    return [guest for guest in snapshot.guests.values() if guest.status.is_rejected()]
-
-
-def names_down(snapshot: Snapshot) -> list[str]:
-    """The guests that will not come up, because of xendomains' rules or because what they boot from is gone."""
-    return [
-        guest.domain.name
-        for guest in snapshot.guests.values()
-        if guest.start.is_down or any(snapshot.disk_status(one).is_rejected() for one in guest.required)
-    ]
+def lost_guests(snapshot: Snapshot) -> dict[str, str]:
+    """By file, why no guest starts from it, however long one waits."""
+    lost = {}
+    for file, guest in snapshot.guests.items():
+        statuses = [(one.path, snapshot.disk_status(one)) for one in guest.required]
+        gone = [f"{path} {status.reason}" for path, status in statuses if status.is_rejected()]
+        if guest.status.is_rejected():
+            will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
+            lost[file] = f"{guest.status.reason}; {will}"
+        elif gone or guest.start.keeps_down():
+            lost[file] = guest.start.reason or gone[0]
+    return lost
 
 
 def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
@@ -2898,15 +2890,8 @@ def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     for file, guest in snapshot.guests.items():
         if guest.domain.warnings:
             problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
-        if guest.status.is_rejected():
-            will = "xl will reject it" if guest.status.state is State.REFUSED else "It is ignored"
-            problems[file] = [f"{file}: {guest.status.reason}. {will}; not waiting for its disks."]
-        elif guest.start.is_down:
-            problems[file] = [f"{file}: {guest.start.reason}; not waiting for its disks."]
-        for required in guest.required:
-            status = snapshot.disk_status(required)
-            if status.is_rejected():
-                problems.setdefault(file, []).append(f"{file}: {required.path} {status.reason}.")
+    for file, why in lost_guests(snapshot).items():
+        problems[file] = [f"{file}: {why}; not waiting for its disks."]
     return problems
 
 
@@ -2934,8 +2919,8 @@ def as_json(snapshot: Snapshot) -> str:
         for path, (kind, _, status, _) in snapshot.directories.items()
         if status != READY
     ]
-    states = [one.status.state for one in (*snapshot.directories.values(), *snapshot.guests.values())]
-    ready = snapshot.is_complete() and State.UNREADABLE not in states
+    statuses = [one.status for one in snapshot.directories.values()] + [one.status for one in snapshot.guests.values()]
+    ready = snapshot.is_complete() and not any(status.state is State.UNREADABLE for status in statuses)
     return json.dumps(
         {"version": JSON_VERSION, "ready": ready, "domains": domains, "directories": directories}, indent=2
     )
@@ -3042,7 +3027,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[F
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         status = snapshot.disk_status(use.required)
-        checks += [check_use(use, status, used, facts)]
+        checks += [check_use(use, used, facts)]
         checks += [check_reboot(use, facts)] if reboot and status == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or one.file in snapshot.guests]
@@ -3088,12 +3073,10 @@ def check_files(snapshot: Snapshot) -> Iterator[Finding]:
         yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
         if guest.status.is_awaited():
             yield Finding(f"{guest.status.reason}; the boot would wait for it", file=file)
-        elif guest.status.is_rejected():
-            will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
-            yield Finding(f"{guest.status.reason}; {will}", "", True, file)
-        # That a guest is restored and not created is no mistake.
-        elif guest.start.is_down or guest.start.reason.startswith("is created"):
+        elif guest.start.instead == "create":
             yield Finding(guest.start.reason, "", True, file, guest.domain.name)
+    for file, why in lost_guests(snapshot).items():
+        yield Finding(why, "", True, file)
 
 
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
@@ -3131,11 +3114,9 @@ UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]{1,3}[0-9]*|(md12[0-9]|(nvme[0-9]+n|dm-|lo
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_use(use: Use, status: Status, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
-    """What a guest needs: its name, whether it is there if it is no disk, and whether this host uses it."""
+def check_use(use: Use, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
+    """What a guest needs: its name, and whether this host uses it."""
     path = use.required.path
-    if use.required.is_boot_file and status.state in (State.MISSING, State.REFUSED):
-        yield use.finding(f"{path} {status.reason}", is_error=True)
     if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], facts):
         links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
@@ -3307,10 +3288,8 @@ def check_that_it_may_start(snapshot: Snapshot, watcher: Watcher) -> None:
     if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
         files = some(list(snapshot.guests), MAX_LISTED)
         raise LeftAlone(f"'{watcher.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
-    for guest in (guest for guest in snapshot.guests.values() if guest.start.is_down):
-        raise LeftAlone(f"{guest.domain.source}: {guest.start.reason}. The guest is not started.", EXIT_TIMED_OUT)
-    for guest in rejected(snapshot):
-        raise LeftAlone(f"{guest.domain.source}: {guest.status.reason}. The guest is not started.", EXIT_USAGE)
+    for file, why in lost_guests(snapshot).items():
+        raise LeftAlone(f"{file}: {why}. The guest is not started.", EXIT_USAGE)
     statuses = [directory.status for directory in snapshot.directories.values()]
     statuses += [guest.status for guest in snapshot.read.values()]
     if not snapshot.guests and not any(status.is_awaited() for status in statuses):
@@ -3513,8 +3492,7 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
-    if problems or unreadable or rejected(snapshot) or names_down(snapshot):
+    if problems or lost_guests(snapshot) or any(one.status.is_rejected() for one in snapshot.directories.values()):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 
@@ -3601,8 +3579,6 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
                 domains = some(disk["domains"], MAX_LISTED)
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
             rows += [(one["source"], "-", "refused", "", one["error"]) for one in last["refused"]]
-            left = [guest for guest in last["guests"] if guest["start"] == "none"]
-            rows += [(one["source"], one["name"], "not started", "", one["start_reason"]) for one in left]
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             text = f"{last['started']}: {last['result']} after {waited} of {timeout}\n{in_columns(rows)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
