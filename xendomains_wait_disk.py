@@ -1942,7 +1942,7 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
                 taken[file] = started if comes_up else failed
         if start.how == "none":
             guest = guest._replace(status=Status(State.SKIPPED, start.reason), required=())
-        planned[path] = guest._replace(start=start)
+        planned[path] = guest if start == guest.start else guest._replace(start=start)
     return planned
 
 
@@ -2747,7 +2747,7 @@ class Reporter:
         guests = some(sorted(down.union(*(one.domains for one in missing))), MAX_NAMES)
         # Whether they are meant to be guests is not known.
         files = [guest.domain.source for guest in lost if guest.status.is_rejected()]
-        useless = f" No guest starts from {some(files, MAX_NAMES)}." if files else ""
+        useless = [f"no guest starts from {some(files, MAX_NAMES)}"] if files else []
         if stopped_by:
             result, level = "stopped", WARNING
             waiting = f", still waiting for {in_short(missing)}" if missing else ""
@@ -2756,13 +2756,14 @@ class Reporter:
             result, level = "timeout", ERR
             messages += limited(timeout_messages(missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
-            text = f"{starts} guests will probably not come up: {guests}.{useless}"
+            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + "."
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
-            text = f"Everything is ready for {size_of(snapshot)}.{useless}"
-            if down:
-                text = f"No disk is missing, but these guests will not come up: {guests}.{useless}"
+            text = f"Everything is ready for {size_of(snapshot)}."
+            if lost:
+                losses = [f"these guests will not come up: {guests}"] if down else []
+                text = f"No disk is missing, but {'; '.join(losses + useless)}."
             self._report_status()
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
         summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
@@ -3578,7 +3579,7 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
                 after = "" if disk["found_after"] is None else f"{disk['found_after']:.0f}s"
                 domains = some(disk["domains"], MAX_LISTED)
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
-            rows += [(one["source"], "-", "refused", "", one["error"]) for one in last["refused"]]
+            rows += [(one["source"], "-", "not started", "", one["error"]) for one in last["refused"]]
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             text = f"{last['started']}: {last['result']} after {waited} of {timeout}\n{in_columns(rows)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -3590,8 +3591,9 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
 
 def size_of(snapshot: Snapshot) -> str:
     """How many guests and disks there are."""
-    disks = sum(len(guest.domain.disks) for guest in snapshot.guests.values())
-    return f"{counted(len(snapshot.guests), 'guest')} with {counted(disks, 'disk')}"
+    guests = [guest for guest in snapshot.guests.values() if guest.start.how != "none"]
+    disks = sum(len(guest.domain.disks) for guest in guests)
+    return f"{counted(len(guests), 'guest')} with {counted(disks, 'disk')}"
 
 
 def show(text: str, end: str = "\n") -> None:

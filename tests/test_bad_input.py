@@ -142,10 +142,10 @@ def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
     assert error in guest.status.reason
     if error.startswith(OURS):
         assert guest.status.state is xwd.State.UNREADABLE
-        assert problem_of(guest) == f"{file}: {guest.status.reason}. It is ignored; not waiting for its disks."
+        assert problem_of(guest) == f"{file}: {guest.status.reason}; it is ignored; not waiting for its disks."
     else:
         assert guest.status.state is xwd.State.REFUSED
-        assert problem_of(guest) == f"{file}: {guest.status.reason}. xl will reject it; not waiting for its disks."
+        assert problem_of(guest) == f"{file}: {guest.status.reason}; xl will reject it; not waiting for its disks."
 
 
 @pytest.mark.parametrize("make", NOT_SAVED)
@@ -168,7 +168,7 @@ def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str, kind
     child = os.fork()
     if child == 0:
         os.setuid(NOBODY)
-        status = xwd.Status(xwd.State.UNREADABLE, "cannot be read: Permission denied")
+        status = xwd.Status(xwd.State.UNREADABLE, "cannot be read: Permission denied (run it as root)")
         guest = read(bad, kind)
         os._exit(0 if guest and guest.status == status else 1)
     assert os.waitpid(child, 0)[1] == 0
@@ -232,7 +232,7 @@ def test_one_guest_without_a_good_configuration_does_not_hold_up_one_that_waits(
     host.guest("web", host.images / "a")
     result = host.run("--timeout", "0")
     assert result.status == xwd.EXIT_TIMED_OUT
-    assert result.messages.endswith("will probably not come up: bad, web.\n")
+    assert result.messages.endswith(f"will probably not come up: web; no guest starts from {host.auto}/bad.\n")
 
 
 def failing(number: int) -> Callable[..., Any]:

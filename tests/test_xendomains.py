@@ -72,7 +72,8 @@ def test_directories_may_hold_any_character(sysconfig: Path, directory: str) -> 
 @pytest.mark.parametrize("text", ["", "XENDOMAINS_AUTO=\nXENDOMAINS_SAVE=\nXENDOMAINS_RESTORE=true\n"])
 def test_unset_and_empty_variables_mean_no_guests(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, text)
-    assert (xendomains.auto, xendomains.save, problems) == ("", "", "")
+    assert (xendomains.auto, xendomains.save) == ("", "")
+    assert problems == f"{sysconfig} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none."
 
 
 def test_variables_of_the_environment_do_not_count(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +344,9 @@ def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
 def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
     host.auto.rmdir()
     host.auto.touch()
-    assert host.list() == {"version": 1, "ready": True, "domains": [], "directories": []}
+    reason = "cannot be read: Not a directory"
+    directory = {"path": str(host.auto), "kind": "auto", "state": "unreadable", "reason": reason}
+    assert host.list() == {"version": 1, "ready": False, "domains": [], "directories": [directory]}
 
 
 def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:
@@ -360,6 +363,11 @@ def test_a_directory_that_is_a_file_system_of_its_own_has_nothing_wrong_in_it(ho
 
 
 def test_directories_that_do_not_exist_hold_no_guests(host: Host) -> None:
-    host.settings.write_text("XENDOMAINS_AUTO=/nowhere\nXENDOMAINS_SAVE=/nowhere\nXENDOMAINS_RESTORE=true\n")
-    assert host.list() == {"version": 1, "ready": True, "domains": [], "directories": []}
-    assert host.run().status == xwd.EXIT_READY
+    host.settings.write_text("XENDOMAINS_AUTO=/nowhere\nXENDOMAINS_SAVE=/not/here\nXENDOMAINS_RESTORE=true\n")
+    reason = "does not exist; correct XENDOMAINS_AUTO, or make it"
+    directory = {"path": "/nowhere", "kind": "auto", "state": "unreadable", "reason": reason}
+    assert host.list() == {"version": 1, "ready": False, "domains": [], "directories": [directory]}
+    assert host.run("list").status == xwd.EXIT_USAGE
+    result = host.run()
+    assert result.status == xwd.EXIT_READY
+    assert result.messages == f"/nowhere: {reason}; not waiting for the guests in it.\n"
