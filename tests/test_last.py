@@ -250,6 +250,7 @@ def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
 # Guests that are asked for
 
 
+@pytest.mark.usefixtures("systemctl")
 @pytest.mark.parametrize("name", ["web", "web.cfg"])
 def test_only_the_guests_that_are_asked_for_count(host: Host, name: str) -> None:
     host.guest("web", host.image("a"))

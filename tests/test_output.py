@@ -132,6 +132,7 @@ def test_list_ends_with_1_if_something_is_missing(host: Host, present: bool, sta
     assert host.run("list").status == status
 
 
+@pytest.mark.usefixtures("systemctl")
 def test_check_finds_nothing_wrong(host: Host) -> None:
     host.guest("web", host.images / "a")
     host.guest("mail")
