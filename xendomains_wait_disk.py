@@ -2492,6 +2492,7 @@ class Journal:
         self._dropped = 0
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
+        self._descriptor = descriptor_for(stream)
         self._shows_progress = False
 
     def log(self, level: int, text: str, **fields: str) -> None:
@@ -2542,15 +2543,12 @@ class Journal:
         if self._shows_progress:
             text = f"\r\033[K{text}"
             self._shows_progress = False
-        # POLLOUT promises that so much can be written without blocking: pipe(7); N_TTY's WAKEUP_CHARS in Linux.
-        most = 256 if self._is_terminal else select.PIPE_BUF
+        data = text.encode(getattr(self._stream, "encoding", None) or "ascii", "backslashreplace")
         try:
-            descriptor = self._stream.fileno() if self._stream is not None else -1
-            data = text.encode(getattr(self._stream, "encoding", None) or "ascii", "backslashreplace")
-            while data and descriptor >= 0:
-                if not self._can_write(descriptor, seconds):
+            while data and self._descriptor >= 0:
+                if not self._can_write(self._descriptor, seconds):
                     return False
-                data = data[os.write(descriptor, data[:most]) :]
+                data = data[os.write(self._descriptor, data[: select.PIPE_BUF]) :]  # as much as goes into any pipe
         except BlockingIOError:
             return False
         except (OSError, ValueError):
@@ -2565,6 +2563,21 @@ class Journal:
             if self._clock.now() >= end:
                 return False
         return True
+
+
+def descriptor_for(stream: IO[str] | None) -> int:
+    """Where to write what goes to a stream; -1 if nobody listens.
+
+    A terminal may block after poll(2) has said that it does not, so it is opened again, without blocking: the stream's
+    own descriptor belongs to others as well, such as a shell.
+    """
+    descriptor = -1
+    with suppress(OSError, ValueError):
+        descriptor = stream.fileno() if stream is not None else -1
+        if os.isatty(descriptor):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(f"{PROC}/self/fd/{descriptor}", flags)
+    return descriptor
 
 
 def is_journal(stream: IO[str] | None) -> bool:

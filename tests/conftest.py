@@ -348,6 +348,29 @@ def no_pyudev(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(modules, "pyudev", None)
 
 
+class Systemctl:
+    """Stands in for systemctl: tells which units are enabled."""
+
+    def __init__(self, directory: Path) -> None:
+        self._states = directory
+        script = directory / "systemctl"
+        script.write_text(f'#!/bin/sh\n[ "$1" = is-enabled ] && cat "{directory}/$2"\n')
+        script.chmod(0o755)
+        for unit in ("xendomains", "xendomains-wait-disk"):
+            self.says(f"{unit}.service", "enabled")
+
+    def says(self, unit: str, state: str) -> None:
+        """How this unit is from now on."""
+        (self._states / unit).write_text(f"{state}\n")
+
+
+@pytest.fixture
+def systemctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
+    directory = tmp_path_factory.mktemp("bin")
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return Systemctl(directory)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Processes
 # ---------------------------------------------------------------------------------------------------------------------

@@ -484,6 +484,26 @@ def test_what_was_missing_and_does_not_answer_in_the_last_look_is_still_missing(
     assert watcher.check_disks(clock.now() + xwd.MAX_LAST_LOOK, recheck_ready=True).missing() == found.missing()
 
 
+def test_what_is_missing_below_dev_is_seen_without_a_thread(host: Host, clock: FakeClock) -> None:
+    host.guest("web", "/dev/no-such-group/volume", "/dev/no-such-disk")
+    watcher = host.watcher(clock)
+    watcher.look(math.inf)
+    before = clock.threads_started
+    watcher.look(math.inf)
+    assert clock.threads_started == before
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/fd/x", "/dev/fd", "/dev/shm/x", "/dev/../x", "/dev/x\0", "/x"])
+def test_what_is_there_or_leads_out_of_dev_is_not_taken_for_absent(path: str) -> None:
+    """/dev/fd is a link, and /dev/shm another file system."""
+    assert xwd.absent_devices([path]) == set()
+
+
+@pytest.mark.parametrize("path", ["/dev/no-such-disk", "/dev/no-such-group/volume", "/dev/null/volume"])
+def test_what_is_not_in_dev_is_absent(path: str) -> None:
+    assert xwd.absent_devices([path]) == ({path} if "null" not in path else set())
+
+
 def test_a_configuration_that_is_half_written_is_read_again_before_it_is_refused(host: Host) -> None:
     file = host.auto / "web.cfg"
     file.write_text('name = "web"\ndisk = [')

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CORPUS, Host, as_root, attached, deaf_file_system, loop_device, run_quietly
+from conftest import CORPUS, Host, Systemctl, as_root, attached, deaf_file_system, loop_device, run_quietly
 from recorded import HOSTS, HostPaths, paths_below, unpack
 
 import xendomains_wait_disk as xwd
@@ -25,27 +25,7 @@ TARGET = "iqn.2003-01.org.example"
 RECORDED = sorted(str(path.relative_to(HOSTS).with_suffix("")) for path in HOSTS.glob("*/*.tree"))
 
 
-class Systemctl:
-    """Stands in for systemctl: tells which units are enabled."""
-
-    def __init__(self, directory: Path) -> None:
-        self._states = directory
-        script = directory / "systemctl"
-        script.write_text(f'#!/bin/sh\n[ "$1" = is-enabled ] && cat "{directory}/$2"\n')
-        script.chmod(0o755)
-        for unit in ("xendomains", "xendomains-wait-disk"):
-            self.says(f"{unit}.service", "enabled")
-
-    def says(self, unit: str, state: str) -> None:
-        """How this unit is from now on."""
-        (self._states / unit).write_text(f"{state}\n")
-
-
-@pytest.fixture(autouse=True)
-def systemctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
-    directory = tmp_path_factory.mktemp("bin")
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-    return Systemctl(directory)
+pytestmark = pytest.mark.usefixtures("systemctl")
 
 
 class Place:

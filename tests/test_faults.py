@@ -272,6 +272,16 @@ def drain(descriptor: int) -> str:
     return data.decode()
 
 
+@pytest.mark.parametrize("command", ["check", "list"])
+def test_a_signal_ends_what_waits_for_a_reader(host: Host, command: str) -> None:
+    host.configure("nonsense = yes")
+    with full_pipe() as (_, writing):
+        running = host.start(command, options={"stderr": writing})
+        wait_until(lambda: "poll" in Path(f"/proc/{running.pid}/wchan").read_text())
+        running.signal(signal.SIGTERM)
+        assert running.end().status == -signal.SIGTERM
+
+
 def test_check_waits_for_a_reader_who_is_slow(host: Host) -> None:
     for number in range(3):
         (host.auto / f"{number}.cfg").write_text("what is this\n")

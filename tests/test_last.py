@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeClock, Host, Journald, Result, program_with, waiting
+from conftest import FakeClock, Host, Journald, Result, clean_environment, program_with, wait_until, waiting
 
 import xendomains_wait_disk as xwd
 
@@ -126,6 +127,18 @@ def test_who_reads_it_sees_the_one_before_or_the_new_one(host: Host, run: Path) 
         host.run(RUNTIME_DIRECTORY=str(run))
         assert before.read() == "the one before"
     assert read(run / "last.json")["result"] == "ready"
+
+
+def test_two_waits_that_end_together_leave_one_whole_record(run: Path) -> None:
+    record = {"disks": ["x" * 10_000]}
+    program = f"import xendomains_wait_disk as xwd\nfor _ in range(300):\n    xwd.write_last_wait({record})"
+    environment = {**clean_environment(), "RUNTIME_DIRECTORY": str(run)}
+    waits = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)]
+    wait_until((run / "last.json").exists)
+    while any(wait.poll() is None for wait in waits):
+        assert read(run / "last.json") == record
+    assert [wait.returncode for wait in waits] == [0, 0]
+    assert [file.name for file in run.iterdir()] == ["last.json"]
 
 
 @pytest.mark.parametrize("place", ["nowhere", "file", "full"])
@@ -259,6 +272,7 @@ def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
 # Guests that are asked for
 
 
+@pytest.mark.usefixtures("systemctl")
 @pytest.mark.parametrize("name", ["web", "web.cfg"])
 def test_only_the_guests_that_are_asked_for_count(host: Host, name: str) -> None:
     host.guest("web", host.image("a"))
@@ -292,6 +306,25 @@ def test_a_guest_whose_configuration_cannot_be_read_yet_goes_by_the_name_of_its_
         host.guest("web", host.image("a")).rename(host.root / "late")
         (host.auto / "web.cfg").symlink_to(host.root / "late")
         assert running.end().status == xwd.EXIT_READY
+
+
+def test_a_guest_is_waited_for_while_its_directory_cannot_be_read_yet(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to(host.root / "late")
+    with waiting(host, "wait", "web") as running:
+        (host.root / "late").mkdir()
+        host.guest("web", host.image("a"))
+        assert running.end().status == xwd.EXIT_READY
+
+
+def test_a_guest_that_is_not_in_a_directory_that_comes_late_is_wrong_usage(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to(host.root / "late")
+    with waiting(host, "wait", "web") as running:
+        (host.root / "late").mkdir()
+        result = running.end()
+    assert result.status == xwd.EXIT_USAGE
+    assert result.messages.endswith("'web' is not a guest that starts at boot (known: none).\n")
 
 
 def test_where_no_guests_start_none_is_known(host: Host) -> None:

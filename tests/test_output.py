@@ -138,6 +138,7 @@ def test_list_ends_with_1_if_something_is_missing(host: Host, present: bool, sta
     assert host.run("list").status == status
 
 
+@pytest.mark.usefixtures("systemctl")
 def test_check_finds_nothing_wrong(host: Host) -> None:
     host.guest("web", host.images / "a")
     host.guest("mail")
@@ -605,6 +606,17 @@ def test_on_a_terminal_one_line_shows_how_things_stand(host: Host) -> None:
     status, shown = terminal.end()
     assert status == xwd.EXIT_READY
     assert re.search(rf"\r\x1b\[Kdisk {host.images}/a found \(after \d+ seconds\)\r\n$", shown)
+
+
+def test_a_terminal_that_nobody_reads_does_not_hold_the_wait(host: Host) -> None:
+    """It takes less than what goes into a pipe at once, and then blocks."""
+    host.guest("web", *(host.images / str(number) for number in range(100)))
+    ours, theirs = pty.openpty()
+    running = host.start("--timeout", "1", options={"stderr": theirs})
+    os.close(theirs)
+    wait_until(lambda: running.process.poll() is not None)
+    os.close(ours)
+    assert running.process.returncode == xwd.EXIT_TIMED_OUT
 
 
 def test_on_a_terminal_the_line_is_gone_at_the_end(host: Host) -> None:
