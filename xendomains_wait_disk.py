@@ -2205,7 +2205,7 @@ class Watcher:
         known = self._read
         files = {file: directory.kind for directory in directories.values() for file in directory.files}
         before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
-        read = partial(read_guest, watcher=self, facts=facts)
+        read = partial(read_guest, settings=self.settings, facts=facts, is_debians=self.xendomains.is_debians)
         calls: dict[str, Call] = {file: partial(read, guest) for file, guest in before.items()}
         answers = self.calls.run("read", calls, deadline)
         guests = {}
@@ -2324,11 +2324,11 @@ def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     return guest
 
 
-def read_guest(before: Guest, watcher: Watcher, facts: StorageFacts) -> Guest | None:
+def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
     """The guest that a file configures: `before` if it has not changed, nothing if xendomains skips it. May block."""
     end = time.monotonic() + MAX_REWRITING
     while True:
-        guest = read_guest_once(before, watcher, facts)
+        guest = read_guest_once(before, settings, facts, is_debians)
         if guest is None or guest.status.state is not State.REFUSED or time.monotonic() >= end:
             return guest
         if not 0 <= time.time() - guest.signature[MODIFIED] / 1e9 < MAX_REWRITING:
@@ -2339,7 +2339,7 @@ def read_guest(before: Guest, watcher: Watcher, facts: StorageFacts) -> Guest | 
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
-def read_guest_once(before: Guest, watcher: Watcher, facts: StorageFacts) -> Guest | None:
+def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
@@ -2355,7 +2355,7 @@ def read_guest_once(before: Guest, watcher: Watcher, facts: StorageFacts) -> Gue
             return None
         else:
             with open_regular_file(path) as file:
-                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not watcher.xendomains.is_debians:
+                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
                     return None
                 file.seek(0)
                 text, is_json = saved_configuration(file)
@@ -2373,7 +2373,7 @@ def read_guest_once(before: Guest, watcher: Watcher, facts: StorageFacts) -> Gue
     if distrust := why_not_trusted(path, status):
         warnings.insert(0, f"{distrust}; xl uses it anyway")
     domain = domain._replace(warnings=(*domain.warnings, *warnings))
-    required = tuple(required_unless_ignored(domain, disk, watcher.settings) for disk in domain.needs())
+    required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
     return Guest(domain, READY, signature, required)
 
 

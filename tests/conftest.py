@@ -354,7 +354,10 @@ class Systemctl:
     def __init__(self, directory: Path) -> None:
         self._states = directory
         script = directory / "systemctl"
-        script.write_text(f'#!/bin/sh\n[ "$1" = is-enabled ] && cat "{directory}/$2"\n')
+        script.write_text(
+            "#!/bin/sh\n"
+            f'case $1 in is-enabled) cat "{directory}/$2" ;; show) cat "{directory}/$3-conflicts" 2>/dev/null ;; esac\n'
+        )
         script.chmod(0o755)
         for unit in ("xendomains", "xendomains-wait-disk"):
             self.says(f"{unit}.service", "enabled")
@@ -362,6 +365,10 @@ class Systemctl:
     def says(self, unit: str, state: str) -> None:
         """How this unit is from now on."""
         (self._states / unit).write_text(f"{state}\n")
+
+    def has_conflicts(self, unit: str, *others: str) -> None:
+        """What this unit conflicts with from now on."""
+        (self._states / f"{unit}-conflicts").write_text(f"Conflicts={' '.join(others)}\n")
 
 
 @pytest.fixture

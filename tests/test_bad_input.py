@@ -89,7 +89,6 @@ OURS = ("is too large for a configuration", "cannot be read: Too many levels of 
 
 SILENT = xwd.Status(xwd.State.NOT_READY, str(xwd.NoResponse()))
 FACTS = xwd.StorageFacts()
-WATCHER = xwd.Watcher(xwd.Xendomains(), xwd.Settings(), xwd.Clock())
 
 
 def snapshot(host: Host) -> xwd.Snapshot:
@@ -100,7 +99,7 @@ def snapshot(host: Host) -> xwd.Snapshot:
 def read(file: str | Path, kind: str = "auto", before: tuple[int, ...] = ()) -> xwd.Guest | None:
     """What is read from a file, of which this signature is known."""
     guest = xwd.unread_guest(str(file), kind)._replace(signature=before)
-    return xwd.read_guest_once(guest, WATCHER, FACTS)
+    return xwd.read_guest_once(guest, xwd.Settings(), FACTS)
 
 
 def names(found: xwd.Snapshot) -> list[str]:

@@ -195,6 +195,23 @@ def test_a_unit_that_is_not_enabled(host: Host, systemctl: Systemctl, unit: str)
     assert check(host) == [f"warning: {unit} is masked, so it does not run at boot (fix: systemctl unmask {unit})."]
 
 
+@pytest.mark.parametrize("unit", ["libvirtd.service", "virtxend.service"])
+def test_a_unit_that_conflicts_with_xendomains(host: Host, systemctl: Systemctl, unit: str) -> None:
+    """As Debian's does, and SUSE's does not."""
+    host.guest("web")
+    systemctl.says(unit, "enabled")
+    systemctl.has_conflicts(unit, "shutdown.target", "xendomains.service")
+    assert check(host) == [
+        f"error: {unit} conflicts with xendomains.service, so systemd may start only one of them at boot "
+        f"(fix: systemctl disable {unit})."
+    ]
+    systemctl.says(unit, "disabled")
+    assert check(host) == []
+    systemctl.says(unit, "enabled")
+    systemctl.has_conflicts(unit, "shutdown.target")
+    assert check(host) == []
+
+
 @pytest.mark.parametrize("state", ["enabled", "enabled-runtime", "static", "generated", "alias", "not-found", ""])
 def test_a_unit_in_another_state_is_no_finding(host: Host, systemctl: Systemctl, state: str) -> None:
     host.guest("web")

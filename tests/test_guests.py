@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import NOBODY, Host, as_root
+from conftest import NOBODY, FakeClock, Host, as_root
 
 import xendomains_wait_disk as xwd
 
@@ -54,14 +55,14 @@ def test_a_guest_that_is_restored_is_not_waited_for_with_its_configuration(host:
     assert host.run("check").status == xwd.EXIT_READY
 
 
-def test_when_the_saved_guest_is_gone_its_configuration_counts_again(host: Host) -> None:
+def test_when_the_saved_guest_is_gone_its_configuration_counts_again(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a")
     saved = host.saved("web", host.images / "b")
-    watcher = host.watcher()
-    assert [one.path for one in watcher.look(watcher.clock.now() + 60).missing()] == [f"{host.images}/b"]
+    watcher = host.watcher(clock)
+    assert [one.path for one in watcher.look(math.inf).missing()] == [f"{host.images}/b"]
     saved.unlink()
-    watcher = host.watcher()
-    assert [one.path for one in watcher.look(watcher.clock.now() + 60).missing()] == [f"{host.images}/a"]
+    clock.pause(xwd.READ_INTERVAL)
+    assert [one.path for one in watcher.look(math.inf).missing()] == [f"{host.images}/a"]
 
 
 @pytest.mark.parametrize("other", ["web-old", "web.txt"])
@@ -133,10 +134,9 @@ def test_what_is_no_guest_is_named_as_a_file(host: Host) -> None:
 
 def test_a_kernel_that_is_gone_is_not_waited_for(host: Host) -> None:
     """As one that an update has removed: it does not come by itself, where its file system is mounted."""
-    (host.auto / "web").write_text(
-        f'name="web"\nkernel="{host.images}/vmlinuz-6.1"\ndisk=["{host.image("a")},,xvda"]\n'
-    )
-    gone = f"{host.images}/vmlinuz-6.1 does not exist, and nothing is going to be mounted where it should be"
+    kernel = host.images / "vmlinuz-6.1"
+    (host.auto / "web").write_text(f'name="web"\nkernel="{kernel}"\ndisk=["{host.image("a")},,xvda"]\n')
+    gone = f"{kernel} does not exist, and nothing is going to be mounted where it should be"
     result = host.run("-v")
     assert result.status == xwd.EXIT_READY
     assert f"{host.auto}/web: {gone}; not waiting for its disks.\n" in result.messages
@@ -157,8 +157,7 @@ def test_what_may_not_be_read_is_not_ready(host: Host, closed: Callable[[Host], 
     for path in (host.root, *host.root.parents):
         if path.stat().st_mode & 0o005 != 0o005:
             path.chmod(0o755)
-    as_nobody = {"options": {"user": NOBODY}}
-    result = host.run("list", "--json", **as_nobody)
+    result = host.run("list", "--json", options={"user": NOBODY})
     assert result.status == xwd.EXIT_USAGE
     assert '"ready": false' in result.output
-    assert "cannot be read: Permission denied (run it as root)" in host.run("list", **as_nobody).output
+    assert "cannot be read: Permission denied (run it as root)" in host.run("list", options={"user": NOBODY}).output
