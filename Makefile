@@ -54,9 +54,8 @@ XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-ini
 # What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
 # source_xendomains() and kill_group(), which kill a group of processes; changed a little, that may be the wrong one.
 MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
-    '*path_status*' '*why_*' '*is_ready_for*' '*attribute*' '*udev_device*' '*lack_*' '*missing_*' '*Evidence*' '*required*' \
-    '*x_matches*' '*x_read_*' '*x_list_*' '*status_of*' '*unread_guest*' '*guest_from*' '*take_snapshot*' '*Snapshot*' \
-    '*BlockingCalls*' '*sleep_until*' '*drain*'
+    '*explain_*' '*StorageFacts*' '*attribute*' '*udev_*' '*required*' '*x_matches*' '*x_read_*' '*x_list_*' \
+    '*status_*' '*guest*' '*absent_*' '*Watcher*' '*Snapshot*' '*BlockingCalls*' '*sleep_until*' '*drain*'
 
 # Those that take no time, do not depend on time, and do not need to be root.
 BUILD_TESTS = $(patsubst %,tests/test_%.py,settings xendomains xl_config required saved readiness)

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     # What a call is for, and the path that it looks at.
     Key = tuple[str, str]
     Found = TypeVar("Found")
-    # The text, and its fields for the journal.
-    Message = tuple[str, dict[str, str]]
+    # The level, the text, and its fields for the journal.
+    Message = tuple[int, str, dict[str, str]]
 else:
     NamedTuple = object
 
@@ -93,25 +93,26 @@ MAX_TIME = 7 * 86400.0  # that may be set
 MIN_PAUSE = 0.01  # between two looks, that may be set
 MIN_SLEEP = 0.02  # between two looks in a storm of events
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
-MAX_FIRST_LOOK = 10.0  # the unit's TimeoutStartSec= must not be over before systemd is told of ours
+MAX_FIRST_LOOK = 10.0  # and of looking once
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
-MAX_SILENCE = 2.0  # of all calls in progress, before the wait goes on without them
+READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
+MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
+MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
-STUCK = 0.5  # is what a call is called that is silent for this long
-SLOW = 0.1  # a call that takes longer is not waited for the next time
-SLICE = 0.05  # for which the main thread pauses before it looks after calls that are silent
-MAX_THREADS = 16  # that make calls at the same time, besides those which are stuck
-MAX_STUCK = 8  # calls in one file system; when as many do not come back, no further call enters it
+STUCK_AFTER = 0.5  # a call that is silent for this long is stuck
+POLL_INTERVAL = 0.05  # for which the main thread pauses before it looks after calls that are silent
+MAX_THREADS = 64  # that make calls at the same time, besides those which are stuck
 LAST_RESORT = 30.0  # after which mdadm starts an array that is degraded (mdadm-last-resort@.timer)
 SETTLED = 3.0  # after which udev is done with a device, unless it says otherwise
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
-MAX_SENDING = 0.3  # a message may take to be delivered
-MAX_SENDING_ALL = 0.9  # all the messages that are said at once
+MAX_SENDING = 0.4  # a message may take to be delivered, and how many were dropped before it
+MAX_SENDING_ALL = 3.0  # all the messages that are said at once
+MAX_SENDING_AT_END = 0.5  # those at the end, besides the summary
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
 FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
-MAX_LINES = 1000  # said between two reminders
+MAX_LINES = 1000  # said between two reminders, besides what was found
 MAX_NAMES = 100  # in one line
 MAX_LISTED = 4  # in one clause of a reason
 MAX_REASON = 1000  # characters, of why storage is missing
@@ -196,7 +197,7 @@ def error_text(error: Exception) -> str:
     """Why it failed, without the path, which the sentence around it names."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    told = isinstance(error, (ConfigError, ImportError, NoAnswer))
+    told = isinstance(error, (ConfigError, ImportError, NoResponse))
     return str(error) if told else f"{type(error).__name__}: {error}"
 
 
@@ -370,7 +371,7 @@ def closest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {similar[0]}?" if similar else f"known: {join_limited(known, MAX_NAMES) or 'none'}"
 
 
-# --- Pauses: what the main thread waits for, and signals -------------------------------------------------------------
+# --- Clock: time, pauses, signals and threads ------------------------------------------------------------------------
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -381,26 +382,44 @@ class Stopped(Exception):
         self.number = number
 
 
-class Pauses:
-    """Where the main thread pauses, and what wakes it.
+class Clock:
+    """The time, the pauses of the main thread, and what ends one early.
 
-    A signal only leaves a mark, whatever the program is doing; here, and nowhere else, the mark raises Stopped.
+    Handlers only record a signal; pause() alone turns it into Stopped.
 
-    `paused` is how long it has paused so far: the time that others had to answer. It grows in each pause by no more
-    than was meant, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
+    `slept` is how long the main thread has paused so far: the time that others had to answer. It grows in each pause by
+    no more than was asked for, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
     """
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopped_by = 0
-        self.paused = 0.0
+        self.slept = 0.0
+
+    def now(self) -> float:
+        """Seconds on the monotonic clock."""
+        return time.monotonic()
+
+    def start_thread(self, function: Callable[[], None]) -> None:
+        """Runs the function beside the caller. Raises RuntimeError if the process can have no more threads."""
+        start_new_thread(function, ())
 
     def take_signals(self) -> None:
-        """From now on signals that ask to end wake the main thread."""
+        """From now on signals that ask the program to end are raised by pause()."""
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        set_signals(self._mark)
+        self._set_signals(self._record)
 
-    def _mark(self, number: int, _: FrameType | None) -> None:
+    def release_signals(self) -> None:
+        """From now on signals do what they do by default, and pause() raises none."""
+        self._set_signals(signal.SIG_DFL)
+        self._stopped_by = 0
+
+    def _set_signals(self, action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+        for number in STOPPING_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) or a shell had it
+                signal.signal(number, action)
+
+    def _record(self, number: int, _: FrameType | None) -> None:
         self._stopped_by = self._stopped_by or number
 
     def wake(self) -> None:
@@ -408,31 +427,24 @@ class Pauses:
         with suppress(BlockingIOError):  # what woke it before has not been read: it is awake
             os.write(self._writing, b"\0")
 
-    def pause(self, seconds: float, descriptor: int = -1) -> bool:
-        """Pauses for that long, until wake(), or until there is something to read from the descriptor.
+    def pause(self, seconds: float, descriptor: int = -1, event: int = select.POLLIN) -> bool:
+        """Pauses for that long, until wake(), or until the descriptor can be read (or written, with POLLOUT).
 
-        Returns whether there is something to read from the descriptor. Raises Stopped if a signal came.
+        Returns whether the descriptor can. Raises Stopped if a signal came.
         """
         poll = select.poll()
         poll.register(self._reading, select.POLLIN)
         if descriptor >= 0:
-            poll.register(descriptor, select.POLLIN)
-        seconds = 0.0 if self._stopped_by else max(0.0, seconds)
+            poll.register(descriptor, event)
+        seconds = 0.0 if self._stopped_by else min(max(0.0, seconds), MAX_TIME)
         started = time.monotonic()
         ready = [number for number, _ in poll.poll(seconds * 1000)]
-        self.paused += min(seconds, time.monotonic() - started)
+        self.slept += min(seconds, time.monotonic() - started)
         if self._reading in ready:
             os.read(self._reading, 4096)
         if self._stopped_by:
             raise Stopped(self._stopped_by)
         return descriptor in ready
-
-
-def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
-    for number in STOPPING_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, action)
 
 
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
@@ -443,6 +455,7 @@ class Xendomains(NamedTuple):
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
     warning: str = ""  # a sentence about its settings
+    is_debians: bool = False  # else it is upstream's
 
 
 # Where Xen's own settings file puts them.
@@ -463,7 +476,7 @@ BASH = "/bin/bash"
 BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[Xendomains | None, list[str]]:
+def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
     Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
@@ -478,7 +491,7 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
         if distrust := why_not_trusted(path, os.stat(path)):
             warning = f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count."
         read_file(path)
-        complaint, auto, save, restore = source_xendomains(path, pauses, limit)
+        complaint, auto, save, restore = source_xendomains(path, clock, limit)
     except (OSError, ConfigError) as error:
         complaint, auto, save, restore = "", DEFAULT_AUTO, DEFAULT_SAVE, "true"
         why = str(error) if isinstance(error, ConfigError) else f"cannot be read ({error_text(error)})"
@@ -486,11 +499,14 @@ def read_xendomains(settings: Settings, pauses: Pauses, limit: float) -> tuple[X
         problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
     if complaint:
         problems.append(f"{path} has a syntax error ({complaint}); what stands before it counts.")
-    restores = restore != "" if is_debians(path) else restore == "true"
+    is_debians = is_read_by_debians(path)
+    restores = restore != "" if is_debians else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    return Xendomains(auto, save, warning), problems
+    if not auto and not save:
+        problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
+    return Xendomains(auto, save, warning, is_debians), problems
 
 
 def is_absent(path: str) -> bool:
@@ -502,19 +518,18 @@ def is_absent(path: str) -> bool:
     return False
 
 
-def is_debians(path: str) -> bool:
-    """Whether Debian's own xendomains reads these settings, which takes any text in XENDOMAINS_RESTORE for a yes."""
+def is_read_by_debians(path: str) -> bool:
+    """Whether Debian's own xendomains, an init script, reads these settings, and not upstream's, which others have."""
     etc, leaf = os.path.split(os.path.dirname(path))
-    if leaf != "default":
-        return False
     try:
         # Upstream may have been configured for the same place; its init script only calls a helper program.
-        return b"LIBEXEC_BIN" not in read_file(os.path.join(etc, "init.d", "xendomains"))
+        script = read_file(os.path.join(etc, "init.d", "xendomains"))
     except (OSError, ConfigError):
-        return True
+        return False
+    return leaf == "default" and b"LIBEXEC_BIN" not in script
 
 
-def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
+def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
     """What bash says of a syntax error in the file, and XENDOMAINS_AUTO, _SAVE and _RESTORE as it finds them there.
 
     bash sources the file as xendomains does, without input or output. Raises ConfigError if there is no bash, or if the
@@ -540,12 +555,12 @@ def source_xendomains(path: str, pauses: Pauses, limit: float) -> list[str]:
     import json  # noqa: F401  the record of the wait needs it, and bash takes as long to start
 
     printed = b""
-    end = pauses.paused + limit
+    end = clock.slept + limit
     try:
         while printed.count(b"\0") < SOURCED_FIELDS:
-            if pauses.paused >= end:
+            if clock.slept >= end:
                 raise ConfigError(f"was not read within {format_time_span(limit)}")
-            if not pauses.pause(SLICE, reading):
+            if not clock.pause(POLL_INTERVAL, reading):
                 continue
             data = os.read(reading, MAX_CONFIGURATION)
             printed += data
@@ -630,7 +645,8 @@ def parse_xl_config(text: str) -> dict[str, tuple[Any, int]]:
             raise syntax_error(token, "the name of a setting")
         name, operator = token.text, next(tokens)
         if operator.text not in ("=", "+="):
-            raise syntax_error(operator, "= or +=")
+            hint = f"; {name} is {PYTHON}" if name in PYTHON_WORDS else ""
+            raise syntax_error(operator, f"= or +={hint}")
         value, line = xl_value(tokens)
         if operator.text == "+=" and name in settings:
             before = settings[name][0]
@@ -725,7 +741,15 @@ def xl_string(token: Token) -> str:
     return re.sub(XL_ESCAPE, replaced, token.text[1:-1])
 
 
+# xl's predecessor xm ran its configurations as Python.
+PYTHON = "a leftover of xm: xl does not run Python"
+PYTHON_WORDS = ("class", "def", "del", "for", "from", "if", "import", "print", "try", "while", "with")
 BAD_CHARACTERS = {
+    **dict.fromkeys("+*/%:(){}", PYTHON),
+    **dict.fromkeys("TFN", f"{PYTHON}; write 1 for True, and 0 for False"),
+    **dict.fromkeys("KMG", "a number has no unit: memory is in MiB"),
+    "\\": f"a backslash at the end of a line is {PYTHON}; a list may span lines without it",
+    "\ufeff": "the file begins with a byte order mark; save it without one",
     '"': "a string that does not end in its line",
     "'": "a string that does not end in its line",
     "#": "a comment on the last line needs a newline at its end",
@@ -744,14 +768,14 @@ def syntax_error(token: Token, expected: str) -> ConfigError:
 
 
 def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
-    """The domain an xl.cfg describes. Raises ConfigError, as xl would."""
+    """The domain an xl.cfg describes. Raises ConfigError where xl or libxl refuses it."""
     settings = parse_xl_config(text)
     if "name" not in settings:
         raise ConfigError('names no domain (name = "…" is missing)')
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
-    boot_files = boot_files_in(settings)
+    boot_files = () if type_in(settings) == "hvm" else boot_files_in(settings)
     specifications, line = settings.get("disk", ([], 0))
     if isinstance(specifications, str):
         warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
@@ -764,14 +788,33 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
             disks.append(parse_disk(specification))
         except ConfigError as error:
             raise type(error)(f"disk {quoted(specification)}: {error} (the list ends in line {line})") from None
+    check_vdevs(disks)
     return Domain(name, source, kind, tuple(disks), (), boot_files)
+
+
+BOOT_FILES = ("bootloader", "kernel", "ramdisk")
+# The words for the type of a domain, and what each means; builder is deprecated.
+XL_TYPES = {"type": {"hvm": "hvm", "pv": "pv", "pvh": "pvh"}, "builder": {"hvm": "hvm", "generic": "pv"}}
+
+
+def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
+    """The type of a domain. xl takes the first letters of a word as well: parse_config_data() in xl_parse.c."""
+    found = []
+    for key, types in XL_TYPES.items():
+        value, line = settings.get(key, ([], 0))
+        if isinstance(value, str):
+            word = next((word for word in types if word.startswith(value)), "")
+            if not word:
+                raise ConfigError(f"line {line}: unknown {key} {quoted(value)} (use {' or '.join(types)})")
+            found.append(types[word])
+    if found[1:] and found[0] != found[1]:
+        raise ConfigError("type and builder contradict each other (remove builder)")
+    return found[0] if found else "pv"
 
 
 def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
     """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
     values = {key: value for key, (value, _) in settings.items()}
-    if values.get("type", values.get("builder", "pv")) not in ("pv", "pvh", "generic", "linux"):
-        return ()
     keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
     # Where libxl looks for a name without a directory depends on how it was built.
     return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
@@ -782,12 +825,14 @@ SAVED_MAGIC = b"Xen saved domain, xl format\n \0 \r"
 SAVED_PREFIX = b"Xen saved domain"  # all that xendomains looks at
 SAVED_BYTE_ORDERS: Mapping[bytes, Literal["little", "big"]] = {b"\4\3\2\1": "little", b"\1\2\3\4": "big"}
 SAVED_JSON, SAVED_STREAM_V2 = 1, 2
+SAVED_END = bytes(8)  # the END record of a stream of version 2: libxl-migration-stream.pandoc in Xen's docs/specs
 
 
 def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     """The configuration in a file that xl save wrote, and whether it is JSON (else it is an xl.cfg).
 
-    Reads the header, and no more than a buffer of the memory image behind it. Raises ConfigError if xl restore would.
+    Reads the header, no more than a buffer of the memory image behind it, and the end of the file. Raises ConfigError
+    if xl restore would.
     """
     header = file.read(len(SAVED_MAGIC) + 16)
     words = header[len(SAVED_MAGIC) :]
@@ -810,6 +855,10 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
+    if flags & SAVED_STREAM_V2:
+        file.seek(-len(SAVED_END), os.SEEK_END)
+        if file.read() != SAVED_END:
+            raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
     return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
 
 
@@ -857,11 +906,15 @@ DISK_WORDS_GIVEN_ONCE = ("format", "backendtype", "specification")
 DISK_STRINGS = ("backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk")
 DISK_KEYS = {*DISK_WORDS, *DISK_STRINGS, "target", "colo-port"}
 # trusted, untrusted and grant_usage are unknown to xl 4.17; what stands there is a parameter like any other.
-DISK_FLAGS = {"cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted"}
+# What begins with suse is SUSE's, of libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
+DISK_FLAGS = {
+    "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
+    "suse-diskcache-disable-flush",
+}  # fmt: skip
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
-# dmmd and npiv are SUSE's; their scripts are block-dmmd and block-npiv.
-DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd", "dmmd", "npiv")
-DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu")
+DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
+# dmmd and npiv are SUSE's as well, of xen.libxl.dmmd.patch; script=block-dmmd may stand beside them.
+DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu", "dmmd", "npiv")
 DISK_PREFIXES = DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES
 
 # What a parameter may begin with: a legacy prefix, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
@@ -991,6 +1044,26 @@ class DiskWords:
         return Disk(**{"format": "raw", **values}, cdrom=self.cdrom, writes=self.writes and not self.cdrom)
 
 
+# xen-vbd-interface(7), and libxl__device_disk_dev_number() in libxl_device.c.
+VDEV = (
+    "xvd[a-z]{1,4}([1-9][0-9]{,2})?|hd[a-d]([1-9]|[1-5][0-9]|6[0-3])?|sd[a-p]([1-9]|1[0-5])?"
+    "|d[0-9]+p[0-9]+|[0-9]*|0x[0-9a-f]+"
+)
+
+
+def check_vdevs(disks: Sequence[Disk]) -> None:
+    """Raises ConfigError for what xl accepts, and libxl refuses then: libxl_disk.c and libxl_device.c."""
+    vdevs = [disk.vdev for disk in disks]
+    for number, disk in enumerate(disks):
+        if not re.fullmatch(VDEV, disk.vdev):
+            raise ConfigError(f"unknown vdev {quoted(disk.vdev)} (use for example xvda, hda or sda)")
+        if disk.vdev in vdevs[:number]:
+            raise ConfigError(f"two disks have the vdev {quoted(disk.vdev)}")
+        needs_target = not (disk.cdrom or disk.script or disk.backend)
+        if (needs_target and not disk.target) or (disk.format == "empty" and not disk.cdrom):
+            raise ConfigError(f"disk {quoted(disk.vdev)} is empty, and only a CD drive can be")
+
+
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
 @record
 class Required(NamedTuple):
@@ -1002,6 +1075,7 @@ class Required(NamedTuple):
     promotes: bool = False  # its script makes a DRBD resource Primary
     format: str = ""  # of an image
     by_script: bool = False  # Xen's block script attaches it
+    is_boot_file: bool = False  # which comes with its file system, or not at all
 
 
 def required_by(disk: Disk) -> Required:
@@ -1020,7 +1094,8 @@ def required_by(disk: Disk) -> Required:
         return Required(reason="QEMU opens it")
     # libxl has blkback serve what is raw, and QEMU what is not, or is a CD for it to change (libxl_device.c).
     by_script = disk.format == "raw" and disk.backendtype in ("", "phy") and not disk.cdrom
-    return Required(os.path.join("/", disk.target), "", disk.writes, False, disk.format, by_script)
+    required = Required(os.path.join("/", disk.target), writes=disk.writes, format=disk.format)
+    return required._replace(by_script=by_script, is_boot_file=disk.vdev in BOOT_FILES)
 
 
 def older_path(path: str) -> str:
@@ -2146,6 +2221,7 @@ class State(Enum):
     READY = "ready"
     MISSING = "missing"
     NOT_READY = "not-ready"
+    UNKNOWN = "unknown"  # not looked at yet
     SKIPPED = "skipped"
     REFUSED = "refused"  # a configuration that xl will reject
     UNREADABLE = "unreadable"  # a configuration or directory that cannot be read, now or later
@@ -2162,7 +2238,7 @@ class Status(NamedTuple):
 
     def is_awaited(self) -> bool:
         """Whether this may become ready, and is waited for."""
-        return self.state in (State.MISSING, State.NOT_READY)
+        return self.state in (State.MISSING, State.NOT_READY, State.UNKNOWN)
 
     def is_rejected(self) -> bool:
         """Whether this will not come up, however long one waits."""
@@ -2170,6 +2246,8 @@ class Status(NamedTuple):
 
 
 READY = Status(State.READY)
+ABSENT = Status(State.MISSING, "does not exist")
+UNKNOWN = Status(State.UNKNOWN, "not checked yet")
 
 
 def check_disk(required: Required, facts: StorageFacts) -> Status:
@@ -2188,8 +2266,10 @@ def check_disk(required: Required, facts: StorageFacts) -> Status:
         else:
             problem = Problem(f"is {FILE_KINDS[kind]}, neither a block device nor a regular file")
     except (FileNotFoundError, NotADirectoryError):
+        if required.is_boot_file and os.path.isdir(os.path.dirname(path)) and not explain_path(path, facts).problem:
+            return Status(State.REFUSED, "does not exist, and nothing is going to be mounted where it should be")
         if not facts.explains:
-            return Status(State.MISSING, "does not exist")
+            return ABSENT
         return Status(State.MISSING, *explain_missing(path, facts)[:2])
     except (OSError, ValueError) as error:
         problem = Problem(f"cannot be checked: {error_text(error)}{mount_of(path, error, facts)}")
@@ -2308,160 +2388,162 @@ def read_part(path: str, offset: int, length: int) -> bytes:
         os.close(descriptor)
 
 
+# --- Guests: which ones xendomains starts, and how -------------------------------------------------------------------
+@record
+class Start(NamedTuple):
+    """How xendomains treats a file: "restore", "create", or "none" and why."""
+
+    how: str
+    reason: str = ""
+    instead: str = ""  # how another file starts the guest
+
+    def keeps_down(self) -> bool:
+        """Whether the guest stays down because of that."""
+        return self.how == "none" and not self.instead
+
+
+@record
+class Guest(NamedTuple):
+    """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
+
+    domain: Domain
+    status: Status = READY
+    signature: tuple[int, ...] = ()  # tells whether the file has changed since it was read
+    required: tuple[Required, ...] = ()
+    start: Start = Start("create")
+
+
+def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: str) -> dict[str, Guest]:
+    """The guests, by file in xendomains' order (saved ones first), with how it starts each; what it leaves is skipped.
+
+    `listing` is what there is in the directory of saved guests, with blanks between the names. Sources:
+    tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
+    """
+    planned = {}
+    taken: dict[str, Start] = {}  # by the name of a guest: why no further file starts it
+    for path, guest in guests.items():
+        name, _, kind, *_ = guest.domain
+        is_saved, file = kind == "saved", os.path.basename(path)
+        # As long as it was not read, a saved guest is taken to have the name of its file.
+        comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
+        start = Start("restore" if is_saved else "create")
+        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+            start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
+        elif not is_saved and comes_up and name in taken:
+            start = taken[name]
+        elif not is_saved and not xendomains.is_debians and (word := word_in(listing, file)):
+            start = Start(
+                "none", f"upstream's xendomains skips it, because {xendomains.save}/{word} has its name in it"
+            )
+        else:
+            started = Start("none", f"is {start.how}d from {path}", start.how)
+            if comes_up:
+                taken.setdefault(name, started)
+            if is_saved and xendomains.is_debians:
+                failed = Start("none", f"Debian's xendomains does not create it, because it fails to restore {path}")
+                taken[file] = started if comes_up else failed
+        if start.how == "none":
+            guest = guest._replace(status=Status(State.SKIPPED, start.reason), required=())
+        planned[path] = guest if start == guest.start else guest._replace(start=start)
+    return planned
+
+
+def word_in(listing: str, name: str) -> str:
+    """Where, between blanks, `grep -w NAME` finds the name in a listing; nothing if it does not."""
+    # To grep, a dot is any character. What else is special to it is not in names that have ever worked.
+    pattern = re.escape(name).replace(r"\.", ".")
+    match = re.search(rf"\S*(?<!\w){pattern}(?!\w)\S*", listing)
+    return match[0] if match else ""
+
+
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
-class NoAnswer(Exception):
-    """What a call brings that has not come back, or was not even made; the text says why."""
+class NoResponse(Exception):
+    """What a call brings that has been silent for a while."""
 
-
-NOT_RESPONDING = "does not answer; is the server of its file system gone?"
-NOT_CHECKED = "not checked yet: other paths are not responding"
+    def __init__(self) -> None:
+        super().__init__("no response; is its file server down?")
 
 
 class BlockingCalls:
-    """Makes calls that may block for ever, such as a look at a file on an NFS server that is gone, in threads.
+    """Makes calls that may block for ever, such as stat() on a hard NFS mount whose server is down, in threads.
 
-    One thread makes all of them if they are quick; where one is slow, others go on beside it. The caller goes on as
-    well: what comes back late wakes it, and counts from then on. A thread that is stuck in the kernel cannot be ended,
-    but it does not keep the interpreter from ending either. So that a dead file system takes a few threads and not one
-    for each of its files, no further call goes where others are stuck.
+    One thread makes all of them while they are quick; whenever none has come back for a moment, twice as many threads
+    do. A call that is stuck in the kernel cannot be ended: its thread is left behind, which does not keep the
+    interpreter from ending, and it is not made again before it has come back. What comes back late wakes the main
+    thread, and is the answer of the next run.
     """
 
-    def __init__(self, pauses: Pauses, threads: int = MAX_THREADS) -> None:
-        self._pauses = pauses
-        self._most = threads
-        self._root = os.stat("/").st_dev
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._lock = allocate_lock()  # for what follows, which the threads change as well
-        self._todo: deque[tuple[Key, Call]] = deque()
-        self._kept_out: dict[Key, Call] = {}  # of where others are stuck, until one of them comes back
-        self._threads = 0
-        self._since: dict[Key, float] = {}  # when each call in progress was made, in Pauses.paused
-        self._places: dict[Key, tuple[str, int]] = {}  # where it is: a file, and the file system that led to it
-        self._done: list[tuple[Key, Any, float]] = []
-        self._awaited: set[Key] = set()  # by the main thread, at the moment
-        # Only the main thread uses these: calls that have not come back, what others brought, and which were slow.
-        self._asked: set[Key] = set()
-        self._answers: dict[Key, Any] = {}
-        self._slow: set[Key] = set()
+        self._since: dict[Key, float] = {}  # when each call in progress was made, in Clock.slept
+        self._answers: dict[Key, Any] = {}  # that were not taken yet
 
-    def run(self, purpose: str, calls: Mapping[str, Call], deadline: float, anew: bool = False) -> dict[str, Any]:
-        """What the calls return, by path, or the exception that each raised; NoAnswer for what has not come back.
+    def run(
+        self, purpose: str, calls: Mapping[str, Call], deadline: float, patience: float = MAX_SILENCE
+    ) -> dict[str, Any]:
+        """What the calls return, by path, or the exception that each raised; NoResponse for one that is stuck.
 
-        Returns as soon as those have come back which were quick the last time, at the latest at `deadline` (on the
-        monotonic clock). Of a slow one the last answer counts until it has come back, or is stuck. With `anew`, no
-        answer from before counts, and there is more time to give one. Raises Stopped if a signal comes.
+        Ends at `deadline` on the monotonic clock, or when nothing has come back for `patience` seconds. A call that had
+        no turn by then is dropped, and has no answer here. Raises Stopped if a signal comes.
         """
-        self.collect()
-        keys = {(purpose, path): call for path, call in calls.items()}
-        self._answers = {k: a for k, a in self._answers.items() if k[0] != purpose or (k in keys and not anew)}
-        new = sorted((key for key in keys if key not in self._asked), key=self._slow.__contains__)
-        self._asked.update(new)
-        awaited = keys.keys() if anew else keys.keys() - self._slow
+        keys = {(purpose, path): path for path in calls}
         with self._lock:
-            self._todo.extend((key, keys[key]) for key in new)
-            self._awaited = self._asked.intersection(awaited)
-        self._start_threads(len(self._slow.intersection(new)) // 4)  # on a busy host, some only seem to be slow
-        patience = MAX_SILENCE_AT_END if anew else MAX_SILENCE
-        heard = self._pauses.paused
-        while not self._asked.isdisjoint(awaited) and (left := deadline - time.monotonic()) > 0:
-            silence = self._pauses.paused - heard
-            if silence >= patience:
+            new = {key for key in keys if key not in self._since and key not in self._answers}
+        todo = deque((key, calls[path]) for key, path in keys.items() if key in new)
+        try:
+            self._make(new, todo, deadline, patience)
+        finally:
+            with self._lock:
+                todo.clear()
+        with self._lock:
+            stuck = self._stuck()
+            answers: dict[str, Any] = {path: NoResponse() for key, path in keys.items() if key in stuck}
+            answers.update((path, self._answers[key]) for key, path in keys.items() if key in self._answers)
+            self._answers = {key: answer for key, answer in self._answers.items() if key[0] != purpose}
+        return answers
+
+    def _make(self, new: set[Key], todo: deque[tuple[Key, Call]], deadline: float, patience: float) -> None:
+        """Starts threads for the calls, and waits until all have come back, none comes any more, or time is over."""
+        threads = answered = 0
+        heard = self._clock.slept
+        while new and self._clock.now() < deadline:
+            with self._lock:
+                came = len(new & self._answers.keys())
+                most = min(len(todo), MAX_THREADS - len(self._since) + len(self._stuck()))
+            if came > answered:
+                answered, heard = came, self._clock.slept
+            silence = self._clock.slept - heard
+            if came == len(new) or silence >= patience:
                 break
-            self._start_threads(2 * self._threads if silence >= SLICE else 1)
-            self._pauses.pause(min(SLICE, left))
-            if self.collect():
-                heard = self._pauses.paused
-        self._slow |= awaited & self._asked
-        return {key[1]: self._answer(key) for key in keys}
+            if threads == 0 or silence >= POLL_INTERVAL:
+                for _ in range(min(max(threads, 1), most)):
+                    with suppress(RuntimeError):  # the process has as many as it may have; the next time may be better
+                        self._clock.start_thread(partial(self._work, todo))
+                        threads += 1
+            self._clock.pause(min(POLL_INTERVAL, deadline - self._clock.now()))
+        self._clock.pause(0)  # takes what woke the main thread, lest it end the next pause
 
-    def collect(self) -> list[bool]:
-        """Takes what has come back: for each call, whether it brought anything new."""
-        with self._lock:
-            done, self._done = self._done, []
-        news = []
-        for key, answer, seconds in done:
-            news.append(self._answers.get(key) != answer)
-            self._asked.discard(key)
-            self._answers[key] = answer
-            (self._slow.add if seconds > SLOW else self._slow.discard)(key)
-        return news
+    def _stuck(self) -> list[Key]:
+        return [key for key, since in self._since.items() if self._clock.slept - since >= STUCK_AFTER]
 
-    def _answer(self, key: Key) -> Any:
-        with self._lock:
-            waits, is_stuck = key not in self._since, key in self._kept_out or key in self._stuck()
-        if key in self._answers and not is_stuck:
-            return self._answers[key]
-        return NoAnswer(NOT_RESPONDING if is_stuck or not waits else NOT_CHECKED)
-
-    def _start_threads(self, wanted: int) -> None:
-        """Sees to it that so many threads are at work, or at least one, if there is as much to do."""
-        with self._lock:
-            running = self._threads - len(self._stuck())
-            new = min(max(1, wanted), self._most, running + len(self._todo)) - running
-        for _ in range(new):
-            with suppress(RuntimeError):  # the process has as many as it may have; the next slice tries again
-                start_new_thread(self._work, ())
-                with self._lock:
-                    self._threads += 1
-
-    def _work(self) -> None:
+    def _work(self, todo: deque[tuple[Key, Call]]) -> None:
         """What a thread does: makes calls as long as there are any."""
         while True:
             with self._lock:
-                if not self._todo:
-                    self._threads -= 1
+                if not todo:
                     return
-                key, call = self._todo.popleft()
-                self._since[key] = self._pauses.paused
-                others_are_stuck = bool(self._stuck())
-            started = time.monotonic()
-            is_free = not others_are_stuck or self._approach(key)
+                key, call = todo.popleft()
+                self._since[key] = self._clock.slept
             try:
-                answer = call() if is_free else None
+                answer = call()
             except Exception as error:
                 answer = error  # whatever it is, it is the answer for this path and concerns no other
             with self._lock:
                 del self._since[key]
-                self._places.pop(key, None)
-                seconds = time.monotonic() - started
-                if is_free:
-                    self._done.append((key, answer, seconds))
-                    self._todo.extend(self._kept_out.items())
-                    self._kept_out.clear()
-                else:
-                    self._kept_out[key] = call
-                self._awaited.discard(key)
-                if not self._awaited or seconds > SLOW:  # of quick calls, the last one wakes the main thread
-                    self._pauses.wake()
-
-    def _stuck(self) -> list[Key]:
-        return [key for key, since in self._since.items() if self._pauses.paused - since >= STUCK]
-
-    def _approach(self, key: Key) -> bool:
-        """Goes to the path of a call step by step, links resolved. False if that leads to where others are stuck."""
-        place, device, links = "/", self._root, 0
-        names = key[1].split("/")[::-1]
-        while names and links <= MAX_LINKS:
-            step = os.path.normpath(os.path.join(place, names.pop()))
-            with self._lock:
-                places = {self._places[other] for other in self._stuck() if other in self._places}
-                # The root file system leads to others, and is not dead because they are.
-                is_crowded = device != self._root and sum(on == device for _, on in places) >= MAX_STUCK
-                if is_crowded or any(at == step for at, _ in places):
-                    return False
-                self._places[key] = (step, device)
-            try:
-                status = os.lstat(step)
-                target = os.readlink(step) if stat.S_ISLNK(status.st_mode) else None
-            except (OSError, ValueError):
-                break  # the call itself will say so
-            device = status.st_dev
-            if target is None:
-                place = step
-            else:
-                links += 1
-                place = "/" if target.startswith("/") else place
-                names += target.split("/")[::-1]
-        return True
+                self._answers[key] = answer
+                if not todo:
+                    self._clock.wake()
 
 
 # --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
@@ -2481,27 +2563,7 @@ class Directory(NamedTuple):
 
 
 @record
-class Text(NamedTuple):
-    """A guest's configuration as it was read, and what tells whether its file has changed since."""
-
-    signature: tuple[int, ...]
-    text: str
-    is_json: bool = False
-    warning: str = ""
-
-
-@record
-class Guest(NamedTuple):
-    """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
-
-    domain: Domain
-    status: Status = READY
-    signature: tuple[int, ...] = ()
-    required: tuple[Required, ...] = ()
-
-
-@record
-class Missing(NamedTuple):
+class Awaited(NamedTuple):
     """A disk, a configuration, or a directory of configurations that is waited for, and the guests that need it."""
 
     path: str
@@ -2516,15 +2578,24 @@ class Snapshot(NamedTuple):
     directories: Mapping[str, Directory] = {}
     guests: Mapping[str, Guest] = {}
     disks: Mapping[str, Status] = {}
-    read: Mapping[str, Guest] = {}  # with those that were not asked for
-    explain_at: float = float("-inf")  # when to look for reasons again
+    read: Mapping[str, Guest] = {}  # the guests with those that were not asked for
+    needed: Mapping[str, Required] = {}  # what the disks are needed for
 
     def disk_status(self, required: Required) -> Status:
         """How the disk is that requires this."""
         status = self.disks[required.path] if required.path else Status(State.SKIPPED, required.reason)
         return READY if status.is_readable and not required.writes else status
 
-    def missing(self) -> list[Missing]:
+    def is_complete(self) -> bool:
+        """Whether nothing is waited for."""
+        return not self.awaits_files() and not any(status.is_awaited() for status in self.disks.values())
+
+    def awaits_files(self) -> bool:
+        """Whether a directory or a configuration is waited for: then not all guests and disks are known yet."""
+        directories, guests = self.directories.values(), self.guests.values()
+        return any(one.status.is_awaited() for one in directories) or any(one.status.is_awaited() for one in guests)
+
+    def missing(self) -> list[Awaited]:
         """What the start of the guests still waits for, each path once."""
         needed = [(path, one.status, f"the guests in {path}") for path, one in self.directories.items()]
         for file, guest in self.guests.items():
@@ -2534,87 +2605,210 @@ class Snapshot(NamedTuple):
         for path, status, domain in needed:
             if status.is_awaited():
                 found.setdefault(path, (status, {}))[1][domain] = None
-        return [Missing(path, status, tuple(domains)) for path, (status, domains) in found.items()]
+        return [Awaited(path, status, tuple(domains)) for path, (status, domains) in found.items()]
 
 
-@record
-class Watch(NamedTuple):
-    """What is looked at, and with which means."""
+class Watcher:
+    """Looks at the guests about to start and at their disks, and holds what is known of them.
 
-    xendomains: Xendomains
-    settings: Settings
-    files: BlockingCalls
-    parser: BlockingCalls  # one call at a time: what parses a configuration takes all the time that it can get
-    names: tuple[str, ...] = ()  # of the guests that are asked for, or of their files; without any, all are
-
-
-def take_snapshot(watch: Watch, known: Snapshot, deadline: float, recheck_ready: bool = False) -> Snapshot:
-    """What there is now, until `deadline` at the latest. Raises Stopped if a signal comes.
-
-    Reads only what has changed since the snapshot before, and checks only what was not ready then; with
-    `recheck_ready` everything, and what does not answer does not count as ready.
+    What a file system or a busy host keeps from being looked at in time stays as it was known.
     """
-    directories = list_files(watch, known, deadline, recheck_ready)
-    read = read_guests(watch, directories, known, deadline, recheck_ready)
-    guests = guests_named(read, watch.names)
-    explains = recheck_ready or time.monotonic() >= known.explain_at
-    spent = time.process_time()
-    disks = check_disks(watch, guests, known, deadline, recheck_ready, explains)
-    # With hundreds of disks on a slow host it takes long, and what has become ready is not to wait for it.
-    next_time = time.monotonic() + max(MAX_REASON_AGE, (time.process_time() - spent) / MAX_REASON_SHARE)
-    return Snapshot(directories, guests, disks, read, next_time if explains else known.explain_at)
+
+    def __init__(self, xendomains: Xendomains, settings: Settings, clock: Clock, names: Sequence[str] = ()) -> None:
+        self.xendomains = xendomains
+        self.settings = settings
+        self.clock = clock
+        self.names = names  # of the guests that are asked for, or of their files; without any, all are
+        self.calls = BlockingCalls(clock)
+        self.known = Snapshot()
+        self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
+        self._read_at = self._explain_at = float("-inf")  # when to do it again
+
+    def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
+        """What there is now, until `deadline` at the latest; the snapshot of before if nothing has changed.
+
+        Reads only files that have changed, and checks only disks that were not ready; with `recheck_ready` all disks,
+        because one may have gone again. Raises Stopped if a signal comes.
+        """
+        if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
+            explains = recheck_ready or self.clock.now() >= self._explain_at
+            self._read_files(deadline, StorageFacts(explains=explains))
+        return self.check_disks(deadline, recheck_ready=recheck_ready)
+
+    def check_disks(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
+        """Like look(), without directories and configurations."""
+        disks = dict(self.known.disks)
+        checked = [path for path, status in disks.items() if recheck_ready or status != READY]
+        absent = absent_devices(path for path in checked if disks[path].state is State.MISSING)
+        patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
+        answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
+        for path, answer in answers.items():
+            disks[path] = updated_status(disks[path], answer, is_last=recheck_ready)
+        if recheck_ready or self.clock.now() >= self._explain_at:
+            silent = {path for path, answer in answers.items() if isinstance(answer, Exception)}
+            awaited = [path for path in checked if disks[path].state in (State.MISSING, State.NOT_READY)]
+            disks.update(self._explain([path for path in awaited if path not in silent], deadline))
+        if disks != self.known.disks:
+            self.known = self.known._replace(disks=disks)
+        return self.known
+
+    def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
+        """How these disks are, and why."""
+        spent = time.process_time()
+        answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
+        # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
+        seconds = (time.process_time() - spent) / MAX_REASON_SHARE
+        self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds)
+        return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
+
+    def _check(self, paths: Sequence[str], deadline: float, patience: float, *, explains: bool) -> dict[str, Any]:
+        facts = StorageFacts(explains=explains)
+        calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
+        return self.calls.run("explain" if explains else "check", calls, deadline, patience)
+
+    def _third_until(self, deadline: float) -> float:
+        """The end of a third of the time that is left, so that a step which hangs leaves some for those after it."""
+        now = self.clock.now()
+        return now + (deadline - now) / 3
+
+    def _read_files(self, deadline: float, facts: StorageFacts) -> None:
+        directories = self._list_directories(self._third_until(deadline), facts)
+        read = self._read_guests(directories, self._third_until(deadline), facts)
+        self._read_at = self.clock.now() + READ_INTERVAL
+        known = self.known
+        if directories == known.directories and read == known.read:
+            return
+        guests = guests_named(read, self.names)
+        needed = required_paths(guests)
+        disks = {path: known.disks[path] if known.needed.get(path) == needed[path] else UNKNOWN for path in needed}
+        self.known = Snapshot(directories, guests, disks, read, needed)
+
+    def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
+        """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
+        kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
+        known = {
+            path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
+        }
+        calls: dict[str, Call] = {path: partial(list_directory, path, before, facts) for path, before in known.items()}
+        answers = self.calls.run("list", calls, deadline)
+        directories = {}
+        for path, before in known.items():
+            answer = answers.get(path, before)
+            if isinstance(answer, Exception):
+                answer = before._replace(status=status_from_answer(answer))
+            if answer is not None:
+                directories[path] = answer
+        return directories
+
+    def _read_guests(
+        self, directories: Mapping[str, Directory], deadline: float, facts: StorageFacts
+    ) -> dict[str, Guest]:
+        """The guests that the files in these directories configure, by file."""
+        known = self._read
+        files = {file: directory.kind for directory in directories.values() for file in directory.files}
+        before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
+        read = partial(read_guest, settings=self.settings, facts=facts, is_debians=self.xendomains.is_debians)
+        calls: dict[str, Call] = {file: partial(read, guest) for file, guest in before.items()}
+        answers = self.calls.run("read", calls, deadline)
+        guests = {}
+        for file, guest in before.items():
+            answer = answers.get(file, guest)
+            if isinstance(answer, NoResponse):
+                # Its disks, if they are known, are still needed.
+                answer = guest._replace(status=status_from_answer(answer), signature=())
+            elif isinstance(answer, Exception):
+                answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
+            if answer is not None:
+                guests[file] = unless_ignored(answer, self.settings)
+        self._read = guests
+        listing = " ".join(os.path.basename(file) for file, kind in files.items() if kind == "saved")
+        return with_starts(guests, self.xendomains, listing)
+
+
+def absent_devices(paths: Iterable[str]) -> set[str]:
+    """Those of these paths below /dev where there is certainly nothing.
+
+    Only devtmpfs, which never blocks, is asked, and no link is followed, so the main thread may do it. That takes a
+    tenth of what a call in a thread does, and hundreds of disks may be missing at each event.
+    """
+    device = os.lstat("/dev").st_dev
+    found: dict[str, str] = {"/dev": "directory", "/": "unknown"}
+
+    def look_at(path: str) -> str:
+        parent = os.path.dirname(path)
+        if parent not in found:
+            found[parent] = look_at(parent)
+        if found[parent] != "directory":
+            return found[parent]
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return "nothing"
+        except (OSError, ValueError):
+            return "unknown"
+        return "directory" if stat.S_ISDIR(status.st_mode) and status.st_dev == device else "unknown"
+
+    return {path for path in paths if path.startswith("/dev/") and look_at(path) == "nothing"}
+
+
+def status_from_answer(answer: Status | Exception) -> Status:
+    """What a call has found out about a path; whatever went wrong is the reason for this path, and for no other."""
+    return Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
+
+
+def updated_status(before: Status, answer: Status | Exception, *, is_last: bool) -> Status:
+    """How a disk is after this answer, in the last look or in another."""
+    if is_last and isinstance(answer, NoResponse) and before.state in (State.MISSING, State.NOT_READY):
+        return before  # there may have been no time, and this says more
+    status = status_from_answer(answer)
+    return status if status.state is not before.state else before  # which may have a better reason
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
     """Those with one of these names, or if there is none, with a file of this name, or else but for its extension."""
-    chosen = set()
+    chosen: set[str] = set()
     for name in names:
         by_name = {file for file, guest in guests.items() if guest.domain.name == name}
         by_file = {file for file in guests if os.path.basename(file) == name}
-        chosen |= by_name or by_file or {file for file in guests if os.path.splitext(os.path.basename(file))[0] == name}
+        by_stem = {file for file in guests if os.path.splitext(os.path.basename(file))[0] == name}
+        # A file that cannot be read yet may be that guest's.
+        unread = {file for file, guest in guests.items() if guest.status.is_awaited()}
+        chosen |= by_name or by_file or by_stem or unread
     return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
-def list_files(watch: Watch, known: Snapshot, deadline: float, anew: bool) -> dict[str, Directory]:
-    """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
-    kinds = {d: kind for d, kind in ((watch.xendomains.save, "saved"), (watch.xendomains.auto, "auto")) if d}
-    calls: dict[str, Call] = {path: partial(list_directory, path, kind) for path, kind in kinds.items()}
-    directories = {}
-    for path, answer in watch.files.run("list", calls, deadline, anew).items():
-        if isinstance(answer, Exception):
-            before = known.directories.get(path, Directory(kinds[path]))
-            answer = before._replace(status=Status(State.NOT_READY, error_text(answer)))
-        if answer is not None:
-            directories[path] = answer
-    return directories
-
-
-def list_directory(path: str, kind: str) -> Directory | None:
-    """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains."""
+def list_directory(path: str, before: Directory, facts: StorageFacts) -> Directory | None:
+    """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual."""
     try:
         with os.scandir(path) as found:
             names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
             first = sorted(islice(names, MAX_FILES))
             is_crowded = next(names, None) is not None
-    except NotADirectoryError:
-        return None
     except OSError as error:
-        status = status_of_unreadable(path, error)
-        return Directory(kind, status=status) if status else None
+        status = status_of_unreadable(path, error, before.status, facts)
+        # Xen's own are there once they are needed; xendomains makes the one where it saves guests.
+        if status is None and path != DEFAULT_AUTO and before.kind == "auto":
+            status = Status(State.UNREADABLE, "does not exist; correct XENDOMAINS_AUTO, or make it")
+        return Directory(before.kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
-    return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
+    return Directory(before.kind, [os.path.join(path, name) for name in first], warning=warning)
 
 
-def status_of_unreadable(path: str, error: OSError) -> Status | None:
+def status_of_unreadable(path: str, error: OSError, before: Status, facts: StorageFacts) -> Status | None:
     """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
     A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
     a file system may have for a while.
     """
     if isinstance(error, FileNotFoundError):
-        return Status(State.MISSING, *explain_missing(path, StorageFacts())[:2]) if os.path.islink(path) else None
+        if not os.path.islink(path):
+            return None
+        if facts.explains:
+            return Status(State.MISSING, *explain_missing(path, facts)[:2])
+        return before if before.state is State.MISSING else ABSENT
     lasts = error.errno in LASTING_ERRORS
-    return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
+    advice = " (run it as root)" if error.errno == errno.EACCES and os.geteuid() != 0 else ""
+    return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}{advice}")
 
 
 def status_of_rejected(error: Exception) -> Status:
@@ -2623,105 +2817,69 @@ def status_of_rejected(error: Exception) -> Status:
     return Status(State.REFUSED if refused else State.UNREADABLE, error_text(error))
 
 
-def read_guests(
-    watch: Watch, directories: Mapping[str, Directory], known: Snapshot, deadline: float, anew: bool
-) -> dict[str, Guest]:
-    """The guests that these files configure, by file."""
-    kinds = {file: directory.kind for directory in directories.values() for file in directory.files}
-    before = {file: known.read.get(file, unread_guest(file, kind)) for file, kind in kinds.items()}
-    readers: dict[str, Call] = {file: partial(read_text, guest) for file, guest in before.items()}
-    answers = watch.files.run("read", readers, deadline, anew)
-    texts = {file: answer for file, answer in answers.items() if isinstance(answer, Text)}
-    parsers: dict[str, Call] = {f: partial(parse_guest, f, kinds[f], texts[f], watch.settings) for f in texts}
-    answers.update(watch.parser.run("parse", parsers, deadline))
-    guests = {file: guest_from_answer(before[file], answer, watch.settings) for file, answer in answers.items()}
-    return {file: guest for file, guest in guests.items() if guest is not None}
-
-
 def unread_guest(file: str, kind: str) -> Guest:
     """A guest of which only the file is known."""
-    return Guest(Domain(os.path.basename(file), file, kind), Status(State.NOT_READY, NOT_CHECKED))
+    return Guest(Domain(os.path.basename(file), file, kind), UNKNOWN)
 
 
-def guest_from_answer(before: Guest, answer: Any, settings: Settings) -> Guest | None:
-    """The guest as it is now; nothing if its file is gone."""
-    if answer is None or isinstance(answer, Guest):
-        return answer
-    if isinstance(answer, NoAnswer):
-        # Its disks, if they are known, are still needed.
-        status = Status(State.NOT_READY, error_text(answer))
-        guest = before._replace(status=status, signature=())
-    else:
-        status = answer if isinstance(answer, Status) else status_of_rejected(answer)
-        guest = unread_guest(before.domain.source, before.domain.kind)._replace(status=status)
+def unless_ignored(guest: Guest, settings: Settings) -> Guest:
+    """The guest; skipped, if its file is waited for and the administrator wants that ignored."""
     if guest.status.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
         return guest._replace(status=Status(State.SKIPPED, "[ignore] domains names its file"))
     return guest
 
 
-def read_text(before: Guest) -> Text | Guest | Status | None:
-    """The configuration in a guest's file; the guest if that has not changed, nothing if it is gone.
+def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
+    """The guest that a file configures: `before` if it has not changed, nothing if xendomains skips it. May block."""
+    end = time.monotonic() + MAX_REWRITING
+    while True:
+        guest = read_guest_once(before, settings, facts, is_debians)
+        if guest is None or guest.status.state is not State.REFUSED or time.monotonic() >= end:
+            return guest
+        if not 0 <= time.time() - guest.signature[MODIFIED] / 1e9 < MAX_REWRITING:
+            return guest
+        time.sleep(POLL_INTERVAL)
 
-    Raises ConfigError if xl will reject it. May block for as long as a file system does not answer.
-    """
-    path = before.domain.source
+
+MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
+
+
+def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
+    """Like read_guest(), also if the file is half written."""
+    path, kind = before.domain.source, before.domain.kind
+    unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if now == before.signature:
+        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if signature == before.signature:
             return before
-        warning = why_not_trusted(path, status)
-        if before.domain.kind == "auto":
-            return Text(now, os.fsdecode(read_file(path)), warning=warning)
-        with open_regular_file(path) as file:
-            if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX:
-                return None  # xendomains passes it over
-            file.seek(0)
-            return Text(now, *saved_configuration(file), warning)
+        unread = unread._replace(signature=signature)
+        if kind == "auto":
+            text, is_json = os.fsdecode(read_file(path)), False
+        elif not stat.S_ISREG(status.st_mode):
+            return None
+        else:
+            with open_regular_file(path) as file:
+                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
+                    return None
+                file.seek(0)
+                text, is_json = saved_configuration(file)
+        domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
-        return status_of_unreadable(path, error)
-
-
-def parse_guest(path: str, kind: str, text: Text, settings: Settings) -> Guest:
-    """The guest that this text configures; refused if xl will reject it."""
-    try:
-        domain = (domain_from_json if text.is_json else domain_from_xl_config)(text.text, path, kind)
+        unreadable = status_of_unreadable(path, error, before.status, facts)
+        return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
-        return Guest(Domain(os.path.basename(path), path, kind), status_of_rejected(error), text.signature)
-    warnings = [f"{text.warning}; xl uses it all the same"] if text.warning else []
-    warnings += [
+        return unread._replace(status=status_of_rejected(error))
+    warnings = [
         f"the target '{disk.target}' of disk {disk.vdev} is relative; libxl looks for /{disk.target}"
         for disk in domain.disks
         if required_by(disk).path == f"/{disk.target}"
     ]
+    if distrust := why_not_trusted(path, status):
+        warnings.insert(0, f"{distrust}; xl uses it anyway")
     domain = domain._replace(warnings=(*domain.warnings, *warnings))
     required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
-    return Guest(domain, READY, text.signature, required)
-
-
-def check_disks(
-    watch: Watch, guests: Mapping[str, Guest], known: Snapshot, deadline: float, anew: bool, explains: bool
-) -> dict[str, Status]:
-    """How each disk is that the guests require, by path."""
-    needed = required_paths(guests)
-    statuses = {path: known.disks.get(path, READY) for path in needed}
-    checked = [path for path in needed if anew or path not in known.disks or statuses[path] != READY]
-
-    def look(purpose: str, paths: Iterable[str], facts: StorageFacts) -> dict[str, Any]:
-        calls: dict[str, Call] = {path: partial(check_disk, needed[path], facts) for path in paths}
-        return watch.files.run(purpose, calls, deadline, anew)
-
-    answers = look("check", checked, StorageFacts(explains=False))
-    awaited = [path for path, answer in answers.items() if isinstance(answer, Status) and answer.is_awaited()]
-    if explains and awaited:
-        answers.update(look("explain", awaited, StorageFacts()))
-    for path, answer in answers.items():
-        if isinstance(answer, Exception):
-            answer = Status(State.NOT_READY, error_text(answer))
-        # Without an explanation, a reason of before says more.
-        if explains or answer.state is not statuses[path].state:
-            statuses[path] = answer
-    return statuses
+    return Guest(domain, READY, signature, required)
 
 
 def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
@@ -2737,58 +2895,54 @@ def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
 
 
 # --- Wait: until everything is ready or time is over -----------------------------------------------------------------
-def wait(
-    watch: Watch, known: Snapshot, report: Callable[[Snapshot], None], pauses: Pauses, deadline: float
-) -> Snapshot:
+def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) -> Snapshot:
     """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has come.
 
-    Each snapshot is reported. The pauses grow as [polling] says; an event of a block device ends one early, and so does
-    an answer that comes late. Raises Stopped if a signal comes.
+    Each snapshot but the last is reported. The pauses grow as [polling] says; an event of a block device ends one
+    early, and so does an answer that comes late. Raises Stopped if a signal comes.
     """
     from tenacity import Retrying, retry_if_result, wait_exponential
 
-    settings = watch.settings
+    clock, settings = watcher.clock, watcher.settings
     # The events are collected from before the first look on, so that none can fall between a look and a pause.
     events = block_events()
 
     def attempt() -> Snapshot:
-        nonlocal known
-        end = end_of_look(deadline)
-        known = take_snapshot(watch, known, end)
-        if not known.missing() or time.monotonic() >= deadline:
+        snapshot = watcher.look(end_of_look(deadline, clock))
+        if clock.now() >= deadline:
+            return watcher.check_disks(end_of_look(deadline, clock), recheck_ready=True)
+        if snapshot.is_complete():
             # What became ready first may have gone again.
-            known = take_snapshot(watch, known, end, recheck_ready=True)
-        report(known)
-        return known
+            snapshot = watcher.look(end_of_look(deadline, clock), recheck_ready=True)
+        if not snapshot.is_complete():
+            report(snapshot)
+        return snapshot
 
     return Retrying(
-        sleep=lambda seconds: sleep_until(min(time.monotonic() + seconds, deadline), pauses, watch.files, events),
+        sleep=lambda seconds: sleep_until(min(clock.now() + seconds, deadline), clock, events),
         wait=wait_exponential(multiplier=settings.first, exp_base=settings.factor, max=settings.longest),
-        retry=retry_if_result(lambda snapshot: time.monotonic() < deadline and bool(snapshot.missing())),
+        retry=retry_if_result(lambda snapshot: clock.now() < deadline and not snapshot.is_complete()),
     )(attempt)
 
 
-def end_of_look(deadline: float) -> float:
+def end_of_look(deadline: float, clock: Clock) -> float:
     """When a look that begins now has to end, if the wait has this deadline."""
-    return max(deadline, time.monotonic() + MAX_LAST_LOOK)
+    return max(deadline, clock.now() + MAX_LAST_LOOK)
 
 
-def sleep_until(end: float, pauses: Pauses, files: BlockingCalls, events: Any) -> None:
-    """Sleeps, and wakes up early when something happens to a block device, or when a slow call brings something new."""
-    started = time.monotonic()
-    while (left := end - time.monotonic()) > 0:
-        if pauses.pause(left, events.fileno() if events else -1):
-            pauses.pause(min(started + MIN_SLEEP, end) - time.monotonic())
-            drain(events.fileno())
-            return
-        if any(files.collect()):
-            return
+def sleep_until(end: float, clock: Clock, events: Any) -> None:
+    """Sleeps, and wakes up early when something happens to a block device, or when an answer comes late."""
+    started = clock.now()
+    if clock.pause(end - started, events.fileno() if events else -1):
+        # One event seldom comes alone.
+        clock.pause(min(started + MIN_SLEEP, end) - clock.now())
+        drain(events.fileno(), clock)
 
 
-def drain(descriptor: int) -> None:
+def drain(descriptor: int, clock: Clock) -> None:
     """Takes the events that have come, without reading them: that something happened is all there is to know."""
-    end = time.monotonic() + MIN_SLEEP
-    while time.monotonic() < end:
+    end = clock.now() + MIN_SLEEP
+    while clock.now() < end:
         try:
             os.read(descriptor, MAX_ATTRIBUTE)
         except BlockingIOError:
@@ -2833,81 +2987,103 @@ class Journal:
     """Where messages go: to systemd's journal with fields, or to standard error.
 
     Nobody may hold up the boot by not reading: unless it is to be `patient`, a message that cannot be delivered soon
-    is lost, and later it is said how many were.
+    is dropped, and later it is said how many were. Each method raises Stopped if a signal comes meanwhile.
     """
 
-    def __init__(self, level: int, stream: IO[str] | None, *, patient: bool = False) -> None:
+    def __init__(self, level: int, stream: IO[str] | None, clock: Clock, *, patient: bool = False) -> None:
         self.level = level
         self._stream = stream
+        self._clock = clock
         self._patient = patient
-        self._lost = 0
-        self._end = 0.0  # of the time for all that is said at once
+        self._dropped = 0
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
+        self._descriptor = descriptor_for(stream)
         self._shows_progress = False
 
     def log(self, level: int, text: str, **fields: str) -> None:
         """One message, with fields such as DISK= for the journal."""
-        self.log_all(level, [(text, fields)])
+        self.log_all([(level, text, fields)], self._clock.now() + MAX_SENDING)
 
-    def log_all(self, level: int, messages: Iterable[Message], *, always: bool = False) -> None:
-        """Several messages; the journal gets them always, if need be, whatever is to be shown."""
-        if level > self.level and not (always and self._is_journal):
-            return
-        self._end = time.monotonic() + MAX_SENDING_ALL
-        for text, fields in messages:
-            if self._lost:
-                lost = f"Messages were lost here, because nobody read them: {self._lost}."
-                self._lost = 0 if self._deliver(WARNING, lost, {}) else self._lost
-            if self._lost or not self._deliver(level, text, fields):
-                self._lost += 1
+    def log_all(self, messages: Sequence[Message], end: float, summary: Message | None = None) -> None:
+        """Several messages, until `end` on the monotonic clock; and one that the journal gets whatever the level."""
+        shown = [message for message in messages if message[0] <= self.level]
+        if shown:
+            self._say_dropped(end)
+        for position, message in enumerate(shown):
+            if self._dropped or not self._deliver(message, end - self._clock.now()):
+                self._dropped += len(shown) - position
+                break
+        if summary and (summary[0] <= self.level or self._is_journal):
+            end = self._clock.now() + MAX_SENDING
+            self._say_dropped(end)
+            self._deliver(summary, end - self._clock.now())
+
+    def _say_dropped(self, end: float) -> None:
+        text = f"{counted(self._dropped, 'message')} dropped here, because the reader was too slow."
+        if self._dropped and self._deliver((WARNING, text, {}), end - self._clock.now()):
+            self._dropped = 0
 
     def progress(self, text: str) -> None:
         """On a terminal, one line that the next one or a message is written over."""
         if self._is_terminal and self.level > ERR:
             from shutil import get_terminal_size
 
-            self._end = time.monotonic() + MAX_SENDING_ALL
-            self._write(printable(text)[: get_terminal_size().columns - 1])
+            self._write(printable(text)[: get_terminal_size().columns - 1], MAX_SENDING)
             self._shows_progress = True
 
-    def _deliver(self, level: int, text: str, fields: Mapping[str, str]) -> bool:
-        """Whether the message has gone out; what cannot be told to anybody has."""
+    def _deliver(self, message: Message, seconds: float) -> bool:
+        """Whether the message has gone out within so many seconds; what cannot be told to anybody has."""
+        level, text, fields = message
         text = printable(shortened(text, MAX_MESSAGE))
         if not self._is_journal:
-            return self._write(f"{text}\n")
+            return self._write(f"{text}\n", seconds)
         with suppress(OSError), closing(connected_socket(JOURNAL_SOCKET)) as journal:
-            if not self._can_write(journal.fileno()):
+            if not self._can_write(journal.fileno(), seconds):
                 return False
             journal.send(journal_entry(level, text, fields))
             return True
-        return self._write(f"<{level}>{text}\n")  # journald is not there; sd-daemon(3)
+        return self._write(f"<{level}>{text}\n", seconds)  # journald is not there; sd-daemon(3)
 
-    def _write(self, text: str) -> bool:
+    def _write(self, text: str, seconds: float) -> bool:
         if self._shows_progress:
             text = f"\r\033[K{text}"
             self._shows_progress = False
+        data = text.encode(getattr(self._stream, "encoding", None) or "ascii", "backslashreplace")
         try:
-            descriptor = self._stream.fileno() if self._stream is not None else -1
-            data = text.encode(getattr(self._stream, "encoding", None) or "ascii", "backslashreplace")
-            while data and descriptor >= 0:
-                if not self._can_write(descriptor):
+            while data and self._descriptor >= 0:
+                if not self._can_write(self._descriptor, seconds):
                     return False
-                data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]  # as much as goes into a pipe at least
+                data = data[os.write(self._descriptor, data[: select.PIPE_BUF]) :]  # as much as goes into any pipe
         except BlockingIOError:
             return False
         except (OSError, ValueError):
             pass  # nobody listens; the wait goes on
         return True
 
-    def _can_write(self, descriptor: int) -> bool:
-        """Whether the reader takes something soon; at once, if messages were lost already."""
-        if self._patient:
-            return True
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        seconds = 0.0 if self._lost else min(MAX_SENDING, self._end - time.monotonic())
-        return bool(poll.poll(max(0.0, seconds) * 1000))
+    def _can_write(self, descriptor: int, seconds: float) -> bool:
+        """Whether the reader takes something soon."""
+        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING / 2)
+        end = self._clock.now() + seconds
+        while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
+            if self._clock.now() >= end:
+                return False
+        return True
+
+
+def descriptor_for(stream: IO[str] | None) -> int:
+    """Where to write what goes to a stream; -1 if nobody listens.
+
+    A terminal may block after poll(2) has said that it does not, so it is opened again, without blocking: the stream's
+    own descriptor belongs to others as well, such as a shell.
+    """
+    descriptor = -1
+    with suppress(OSError, ValueError):
+        descriptor = stream.fileno() if stream is not None else -1
+        if os.isatty(descriptor):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(f"{PROC}/self/fd/{descriptor}", flags)
+    return descriptor
 
 
 def is_journal(stream: IO[str] | None) -> bool:
@@ -2943,6 +3119,12 @@ def notify(*assignments: str) -> bool:
     return True
 
 
+def extended_timeout(seconds: float) -> str:
+    """What tells systemd that the wait goes on for so many seconds: sd_notify(3)."""
+    # The settings, the first and the last look, and the last messages take their time as well.
+    return f"EXTEND_TIMEOUT_USEC={(seconds + MAX_SOURCING + MAX_FIRST_LOOK + MAX_SENDING_ALL) * 1e6:.0f}"
+
+
 def connected_socket(address: str) -> Socket:
     """A socket for datagrams to this address, on which nothing blocks. Raises OSError."""
     # The module that is written in C: socket takes 20 times as long to import, and the common boot needs this as well.
@@ -2963,151 +3145,154 @@ class Reporter:
     What keeps coming and going is said once between two reminders, and so are at most MAX_LINES messages.
     """
 
-    def __init__(self, journal: Journal, started: float, timeout: float) -> None:
+    def __init__(self, journal: Journal, clock: Clock, started: float, timeout: float) -> None:
         self._journal = journal
+        self._clock = clock
         self._started = started
         self._timeout = timeout
-        self._awaited: dict[str, Missing] = {}
+        self._snapshot = Snapshot()  # the last
+        self._awaited: dict[str, Awaited] = {}
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
         self._said: set[tuple[str, str]] = set()  # since the last reminder
-        self._announced: set[str] = set()  # paths of which it was said that they are waited for
-        self._problems: dict[str, list[str]] = {}
-        self._lines: dict[str, int] = {}  # said since then, by what they are about
+        self._lines = 0  # that were said since then, but for what was found
+        self._announced: dict[str, set[str]] = {}  # paths, and for which domains it was said that they are waited for
         self._status = ""
-        self._snapshot = Snapshot()  # the last
+        self._problems: dict[str, list[str]] = {}  # of files and directories, as they were said
         self._found: dict[str, float] = {}  # seconds after which disks and the like were there
 
     def report(self, snapshot: Snapshot) -> None:
         """Says what is new since the last snapshot."""
-        now = time.monotonic()
-        before, self._awaited = self._awaited, {one.path: one for one in snapshot.missing()}
-        self._snapshot = snapshot
-        self._found = {path: seconds for path, seconds in self._found.items() if path not in self._awaited}
-        self._found.update(dict.fromkeys(before.keys() - self._awaited.keys(), round(now - self._started, 3)))
-        self._journal.log(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}.")
-        self._log(WARNING, "problems", self._on_problems(snapshot))
-        self._log(WARNING, "ends", self._on_ends(before, snapshot))
+        messages = self._news(snapshot)
+        now = self._clock.now()
         if now >= self._reminder:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
-            self._lines.clear()
-            self._log(WARNING, "reminders", self._reminders(before))
-        self._log(WARNING, "waits", self._on_waits(before))
+            self._lines = 0
+            messages += self._reminders()
+        new = self._new_problems() + self._new_waits()
+        messages += limited(new, MAX_LINES - self._lines)
+        self._lines += len(new)
+        self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
         self._report_status()
 
-    def _log(self, level: int, about: str, messages: Iterable[Message]) -> None:
-        messages = iter(messages)
-        said = self._lines.get(about, 0)
-        lines = list(islice(messages, max(0, MAX_LINES - said)))
-        self._journal.log_all(level, lines)
-        more = sum(1 for _ in messages)
-        if more and said < MAX_LINES:
-            text = f"There are {more} more messages like these; suppressing further messages. See `{COMMAND} list`."
-            self._journal.log(level, text)
-        self._lines[about] = said + len(lines) + more
+    def _news(self, snapshot: Snapshot) -> list[Message]:
+        """What has been found since the last snapshot."""
+        if snapshot is self._snapshot:
+            return []
+        was_awaited = self._awaited
+        self._snapshot = snapshot
+        self._awaited = {one.path: one for one in snapshot.missing()}
+        text = f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}."
+        messages: list[Message] = [(DEBUG, text, {})]
+        seconds = round(self._clock.now() - self._started, 3)
+        for path in self._awaited:
+            self._found.pop(path, None)
+        for path, one in was_awaited.items():
+            if path not in self._awaited:
+                self._found[path] = seconds
+                if self._announced.pop(path, None):
+                    messages.append(found_message(one, snapshot, seconds))
+        return messages
 
     def _is_news(self, path: str, what: str) -> bool:
-        if (path, what) in self._said or len(self._said) > 10 * MAX_LINES:
-            return False
-        self._said.add((path, what))
-        return True
+        """Whether this was not said since the last reminder."""
+        is_new = (path, what) not in self._said and len(self._said) < 10 * MAX_LINES
+        if is_new:
+            self._said.add((path, what))
+        return is_new
 
-    def _on_problems(self, snapshot: Snapshot) -> Iterator[Message]:
-        found = problems_of(snapshot)
+    def _new_problems(self) -> list[Message]:
+        messages: list[Message] = []
+        found = problems_of(self._snapshot)
         self._problems = {path: problems for path, problems in self._problems.items() if path in found}
         for path, problems in found.items():
-            if problems != self._problems.get(path, []) and self._is_news(path, "problem"):
-                self._problems[path] = problems
-                guest = snapshot.guests.get(path)
-                fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
-                if guest and guest.status.state is State.REFUSED:
-                    fields["MESSAGE_ID"] = MESSAGE_REFUSED
-                for text in problems:
-                    yield text, fields
+            if problems == self._problems.get(path) or not self._is_news(path, "problem"):
+                continue
+            self._problems[path] = problems
+            guest = self._snapshot.guests.get(path)
+            fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
+            if guest and guest.status.state is State.REFUSED:
+                fields["MESSAGE_ID"] = MESSAGE_REFUSED
+            messages += [(WARNING, text, fields) for text in problems]
+        return messages
 
-    def _on_waits(self, before: Mapping[str, Missing]) -> Iterator[Message]:
+    def _new_waits(self) -> list[Message]:
+        """That something is waited for, unless it has only not been looked at yet."""
+        messages: list[Message] = []
         for path, one in self._awaited.items():
-            known = before[path].domains if path in before else ()
-            new = [domain for domain in one.domains if domain not in known]
-            if new and self._is_news(path, f"waiting for {new}"):
-                self._announced.add(path)
-                for domain in new:
-                    yield waiting_message(one, domain)
+            announced = self._announced.get(path, set())
+            new = [domain for domain in one.domains if domain not in announced]
+            if new and one.status.state is not State.UNKNOWN and self._is_news(path, f"waiting for {new}"):
+                if self._lines + len(messages) < MAX_LINES:
+                    self._announced[path] = announced.union(new)
+                messages += [waiting_message(one, domain) for domain in new]
+        return messages
 
-    def _reminders(self, before: Mapping[str, Missing]) -> Iterator[Message]:
+    def _reminders(self) -> list[Message]:
         """What is still missing, in groups of the same reason."""
-        groups: dict[str, list[Missing]] = {}
+        groups: dict[str, list[Awaited]] = {}
         for path, one in self._awaited.items():
-            if path in before:
+            if path in self._announced or one.status == UNKNOWN:
                 groups.setdefault(one.status.reason, []).append(one)
+        messages = []
         for reason, group in groups.items():
             if len(group) == 1:
-                for domain in group[0].domains:
-                    yield waiting_message(group[0], domain)
+                messages += [waiting_message(group[0], domain) for domain in group[0].domains]
             else:
-                yield f"still waiting for {in_numbers(group)}: {reason}", {"REASON": reason}
-
-    def _on_ends(self, before: Mapping[str, Missing], snapshot: Snapshot) -> Iterator[Message]:
-        seconds = time.monotonic() - self._started
-        for path, one in before.items():
-            if path in self._awaited or path not in self._announced:
-                continue
-            self._announced.discard(path)
-            if path in snapshot.disks:
-                text = f"disk {path} found"
-            elif path in snapshot.guests:
-                text = f"configuration {path} found"
-            elif path in snapshot.directories and snapshot.directories[path].status == READY:
-                text = f"directory {path} found"
-            else:
-                text = f"{path} is no longer needed"
-            fields = {"DISK": path, "DOMAIN": join_limited(one.domains, MAX_NAMES), "STATE": State.READY.value}
-            yield f"{text} (after {seconds:.0f} seconds)", fields
+                text = f"still waiting for {in_numbers(group)}: {reason}"
+                messages.append((WARNING, text, {"REASON": reason}))
+        return limited(messages)
 
     def _report_status(self) -> None:
-        missing = list(self._awaited.values())
         # Where there was never anything to wait for, it stays empty.
         status = "Everything that the guests need is ready." if self._status else ""
-        if missing:
-            seconds = time.monotonic() - self._started
-            status = f"Waiting for {in_short(missing)}"
+        if self._awaited:
+            seconds = self._clock.now() - self._started
+            status = f"Waiting for {in_short(list(self._awaited.values()))}"
             self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
         if status != self._status:
-            left = self._started + self._timeout - time.monotonic()
-            # More than is left, because the last look may take a little longer.
-            if notify(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={(max(0.0, left) + 10) * 1e6:.0f}"):
+            left = self._started + self._timeout - self._clock.now()
+            if notify(f"STATUS={status}", extended_timeout(max(0.0, left))):
                 self._status = status
 
-    def log_end(self, stopped_by: int = 0) -> str:
+    def log_end(self, snapshot: Snapshot, stopped_by: int = 0) -> str:
         """Says how the wait ended, and what is missing then; returns the result in a word."""
-        seconds = time.monotonic() - self._started
+        messages = self._news(snapshot) + limited(self._new_problems())
         missing = list(self._awaited.values())
-        refused = [guest.domain.name for guest in rejected(self._snapshot)]
+        seconds = self._clock.now() - self._started
+        lost = [snapshot.guests[file] for file in lost_guests(snapshot)]
+        down = {guest.domain.name for guest in lost if not guest.status.is_rejected()}
+        guests = join_limited(sorted(down.union(*(one.domains for one in missing))), MAX_NAMES)
+        # Whether they are meant to be guests is not known.
+        files = [guest.domain.source for guest in lost if guest.status.is_rejected()]
+        useless = [f"no guest starts from {join_limited(files, MAX_NAMES)}"] if files else []
         if stopped_by:
             result, level = "stopped", WARNING
             waiting = f", still waiting for {in_short(missing)}" if missing else ""
             text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
         elif missing:
             result, level = "timeout", ERR
-            self._log(ERR, "timeout", self._on_timeout())
+            messages += limited(timeout_messages(missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
-            guests = join_limited(sorted({*refused, *(domain for one in missing for domain in one.domains)}), MAX_NAMES)
-            text = f"{starts} guests will probably not come up: {guests}."
+            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + "."
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
-            text = f"Everything is ready for {size_of(self._snapshot)}."
-            if refused:
-                text = f"No disk is missing, but these guests will not come up: {join_limited(refused, MAX_NAMES)}."
+            text = f"Everything is ready for {size_of(snapshot)}."
+            if lost:
+                losses = [f"these guests will not come up: {guests}"] if down else []
+                text = f"No disk is missing, but {'; '.join(losses + useless)}."
+            self._report_status()
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
-        self._journal.log_all(level, [(text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})], always=True)
+        summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
+        self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END, summary)
         return result
 
     def as_last_wait(self, result: str) -> dict[str, Any]:
         """How the wait ended, for programs and the command `last`."""
-        waited = time.monotonic() - self._started
-        paths = {path: Missing(path, status, ()) for path, status in self._snapshot.disks.items()}
+        waited = self._clock.now() - self._started
+        paths = {path: Awaited(path, status, ()) for path, status in self._snapshot.disks.items()}
         for guest in self._snapshot.guests.values():
             for path in (required.path for required in guest.required if required.path):
                 paths[path] = paths[path]._replace(domains=(*paths[path].domains, guest.domain.name))
@@ -3128,40 +3313,68 @@ class Reporter:
                 # A configuration that is missing in the end is told of as a disk is.
                 for path, one in {**paths, **self._awaited}.items()
             ],
+            "guests": [start_as_json(guest) for guest in self._snapshot.guests.values()],
             "refused": [
-                {"source": well_formed(guest.domain.source), "error": well_formed(guest.status.reason)}
-                for guest in rejected(self._snapshot)
+                {"source": well_formed(file), "error": well_formed(why)}
+                for file, why in lost_guests(self._snapshot).items()
             ],
         }
 
-    def _on_timeout(self) -> Iterator[Message]:
-        after = f" after {format_time_span(self._timeout)}" if self._timeout else ""
-        for one in self._awaited.values():
-            words = "still missing" if one.status.state is State.MISSING else "still not ready"
-            for domain in one.domains:
-                fields = {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}
-                advice = f" (try: {one.status.hint})" if one.status.hint else ""
-                yield f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}", fields
+
+def waiting_message(one: Awaited, domain: str) -> Message:
+    """That a domain's disk is waited for, and why; the first words are those of the script of 2017."""
+    return WARNING, f"still waiting for {one.path} for {domain}... ({one.status.reason})", fields_of(one, domain)
 
 
-def waiting_message(one: Missing, domain: str) -> Message:
-    """The message which says that a domain is waited for, and why; its first words are those of the script of 2017."""
-    return f"still waiting for {one.path} for {domain}... ({one.status.reason})", fields_of(one, domain)
+def found_message(one: Awaited, snapshot: Snapshot, seconds: float) -> Message:
+    """That something is not waited for any more, in words of the script of 2017."""
+    path = one.path
+    if path in snapshot.disks:
+        text = f"disk {path} found"
+    elif path in snapshot.guests:
+        text = f"configuration {path} found"
+    elif path in snapshot.directories and snapshot.directories[path].status == READY:
+        text = f"directory {path} found"
+    else:
+        text = f"{path} is no longer needed"
+    fields = {"DISK": path, "DOMAIN": join_limited(one.domains, MAX_NAMES), "STATE": State.READY.value}
+    return WARNING, f"{text} (after {seconds:.0f} seconds)", fields
 
 
-def fields_of(one: Missing, domain: str) -> dict[str, str]:
+def timeout_messages(missing: Sequence[Awaited], timeout: float) -> list[Message]:
+    """What is missing in the end, why, and what to do about it."""
+    after = f" after {format_time_span(timeout)}" if timeout else ""
+    messages = []
+    for one in missing:
+        words = "still missing" if one.status.state is State.MISSING else "still not ready"
+        advice = f" (try: {one.status.hint})" if one.status.hint else ""
+        for domain in one.domains:
+            text = f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}"
+            messages.append((ERR, text, {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}))
+    return messages
+
+
+def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
+    """As many of them as may be said, and how many more there are."""
+    if not 0 < most < len(messages):
+        return messages[: max(0, most)]
+    text = f"There are {len(messages) - most} more messages like these; see `{COMMAND} list`."
+    return [*messages[:most], (messages[0][0], text, {})]
+
+
+def fields_of(one: Awaited, domain: str) -> dict[str, str]:
     """The fields for the journal."""
     state, reason, hint, _ = one.status
     return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
-def in_numbers(missing: Sequence[Missing]) -> str:
+def in_numbers(missing: Sequence[Awaited]) -> str:
     """How much is missing."""
     guests = len({domain for one in missing for domain in one.domains})
     return f"{counted(len(missing), 'disk')} of {counted(guests, 'guest')}"
 
 
-def in_short(missing: Sequence[Missing]) -> str:
+def in_short(missing: Sequence[Awaited]) -> str:
     """How much is missing, and the first of it, on one line."""
     names = [f"{one.path} for {join_limited(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
     return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
@@ -3172,23 +3385,33 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def rejected(snapshot: Snapshot) -> list[Guest]:
-    """The guests whose configurations xl will reject, or cannot be read."""
-    return [guest for guest in snapshot.guests.values() if guest.status.is_rejected()]
+def lost_guests(snapshot: Snapshot) -> dict[str, str]:
+    """By file, why no guest starts from it, however long one waits."""
+    lost = {}
+    for file, guest in snapshot.guests.items():
+        statuses = [(one.path, snapshot.disk_status(one)) for one in guest.required]
+        gone = [f"{path} {status.reason}" for path, status in statuses if status.is_rejected()]
+        if guest.status.is_rejected():
+            will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
+            lost[file] = f"{guest.status.reason}; {will}"
+        elif gone or guest.start.keeps_down():
+            lost[file] = guest.start.reason or gone[0]
+    return lost
 
 
 def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     """By file or directory, a sentence for everything wrong with it, unless that is waited for."""
-    problems = {}
+    problems: dict[str, list[str]] = {}
     for path, directory in snapshot.directories.items():
-        problems[path] = [f"{path}: {directory.warning}."] if directory.warning else []
+        if directory.warning:
+            problems[path] = [f"{path}: {directory.warning}."]
         if directory.status.state is State.UNREADABLE:
-            problems[path].append(f"{path}: {directory.status.reason}; not waiting for the guests in it.")
+            problems[path] = [f"{path}: {directory.status.reason}; not waiting for the guests in it."]
     for file, guest in snapshot.guests.items():
-        problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
-        if guest.status.is_rejected():
-            will = "xl will reject it" if guest.status.state is State.REFUSED else "It is ignored"
-            problems[file] = [f"{file}: {guest.status.reason}. {will}; not waiting for its disks."]
+        if guest.domain.warnings:
+            problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
+    for file, why in lost_guests(snapshot).items():
+        problems[file] = [f"{file}: {why}; not waiting for its disks."]
     return problems
 
 
@@ -3203,10 +3426,9 @@ def as_json(snapshot: Snapshot) -> str:
 
     domains = [
         {
-            "name": well_formed(guest.domain.name),
-            "source": well_formed(guest.domain.source),
+            **start_as_json(guest),
             "kind": guest.domain.kind,
-            "error": well_formed(guest.status.reason) or None,
+            "error": None if guest.start.reason else well_formed(guest.status.reason) or None,
             "refused": guest.status.state is State.REFUSED,
             "disks": [disk_as_json(*pair) for pair in zip(guest.domain.needs(), guest.required)],
         }
@@ -3217,10 +3439,18 @@ def as_json(snapshot: Snapshot) -> str:
         for path, (kind, _, status, _) in snapshot.directories.items()
         if status != READY
     ]
-    ready = not snapshot.missing()
+    statuses = [one.status for one in snapshot.directories.values()] + [one.status for one in snapshot.guests.values()]
+    ready = snapshot.is_complete() and not any(status.state is State.UNREADABLE for status in statuses)
     return json.dumps(
         {"version": JSON_VERSION, "ready": ready, "domains": domains, "directories": directories}, indent=2
     )
+
+
+def start_as_json(guest: Guest) -> dict[str, str | None]:
+    """Which guest it is, and how xendomains starts it."""
+    how, reason, _ = guest.start
+    names = {"name": well_formed(guest.domain.name), "source": well_formed(guest.domain.source)}
+    return {**names, "start": how, "start_reason": well_formed(reason) or None}
 
 
 def status_as_json(status: Status) -> dict[str, str | None]:
@@ -3236,24 +3466,24 @@ def well_formed(text: str) -> str:
 
 def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
     """The snapshot for people."""
-    rows = [("DOMAIN", "KIND", "VDEV", "DISK", "STATE", "REASON")]
+    rows = [("DOMAIN", "START", "VDEV", "DISK", "STATE", "REASON")]
 
-    def add(domain: str, kind: str, vdev: str, path: str, status: Status) -> None:
+    def add(domain: str, start: str, vdev: str, path: str, status: Status) -> None:
         hint = f" (try: {status.hint})" if with_hints and status.hint else ""
-        rows.append((domain, kind, vdev, path, status.state.value, f"{status.reason}{hint}"))
+        rows.append((domain, start, vdev, path, status.state.value, f"{status.reason}{hint}"))
 
     for path, directory in snapshot.directories.items():
         if directory.status.state is not State.READY:
-            add("-", directory.kind, "-", path, directory.status)
+            add("-", "-", "-", path, directory.status)
     for file, guest in snapshot.guests.items():
-        domain = guest.domain
+        domain, how = guest.domain, guest.start.how
         if guest.status.state is not State.READY:
-            add(domain.name, domain.kind, "-", file, guest.status)
+            add(domain.name, how, "-", file, guest.status)
         elif not domain.needs():
-            rows.append((domain.name, domain.kind, "-", "-", "no disks", ""))
+            rows.append((domain.name, how, "-", "-", "no disks", ""))
         for disk, required in zip(domain.needs(), guest.required):
             path = required.path or disk.target or "-"
-            add(domain.name, domain.kind, disk.vdev, path, snapshot.disk_status(required))
+            add(domain.name, how, disk.vdev, path, snapshot.disk_status(required))
     return in_columns(rows)
 
 
@@ -3266,11 +3496,12 @@ def in_columns(rows: Sequence[Sequence[str]]) -> str:
 
 def write_last_wait(record: Mapping[str, Any]) -> None:
     """Puts it in the place of the record of the wait before. Raises OSError; the directory is made by the unit."""
-    with open(f"{LAST_WAIT}.new", "w") as file:
-        import json
+    import json
 
+    new = f"{LAST_WAIT}.{os.getpid()}"  # another wait may end at the same time
+    with open(new, "w") as file:
         file.write(json.dumps(record))  # on one line: with indent=, it is not written in C
-    os.replace(f"{LAST_WAIT}.new", LAST_WAIT)
+    os.replace(new, LAST_WAIT)
 
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
@@ -3306,25 +3537,25 @@ class Use(NamedTuple):
         return Finding(problem, fix, is_error, self.guest.domain.source, self.guest.domain.name, self.disk.vdev)
 
 
-def findings_of(snapshot: Snapshot, watch: Watch, *, reboot: bool) -> list[Finding]:
+def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[Finding]:
     """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
     facts = StorageFacts()
-    uses, used = uses_of(snapshot, watch), used_by_host(facts)
+    uses, used = uses_of(snapshot, watcher), used_by_host(facts)
     # Cluster managers bring up storage themselves.
     reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", facts)
-    checks = [check_files(snapshot, watch.xendomains), check_names(snapshot), check_sharing(uses)]
+    checks = [check_files(snapshot), check_sharing(uses)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         status = snapshot.disk_status(use.required)
-        checks += [check_use(use, status, used, facts)]
+        checks += [check_use(use, used, facts)]
         checks += [check_reboot(use, facts)] if reboot and status == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
-    return [one for one in found if not watch.names or one.file in snapshot.guests]
+    return [one for one in found if not watcher.names or one.file in snapshot.guests]
 
 
-def uses_of(snapshot: Snapshot, watch: Watch) -> list[Use]:
+def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[Use]:
     """What the guests need of this host, also those that were not asked for, without what does not answer."""
-    places = places_of(required_paths(snapshot.read), watch)
+    places = places_of(required_paths(snapshot.read), watcher)
     return [
         Use(guest, disk, required, places[required.path])
         for guest in snapshot.read.values()
@@ -3333,10 +3564,10 @@ def uses_of(snapshot: Snapshot, watch: Watch) -> list[Use]:
     ]
 
 
-def places_of(needed: Mapping[str, Required], watch: Watch) -> dict[str, str]:
+def places_of(needed: Mapping[str, Required], watcher: Watcher) -> dict[str, str]:
     """What is at each of these paths, see place_of(), without what does not answer."""
     calls: dict[str, Call] = {path: partial(place_of, path) for path in needed}
-    answers = watch.files.run("place", calls, time.monotonic() + MAX_FIRST_LOOK)
+    answers = watcher.calls.run("place", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     return {path: place for path, place in answers.items() if isinstance(place, str)}
 
 
@@ -3350,15 +3581,8 @@ def place_of(path: str) -> str:
     return path
 
 
-def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]:
+def check_files(snapshot: Snapshot) -> Iterator[Finding]:
     """The directories of xendomains, and the files in them."""
-    for path, variable, usual in (
-        (xendomains.auto, "XENDOMAINS_AUTO", DEFAULT_AUTO),
-        (xendomains.save, "XENDOMAINS_SAVE", DEFAULT_SAVE),
-    ):
-        # Xen's own are there only once they are needed. xendomains itself makes the one where it saves guests.
-        if path and path != usual and path not in snapshot.directories:
-            yield Finding("is not a directory", f"mkdir {path}, or correct {variable}", variable.endswith("AUTO"), path)
     for path, directory in snapshot.directories.items():
         if directory.warning:
             yield Finding(directory.warning, file=path)
@@ -3369,22 +3593,10 @@ def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]
         yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
         if guest.status.is_awaited():
             yield Finding(f"{guest.status.reason}; the boot would wait for it", file=file)
-        elif guest.status.is_rejected():
-            will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
-            yield Finding(f"{guest.status.reason}; {will}", "", True, file)
-
-
-def check_names(snapshot: Snapshot) -> Iterator[Finding]:
-    """Guests with the same name. A guest that was saved has its configuration as well."""
-    files: dict[tuple[str, str], list[str]] = {}
-    for file, guest in snapshot.read.items():
-        if guest.status == READY:
-            files.setdefault((guest.domain.kind, guest.domain.name), []).append(file)
-    for (_, name), same in files.items():
-        for file in same if same[1:] else ():
-            others = join_limited([os.path.basename(other) for other in same if other != file], MAX_LISTED)
-            problem = f"has the same name as {others}, and one of them starts"
-            yield Finding(problem, f"move the others out of {os.path.dirname(file)}", True, file, name)
+        elif guest.start.instead == "create":
+            yield Finding(guest.start.reason, "", True, file, guest.domain.name)
+    for file, why in lost_guests(snapshot).items():
+        yield Finding(why, "", True, file)
 
 
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
@@ -3409,6 +3621,11 @@ def check_units() -> Iterator[Finding]:
         if state in ("disabled", "masked"):
             verb = "enable" if state == "disabled" else "unmask"
             yield Finding(f"{unit} is {state}, so it does not run at boot", f"systemctl {verb} {unit}")
+    for unit in ("libvirtd.service", "virtxend.service"):
+        conflicts = output_of("systemctl", "show", "--property=Conflicts", unit)
+        if "xendomains.service" in conflicts and output_of("systemctl", "is-enabled", unit).strip() == "enabled":
+            problem = f"{unit} conflicts with xendomains.service, so systemd may start only one of them at boot"
+            yield Finding(problem, f"systemctl disable {unit}", is_error=True)
 
 
 # Names that the kernel, or mdadm for an array that mdadm.conf does not name, gives in the order in which devices come.
@@ -3418,11 +3635,9 @@ UNSTABLE_NAME = f"/dev/((sd|hd|vd|xvd)[a-z]{{1,3}}[0-9]*|(md12[0-9]|({NUMBERED})
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_use(use: Use, status: Status, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
-    """What a guest needs: its name, whether it is there if it is no disk, and whether this host uses it."""
+def check_use(use: Use, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
+    """What a guest needs: its name, and whether this host uses it."""
     path = use.required.path
-    if use.disk in use.guest.domain.boot_files and status.state is State.MISSING:
-        yield use.finding(f"{path} {status.reason}", is_error=True)
     if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], facts):
         links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
@@ -3562,61 +3777,62 @@ class LeftAlone(Exception):
     """The guest is not to be started, or no longer: a sentence that says why, and the exit status for it."""
 
 
-def start_late(watch: Watch, options: Options, journal: Journal, pauses: Pauses, started: float) -> int:
+def start_late(watcher: Watcher, options: Options, journal: Journal, started: float) -> int:
     """Waits until a guest's disks are there, and starts it as xendomains would; returns the exit status.
 
     Without --timeout it waits without limit; with --no-start it does not start it. Raises Stopped if a signal comes.
     """
+    clock = watcher.clock
     # Nothing is in a hurry: events end a pause early.
-    pause = max(watch.settings.longest, LATE_PAUSE)
+    pause = max(watcher.settings.longest, LATE_PAUSE)
     # The boot may be told to ignore it, because this is there.
-    settings = watch.settings._replace(first=pause, longest=pause, ignored_domains=())
-    watch = watch._replace(settings=settings)
+    watcher.settings = watcher.settings._replace(first=pause, longest=pause, ignored_domains=())
     deadline = float("inf") if options.timeout is None else started + options.timeout
-    reporter = Reporter(journal, started, MAX_TIME)
+    reporter = Reporter(journal, clock, started, MAX_TIME)
 
     def report(snapshot: Snapshot) -> None:
-        check_that_it_may_start(snapshot, watch)
+        check_that_it_may_start(snapshot, watcher)
         reporter.report(snapshot)
 
-    def look(known: Snapshot) -> Snapshot:
-        snapshot = take_snapshot(watch, known, time.monotonic() + MAX_FIRST_LOOK, recheck_ready=True)
+    def look() -> Snapshot:
+        snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=True)
         report(snapshot)
         return snapshot
 
     try:
-        snapshot = look(Snapshot())
-        while time.monotonic() < deadline and (not snapshot.guests or has_failed_with(snapshot, watch, journal)):
-            pauses.pause(min(pause, deadline - time.monotonic()))
-            snapshot = look(snapshot)
-        if snapshot.missing() and time.monotonic() < deadline:
-            snapshot = wait(watch, snapshot, report, pauses, deadline)
-        if options.no_start or snapshot.missing() or not snapshot.guests:
-            return EXIT_TIMED_OUT if snapshot.missing() or not snapshot.guests else EXIT_READY
-        set_signals(signal.SIG_DFL)
-        return create_guest(next(iter(snapshot.guests.values())), snapshot, watch, journal)
+        snapshot = look()
+        while clock.now() < deadline and (not snapshot.guests or has_failed_with(snapshot, watcher, journal)):
+            clock.pause(min(pause, deadline - clock.now()))
+            snapshot = look()
+        if not snapshot.is_complete() and clock.now() < deadline:
+            snapshot = wait(watcher, report, deadline)
+            report(snapshot)
+        if options.no_start or not snapshot.is_complete() or not snapshot.guests:
+            return EXIT_READY if snapshot.is_complete() and snapshot.guests else EXIT_TIMED_OUT
+        clock.release_signals()
+        return create_guest(next(iter(snapshot.guests.values())), snapshot, watcher, journal)
     except LeftAlone as left:
         reason, status = left.args
-        journal.log_all(INFO if status == EXIT_READY else WARNING, [(reason, {})], always=True)
+        journal.log_all([], clock.now(), (INFO if status == EXIT_READY else WARNING, reason, {}))
         return EXIT_TIMED_OUT if options.no_start else status
 
 
-def check_that_it_may_start(snapshot: Snapshot, watch: Watch) -> None:
+def check_that_it_may_start(snapshot: Snapshot, watcher: Watcher) -> None:
     """Raises LeftAlone if a guest is not to be started, so that none is taken for another, and none starts twice."""
-    names = {*watch.names, *(guest.domain.name for guest in snapshot.guests.values())}
+    names = {*watcher.names, *(guest.domain.name for guest in snapshot.guests.values())}
     for file, guest in snapshot.read.items():
         if guest.domain.kind == "saved" and not names.isdisjoint((guest.domain.name, os.path.basename(file))):
             reason = f"was saved in {file}, and is not started from its configuration (fix: xl restore {file})"
             raise LeftAlone(f"guest {guest.domain.name} {reason}.", EXIT_TIMED_OUT)
     if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
         files = join_limited(list(snapshot.guests), MAX_LISTED)
-        raise LeftAlone(f"'{watch.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
-    for guest in rejected(snapshot):
-        raise LeftAlone(f"{guest.domain.source}: {guest.status.reason}. The guest is not started.", EXIT_USAGE)
+        raise LeftAlone(f"'{watcher.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
+    for file, why in lost_guests(snapshot).items():
+        raise LeftAlone(f"{file}: {why}. The guest is not started.", EXIT_USAGE)
     statuses = [directory.status for directory in snapshot.directories.values()]
     statuses += [guest.status for guest in snapshot.read.values()]
     if not snapshot.guests and not any(status.is_awaited() for status in statuses):
-        raise LeftAlone(f"{unknown_name(snapshot, watch.names)} It is not started.", EXIT_USAGE)
+        raise LeftAlone(f"{unknown_name(snapshot, watcher.names)} It is not started.", EXIT_USAGE)
     for name in names:
         with suppress(OSError):
             # xl writes this once it has started a guest; logrotate may leave an empty one.
@@ -3632,20 +3848,20 @@ def tried_file(snapshot: Snapshot) -> str:
     return f"{LATE_DIRECTORY}/{name.replace('/', '_')}"
 
 
-def has_failed_with(snapshot: Snapshot, watch: Watch, journal: Journal) -> bool:
+def has_failed_with(snapshot: Snapshot, watcher: Watcher, journal: Journal) -> bool:
     """Whether xl has failed to start the guest, and none of its disks has changed since."""
     tried = read_text_file(tried_file(snapshot))
-    if not tried or disks_now(snapshot, watch) != tried:
+    if not tried or disks_now(snapshot, watcher) != tried:
         return False
     name = next(iter(snapshot.guests.values())).domain.name
     journal.log(INFO, f"xl has failed to start guest {name}; waiting until one of its disks has changed.")
     return True
 
 
-def disks_now(snapshot: Snapshot, watch: Watch) -> str:
+def disks_now(snapshot: Snapshot, watcher: Watcher) -> str:
     """What tells whether a disk has changed; nothing if the guest has none here."""
     calls: dict[str, Call] = {path: partial(disk_now, path) for path in snapshot.disks}
-    answers = watch.files.run("identity", calls, time.monotonic() + MAX_FIRST_LOOK)
+    answers = watcher.calls.run("identity", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     return "".join(f"{path} {answer}\n" for path, answer in answers.items())
 
 
@@ -3659,7 +3875,7 @@ def disk_now(path: str) -> str:
     return " ".join([str(status.st_rdev), *attributes])
 
 
-def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journal) -> int:
+def create_guest(guest: Guest, snapshot: Snapshot, watcher: Watcher, journal: Journal) -> int:
     """Starts a guest, unless it runs. What xl says of a failure goes to the journal."""
     from subprocess import DEVNULL, PIPE, STDOUT, run
 
@@ -3667,20 +3883,22 @@ def create_guest(guest: Guest, snapshot: Snapshot, watch: Watch, journal: Journa
     if output_of("xl", "domid", name):
         raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
     facts = StorageFacts()
-    for path, place in places_of(required_paths(snapshot.guests), watch).items():
+    for path, place in places_of(snapshot.needed, watcher).items():
         state = drbd_state(place, facts)
         if place.startswith("drbd") and state.peer_role == "Primary" != state.role:  # as with allow-two-primaries
             raise LeftAlone(f"guest {name} may run on the peer, where its disk {path} is Primary.", EXIT_TIMED_OUT)
     command = ["xl", "create", "--quiet", "--defconfig", file]
     process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
     if process.returncode == 0:
-        journal.log_all(INFO, [(f"guest {name} is started: its disks are there.", {"DOMAIN": name})], always=True)
+        message = (INFO, f"guest {name} is started: its disks are there.", {"DOMAIN": name})
+        journal.log_all([], watcher.clock.now(), message)
         return EXIT_READY
-    journal.log_all(ERR, [(f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()])
+    lines: list[Message] = [(ERR, f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()]
+    journal.log_all(lines, watcher.clock.now() + MAX_SENDING_ALL)
     reason = f"could not be started with {file}; xl's status is {process.returncode}"
     journal.log(ERR, f"guest {name} {reason}.", DOMAIN=name)
     with suppress(OSError), open(tried_file(snapshot), "w") as tried:
-        tried.write(disks_now(snapshot, watch))
+        tried.write(disks_now(snapshot, watcher))
     return EXIT_TIMED_OUT
 
 
@@ -3769,9 +3987,9 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
     return level, problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     """Does what the command line asks for, and returns the exit status. Raises Stopped if a signal comes."""
-    started = time.monotonic()
+    started = clock.now()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
     if options.timeout is not None:
@@ -3779,13 +3997,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level, level_problems = log_level(settings, options, os.environ)
     if options.command == "late" and not options.quiet:
         level = max(level, INFO)  # what became of the guest
-    journal = Journal(level, sys.stderr, patient=options.command != "wait")
+    journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
         return show_last_wait(journal, as_json=options.json)
-    pauses = Pauses()
-    pauses.take_signals()
-    limit = min(MAX_SOURCING, max(settings.timeout, 0.5)) if options.command == "wait" else MAX_SOURCING
-    xendomains, more_problems = read_xendomains(settings, pauses, limit)
+    clock.take_signals()
+    limit = MAX_SOURCING
+    if options.command == "wait":
+        limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
+        notify(extended_timeout(settings.timeout))
+    xendomains, more_problems = read_xendomains(settings, clock, limit)
     problems += level_problems + more_problems
     for problem in problems:
         journal.log(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
@@ -3794,48 +4014,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if xendomains.warning:
         journal.log(WARNING, xendomains.warning, MESSAGE_ID=MESSAGE_SETTINGS)
 
-    calls, parser = BlockingCalls(pauses), BlockingCalls(pauses, threads=1)
-    watch = Watch(xendomains, settings, calls, parser, names=tuple(options.guests))
+    watcher = Watcher(xendomains, settings, clock, options.guests)
     if options.command == "late":
-        return start_late(watch, options, journal, pauses, started)
+        return start_late(watcher, options, journal, started)
     if options.command == "wait":
-        return wait_for_disks(watch, journal, pauses, started)
-    snapshot = take_snapshot(watch, Snapshot(), started + MAX_FIRST_LOOK, recheck_ready=True)
-    set_signals(signal.SIG_DFL)
-    if unknown := unknown_name(snapshot, watch.names):
+        return wait_for_disks(watcher, journal, started)
+    told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
+    told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
+    return show_guests(watcher, options, journal, told)
+
+
+def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequence[Finding]) -> int:
+    """What list and check print; returns the exit status. `told` is what was said about the settings."""
+    snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
+    watcher.clock.release_signals()
+    if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
         return EXIT_USAGE
     if options.command == "check":
-        told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
-        told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
-        findings = findings_of(snapshot, watch, reboot=options.reboot)
+        findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    if problems or rejected(snapshot):
+    unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
+    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
         return EXIT_USAGE
-    return EXIT_TIMED_OUT if snapshot.missing() else EXIT_READY
+    return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 
 
-def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: float) -> int:
+def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     """Waits and says what it waits for; returns the exit status. Raises Stopped if a signal comes."""
-    timeout = watch.settings.timeout
+    clock, timeout = watcher.clock, watcher.settings.timeout
     deadline = started + timeout
-    reporter = Reporter(journal, started, timeout)
+    reporter = Reporter(journal, clock, started, timeout)
     stopped = None
     try:
-        snapshot = take_snapshot(watch, Snapshot(), end_of_look(min(deadline, started + MAX_FIRST_LOOK)))
-        if unknown := unknown_name(snapshot, watch.names):
+        # Who looks once has the time of a first look.
+        first = min(deadline if timeout else started + MAX_FIRST_LOOK, started + MAX_FIRST_LOOK)
+        snapshot = watcher.look(end_of_look(first, clock))
+        if not unknown_name(snapshot, watcher.names) and timeout and not snapshot.is_complete():
+            reporter.report(snapshot)
+            wait(watcher, reporter.report, deadline)
+        clock.release_signals()
+        if unknown := unknown_name(watcher.known, watcher.names):
             journal.log(ERR, unknown)
             return EXIT_USAGE
-        reporter.report(snapshot)
-        if snapshot.missing() and timeout:
-            wait(watch, snapshot, reporter.report, pauses, deadline)
-        set_signals(signal.SIG_DFL)
     except Stopped as signalled:
         stopped = signalled
-    result = reporter.log_end(stopped.number if stopped else 0)
+        clock.release_signals()
+    result = reporter.log_end(watcher.known, stopped.number if stopped else 0)
     try:
-        if not watch.names:  # of a few guests it would take the place of all
+        if not watcher.names:  # of a few guests it would take the place of all
             write_last_wait(reporter.as_last_wait(result))
     except OSError as error:
         journal.log(DEBUG, f"{LAST_WAIT} cannot be written ({error_text(error)}).")
@@ -3845,7 +4073,9 @@ def wait_for_disks(watch: Watch, journal: Journal, pauses: Pauses, started: floa
 
 
 def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
-    """Which of these names of guests is not one, and which may be meant; nothing if all are."""
+    """Which of these names of guests is not one, and which may be meant; nothing if all are, or not all are known."""
+    if any(one.status.is_awaited() for one in snapshot.directories.values()):
+        return ""
     for name in names:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
@@ -3892,7 +4122,7 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
                 after = "" if disk["found_after"] is None else f"{disk['found_after']:.0f}s"
                 domains = join_limited(disk["domains"], MAX_LISTED)
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
-            rows += [(one["source"], "-", "refused", "", one["error"]) for one in last["refused"]]
+            rows += [(one["source"], "-", "not started", "", one["error"]) for one in last["refused"]]
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             text = f"{last['started']}: {last['result']} after {waited} of {timeout}\n{in_columns(rows)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -3904,8 +4134,9 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
 
 def size_of(snapshot: Snapshot) -> str:
     """How many guests and disks there are."""
-    disks = sum(len(guest.domain.disks) for guest in snapshot.guests.values())
-    return f"{counted(len(snapshot.guests), 'guest')} with {counted(disks, 'disk')}"
+    guests = [guest for guest in snapshot.guests.values() if guest.start.how != "none"]
+    disks = sum(len(guest.domain.disks) for guest in guests)
+    return f"{counted(len(guests), 'guest')} with {counted(disks, 'disk')}"
 
 
 def show(text: str, end: str = "\n") -> None:
@@ -3929,11 +4160,12 @@ def run() -> NoReturn:
     """
     status = EXIT_TIMED_OUT
     failure = ""
+    clock = Clock()
     try:
-        set_signals(signal.SIG_DFL)
-        status = main()
+        clock.release_signals()
+        status = main(clock)
     except Stopped as stopped:
-        set_signals(signal.SIG_DFL)
+        clock.release_signals()
         os.kill(os.getpid(), stopped.number)
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
@@ -3947,7 +4179,8 @@ def run() -> NoReturn:
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"
     if failure:
-        Journal(ERR, sys.stderr).log(ERR, f"{COMMAND}: {failure}")
+        clock.release_signals()
+        Journal(ERR, sys.stderr, clock).log(ERR, f"{COMMAND}: {failure}")
     os._exit(status)
 
 

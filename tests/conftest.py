@@ -28,7 +28,6 @@ from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
 from threading import Condition, Event, Thread
-from types import SimpleNamespace
 from typing import IO, Any, Literal
 
 import pytest
@@ -182,7 +181,7 @@ class Host:
         """A configuration in the auto directory; a disk is a path or a whole specification."""
         file = self.auto / f"{name}.cfg"
         specifications = [
-            f"{disk},raw,xvd{chr(97 + i % 26)},rw" if "," not in str(disk) else disk for i, disk in enumerate(disks)
+            f"{disk},raw,{vdev(number)},rw" if "," not in str(disk) else disk for number, disk in enumerate(disks)
         ]
         file.write_text(f'name = "{name}"\ndisk = {json.dumps([str(s) for s in specifications])}\n')
         return file
@@ -240,11 +239,11 @@ class Host:
         """What xendomains does here."""
         return xwd.Xendomains(str(self.auto), str(self.save))
 
-    def watch(self, pauses: xwd.Pauses | None = None, settings: xwd.Settings | None = None) -> xwd.Watch:
-        """What the program looks at here, and with which means, for a test that runs a part of it."""
-        pauses = pauses or xwd.Pauses()
-        calls = xwd.BlockingCalls(pauses), xwd.BlockingCalls(pauses, threads=1)
-        return xwd.Watch(self.xendomains(), settings or xwd.Settings(), *calls)
+    def watcher(
+        self, clock: xwd.Clock | None = None, settings: xwd.Settings | None = None, names: Sequence[str] = ()
+    ) -> xwd.Watcher:
+        """What looks at this host, for a test that runs a part of the program."""
+        return xwd.Watcher(self.xendomains(), settings or xwd.Settings(), clock or xwd.Clock(), names)
 
     def end(self) -> None:
         """Leaves nothing running."""
@@ -290,7 +289,7 @@ def saved_file(
     configuration: bytes,
     flags: int = xwd.SAVED_JSON | xwd.SAVED_STREAM_V2,
     order: Literal["little", "big"] = "little",
-    image: bytes = b"LibxlFmt and the memory image",
+    image: bytes = b"LibxlFmt and the memory image" + xwd.SAVED_END,
     size: int | None = None,
     optional: int | None = None,
 ) -> bytes:
@@ -299,6 +298,11 @@ def saved_file(
     optional = len(configuration) + 4 if optional is None else optional
     words = (0x01020304, flags, 0, optional, size)
     return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, order) for word in words) + configuration + image
+
+
+def vdev(number: int) -> str:
+    """The name of one of a guest's disks."""
+    return f"xvd{chr(97 + number)}" if number < 26 else f"d{number}p0"
 
 
 def texts(sentences: Sequence[str]) -> str:
@@ -342,6 +346,36 @@ def no_pyudev(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where pyudev is not installed."""
     modules: dict[str, Any] = sys.modules
     monkeypatch.setitem(modules, "pyudev", None)
+
+
+class Systemctl:
+    """Stands in for systemctl: tells which units are enabled."""
+
+    def __init__(self, directory: Path) -> None:
+        self._states = directory
+        script = directory / "systemctl"
+        script.write_text(
+            "#!/bin/sh\n"
+            f'case $1 in is-enabled) cat "{directory}/$2" ;; show) cat "{directory}/$3-conflicts" 2>/dev/null ;; esac\n'
+        )
+        script.chmod(0o755)
+        for unit in ("xendomains", "xendomains-wait-disk"):
+            self.says(f"{unit}.service", "enabled")
+
+    def says(self, unit: str, state: str) -> None:
+        """How this unit is from now on."""
+        (self._states / unit).write_text(f"{state}\n")
+
+    def has_conflicts(self, unit: str, *others: str) -> None:
+        """What this unit conflicts with from now on."""
+        (self._states / f"{unit}-conflicts").write_text(f"Conflicts={' '.join(others)}\n")
+
+
+@pytest.fixture
+def systemctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
+    directory = tmp_path_factory.mktemp("bin")
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return Systemctl(directory)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -459,6 +493,12 @@ class Receiver:
     def take(self) -> str:
         """The next datagram, as soon as it has come."""
         return self._socket.recv(1 << 20).decode()
+
+    def take_status(self) -> str:
+        """The next datagram that has a STATUS=, as soon as it has come."""
+        while "STATUS=" not in (told := self.take()):
+            pass
+        return told
 
     def take_all(self) -> list[str]:
         """The datagrams that have come."""
@@ -724,33 +764,27 @@ def udev_answers() -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """A clock for the program, which goes on only while its main thread pauses, and then at once.
+class FakeClock(xwd.Clock):
+    """A clock that goes on only while the main thread pauses, and then at once.
 
-    Before time passes, the threads of BlockingCalls come to their end, unless they are in a call that hangs (`hang()`)
-    or takes its time on this clock (`takes()`).
+    Before time passes, all threads come to their end, unless they are in a call that hangs (`hang()`) or takes its time
+    on this clock (`takes()`).
     """
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        super().__init__()
+        self.seconds = 0.0  # that have passed
+        self.threads_started = 0
+        self.messages = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._actions: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
         self._changed = Condition()
-        self._threads = 0
-        self._hanging: set[Hang] = set()
-        self.messages = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        self.threads_started = 0
-        self.events = Events()
-
-    @property
-    def seconds(self) -> float:
-        """How many seconds have passed."""
-        return self.now - 1000.0
+        self._active = 0  # threads that do not hang
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
         """Does this when so many seconds have passed since the clock was started."""
         with self._changed:
-            heappush(self._actions, (1000.0 + seconds, next(self._numbers), action))
+            heappush(self._actions, (seconds, next(self._numbers), action))
 
     def hang(self, answer: Any = None) -> Hang:
         """A call that does not come back until its release()."""
@@ -766,48 +800,42 @@ class Clock:
 
         return call
 
-    def start_new_thread(self, function: Callable[[], None], arguments: tuple[()]) -> int:
-        """As in the module _thread."""
+    def add_active(self, number: int) -> None:
+        """So many threads more go on, or less."""
+        with self._changed:
+            self._active += number
+            self._changed.notify_all()
 
+    def now(self) -> float:
+        return 1000 + self.seconds
+
+    def start_thread(self, function: Callable[[], None]) -> None:
         def run() -> None:
             try:
-                function(*arguments)
+                function()
             finally:
-                with self._changed:
-                    self._threads -= 1
-                    self._changed.notify_all()
+                self.add_active(-1)
 
-        with self._changed:
-            self._threads += 1
-            self.threads_started += 1
+        self.add_active(1)
+        self.threads_started += 1
         Thread(target=run, daemon=True).start()
-        return 0
 
-    def pause(self, pauses: xwd.Pauses, seconds: float, descriptor: int = -1) -> bool:
-        """As Pauses.pause(), in no time."""
-        end = self.now + max(0.0, seconds)
-        watched = [pauses._reading, *([descriptor] if descriptor >= 0 else [])]
+    def pause(self, seconds: float, descriptor: int = -1, event: int = select.POLLIN) -> bool:
+        end = self.seconds + max(0.0, min(seconds, xwd.MAX_TIME))
         while True:
             with self._changed:
-                assert self._changed.wait_for(lambda: self._threads == len(self._hanging), CAP), "a thread hangs"
-            ready = select.select(watched, [], [], 0)[0]
-            if pauses._reading in ready:
-                os.read(pauses._reading, 4096)
-            if pauses._stopped_by:
-                raise xwd.Stopped(pauses._stopped_by)
-            if ready or self.now >= end:
-                return descriptor in ready
-            self._go_on(pauses, end)
-
-    def _go_on(self, pauses: xwd.Pauses, end: float) -> None:
-        """Lets time pass until the next action, or the end."""
-        with self._changed:
-            is_due = bool(self._actions) and self._actions[0][0] <= end
-            moment, _, action = heappop(self._actions) if is_due else (end, 0, lambda: None)
-        moment = max(moment, self.now)
-        pauses.paused += moment - self.now
-        self.now = moment
-        action()
+                assert self._changed.wait_for(lambda: not self._active, CAP), "a thread hangs"
+            woken = bool(select.select([self._reading], [], [], 0)[0])
+            is_ready = super().pause(0, descriptor, event)
+            if woken or is_ready or self.seconds >= end:
+                return is_ready
+            with self._changed:
+                is_due = bool(self._actions) and self._actions[0][0] <= end
+                moment, _, action = heappop(self._actions) if is_due else (end, 0, lambda: None)
+            moment = max(moment, self.seconds)
+            self.slept += moment - self.seconds
+            self.seconds = moment
+            action()
 
     @property
     def said(self) -> str:
@@ -817,17 +845,32 @@ class Clock:
     def wait(self, host: Host, timeout: float = 300.0) -> Result:
         """The wait on this host, with its settings and this timeout, run to its end."""
         settings = xwd.read_settings(str(host.conf))[0]._replace(timeout=timeout)
-        pauses = xwd.Pauses()
-        journal = xwd.Journal(settings.log_level, self.messages)
-        status = xwd.wait_for_disks(host.watch(pauses, settings), journal, pauses, self.now)
+        journal = xwd.Journal(settings.log_level, self.messages, self)
+        status = xwd.wait_for_disks(host.watcher(self, settings), journal, self.now())
         return Result(status, "", self.said)
 
-    def end(self) -> None:
-        """Lets all calls come back."""
-        for hang in list(self._hanging):
-            hang.release()
-        self.messages.close()
-        self.events.close()
+
+class Hang:
+    """A call that hangs until its release()."""
+
+    def __init__(self, clock: FakeClock, answer: Any) -> None:
+        self._clock = clock
+        self._answer = answer
+        self._released = Event()
+        self._hanging = 0
+
+    def __call__(self, *_: object) -> Any:
+        if not self._released.is_set():
+            self._hanging += 1
+            self._clock.add_active(-1)
+            self._released.wait()
+        return self._answer
+
+    def release(self) -> None:
+        """Lets the call come back."""
+        self._clock.add_active(self._hanging)
+        self._hanging = 0
+        self._released.set()
 
 
 class Events:
@@ -843,53 +886,18 @@ class Events:
         """An event."""
         os.write(self._writing, b"event")
 
-    def close(self) -> None:
-        os.close(self._reading)
-        os.close(self._writing)
 
-
-class Hang:
-    """A call that hangs."""
-
-    def __init__(self, clock: Clock, answer: Any) -> None:
-        self.is_released = False
-        self._clock = clock
-        self._answer = answer
-
-    def __call__(self, *_: object) -> Any:
-        with self._clock._changed:
-            if not self.is_released:
-                assert self not in self._clock._hanging, "only one call may hang in each"
-                self._clock._hanging.add(self)
-                self._clock._changed.notify_all()
-                self._clock._changed.wait_for(lambda: self.is_released)
-        return self._answer
-
-    def release(self) -> None:
-        """Lets the call come back."""
-        with self._clock._changed:
-            self.is_released = True
-            self._clock._hanging.discard(self)
-            self._clock._changed.notify_all()
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> Events:
+    """The events of block devices are those of the test."""
+    it = Events()
+    monkeypatch.setattr(xwd, "block_events", lambda: it)
+    return it
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    it = Clock()
-    fake = SimpleNamespace(
-        monotonic=lambda: it.now,
-        process_time=lambda: 0.0,
-        time=lambda: it.now,
-        sleep=time.sleep,
-        localtime=time.localtime,
-        strftime=time.strftime,
-    )
-    monkeypatch.setattr(xwd, "time", fake)
-    monkeypatch.setattr(xwd, "start_new_thread", it.start_new_thread)
-    monkeypatch.setattr(xwd.Pauses, "pause", lambda *arguments: it.pause(*arguments))
-    monkeypatch.setattr(xwd, "block_events", lambda: it.events)
+def clock(events: Events) -> Iterator[FakeClock]:
     handlers = {number: signal.getsignal(number) for number in xwd.STOPPING_SIGNALS}
-    yield it
-    it.end()
+    yield FakeClock()
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -10,14 +10,15 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 import pytest
 from conftest import (
     CORPUS,
     NOBODY,
-    Clock,
+    FakeClock,
+    Hang,
     Host,
     as_root,
     deaf_file_system,
@@ -76,29 +77,29 @@ CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
 
 SAVED: list[tuple[str, Callable[[Path], None], str]] = [
     ("huge", huge_saved, "needs what xl does not know: mandatory flags 0xffffffff"),
-    ("directory", Path.mkdir, "is a directory, not a regular file"),
-    ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
-    ("socket", bind_socket, "is a socket, not a regular file"),
-    ("device", link_to("/dev/zero"), "is a character device, not a regular file"),
     ("loop", link_to("bad"), "cannot be read: Too many levels of symbolic links"),
     ("truncated", truncated, "ends within its configuration: 448 of 1041 bytes"),
 ]
 
-# xendomains passes over what does not begin as a saved domain does.
-NOT_SAVED = [binary, huge, Path.touch, utf16]
+# xendomains passes over what is no file, and upstream's what does not begin as a saved domain does.
+NOT_SAVED = [binary, huge, Path.touch, utf16, Path.mkdir, os.mkfifo, bind_socket, link_to("/dev/zero")]
 
 # What xl would not say.
 OURS = ("is too large for a configuration", "cannot be read: Too many levels of symbolic links")
 
-NOTHING = xwd.Snapshot()
-SILENT = xwd.Status(xwd.State.NOT_READY, xwd.NOT_RESPONDING)
-NOT_CHECKED = xwd.Status(xwd.State.NOT_READY, xwd.NOT_CHECKED)
+SILENT = xwd.Status(xwd.State.NOT_READY, str(xwd.NoResponse()))
+FACTS = xwd.StorageFacts()
 
 
-def snapshot(
-    watch: xwd.Watch, known: xwd.Snapshot = NOTHING, anew: bool = False, deadline: float = math.inf
-) -> xwd.Snapshot:
-    return xwd.take_snapshot(watch, known, deadline, recheck_ready=anew)
+def snapshot(host: Host) -> xwd.Snapshot:
+    """What one look finds on this host."""
+    return host.watcher().look(math.inf)
+
+
+def read(file: str | Path, kind: str = "auto", before: tuple[int, ...] = ()) -> xwd.Guest | None:
+    """What is read from a file, of which this signature is known."""
+    guest = xwd.unread_guest(str(file), kind)._replace(signature=before)
+    return xwd.read_guest_once(guest, xwd.Settings(), FACTS)
 
 
 def names(found: xwd.Snapshot) -> list[str]:
@@ -113,7 +114,7 @@ def guest_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd
     """What is found for the bad file, next to a good guest that is found all the same."""
     host.guest("good", host.image("good"))
     make(directory / "bad")
-    found = snapshot(host.watch())
+    found = snapshot(host)
     assert names(found).count("good") == 1
     assert len(found.guests) == 2
     assert found.missing() == []
@@ -140,10 +141,10 @@ def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
     assert error in guest.status.reason
     if error.startswith(OURS):
         assert guest.status.state is xwd.State.UNREADABLE
-        assert problem_of(guest) == f"{file}: {guest.status.reason}. It is ignored; not waiting for its disks."
+        assert problem_of(guest) == f"{file}: {guest.status.reason}; it is ignored; not waiting for its disks."
     else:
         assert guest.status.state is xwd.State.REFUSED
-        assert problem_of(guest) == f"{file}: {guest.status.reason}. xl will reject it; not waiting for its disks."
+        assert problem_of(guest) == f"{file}: {guest.status.reason}; xl will reject it; not waiting for its disks."
 
 
 @pytest.mark.parametrize("make", NOT_SAVED)
@@ -166,8 +167,9 @@ def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str, kind
     child = os.fork()
     if child == 0:
         os.setuid(NOBODY)
-        status = xwd.Status(xwd.State.UNREADABLE, "cannot be read: Permission denied")
-        os._exit(0 if xwd.read_text(xwd.unread_guest(str(bad), kind)) == status else 1)
+        status = xwd.Status(xwd.State.UNREADABLE, "cannot be read: Permission denied (run it as root)")
+        guest = read(bad, kind)
+        os._exit(0 if guest and guest.status == status else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -200,7 +202,7 @@ def test_whatever_goes_wrong_with_one_configuration_is_its_reason(
         return real(it)
 
     monkeypatch.setattr(xwd, name, fail)
-    found = snapshot(host.watch())
+    found = snapshot(host)
     assert found.guests[str(bad)].status == xwd.Status(xwd.State.UNREADABLE, "RuntimeError: odd")
     assert list(missing(found)) == [f"{host.images}/missing"]
 
@@ -216,7 +218,7 @@ def test_whatever_goes_wrong_with_one_disk_is_its_reason(host: Host, monkeypatch
         return check_disk(required, facts)
 
     monkeypatch.setattr(xwd, "check_disk", fail)
-    assert missing(snapshot(host.watch())) == {str(bad): xwd.Status(xwd.State.NOT_READY, "RuntimeError: odd")}
+    assert missing(snapshot(host)) == {str(bad): xwd.Status(xwd.State.NOT_READY, "RuntimeError: odd")}
 
 
 def test_a_name_that_is_no_utf8_is_told_of(host: Host) -> None:
@@ -229,7 +231,7 @@ def test_one_guest_without_a_good_configuration_does_not_hold_up_one_that_waits(
     host.guest("web", host.images / "a")
     result = host.run("--timeout", "0")
     assert result.status == xwd.EXIT_TIMED_OUT
-    assert result.messages.endswith("will probably not come up: bad, web.\n")
+    assert result.messages.endswith(f"will probably not come up: web; no guest starts from {host.auto}/bad.\n")
 
 
 def failing(number: int) -> Callable[..., Any]:
@@ -247,12 +249,12 @@ def test_an_error_that_may_pass_is_waited_for(
     host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     host.guest("web", host.image("a"))
-    watch = host.watch()
+    watcher = host.watcher()
     with monkeypatch.context() as patch:
         patch.setattr(f"xendomains_wait_disk.{call}", failing(number), raising=False)
-        found = snapshot(watch)
+        found = watcher.look(math.inf)
     assert {status.reason for status in missing(found).values()} == {f"cannot be read: {os.strerror(number)}"}
-    assert snapshot(watch, found).missing() == []
+    assert watcher.look(math.inf).is_complete()
 
 
 def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,24 +262,24 @@ def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeyp
     file = host.guest("gone", host.images / "missing")
     list_directory = xwd.list_directory
 
-    def list_and_remove(path: str, kind: str) -> xwd.Directory | None:
-        directory = list_directory(path, kind)
+    def list_and_remove(path: str, before: xwd.Directory, facts: xwd.StorageFacts) -> xwd.Directory | None:
+        directory = list_directory(path, before, facts)
         if directory and str(file) in directory.files:
             file.unlink()
         return directory
 
     monkeypatch.setattr(xwd, "list_directory", list_and_remove)
-    assert names(snapshot(host.watch())) == ["web"]
+    assert names(snapshot(host)) == ["web"]
 
 
 def test_a_disk_that_a_guest_has_twice_is_missing_once(host: Host) -> None:
     host.guest("web", host.images / "a", host.images / "a")
-    assert [one.domains for one in snapshot(host.watch()).missing()] == [("web",)]
+    assert [one.domains for one in snapshot(host).missing()] == [("web",)]
 
 
 def test_a_link_that_dangles_is_waited_for_and_says_where_to(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
-    (guest,) = snapshot(host.watch()).guests.values()
+    (guest,) = snapshot(host).guests.values()
     assert (guest.domain.name, guest.domain.kind, guest.status.is_awaited()) == ("web.cfg", "auto", True)
     assert guest.status.reason == "is a link to /nowhere/web.cfg, which does not exist"
 
@@ -286,43 +288,55 @@ def test_a_link_that_dangles_is_waited_for_and_says_where_to(host: Host) -> None
 def test_a_directory_that_is_a_link_to_nothing_is_waited_for_and_says_where_to(host: Host, directory: str) -> None:
     (host.root / directory).rmdir()
     (host.root / directory).symlink_to("/nowhere")
-    assert missing(snapshot(host.watch())) == {
+    assert missing(snapshot(host)) == {
         f"{host.root}/{directory}": xwd.Status(xwd.State.MISSING, "is a link to /nowhere, which does not exist")
     }
 
 
-def test_a_file_that_has_not_changed_is_not_read_again(host: Host) -> None:
-    file = str(host.guest("web"))
-    text = xwd.read_text(xwd.unread_guest(file, "auto"))
-    assert isinstance(text, xwd.Text)
-    guest = xwd.parse_guest(file, "auto", text, xwd.Settings())
-    assert xwd.read_text(guest) is guest
-
-
-def test_the_next_snapshot_reads_only_what_has_changed(host: Host) -> None:
+def test_only_what_has_changed_is_read_again(host: Host, clock: FakeClock) -> None:
     web, mail = str(host.guest("web")), str(host.guest("mail"))
-    watch = host.watch()
-    found = snapshot(watch)
+    watcher = host.watcher(clock)
+    found = watcher.look(math.inf)
     host.guest("mail", host.image("a"))
-    again = snapshot(watch, found)
+    clock.pause(xwd.READ_INTERVAL)
+    again = watcher.look(math.inf)
     assert again.guests[web] is found.guests[web]
     assert again.guests[mail] is not found.guests[mail]
+
+
+def test_configurations_are_read_once_in_an_interval(host: Host, clock: FakeClock) -> None:
+    host.guest("web", host.images / "missing")
+    watcher = host.watcher(clock)
+    found = watcher.look(math.inf)
+    host.guest("mail")
+    clock.pause(xwd.READ_INTERVAL / 2)
+    assert watcher.look(math.inf) is found
+    clock.pause(xwd.READ_INTERVAL / 2)
+    assert names(watcher.look(math.inf)) == ["mail", "web"]
+
+
+def test_while_a_configuration_is_waited_for_all_are_read_each_time(host: Host, clock: FakeClock) -> None:
+    (host.auto / "web.cfg").symlink_to(host.root / "web.cfg")
+    watcher = host.watcher(clock)
+    watcher.look(math.inf)
+    (host.root / "web.cfg").write_text('name = "web"\n')
+    assert names(watcher.look(math.inf)) == ["web"]
 
 
 def test_what_was_ready_is_looked_at_again_only_if_asked(host: Host) -> None:
     image = host.image("a")
     host.guest("web", image)
-    watch = host.watch()
-    found = snapshot(watch)
+    watcher = host.watcher()
+    watcher.look(math.inf)
     image.unlink()
-    assert snapshot(watch, found).missing() == []
-    assert list(missing(snapshot(watch, found, anew=True))) == [str(image)]
+    assert watcher.look(math.inf).is_complete()
+    assert list(missing(watcher.look(math.inf, recheck_ready=True))) == [str(image)]
 
 
 def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) -> None:
     file, other = host.guest("old"), host.root / "other"
-    text = xwd.read_text(xwd.unread_guest(str(file), "auto"))
-    assert isinstance(text, xwd.Text)
+    guest = read(file)
+    assert guest
     before = file.stat()
 
     def has_ticked() -> bool:
@@ -334,8 +348,8 @@ def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) 
     file.write_text(file.read_text().replace("old", "new"))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    again = xwd.read_text(xwd.unread_guest(str(file), "auto")._replace(signature=text.signature))
-    assert isinstance(again, xwd.Text) and "new" in again.text
+    again = read(file, before=guest.signature)
+    assert again and again.domain.name == "new"
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG])
@@ -343,7 +357,7 @@ def test_a_directory_that_will_not_be_read_is_told_of_and_not_waited_for(
     host: Host, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr("xendomains_wait_disk.os.scandir", failing(number))
-    found = snapshot(host.watch())
+    found = snapshot(host)
     assert found.missing() == []
     reason = f"cannot be read: {os.strerror(number)}"
     assert xwd.problems_of(found) == {
@@ -352,90 +366,154 @@ def test_a_directory_that_will_not_be_read_is_told_of_and_not_waited_for(
     }
 
 
+def listing_hangs(monkeypatch: pytest.MonkeyPatch, hang: Hang) -> None:
+    """The auto directory cannot be listed, and the other one is empty."""
+    monkeypatch.setattr(
+        xwd,
+        "list_directory",
+        lambda _, before, __: hang() if before.kind == "auto" else before._replace(status=xwd.READY),
+    )
+
+
 def test_a_directory_whose_listing_hangs_is_waited_for_until_it_comes(
-    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.guest("web", host.images / "missing")
-    listing = xwd.list_directory(str(host.auto), "auto")
-    hang = clock.hang(listing)
-    monkeypatch.setattr(xwd, "list_directory", lambda path, kind: hang() if kind == "auto" else xwd.Directory(kind))
-    watch = host.watch()
-    found = snapshot(watch)
-    assert missing(found) == {str(host.auto): SILENT}
+    hang = clock.hang(xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS))
+    listing_hangs(monkeypatch, hang)
+    watcher = host.watcher(clock)
+    assert missing(watcher.look(math.inf)) == {str(host.auto): SILENT}
     hang.release()
-    clock.pause(xwd.Pauses(), 0)
-    assert list(missing(snapshot(watch, found))) == [f"{host.images}/missing"]
+    clock.pause(0)
+    assert list(missing(watcher.look(math.inf))) == [f"{host.images}/missing"]
 
 
 def test_guests_that_are_known_are_still_waited_for_while_their_directory_hangs(
-    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.guest("web", host.images / "missing")
-    watch = host.watch()
-    found = snapshot(watch)
-    hang = clock.hang()
-    monkeypatch.setattr(xwd, "list_directory", lambda path, kind: hang() if kind == "auto" else xwd.Directory(kind))
-    found = snapshot(watch, found)
-    assert missing(found).keys() == {str(host.auto), f"{host.images}/missing"}
+    watcher = host.watcher(clock)
+    watcher.look(math.inf)
+    listing_hangs(monkeypatch, clock.hang())
+    clock.pause(xwd.READ_INTERVAL)
+    assert missing(watcher.look(math.inf)).keys() == {str(host.auto), f"{host.images}/missing"}
     host.image("missing")
-    assert missing(snapshot(watch, found)) == {str(host.auto): SILENT}
+    assert missing(watcher.look(math.inf)) == {str(host.auto): SILENT}
 
 
 def test_a_disk_that_always_answers_late_becomes_ready(
-    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = host.image("a")
     host.guest("web", image)
     monkeypatch.setattr(xwd, "check_disk", lambda *_: clock.takes(5, xwd.READY)())
-    watch = host.watch()
-    found = snapshot(watch)
-    assert missing(found) == {str(image): SILENT}
-    watch_pauses(watch).pause(10)
-    assert snapshot(watch, found).missing() == []
+    watcher = host.watcher(clock)
+    assert missing(watcher.look(math.inf)) == {str(image): SILENT}
+    clock.pause(10)
+    assert watcher.look(math.inf).is_complete()
 
 
-def watch_pauses(watch: xwd.Watch) -> xwd.Pauses:
-    return watch.files._pauses
+def reading_hangs(monkeypatch: pytest.MonkeyPatch, file: str, hang: Hang) -> None:
+    """This configuration cannot be read."""
+    read_guest = xwd.read_guest
+    monkeypatch.setattr(
+        xwd, "read_guest", lambda guest, **more: hang() if guest.domain.source == file else read_guest(guest, **more)
+    )
 
 
 def test_a_configuration_that_does_not_answer_is_waited_for_until_it_does(
-    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web, mail = str(host.guest("web", host.image("a"))), str(host.guest("mail"))
-    hang = clock.hang(xwd.read_text(xwd.unread_guest(web, "auto")))
-    read_text = xwd.read_text
-    monkeypatch.setattr(xwd, "read_text", lambda guest: hang() if guest.domain.source == web else read_text(guest))
-    watch = host.watch()
-    found = snapshot(watch)
+    hang = clock.hang(read(web))
+    reading_hangs(monkeypatch, web, hang)
+    watcher = host.watcher(clock)
+    found = watcher.look(math.inf)
     assert found.guests[web] == xwd.Guest(xwd.Domain("web.cfg", web, "auto"), SILENT)
     assert found.guests[mail].domain.name == "mail"
-    assert snapshot(watch, found).guests[web].status == SILENT
+    assert watcher.look(math.inf).guests[web].status == SILENT
     hang.release()
-    watch_pauses(watch).pause(1)
-    found = snapshot(watch, found)
+    clock.pause(1)
+    found = watcher.look(math.inf)
     assert found.guests[web].domain.name == "web"
-    assert found.missing() == []
+    assert found.is_complete()
 
 
-def test_without_time_to_look_nothing_is_taken_for_ready(host: Host) -> None:
-    file = str(host.guest("web", host.image("a")))
-    assert missing(snapshot(host.watch(), deadline=0)) == {str(host.save): NOT_CHECKED, str(host.auto): NOT_CHECKED}
-    found = snapshot(host.watch())
-    again = missing(snapshot(host.watch(), found, anew=True, deadline=0))
-    assert again == dict.fromkeys([str(host.save), str(host.auto), file, f"{host.images}/a"], NOT_CHECKED)
+def test_one_configuration_that_hangs_leaves_time_for_the_disks_of_others(
+    host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where little time is left, as at the timeout."""
+    good, missing_disk = host.image("good"), host.images / "missing"
+    web = str(host.guest("web"))
+    host.guest("mail", good, missing_disk)
+    reading_hangs(monkeypatch, web, clock.hang())
+    found = host.watcher(clock).look(clock.now() + 0.9)
+    assert found.disks[str(good)] == xwd.READY
+    assert found.disks[str(missing_disk)].state is xwd.State.MISSING
+
+
+def test_what_had_no_turn_stays_as_it_was_known(host: Host) -> None:
+    image, gone = host.image("a"), host.images / "missing"
+    host.guest("web", image, gone)
+    watcher = host.watcher()
+    found = watcher.look(math.inf)
+    assert watcher.look(0, recheck_ready=True) is found
+
+
+def test_what_was_never_looked_at_is_unknown(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    watcher = host.watcher()
+    assert missing(watcher.look(0)) == dict.fromkeys([str(host.save), str(host.auto)], xwd.UNKNOWN)
 
 
 def test_what_was_ready_and_does_not_answer_in_the_last_look_is_not_ready(
-    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = host.image("a")
     host.guest("web", image)
-    watch = host.watch()
-    found = snapshot(watch)
-    assert found.missing() == []
-    hang = clock.hang()
-    monkeypatch.setattr(xwd, "check_disk", hang)
-    assert missing(snapshot(watch, found, anew=True)) == {str(image): SILENT}
+    watcher = host.watcher(clock)
+    assert watcher.look(math.inf).is_complete()
+    monkeypatch.setattr(xwd, "check_disk", clock.hang())
+    assert missing(watcher.check_disks(clock.now() + xwd.MAX_LAST_LOOK, recheck_ready=True)) == {str(image): SILENT}
+
+
+def test_what_was_missing_and_does_not_answer_in_the_last_look_is_still_missing(
+    host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.guest("web", host.images / "a")
+    watcher = host.watcher(clock)
+    found = watcher.look(math.inf)
+    monkeypatch.setattr(xwd, "check_disk", clock.hang())
+    assert watcher.check_disks(clock.now() + xwd.MAX_LAST_LOOK, recheck_ready=True).missing() == found.missing()
+
+
+def test_what_is_missing_below_dev_is_seen_without_a_thread(host: Host, clock: FakeClock) -> None:
+    host.guest("web", "/dev/no-such-group/volume", "/dev/no-such-disk")
+    watcher = host.watcher(clock)
+    watcher.look(math.inf)
+    before = clock.threads_started
+    watcher.look(math.inf)
+    assert clock.threads_started == before
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/fd/x", "/dev/fd", "/dev/shm/x", "/dev/../x", "/dev/x\0", "/x"])
+def test_what_is_there_or_leads_out_of_dev_is_not_taken_for_absent(path: str) -> None:
+    """/dev/fd is a link, and /dev/shm another file system."""
+    assert xwd.absent_devices([path]) == set()
+
+
+@pytest.mark.parametrize("path", ["/dev/no-such-disk", "/dev/no-such-group/volume", "/dev/null/volume"])
+def test_what_is_not_in_dev_is_absent(path: str) -> None:
+    assert xwd.absent_devices([path]) == ({path} if "null" not in path else set())
+
+
+def test_a_configuration_that_is_half_written_is_read_again_before_it_is_refused(host: Host) -> None:
+    file = host.auto / "web.cfg"
+    file.write_text('name = "web"\ndisk = [')
+    writer = Timer(0.2, lambda: host.guest("web", host.image("a")))
+    writer.start()
+    assert names(snapshot(host)) == ["web"]
+    writer.join()
 
 
 def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
@@ -445,7 +523,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     for name in ("d", "b", "e", "a", "c"):
         host.guest(name)
     (host.auto / ".hidden").touch()
-    directory = xwd.list_directory(str(host.auto), "auto")
+    directory = xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS)
     assert directory
     assert len(directory.files) == 3
     assert directory.files == sorted(directory.files)
@@ -453,7 +531,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     problems = xwd.problems_of(xwd.Snapshot({"/etc/xen/auto": directory}))
     assert problems == {"/etc/xen/auto": [f"/etc/xen/auto: {directory.warning}."]}
     monkeypatch.setattr(xwd, "MAX_FILES", 5)
-    assert xwd.list_directory(str(host.auto), "auto") == xwd.Directory(
+    assert xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS) == xwd.Directory(
         "auto", [f"{host.auto}/{name}.cfg" for name in "abcde"]
     )
 
@@ -481,10 +559,10 @@ def test_a_file_is_read_to_its_end_however_little_of_it_comes_at_a_time(
 def test_the_largest_configuration_is_read_and_no_larger_one(host: Host) -> None:
     file = host.auto / "web.cfg"
     file.write_text('name = "web"\n'.ljust(xwd.MAX_CONFIGURATION - 1) + "\n")
-    assert names(snapshot(host.watch())) == ["web"]
+    assert names(snapshot(host)) == ["web"]
     with file.open("a") as end:
         end.write("\n")
-    (guest,) = snapshot(host.watch()).guests.values()
+    (guest,) = snapshot(host).guests.values()
     assert guest.status == xwd.Status(xwd.State.UNREADABLE, "is too large for a configuration: more than 131072 bytes")
 
 
@@ -509,7 +587,5 @@ def test_a_configuration_that_others_may_write_is_warned_of_and_counts(host: Hos
     file = host.guest("web", host.images / "missing")
     file.chmod(0o666)
     messages = host.run("--timeout", "0").messages
-    assert (
-        f"{file}: others than its owner may write it (fix: chmod go-w {file}); xl uses it all the same.\n" in messages
-    )
-    assert f"still waiting for {host.images}/missing for web" in messages
+    assert f"{file}: others than its owner may write it (fix: chmod go-w {file}); xl uses it anyway.\n" in messages
+    assert f"{host.images}/missing for web is still missing" in messages

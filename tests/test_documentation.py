@@ -11,8 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +240,7 @@ def test_every_state_is_told() -> None:
 
 
 def test_every_reason_for_a_device_that_cannot_be_used_is_told() -> None:
-    reasons = {xwd.NOT_RESPONDING, xwd.NOT_CHECKED}
+    reasons = {str(xwd.NoResponse()), xwd.UNKNOWN.reason}
     reasons.update(reason.partition(" {")[0] for *_, reason in xwd.DEVICE_STATES)
     reasons.update(re.findall(r'Problem\("([^"]+)"', inspect.getsource(xwd.check_udev)))
     assert len(reasons) > 8
@@ -323,13 +322,13 @@ def test_limits_are_told() -> None:
 class Recorder(xwd.Journal):
     """Keeps the fields of the messages that have an ID, and of all messages."""
 
-    def __init__(self) -> None:
-        super().__init__(xwd.DEBUG, None)
+    def __init__(self, clock: xwd.Clock) -> None:
+        super().__init__(xwd.DEBUG, None, clock)
         self.by_id: dict[str, set[str]] = {}
         self.all: set[str] = set()
 
-    def log_all(self, level: int, messages: Iterable[xwd.Message], *, always: bool = False) -> None:
-        for text, fields in messages:
+    def log_all(self, messages: Sequence[xwd.Message], end: float, summary: xwd.Message | None = None) -> None:
+        for level, text, fields in (*messages, *([summary] if summary else [])):
             entry = xwd.journal_entry(level, text, fields).decode()
             names = set(re.findall(r"^([A-Z_]+)=", entry, re.M))
             self.all |= names
@@ -341,13 +340,13 @@ def recorded(host: Host) -> Recorder:
     """The messages about a disk that is missing, and a configuration that is refused."""
     host.guest("web", host.images / "not there")
     (host.auto / "zz.cfg").write_text("nonsense\n")
-    pauses = xwd.Pauses()
+    clock = xwd.Clock()
     xendomains = xwd.Xendomains(auto=str(host.auto))
-    watch = xwd.Watch(xendomains, xwd.Settings(), xwd.BlockingCalls(pauses), xwd.BlockingCalls(pauses))
-    recorder = Recorder()
-    reporter = xwd.Reporter(recorder, time.monotonic(), 0)
-    reporter.report(xwd.take_snapshot(watch, xwd.Snapshot(), time.monotonic() + 60, recheck_ready=True))
-    reporter.log_end()
+    recorder = Recorder(clock)
+    reporter = xwd.Reporter(recorder, clock, clock.now(), 60)
+    found = xwd.Watcher(xendomains, xwd.Settings(), clock).look(clock.now() + 60)
+    reporter.report(found)
+    reporter.log_end(found)
     return recorder
 
 

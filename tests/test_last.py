@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Clock, Host, Journald, Result, program_with, waiting
+from conftest import FakeClock, Host, Journald, Result, clean_environment, program_with, wait_until, waiting
 
 import xendomains_wait_disk as xwd
 
@@ -41,7 +42,7 @@ def show(host: Host, run: Path, *arguments: str) -> Result:
     return host.run("last", *arguments, RUNTIME_DIRECTORY=str(run))
 
 
-def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: Clock, last: Path) -> None:
+def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.image("a"), host.images / "b", host.images / "c")
     host.guest("db", host.images / "b")
     (host.auto / "zz").write_text("what is this\n")
@@ -70,12 +71,19 @@ def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: Clock, last: P
             },
         ],
         "refused": [
-            {"source": f"{host.auto}/zz", "error": "line 1: syntax error near 'is', expected = or +="},
+            {
+                "source": f"{host.auto}/zz",
+                "error": "line 1: syntax error near 'is', expected = or +=; xl will reject it",
+            },
+        ],
+        "guests": [
+            {"name": name, "source": f"{host.auto}/{file}", "start": "create", "start_reason": None}
+            for name, file in (("db", "db.cfg"), ("web", "web.cfg"), ("zz", "zz"))
         ],
     }
 
 
-def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: Clock, last: Path) -> None:
+def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     clock.at(3, lambda: host.image("a"))
     clock.at(9, lambda: (host.images / "a").unlink())
@@ -83,7 +91,7 @@ def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: Clock, last
     assert [disk["found_after"] for disk in read(last)["disks"]] == [None, None]
 
 
-def test_a_configuration_that_is_missing_in_the_end_is_in_the_record(host: Host, clock: Clock, last: Path) -> None:
+def test_a_configuration_that_is_missing_in_the_end_is_in_the_record(host: Host, clock: FakeClock, last: Path) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     clock.wait(host, timeout=20)
     (row,) = read(last)["disks"]
@@ -121,19 +129,31 @@ def test_who_reads_it_sees_the_one_before_or_the_new_one(host: Host, run: Path) 
     assert read(run / "last.json")["result"] == "ready"
 
 
+def test_two_waits_that_end_together_leave_one_whole_record(run: Path) -> None:
+    record = {"disks": ["x" * 10_000]}
+    program = f"import xendomains_wait_disk as xwd\nfor _ in range(300):\n    xwd.write_last_wait({record})"
+    environment = {**clean_environment(), "RUNTIME_DIRECTORY": str(run)}
+    waits = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)]
+    wait_until((run / "last.json").exists)
+    while any(wait.poll() is None for wait in waits):
+        assert read(run / "last.json") == record
+    assert [wait.returncode for wait in waits] == [0, 0]
+    assert [file.name for file in run.iterdir()] == ["last.json"]
+
+
 @pytest.mark.parametrize("place", ["nowhere", "file", "full"])
 def test_where_it_cannot_be_written_that_costs_a_message_for_who_wants_all(host: Host, place: str) -> None:
     host.guest("web", host.image("a"))
     (host.root / "file").touch()
     (host.root / "full").mkdir()
-    (host.root / "full" / "last.json.new").symlink_to("/dev/full")
+    (host.root / "full" / "last.json").mkdir()
     result = host.run(RUNTIME_DIRECTORY=f"{host.root}/{place}")
     assert (result.status, result.messages) == (xwd.EXIT_READY, "")
     result = host.run("-vv", RUNTIME_DIRECTORY=f"{host.root}/{place}")
     assert f"{host.root}/{place}/last.json cannot be written (" in result.messages
 
 
-def test_last_shows_it_as_a_table(host: Host, clock: Clock, last: Path) -> None:
+def test_last_shows_it_as_a_table(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     (host.auto / "zz").write_text("what is this\n")
     clock.at(7, lambda: host.image("a"))
@@ -147,7 +167,7 @@ def test_last_shows_it_as_a_table(host: Host, clock: Clock, last: Path) -> None:
         ["DISK", "DOMAINS", "STATE", "FOUND AFTER", "REASON"],
         [f"{host.images}/a", "web", "ready", rows[1][-2:]],
         [f"{host.images}/b", "web", "missing", "does not exist"],
-        [f"{host.auto}/zz", "-", "refused", "line 1: syntax error near 'is', expected = or +="],
+        [f"{host.auto}/zz", "-", "not started", "line 1: syntax error near 'is', expected = or +=; xl will reject it"],
     ]
 
 
@@ -229,13 +249,15 @@ def test_with_a_guest_that_is_refused_not_everything_is_ready(host: Host) -> Non
     result = host.run("-v")
     assert result.status == xwd.EXIT_READY
     assert "Everything is ready" not in result.messages
-    assert result.messages.endswith("No disk is missing, but these guests will not come up: zz.\n")
+    assert result.messages.endswith(f"No disk is missing, but no guest starts from {host.auto}/zz.\n")
 
 
 def test_a_guest_that_is_refused_is_among_those_that_will_not_come_up(host: Host) -> None:
     host.guest("web", host.images / "a")
     (host.auto / "zz").write_text("what is this\n")
-    assert host.run("--timeout", "0").messages.endswith("will probably not come up: web, zz.\n")
+    assert host.run("--timeout", "0").messages.endswith(
+        f"will probably not come up: web; no guest starts from {host.auto}/zz.\n"
+    )
 
 
 def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
@@ -250,6 +272,7 @@ def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
 # Guests that are asked for
 
 
+@pytest.mark.usefixtures("systemctl")
 @pytest.mark.parametrize("name", ["web", "web.cfg"])
 def test_only_the_guests_that_are_asked_for_count(host: Host, name: str) -> None:
     host.guest("web", host.image("a"))
@@ -285,6 +308,25 @@ def test_a_guest_whose_configuration_cannot_be_read_yet_goes_by_the_name_of_its_
         assert running.end().status == xwd.EXIT_READY
 
 
+def test_a_guest_is_waited_for_while_its_directory_cannot_be_read_yet(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to(host.root / "late")
+    with waiting(host, "wait", "web") as running:
+        (host.root / "late").mkdir()
+        host.guest("web", host.image("a"))
+        assert running.end().status == xwd.EXIT_READY
+
+
+def test_a_guest_that_is_not_in_a_directory_that_comes_late_is_wrong_usage(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to(host.root / "late")
+    with waiting(host, "wait", "web") as running:
+        (host.root / "late").mkdir()
+        result = running.end()
+    assert result.status == xwd.EXIT_USAGE
+    assert result.messages.endswith("'web' is not a guest that starts at boot (known: none).\n")
+
+
 def test_where_no_guests_start_none_is_known(host: Host) -> None:
     assert host.run("list", "web").messages == "'web' is not a guest that starts at boot (known: none).\n"
 
@@ -305,9 +347,10 @@ def test_where_no_guests_start_none_is_known(host: Host) -> None:
     ],
 )
 def test_what_a_guest_boots_from_is_waited_for(host: Host, lines: str) -> None:
-    (host.auto / "web").write_text(f'name="web"\n{lines.format(host.images / "late")}\n')
+    (host.auto / "web").write_text(f'name="web"\n{lines.format(host.images / "boot" / "late")}\n')
     with waiting(host) as running:
-        host.image("late")
+        (host.images / "boot").mkdir()
+        host.image("boot/late")
         assert running.end().status == xwd.EXIT_READY
 
 
@@ -330,7 +373,7 @@ def test_what_lies_elsewhere_or_is_not_used_is_not_waited_for(host: Host, lines:
 def test_what_a_guest_boots_from_is_listed(host: Host) -> None:
     (host.auto / "web").write_text(f'name="web"\nkernel="{host.images}/vmlinuz"\nramdisk="{host.image("initrd")}"\n')
     rows = [row.split()[2:5] for row in host.run("list").output.splitlines()[1:]]
-    assert rows == [["kernel", f"{host.images}/vmlinuz", "missing"], ["ramdisk", f"{host.images}/initrd", "ready"]]
+    assert rows == [["kernel", f"{host.images}/vmlinuz", "refused"], ["ramdisk", f"{host.images}/initrd", "ready"]]
 
 
 def test_without_configobj_the_interpreter_is_named(host: Host) -> None:

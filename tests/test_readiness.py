@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Host, as_root, attached, fill, loop_device, run_quietly, sparse, wait_until, waiting
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import HostPaths, paths_below
 
@@ -210,6 +210,7 @@ def test_a_chain_that_bites_its_tail_comes_to_an_end(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
+@settings(deadline=None)
 def test_any_header_is_no_error(header: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"QFI\xfb" + header)

@@ -19,6 +19,7 @@ DRBD = "/dev/drbd/by-res/r0/0"
     [
         ("/dev/vg0/web,raw,xvda,rw", "/dev/vg0/web"),
         ("file:/srv/web.img,xvda,w", "/srv/web.img"),
+        ("dmmd:/dev/vg0/web,xvda,w", "/dev/vg0/web"),
         ("backend=0,vdev=xvda,target=/dev/vg0/web", "/dev/vg0/web"),
         ("backend=Domain-0,vdev=xvda,target=/dev/vg0/web", "/dev/vg0/web"),
         ("script=block,vdev=xvda,target=/dev/vg0/web", "/dev/vg0/web"),
@@ -76,7 +77,7 @@ def test_of_a_disk_of_several_guests_what_suffices_for_all_is_required() -> None
         ("script=block-iscsi,vdev=xvda,target=iqn=x,portal=y", "the script block-iscsi attaches it"),
         ("iscsi:iqn.x:y,xvda,w", "the script block-iscsi attaches it"),
         ("script=block-x,vdev=xvda,target=/dev/vg0/web", "the script block-x attaches it"),
-        ("dmmd:md;/dev/md0,xvda,w", "the script block-dmmd attaches it"),
+        ("script=block-dmmd,dmmd:md;/dev/md0,xvda,w", "the script block-dmmd attaches it"),
         ("backendtype=qdisk,vdev=xvda,target=rbd:pool/image", "QEMU opens it"),
     ],
 )
@@ -101,7 +102,7 @@ def test_a_relative_target_is_warned_of(host: Host) -> None:
         f"{file}: the target 'no/such/image' of disk xvda is relative; libxl looks for /no/such/image."
         in result.messages
     )
-    assert "still waiting for /no/such/image for web..." in result.messages
+    assert "/no/such/image for web is still missing: " in result.messages
 
 
 def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
@@ -110,7 +111,7 @@ def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
     host.guest("two", missing)
     messages = host.run("--timeout", "0").messages
     for guest in ("one", "two"):
-        assert f"still waiting for {missing} for {guest}... (does not exist)\n" in messages
+        assert f"{missing} for {guest} is still missing: does not exist\n" in messages
 
 
 def test_a_guest_that_only_reads_does_not_wait_until_a_disk_can_be_written_to(
@@ -121,7 +122,7 @@ def test_a_guest_that_only_reads_does_not_wait_until_a_disk_can_be_written_to(
     host.guest("writer", f"{shared},raw,xvda,w")
     read_only = xwd.Status(xwd.State.NOT_READY, "is read-only", is_readable=True)
     monkeypatch.setattr(xwd, "check_disk", lambda *_: read_only)
-    snapshot = xwd.take_snapshot(host.watch(), xwd.Snapshot(), math.inf)
+    snapshot = host.watcher().look(math.inf)
     assert [one.domains for one in snapshot.missing()] == [("writer",)]
     states = [snapshot.disk_status(guest.required[0]).state for guest in snapshot.guests.values()]
     assert states == [xwd.State.READY, xwd.State.NOT_READY]
@@ -137,7 +138,7 @@ def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytes
         return xwd.READY
 
     monkeypatch.setattr(xwd, "check_disk", check_disk)
-    snapshot = xwd.take_snapshot(host.watch(), xwd.Snapshot(), math.inf)
+    snapshot = host.watcher().look(math.inf)
     assert looked == [str(host.images / "shared")]
     assert snapshot.missing() == []
 

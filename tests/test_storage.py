@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from conftest import Clock, Host
+from conftest import FakeClock, Host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recorded import HOSTS, HostPaths, entries, paths_below, unpack
@@ -1112,29 +1112,26 @@ def test_drbd_is_asked_once_in_a_look_however_many_threads_want_to_know(
     assert [layer.problem for layer in layers] == [None] * 40
 
 
-def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: Clock, tmp_path: Path) -> None:
+def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: FakeClock, tmp_path: Path) -> None:
     """Not at each look: that takes longer than to see that nothing has changed."""
     guests = Host(tmp_path)
     directory = guests.images / "late"
     guests.guest("web", directory / "web.img")
     (tmp_path / "fstab").write_text(f"nas:/export {directory} nfs defaults 0 0\n")
-    watch = guests.watch()
+    watcher = guests.watcher(clock)
     HostPaths(etc=str(tmp_path), proc=str(tmp_path)).use()
 
-    def reason(known: xwd.Snapshot, anew: bool = False) -> tuple[str, xwd.Snapshot]:
-        snapshot = xwd.take_snapshot(watch, known, clock.now + 60, anew)
-        return snapshot.disks[str(directory / "web.img")].reason, snapshot
+    def reason() -> str:
+        return watcher.look(clock.now() + 60).disks[str(directory / "web.img")].reason
 
     not_mounted = f"{directory} is not mounted (/etc/fstab mounts nas:/export there)"
     plain = f"does not exist, nor does the directory {directory}"
-    said, known = reason(xwd.Snapshot())
-    assert said == not_mounted
+    assert reason() == not_mounted
     (tmp_path / "fstab").unlink()
-    clock.now += xwd.MAX_REASON_AGE - 1
-    assert reason(known)[0] == not_mounted
-    assert reason(known, anew=True)[0] == plain
-    clock.now += 2
-    assert reason(known)[0] == plain
+    clock.pause(xwd.MAX_REASON_AGE - 1)
+    assert reason() == not_mounted
+    clock.pause(2)
+    assert reason() == plain
 
 
 # Bad evidence

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import xendomains_wait_disk as xwd
 
 FILE = InMemory()
-PAUSES = xwd.Pauses()
+CLOCK = xwd.Clock()
 
 assignments = st.builds(
     "{}{}={}".format,
@@ -42,7 +42,7 @@ files = st.lists(st.one_of(assignments, statements).filter(lambda line: not set(
 def check(content: bytes) -> bool:
     """The file is sourced, or the settings of Xen itself are taken."""
     path = FILE.write(content)
-    xendomains, problems = xwd.read_xendomains(xwd.Settings(xendomains=(path,)), PAUSES, 30.0)
+    xendomains, problems = xwd.read_xendomains(xwd.Settings(xendomains=(path,)), CLOCK, 30.0)
     assert xendomains
     assert all(directory == "" or directory.startswith("/") for directory in (xendomains.auto, xendomains.save))
     check_sentences(problems)

@@ -43,4 +43,4 @@ def test_the_other_guest_starts_then(boot: Boot) -> None:
 
 
 def test_the_reason_is_told(boot: Boot) -> None:
-    assert boot.said("/mnt/images/web.img for web is still not ready after 30s: .*does not answer.*")
+    assert boot.said("/mnt/images/web.img for web is still not ready after 30s: .*no response.*")
