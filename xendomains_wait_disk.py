@@ -1246,9 +1246,7 @@ class StorageFacts:
         """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
         lines = [line.split() for line in self.text(path).splitlines() if not line.lstrip().startswith("#")]
         return [
-            [re.sub(r"\\([0-3][0-7]{2})", lambda m: chr(int(m[1], 8)), w) for w in words]
-            for words in lines
-            if words[1:]
+            [re.sub(r"\\([0-3][0-7]{2})", lambda m: chr(int(m[1], 8)), w) for w in line] for line in lines if line[1:]
         ]
 
     @cached_property
@@ -1359,7 +1357,8 @@ class StorageFacts:
     @cached_property
     def uptime(self) -> float:
         """How long the host runs."""
-        return float((self.text(f"{PROC}/uptime").split() or ["0"])[0])
+        seconds = re.match("[0-9]{1,12}", self.text(f"{PROC}/uptime"))
+        return float(seconds[0]) if seconds else 0.0
 
     def device_table(self, kind: str) -> dict[str, tuple[str, list[str]]]:
         """The device of each volume in crypttab(5) or one like it, and its options."""
@@ -3672,15 +3671,9 @@ def holders_of(name: str) -> list[str]:
 
 def used_by_host(facts: StorageFacts) -> dict[str, str]:
     """The devices that this host itself uses, and what for."""
-    used = {}
-    for path, *_ in facts.table(f"{PROC}/swaps"):
-        used[os.path.basename(os.path.realpath(path))] = "is swap space"
-    for words in facts.mounts:
-        # btrfs has a number of its own, and only the source tells the device.
-        source = words[words.index("-") + 2]
-        for path in (f"{SYS}/dev/block/{words[2]}", *([source] if source.startswith("/dev/") else [])):
-            used[facts.device_at(path) or os.path.basename(os.path.realpath(path))] = f"is mounted on {words[4]}"
-    return used
+    used = {name: f"is mounted on {places[-1][0]}" for name, places in facts.mounted.items()}
+    swaps = (os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps"))
+    return {**used, **dict.fromkeys(swaps, "is swap space")}
 
 
 def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
@@ -3725,33 +3718,30 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
         if mapped in lines and "noauto" in lines[mapped][1]:
             return Problem(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
     if uuid.startswith("LVM-"):
-        text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
-        group = re.sub("([^-])-([^-].*)", r"\1", mapped).replace("--", "-")
-        activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
-        named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
-        if group not in named and not any(one.startswith("@") for one in named):
-            return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
-        return why_not_activated(group, mapped, facts)
+        return why_not_activated(mapped, facts)
     if name.startswith("drbd") and not is_enabled("drbd", facts):
         return Problem("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
     return None
 
 
-def why_not_activated(group: str, mapped: str, facts: StorageFacts) -> Problem | None:
-    """The flags of LVM by which a volume or a group is not activated at boot: lvchange(8), --setautoactivation."""
-    backup = facts.volume_group(group)
-    volume = mapped[len(map_name(group, "")) :].replace("--", "-")
-    text = backup.volumes.get(volume, "") if backup else ""
-    if backup and has_flag(backup.text, "NOAUTOACTIVATE"):
+def why_not_activated(mapped: str, facts: StorageFacts) -> Problem | None:
+    """What keeps LVM from activating a volume at boot: lvm.conf(5), and the flags that lvchange(8) sets."""
+    group, volume = (
+        part.replace("--", "-") for part in re.sub("([^-])-([^-])", r"\1/\2", mapped, count=1).partition("/")[::2]
+    )
+    text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
+    activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
+    named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
+    if group not in named and not any(one.startswith("@") for one in named):
+        return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
+    backup, path = facts.volume_group(group), f"{group}/{volume}"
+    of_group, of_volume = (backup.text, backup.volumes.get(volume, "")) if backup else ("", "")
+    if has_flag(of_group, "NOAUTOACTIVATE"):
         return Problem(f"volume group {group} is not activated by itself", f"vgchange --setautoactivation y {group}")
-    if has_flag(text, "NOAUTOACTIVATE"):
-        return Problem(
-            f"{group}/{volume} is not activated by itself", f"lvchange --setautoactivation y {group}/{volume}"
-        )
-    if has_flag(text, "ACTIVATION_SKIP"):
-        return Problem(
-            f"{group}/{volume} has the activation skip flag", f"lvchange --setactivationskip n {group}/{volume}"
-        )
+    if has_flag(of_volume, "NOAUTOACTIVATE"):
+        return Problem(f"{path} is not activated by itself", f"lvchange --setautoactivation y {path}")
+    if has_flag(of_volume, "ACTIVATION_SKIP"):
+        return Problem(f"{path} has the activation skip flag", f"lvchange --setactivationskip n {path}")
     return None
 
 
