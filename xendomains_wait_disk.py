@@ -3090,7 +3090,8 @@ def check_files(snapshot: Snapshot) -> Iterator[Finding]:
         elif guest.start.instead == "create":
             yield Finding(guest.start.reason, "", True, file, guest.domain.name)
     for file, why in lost_guests(snapshot).items():
-        yield Finding(why, "", True, file)
+        guest = snapshot.guests[file]
+        yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
 
 
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
