@@ -1893,11 +1893,7 @@ class Start(NamedTuple):
 
     how: str
     reason: str = ""
-    instead: str = ""  # how another file starts the guest
-
-    def keeps_down(self) -> bool:
-        """Whether the guest stays down because of that."""
-        return self.how == "none" and not self.instead
+    instead: str = ""  # how another file starts the guest; if none does, it stays down
 
 
 @record
@@ -2888,7 +2884,7 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
         if guest.status.is_rejected():
             will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
             lost[file] = f"{guest.status.reason}; {will}"
-        elif gone or guest.start.keeps_down():
+        elif gone or (guest.start.how == "none" and not guest.start.instead):
             lost[file] = guest.start.reason or gone[0]
     return lost
 
@@ -3040,9 +3036,8 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[F
     checks = [check_files(snapshot), check_sharing(uses)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        status = snapshot.disk_status(use.required)
         checks += [check_use(use, used, facts)]
-        checks += [check_reboot(use, facts)] if reboot and status == READY else []
+        checks += [check_reboot(use, facts)] if reboot and snapshot.disk_status(use.required) == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or one.file in snapshot.guests]
 

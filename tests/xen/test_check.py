@@ -156,9 +156,8 @@ def test_the_record_is_for_root(boot: Boot) -> None:
 
 
 def test_the_boot_is_summed_up(boot: Boot) -> None:
-    entry = boot.entry(
-        "xendomains starts now; these guests will probably not come up: gone; no guest starts from /etc/xen/auto/broken."
-    )
+    useless = "no guest starts from /etc/xen/auto/broken"
+    entry = boot.entry(f"xendomains starts now; these guests will probably not come up: gone; {useless}.")
     assert (entry["RESULT"], entry["MISSING"]) == ("timeout", "1")
     assert 19 < float(entry["WAITED_SEC"]) < 30
 
