@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     # The role of a DRBD device and its peer's, its disk and its peer's: drbdsetup(8); and if it promotes itself.
     DrbdState = tuple[str, str, str, str, bool]
     Found = TypeVar("Found")
-    FileLike = TypeVar("FileLike", "Directory", "Guest")
     # The level, the text, and its fields for the journal.
     Message = tuple[int, str, dict[str, str]]
 else:
@@ -406,12 +405,17 @@ class Clock:
     def take_signals(self) -> None:
         """From now on signals that ask the program to end are raised by pause()."""
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        set_signals(self._record)
+        self._set_signals(self._record)
 
     def release_signals(self) -> None:
         """From now on signals do what they do by default, and pause() raises none."""
-        set_signals(signal.SIG_DFL)
+        self._set_signals(signal.SIG_DFL)
         self._stopped_by = 0
+
+    def _set_signals(self, action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+        for number in STOPPING_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) or a shell had it
+                signal.signal(number, action)
 
     def _record(self, number: int, _: FrameType | None) -> None:
         self._stopped_by = self._stopped_by or number
@@ -439,13 +443,6 @@ class Clock:
         if self._stopped_by:
             raise Stopped(self._stopped_by)
         return descriptor in ready
-
-
-def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
-    for number in STOPPING_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, action)
 
 
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
@@ -2136,14 +2133,11 @@ class Watcher:
         patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
         answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
         for path, answer in answers.items():
-            if recheck_ready and isinstance(answer, NoResponse) and disks[path].is_awaited() and disks[path] != UNKNOWN:
-                continue  # there may have been no time, and what is known says more
-            status = status_from_answer(answer)
-            if status.state is not disks[path].state:  # else the reason of before says more
-                disks[path] = status
+            disks[path] = updated_status(disks[path], answer, is_last=recheck_ready)
         if recheck_ready or self.clock.now() >= self._explain_at:
-            awaited = {path for path, answer in answers.items() if isinstance(answer, Status) and answer.is_awaited()}
-            disks.update(self._explain([path for path in checked if path in awaited | absent], deadline))
+            silent = {path for path, answer in answers.items() if isinstance(answer, Exception)}
+            awaited = [path for path in checked if disks[path].state in (State.MISSING, State.NOT_READY)]
+            disks.update(self._explain([path for path in awaited if path not in silent], deadline))
         if disks != self.known.disks:
             self.known = self.known._replace(disks=disks)
         return self.known
@@ -2182,16 +2176,18 @@ class Watcher:
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
         """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
         kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
-        calls: dict[str, Call] = {path: partial(list_directory, path, kind, facts) for path, kind in kinds.items()}
+        known = {
+            path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
+        }
+        calls: dict[str, Call] = {path: partial(list_directory, path, before, facts) for path, before in known.items()}
         answers = self.calls.run("list", calls, deadline)
         directories = {}
-        for path, kind in kinds.items():
-            before = self.known.directories.get(path, Directory(kind, status=UNKNOWN))
+        for path, before in known.items():
             answer = answers.get(path, before)
             if isinstance(answer, Exception):
                 answer = before._replace(status=status_from_answer(answer))
             if answer is not None:
-                directories[path] = answer if facts.explains else with_reason_of(before, answer)
+                directories[path] = answer
         return directories
 
     def _read_guests(
@@ -2213,7 +2209,6 @@ class Watcher:
             elif isinstance(answer, Exception):
                 answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
             if answer is not None:
-                answer = answer if facts.explains else with_reason_of(guest, answer)
                 guests[file] = unless_ignored(answer, self.settings)
         self._read = guests
         listing = " ".join(os.path.basename(file) for file, kind in files.items() if kind == "saved")
@@ -2251,10 +2246,12 @@ def status_from_answer(answer: Status | Exception) -> Status:
     return Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
 
 
-def with_reason_of(before: FileLike, now: FileLike) -> FileLike:
-    """What is known now of a directory or guest, with the reason of before if it still is missing."""
-    is_same = now.status.state is before.status.state is State.MISSING
-    return now._replace(status=before.status) if is_same else now
+def updated_status(before: Status, answer: Status | Exception, *, is_last: bool) -> Status:
+    """How a disk is after this answer, in the last look or in another."""
+    if is_last and isinstance(answer, NoResponse) and before.state in (State.MISSING, State.NOT_READY):
+        return before  # there may have been no time, and this says more
+    status = status_from_answer(answer)
+    return status if status.state is not before.state else before  # which may have a better reason
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
@@ -2270,7 +2267,7 @@ def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[s
     return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
-def list_directory(path: str, kind: str, facts: StorageFacts) -> Directory | None:
+def list_directory(path: str, before: Directory, facts: StorageFacts) -> Directory | None:
     """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual."""
     try:
         with os.scandir(path) as found:
@@ -2278,16 +2275,16 @@ def list_directory(path: str, kind: str, facts: StorageFacts) -> Directory | Non
             first = sorted(islice(names, MAX_FILES))
             is_crowded = next(names, None) is not None
     except OSError as error:
-        status = status_of_unreadable(path, error, facts)
+        status = status_of_unreadable(path, error, before.status, facts)
         # Xen's own are there once they are needed; xendomains makes the one where it saves guests.
-        if status is None and path != DEFAULT_AUTO and kind == "auto":
+        if status is None and path != DEFAULT_AUTO and before.kind == "auto":
             status = Status(State.UNREADABLE, "does not exist; correct XENDOMAINS_AUTO, or make it")
-        return Directory(kind, status=status) if status else None
+        return Directory(before.kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
-    return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
+    return Directory(before.kind, [os.path.join(path, name) for name in first], warning=warning)
 
 
-def status_of_unreadable(path: str, error: OSError, facts: StorageFacts) -> Status | None:
+def status_of_unreadable(path: str, error: OSError, before: Status, facts: StorageFacts) -> Status | None:
     """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
     A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
@@ -2296,7 +2293,9 @@ def status_of_unreadable(path: str, error: OSError, facts: StorageFacts) -> Stat
     if isinstance(error, FileNotFoundError):
         if not os.path.islink(path):
             return None
-        return Status(State.MISSING, *explain_missing(path, facts)[:2]) if facts.explains else ABSENT
+        if facts.explains:
+            return Status(State.MISSING, *explain_missing(path, facts)[:2])
+        return before if before.state is State.MISSING else ABSENT
     lasts = error.errno in LASTING_ERRORS
     advice = " (run it as root)" if error.errno == errno.EACCES and os.geteuid() != 0 else ""
     return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}{advice}")
@@ -2357,7 +2356,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
                 text, is_json = saved_configuration(file)
         domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
-        unreadable = status_of_unreadable(path, error, facts)
+        unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
         return unread._replace(status=status_of_rejected(error))
@@ -3491,18 +3490,24 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         return start_late(watcher, options, journal, started)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
-    snapshot = watcher.look(started + MAX_FIRST_LOOK)
-    clock.release_signals()
+    told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
+    told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
+    return show_guests(watcher, options, journal, told)
+
+
+def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequence[Finding]) -> int:
+    """What list and check print; returns the exit status. `told` is what was said about the settings."""
+    snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
+    watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
         return EXIT_USAGE
     if options.command == "check":
-        told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
-        told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    if problems or lost_guests(snapshot) or any(one.status.is_rejected() for one in snapshot.directories.values()):
+    unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
+    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 

@@ -262,8 +262,8 @@ def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeyp
     file = host.guest("gone", host.images / "missing")
     list_directory = xwd.list_directory
 
-    def list_and_remove(path: str, kind: str, facts: xwd.StorageFacts) -> xwd.Directory | None:
-        directory = list_directory(path, kind, facts)
+    def list_and_remove(path: str, before: xwd.Directory, facts: xwd.StorageFacts) -> xwd.Directory | None:
+        directory = list_directory(path, before, facts)
         if directory and str(file) in directory.files:
             file.unlink()
         return directory
@@ -368,14 +368,18 @@ def test_a_directory_that_will_not_be_read_is_told_of_and_not_waited_for(
 
 def listing_hangs(monkeypatch: pytest.MonkeyPatch, hang: Hang) -> None:
     """The auto directory cannot be listed, and the other one is empty."""
-    monkeypatch.setattr(xwd, "list_directory", lambda path, kind, _: hang() if kind == "auto" else xwd.Directory(kind))
+    monkeypatch.setattr(
+        xwd,
+        "list_directory",
+        lambda _, before, __: hang() if before.kind == "auto" else before._replace(status=xwd.READY),
+    )
 
 
 def test_a_directory_whose_listing_hangs_is_waited_for_until_it_comes(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.guest("web", host.images / "missing")
-    hang = clock.hang(xwd.list_directory(str(host.auto), "auto", FACTS))
+    hang = clock.hang(xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS))
     listing_hangs(monkeypatch, hang)
     watcher = host.watcher(clock)
     assert missing(watcher.look(math.inf)) == {str(host.auto): SILENT}
@@ -519,7 +523,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     for name in ("d", "b", "e", "a", "c"):
         host.guest(name)
     (host.auto / ".hidden").touch()
-    directory = xwd.list_directory(str(host.auto), "auto", FACTS)
+    directory = xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS)
     assert directory
     assert len(directory.files) == 3
     assert directory.files == sorted(directory.files)
@@ -527,7 +531,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     problems = xwd.problems_of(xwd.Snapshot({"/etc/xen/auto": directory}))
     assert problems == {"/etc/xen/auto": [f"/etc/xen/auto: {directory.warning}."]}
     monkeypatch.setattr(xwd, "MAX_FILES", 5)
-    assert xwd.list_directory(str(host.auto), "auto", FACTS) == xwd.Directory(
+    assert xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS) == xwd.Directory(
         "auto", [f"{host.auto}/{name}.cfg" for name in "abcde"]
     )
 
