@@ -1913,8 +1913,7 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
     planned = {}
     taken: dict[str, Start] = {}  # by the name of a guest: why no further file starts it
     for path, guest in guests.items():
-        name, _, kind, *_ = guest.domain
-        is_saved, file = kind == "saved", os.path.basename(path)
+        name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # As long as it was not read, a saved guest is taken to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
         start = Start("restore" if is_saved else "create")
