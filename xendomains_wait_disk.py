@@ -624,7 +624,7 @@ XL_TOKEN = re.compile(
     | (?P<number>  [0-9][0-9a-fx]* )
     | (?P<string>  "[^"\\\n]*(?:\\.[^"\\\n]*)*" | '[^'\\\n]*(?:\\.[^'\\\n]*)*' )
     | (?P<mark>    \+= | [][=,;] )
-    | (?P<bad>     [^\n] )""",
+    | (?P<bad>     (?:True|False|None)\b | [^\n] )""",
     re.VERBOSE,
 )
 
@@ -743,9 +743,9 @@ def xl_string(token: Token) -> str:
 PYTHON = "a leftover of xm: xl does not run Python"
 PYTHON_WORDS = ("class", "def", "del", "for", "from", "if", "import", "print", "try", "while", "with")
 BAD_CHARACTERS = {
-    **dict.fromkeys("+*/%:(){}", PYTHON),
-    **dict.fromkeys("TFN", f"{PYTHON}; write 1 for True, and 0 for False"),
-    **dict.fromkeys("KMG", "a number has no unit: memory is in MiB"),
+    **dict.fromkeys("+*%(){}", PYTHON),
+    **dict.fromkeys(("True", "False", "None"), f"{PYTHON}; write 1 for True, and 0 for False"),
+    **dict.fromkeys("KMG", "a character that xl does not know (memory is in MiB, without a unit)"),
     "\\": f"a backslash at the end of a line is {PYTHON}; a list may span lines without it",
     "\ufeff": "the file begins with a byte order mark; save it without one",
     '"': "a string that does not end in its line",
@@ -855,7 +855,7 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
     if flags & SAVED_STREAM_V2:
         file.seek(-len(SAVED_END), os.SEEK_END)
-        if file.read() != SAVED_END:
+        if file.read(len(SAVED_END)) != SAVED_END:
             raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
     return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
 
