@@ -235,7 +235,7 @@ def test_every_state_is_told() -> None:
         set(re.findall(r"[a-z-]+", line.replace('" or "', " ")))
         for line in re.findall(r"^\.B state\n\.BR (.*)", section(COMMAND_PAGE, "list --json"), re.M)
     )
-    assert disks == states - {"refused", "unreadable"}
+    assert disks == states - {"unreadable"}
     assert directories <= states
 
 

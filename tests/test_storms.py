@@ -58,8 +58,8 @@ def everywhere(make_file: Callable[[Path], object]) -> Fault:
     """Something odd as a configuration, as a saved domain, and as a disk."""
 
     def make(host: Host) -> AbstractContextManager[None]:
-        for directory in (host.auto, host.save, host.images):
-            make_file(directory / "odd")
+        for file in (host.auto / "odd", host.save / "strange", host.images / "odd"):
+            make_file(file)
         host.guest("odd", host.images / "odd")
         return nullcontext()
 
