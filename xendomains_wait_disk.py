@@ -2342,7 +2342,7 @@ def check_file(path: str, size: int, required: Required, facts: StorageFacts) ->
     place, options = facts.file_system_of(real)
     plans = {where: plan for where, plan in facts.planned_mounts.items() if plan.at_boot}
     where = longest_above(real, plans)
-    if len(place) < len(where):
+    if place and len(place) < len(where):
         return Problem(f"is there, but {not_mounted(where, plans[where])}", f"systemctl start {where}")
     if required.format in ("qcow", "qcow2") and (problem := check_backing_file(path, required.format)):
         return problem
