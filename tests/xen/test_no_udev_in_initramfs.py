@@ -21,6 +21,8 @@ HOST = Host(
         lvcreate --config="$without_udev" --name=lv --size=32M --zero=n --wipesignatures=n vg
         ls -la /dev/mapper /dev/vg
         umount /dev /sys /proc
+        # Else udev has LVM activate the group once more.
+        ln -s /dev/null /etc/udev/rules.d/69-lvm.rules
     """,
     after="grep . /run/udev/data/b25[0-9]:*; cat /sys/class/block/dm-0/dm/suspended; ls -la /dev/vg /dev/mapper",
 )
@@ -32,5 +34,5 @@ def test_udev_calls_it_not_ready(boot: Boot) -> None:
 
 def test_it_is_not_waited_for_and_the_guest_starts(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
-    assert boot.waited < 30
+    assert not any("/dev/vg/lv" in message for message in boot.messages())
     assert boot.disks_of("web") == {"xvda": 32}
