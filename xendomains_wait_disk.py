@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     # The role of a DRBD device and its peer's, its disk and its peer's: drbdsetup(8); and if it promotes itself.
     DrbdState = tuple[str, str, str, str, bool]
     Found = TypeVar("Found")
-    FileLike = TypeVar("FileLike", "Directory", "Guest")
     # The level, the text, and its fields for the journal.
     Message = tuple[int, str, dict[str, str]]
 else:
@@ -406,12 +405,17 @@ class Clock:
     def take_signals(self) -> None:
         """From now on signals that ask the program to end are raised by pause()."""
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        set_signals(self._record)
+        self._set_signals(self._record)
 
     def release_signals(self) -> None:
         """From now on signals do what they do by default, and pause() raises none."""
-        set_signals(signal.SIG_DFL)
+        self._set_signals(signal.SIG_DFL)
         self._stopped_by = 0
+
+    def _set_signals(self, action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+        for number in STOPPING_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) or a shell had it
+                signal.signal(number, action)
 
     def _record(self, number: int, _: FrameType | None) -> None:
         self._stopped_by = self._stopped_by or number
@@ -441,13 +445,6 @@ class Clock:
         return descriptor in ready
 
 
-def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
-    for number in STOPPING_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, action)
-
-
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
 @record
 class Xendomains(NamedTuple):
@@ -456,6 +453,7 @@ class Xendomains(NamedTuple):
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
     warning: str = ""  # a sentence about its settings
+    is_debians: bool = False  # else it is upstream's
 
 
 # Where Xen's own settings file puts them.
@@ -499,11 +497,14 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
         problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
     if complaint:
         problems.append(f"{path} has a syntax error ({complaint}); what stands before it counts.")
-    restores = restore != "" if is_debians(path) else restore == "true"
+    is_debians = is_read_by_debians(path)
+    restores = restore != "" if is_debians else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    return Xendomains(auto, save, warning), problems
+    if not auto and not save:
+        problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
+    return Xendomains(auto, save, warning, is_debians), problems
 
 
 def is_absent(path: str) -> bool:
@@ -515,16 +516,15 @@ def is_absent(path: str) -> bool:
     return False
 
 
-def is_debians(path: str) -> bool:
-    """Whether Debian's own xendomains reads these settings, which takes any text in XENDOMAINS_RESTORE for a yes."""
+def is_read_by_debians(path: str) -> bool:
+    """Whether Debian's own xendomains, an init script, reads these settings, and not upstream's, which others have."""
     etc, leaf = os.path.split(os.path.dirname(path))
-    if leaf != "default":
-        return False
     try:
         # Upstream may have been configured for the same place; its init script only calls a helper program.
-        return b"LIBEXEC_BIN" not in read_file(os.path.join(etc, "init.d", "xendomains"))
+        script = read_file(os.path.join(etc, "init.d", "xendomains"))
     except (OSError, ConfigError):
-        return True
+        return False
+    return leaf == "default" and b"LIBEXEC_BIN" not in script
 
 
 def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
@@ -643,7 +643,8 @@ def parse_xl_config(text: str) -> dict[str, tuple[Any, int]]:
             raise syntax_error(token, "the name of a setting")
         name, operator = token.text, next(tokens)
         if operator.text not in ("=", "+="):
-            raise syntax_error(operator, "= or +=")
+            hint = f"; {name} is {PYTHON}" if name in PYTHON_WORDS else ""
+            raise syntax_error(operator, f"= or +={hint}")
         value, line = xl_value(tokens)
         if operator.text == "+=" and name in settings:
             before = settings[name][0]
@@ -738,7 +739,15 @@ def xl_string(token: Token) -> str:
     return re.sub(XL_ESCAPE, replaced, token.text[1:-1])
 
 
+# xl's predecessor xm ran its configurations as Python.
+PYTHON = "a leftover of xm: xl does not run Python"
+PYTHON_WORDS = ("class", "def", "del", "for", "from", "if", "import", "print", "try", "while", "with")
 BAD_CHARACTERS = {
+    **dict.fromkeys("+*/%:(){}", PYTHON),
+    **dict.fromkeys("TFN", f"{PYTHON}; write 1 for True, and 0 for False"),
+    **dict.fromkeys("KMG", "a number has no unit: memory is in MiB"),
+    "\\": f"a backslash at the end of a line is {PYTHON}; a list may span lines without it",
+    "\ufeff": "the file begins with a byte order mark; save it without one",
     '"': "a string that does not end in its line",
     "'": "a string that does not end in its line",
     "#": "a comment on the last line needs a newline at its end",
@@ -757,14 +766,14 @@ def syntax_error(token: Token, expected: str) -> ConfigError:
 
 
 def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
-    """The domain an xl.cfg describes. Raises ConfigError, as xl would."""
+    """The domain an xl.cfg describes. Raises ConfigError where xl or libxl refuses it."""
     settings = parse_xl_config(text)
     if "name" not in settings:
         raise ConfigError('names no domain (name = "…" is missing)')
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
-    boot_files = boot_files_in(settings)
+    boot_files = () if type_in(settings) == "hvm" else boot_files_in(settings)
     specifications, line = settings.get("disk", ([], 0))
     if isinstance(specifications, str):
         warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
@@ -777,14 +786,33 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
             disks.append(parse_disk(specification))
         except ConfigError as error:
             raise type(error)(f"disk {quoted(specification)}: {error} (the list ends in line {line})") from None
+    check_vdevs(disks)
     return Domain(name, source, kind, tuple(disks), (), boot_files)
+
+
+BOOT_FILES = ("bootloader", "kernel", "ramdisk")
+# The words for the type of a domain, and what each means; builder is deprecated.
+XL_TYPES = {"type": {"hvm": "hvm", "pv": "pv", "pvh": "pvh"}, "builder": {"hvm": "hvm", "generic": "pv"}}
+
+
+def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
+    """The type of a domain. xl takes the first letters of a word as well: parse_config_data() in xl_parse.c."""
+    found = []
+    for key, types in XL_TYPES.items():
+        value, line = settings.get(key, ([], 0))
+        if isinstance(value, str):
+            word = next((word for word in types if word.startswith(value)), "")
+            if not word:
+                raise ConfigError(f"line {line}: unknown {key} {quoted(value)} (use {' or '.join(types)})")
+            found.append(types[word])
+    if found[1:] and found[0] != found[1]:
+        raise ConfigError("type and builder contradict each other (remove builder)")
+    return found[0] if found else "pv"
 
 
 def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
     """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
     values = {key: value for key, (value, _) in settings.items()}
-    if values.get("type", values.get("builder", "pv")) not in ("pv", "pvh", "generic", "linux"):
-        return ()
     keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
     # Where libxl looks for a name without a directory depends on how it was built.
     return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
@@ -795,12 +823,14 @@ SAVED_MAGIC = b"Xen saved domain, xl format\n \0 \r"
 SAVED_PREFIX = b"Xen saved domain"  # all that xendomains looks at
 SAVED_BYTE_ORDERS: Mapping[bytes, Literal["little", "big"]] = {b"\4\3\2\1": "little", b"\1\2\3\4": "big"}
 SAVED_JSON, SAVED_STREAM_V2 = 1, 2
+SAVED_END = bytes(8)  # the END record of a stream of version 2: libxl-migration-stream.pandoc in Xen's docs/specs
 
 
 def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     """The configuration in a file that xl save wrote, and whether it is JSON (else it is an xl.cfg).
 
-    Reads the header, and no more than a buffer of the memory image behind it. Raises ConfigError if xl restore would.
+    Reads the header, no more than a buffer of the memory image behind it, and the end of the file. Raises ConfigError
+    if xl restore would.
     """
     header = file.read(len(SAVED_MAGIC) + 16)
     words = header[len(SAVED_MAGIC) :]
@@ -823,6 +853,10 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
+    if flags & SAVED_STREAM_V2:
+        file.seek(-len(SAVED_END), os.SEEK_END)
+        if file.read() != SAVED_END:
+            raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
     return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
 
 
@@ -870,11 +904,15 @@ DISK_WORDS_GIVEN_ONCE = ("format", "backendtype", "specification")
 DISK_STRINGS = ("backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk")
 DISK_KEYS = {*DISK_WORDS, *DISK_STRINGS, "target", "colo-port"}
 # trusted, untrusted and grant_usage are unknown to xl 4.17; what stands there is a parameter like any other.
-DISK_FLAGS = {"cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted"}
+# What begins with suse is SUSE's, of libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
+DISK_FLAGS = {
+    "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
+    "suse-diskcache-disable-flush",
+}  # fmt: skip
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
-# dmmd and npiv are SUSE's; their scripts are block-dmmd and block-npiv.
-DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd", "dmmd", "npiv")
-DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu")
+DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
+# dmmd and npiv are SUSE's as well, of xen.libxl.dmmd.patch; script=block-dmmd may stand beside them.
+DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu", "dmmd", "npiv")
 DISK_PREFIXES = DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES
 
 # What a parameter may begin with: a legacy prefix, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
@@ -1004,6 +1042,26 @@ class DiskWords:
         return Disk(**{"format": "raw", **values}, cdrom=self.cdrom, writes=self.writes and not self.cdrom)
 
 
+# xen-vbd-interface(7), and libxl__device_disk_dev_number() in libxl_device.c.
+VDEV = (
+    "xvd[a-z]{1,4}([1-9][0-9]{,2})?|hd[a-d]([1-9]|[1-5][0-9]|6[0-3])?|sd[a-p]([1-9]|1[0-5])?"
+    "|d[0-9]+p[0-9]+|[0-9]*|0x[0-9a-f]+"
+)
+
+
+def check_vdevs(disks: Sequence[Disk]) -> None:
+    """Raises ConfigError for what xl accepts, and libxl refuses then: libxl_disk.c and libxl_device.c."""
+    vdevs = [disk.vdev for disk in disks]
+    for number, disk in enumerate(disks):
+        if not re.fullmatch(VDEV, disk.vdev):
+            raise ConfigError(f"unknown vdev {quoted(disk.vdev)} (use for example xvda, hda or sda)")
+        if disk.vdev in vdevs[:number]:
+            raise ConfigError(f"two disks have the vdev {quoted(disk.vdev)}")
+        needs_target = not (disk.cdrom or disk.script or disk.backend)
+        if (needs_target and not disk.target) or (disk.format == "empty" and not disk.cdrom):
+            raise ConfigError(f"disk {quoted(disk.vdev)} is empty, and only a CD drive can be")
+
+
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
 @record
 class Required(NamedTuple):
@@ -1013,6 +1071,7 @@ class Required(NamedTuple):
     reason: str = ""
     writes: bool = False
     promotes: bool = False  # its script makes a DRBD resource Primary
+    is_boot_file: bool = False  # which comes with its file system, or not at all
 
 
 def required_by(disk: Disk) -> Required:
@@ -1029,7 +1088,7 @@ def required_by(disk: Disk) -> Required:
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    return Required(os.path.join("/", disk.target), writes=disk.writes)
+    return Required(os.path.join("/", disk.target), writes=disk.writes, is_boot_file=disk.vdev in BOOT_FILES)
 
 
 def older_path(path: str) -> str:
@@ -1789,6 +1848,8 @@ def check_disk(required: Required, facts: StorageFacts) -> Status:
             return Status(State.NOT_READY, f"is {kind}, neither a block device nor a regular file")
         problem = check_block_device(status.st_rdev, required, facts).problem
     except (FileNotFoundError, NotADirectoryError):
+        if required.is_boot_file and os.path.isdir(os.path.dirname(path)) and not explain_path(path, facts).problem:
+            return Status(State.REFUSED, "does not exist, and nothing is going to be mounted where it should be")
         if not facts.explains:
             return ABSENT
         return Status(State.MISSING, *explain_missing(path, facts)[:2])
@@ -1820,6 +1881,74 @@ def check_writable(name: str, required: Required) -> Problem | None:
         return None
     command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
     return Problem("is read-only, and the guest writes to it", f"{command} {device_path(name)}")
+
+
+# --- Guests: which ones xendomains starts, and how -------------------------------------------------------------------
+@record
+class Start(NamedTuple):
+    """How xendomains treats a file: "restore", "create", or "none" and why."""
+
+    how: str
+    reason: str = ""
+    instead: str = ""  # how another file starts the guest
+
+    def keeps_down(self) -> bool:
+        """Whether the guest stays down because of that."""
+        return self.how == "none" and not self.instead
+
+
+@record
+class Guest(NamedTuple):
+    """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
+
+    domain: Domain
+    status: Status = READY
+    signature: tuple[int, ...] = ()  # tells whether the file has changed since it was read
+    required: tuple[Required, ...] = ()
+    start: Start = Start("create")
+
+
+def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: str) -> dict[str, Guest]:
+    """The guests, by file in xendomains' order (saved ones first), with how it starts each; what it leaves is skipped.
+
+    `listing` is what there is in the directory of saved guests, with blanks between the names. Sources:
+    tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
+    """
+    planned = {}
+    taken: dict[str, Start] = {}  # by the name of a guest: why no further file starts it
+    for path, guest in guests.items():
+        name, _, kind, *_ = guest.domain
+        is_saved, file = kind == "saved", os.path.basename(path)
+        # As long as it was not read, a saved guest is taken to have the name of its file.
+        comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
+        start = Start("restore" if is_saved else "create")
+        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+            start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
+        elif not is_saved and comes_up and name in taken:
+            start = taken[name]
+        elif not is_saved and not xendomains.is_debians and (word := word_in(listing, file)):
+            start = Start(
+                "none", f"upstream's xendomains skips it, because {xendomains.save}/{word} has its name in it"
+            )
+        else:
+            started = Start("none", f"is {start.how}d from {path}", start.how)
+            if comes_up:
+                taken.setdefault(name, started)
+            if is_saved and xendomains.is_debians:
+                failed = Start("none", f"Debian's xendomains does not create it, because it fails to restore {path}")
+                taken[file] = started if comes_up else failed
+        if start.how == "none":
+            guest = guest._replace(status=Status(State.SKIPPED, start.reason), required=())
+        planned[path] = guest if start == guest.start else guest._replace(start=start)
+    return planned
+
+
+def word_in(listing: str, name: str) -> str:
+    """Where, between blanks, `grep -w NAME` finds the name in a listing; nothing if it does not."""
+    # To grep, a dot is any character. What else is special to it is not in names that have ever worked.
+    pattern = re.escape(name).replace(r"\.", ".")
+    match = re.search(rf"\S*(?<!\w){pattern}(?!\w)\S*", listing)
+    return match[0] if match else ""
 
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
@@ -1929,16 +2058,6 @@ class Directory(NamedTuple):
 
 
 @record
-class Guest(NamedTuple):
-    """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
-
-    domain: Domain
-    status: Status = READY
-    signature: tuple[int, ...] = ()  # tells whether the file has changed since it was read
-    required: tuple[Required, ...] = ()
-
-
-@record
 class Awaited(NamedTuple):
     """A disk, a configuration, or a directory of configurations that is waited for, and the guests that need it."""
 
@@ -1996,6 +2115,7 @@ class Watcher:
         self.names = names  # of the guests that are asked for, or of their files; without any, all are
         self.calls = BlockingCalls(clock)
         self.known = Snapshot()
+        self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
         self._read_at = self._explain_at = float("-inf")  # when to do it again
 
     def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
@@ -2017,14 +2137,11 @@ class Watcher:
         patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
         answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
         for path, answer in answers.items():
-            if recheck_ready and isinstance(answer, NoResponse) and disks[path].is_awaited() and disks[path] != UNKNOWN:
-                continue  # there may have been no time, and what is known says more
-            status = status_from_answer(answer)
-            if status.state is not disks[path].state:  # else the reason of before says more
-                disks[path] = status
+            disks[path] = updated_status(disks[path], answer, is_last=recheck_ready)
         if recheck_ready or self.clock.now() >= self._explain_at:
-            awaited = {path for path, answer in answers.items() if isinstance(answer, Status) and answer.is_awaited()}
-            disks.update(self._explain([path for path in checked if path in awaited | absent], deadline))
+            silent = {path for path, answer in answers.items() if isinstance(answer, Exception)}
+            awaited = [path for path in checked if disks[path].state in (State.MISSING, State.NOT_READY)]
+            disks.update(self._explain([path for path in awaited if path not in silent], deadline))
         if disks != self.known.disks:
             self.known = self.known._replace(disks=disks)
         return self.known
@@ -2063,26 +2180,28 @@ class Watcher:
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
         """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
         kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
-        calls: dict[str, Call] = {path: partial(list_directory, path, kind, facts) for path, kind in kinds.items()}
+        known = {
+            path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
+        }
+        calls: dict[str, Call] = {path: partial(list_directory, path, before, facts) for path, before in known.items()}
         answers = self.calls.run("list", calls, deadline)
         directories = {}
-        for path, kind in kinds.items():
-            before = self.known.directories.get(path, Directory(kind, status=UNKNOWN))
+        for path, before in known.items():
             answer = answers.get(path, before)
             if isinstance(answer, Exception):
                 answer = before._replace(status=status_from_answer(answer))
             if answer is not None:
-                directories[path] = answer if facts.explains else with_reason_of(before, answer)
+                directories[path] = answer
         return directories
 
     def _read_guests(
         self, directories: Mapping[str, Directory], deadline: float, facts: StorageFacts
     ) -> dict[str, Guest]:
         """The guests that the files in these directories configure, by file."""
-        known = self.known.read
+        known = self._read
         files = {file: directory.kind for directory in directories.values() for file in directory.files}
         before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
-        read = partial(read_guest, settings=self.settings, facts=facts)
+        read = partial(read_guest, settings=self.settings, facts=facts, is_debians=self.xendomains.is_debians)
         calls: dict[str, Call] = {file: partial(read, guest) for file, guest in before.items()}
         answers = self.calls.run("read", calls, deadline)
         guests = {}
@@ -2094,9 +2213,10 @@ class Watcher:
             elif isinstance(answer, Exception):
                 answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
             if answer is not None:
-                answer = answer if facts.explains else with_reason_of(guest, answer)
                 guests[file] = unless_ignored(answer, self.settings)
-        return guests
+        self._read = guests
+        listing = " ".join(os.path.basename(file) for file, kind in files.items() if kind == "saved")
+        return with_starts(guests, self.xendomains, listing)
 
 
 def absent_devices(paths: Iterable[str]) -> set[str]:
@@ -2130,10 +2250,12 @@ def status_from_answer(answer: Status | Exception) -> Status:
     return Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
 
 
-def with_reason_of(before: FileLike, now: FileLike) -> FileLike:
-    """What is known now of a directory or guest, with the reason of before if it still is missing."""
-    is_same = now.status.state is before.status.state is State.MISSING
-    return now._replace(status=before.status) if is_same else now
+def updated_status(before: Status, answer: Status | Exception, *, is_last: bool) -> Status:
+    """How a disk is after this answer, in the last look or in another."""
+    if is_last and isinstance(answer, NoResponse) and before.state in (State.MISSING, State.NOT_READY):
+        return before  # there may have been no time, and this says more
+    status = status_from_answer(answer)
+    return status if status.state is not before.state else before  # which may have a better reason
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
@@ -2149,23 +2271,24 @@ def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[s
     return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
-def list_directory(path: str, kind: str, facts: StorageFacts) -> Directory | None:
-    """The files in a directory that the shell's * matches, in order; nothing if it is not one, as for xendomains."""
+def list_directory(path: str, before: Directory, facts: StorageFacts) -> Directory | None:
+    """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual."""
     try:
         with os.scandir(path) as found:
             names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
             first = sorted(islice(names, MAX_FILES))
             is_crowded = next(names, None) is not None
-    except NotADirectoryError:
-        return None
     except OSError as error:
-        status = status_of_unreadable(path, error, facts)
-        return Directory(kind, status=status) if status else None
+        status = status_of_unreadable(path, error, before.status, facts)
+        # Xen's own are there once they are needed; xendomains makes the one where it saves guests.
+        if status is None and path != DEFAULT_AUTO and before.kind == "auto":
+            status = Status(State.UNREADABLE, "does not exist; correct XENDOMAINS_AUTO, or make it")
+        return Directory(before.kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
-    return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
+    return Directory(before.kind, [os.path.join(path, name) for name in first], warning=warning)
 
 
-def status_of_unreadable(path: str, error: OSError, facts: StorageFacts) -> Status | None:
+def status_of_unreadable(path: str, error: OSError, before: Status, facts: StorageFacts) -> Status | None:
     """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
     A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
@@ -2174,9 +2297,12 @@ def status_of_unreadable(path: str, error: OSError, facts: StorageFacts) -> Stat
     if isinstance(error, FileNotFoundError):
         if not os.path.islink(path):
             return None
-        return Status(State.MISSING, *explain_missing(path, facts)[:2]) if facts.explains else ABSENT
+        if facts.explains:
+            return Status(State.MISSING, *explain_missing(path, facts)[:2])
+        return before if before.state is State.MISSING else ABSENT
     lasts = error.errno in LASTING_ERRORS
-    return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}")
+    advice = " (run it as root)" if error.errno == errno.EACCES and os.geteuid() != 0 else ""
+    return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}{advice}")
 
 
 def status_of_rejected(error: Exception) -> Status:
@@ -2197,11 +2323,11 @@ def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     return guest
 
 
-def read_guest(before: Guest, settings: Settings, facts: StorageFacts) -> Guest | None:
-    """The guest that a file configures: `before` if the file has not changed, nothing if it is gone. May block."""
+def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
+    """The guest that a file configures: `before` if it has not changed, nothing if xendomains skips it. May block."""
     end = time.monotonic() + MAX_REWRITING
     while True:
-        guest = read_guest_once(before, settings, facts)
+        guest = read_guest_once(before, settings, facts, is_debians)
         if guest is None or guest.status.state is not State.REFUSED or time.monotonic() >= end:
             return guest
         if not 0 <= time.time() - guest.signature[MODIFIED] / 1e9 < MAX_REWRITING:
@@ -2212,7 +2338,7 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts) -> Guest 
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
-def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts) -> Guest | None:
+def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
@@ -2224,15 +2350,17 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts) -> G
         unread = unread._replace(signature=signature)
         if kind == "auto":
             text, is_json = os.fsdecode(read_file(path)), False
+        elif not stat.S_ISREG(status.st_mode):
+            return None
         else:
             with open_regular_file(path) as file:
-                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX:
-                    return None  # xendomains passes it over
+                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
+                    return None
                 file.seek(0)
                 text, is_json = saved_configuration(file)
         domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
-        unreadable = status_of_unreadable(path, error, facts)
+        unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
         return unread._replace(status=status_of_rejected(error))
@@ -2626,7 +2754,12 @@ class Reporter:
         messages = self._news(snapshot) + limited(self._new_problems())
         missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
-        refused = [guest.domain.name for guest in rejected(snapshot)]
+        lost = [snapshot.guests[file] for file in lost_guests(snapshot)]
+        down = {guest.domain.name for guest in lost if not guest.status.is_rejected()}
+        guests = some(sorted(down.union(*(one.domains for one in missing))), MAX_NAMES)
+        # Whether they are meant to be guests is not known.
+        files = [guest.domain.source for guest in lost if guest.status.is_rejected()]
+        useless = [f"no guest starts from {some(files, MAX_NAMES)}"] if files else []
         if stopped_by:
             result, level = "stopped", WARNING
             waiting = f", still waiting for {in_short(missing)}" if missing else ""
@@ -2635,14 +2768,14 @@ class Reporter:
             result, level = "timeout", ERR
             messages += limited(timeout_messages(missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
-            guests = some(sorted({*refused, *(domain for one in missing for domain in one.domains)}), MAX_NAMES)
-            text = f"{starts} guests will probably not come up: {guests}."
+            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + "."
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
             text = f"Everything is ready for {size_of(snapshot)}."
-            if refused:
-                text = f"No disk is missing, but these guests will not come up: {some(refused, MAX_NAMES)}."
+            if lost:
+                losses = [f"these guests will not come up: {guests}"] if down else []
+                text = f"No disk is missing, but {'; '.join(losses + useless)}."
             self._report_status()
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
         summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
@@ -2673,9 +2806,10 @@ class Reporter:
                 # A configuration that is missing in the end is told of as a disk is.
                 for path, one in {**paths, **self._awaited}.items()
             ],
+            "guests": [start_as_json(guest) for guest in self._snapshot.guests.values()],
             "refused": [
-                {"source": well_formed(guest.domain.source), "error": well_formed(guest.status.reason)}
-                for guest in rejected(self._snapshot)
+                {"source": well_formed(file), "error": well_formed(why)}
+                for file, why in lost_guests(self._snapshot).items()
             ],
         }
 
@@ -2744,9 +2878,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def rejected(snapshot: Snapshot) -> list[Guest]:
-    """The guests whose configurations xl will reject, or cannot be read."""
-    return [guest for guest in snapshot.guests.values() if guest.status.is_rejected()]
+def lost_guests(snapshot: Snapshot) -> dict[str, str]:
+    """By file, why no guest starts from it, however long one waits."""
+    lost = {}
+    for file, guest in snapshot.guests.items():
+        statuses = [(one.path, snapshot.disk_status(one)) for one in guest.required]
+        gone = [f"{path} {status.reason}" for path, status in statuses if status.is_rejected()]
+        if guest.status.is_rejected():
+            will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
+            lost[file] = f"{guest.status.reason}; {will}"
+        elif gone or guest.start.keeps_down():
+            lost[file] = guest.start.reason or gone[0]
+    return lost
 
 
 def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
@@ -2760,9 +2903,8 @@ def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     for file, guest in snapshot.guests.items():
         if guest.domain.warnings:
             problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
-        if guest.status.is_rejected():
-            will = "xl will reject it" if guest.status.state is State.REFUSED else "It is ignored"
-            problems[file] = [f"{file}: {guest.status.reason}. {will}; not waiting for its disks."]
+    for file, why in lost_guests(snapshot).items():
+        problems[file] = [f"{file}: {why}; not waiting for its disks."]
     return problems
 
 
@@ -2777,10 +2919,9 @@ def as_json(snapshot: Snapshot) -> str:
 
     domains = [
         {
-            "name": well_formed(guest.domain.name),
-            "source": well_formed(guest.domain.source),
+            **start_as_json(guest),
             "kind": guest.domain.kind,
-            "error": well_formed(guest.status.reason) or None,
+            "error": None if guest.start.reason else well_formed(guest.status.reason) or None,
             "refused": guest.status.state is State.REFUSED,
             "disks": [disk_as_json(*pair) for pair in zip(guest.domain.needs(), guest.required)],
         }
@@ -2791,10 +2932,18 @@ def as_json(snapshot: Snapshot) -> str:
         for path, (kind, _, status, _) in snapshot.directories.items()
         if status != READY
     ]
-    ready = not snapshot.missing()
+    statuses = [one.status for one in snapshot.directories.values()] + [one.status for one in snapshot.guests.values()]
+    ready = snapshot.is_complete() and not any(status.state is State.UNREADABLE for status in statuses)
     return json.dumps(
         {"version": JSON_VERSION, "ready": ready, "domains": domains, "directories": directories}, indent=2
     )
+
+
+def start_as_json(guest: Guest) -> dict[str, str | None]:
+    """Which guest it is, and how xendomains starts it."""
+    how, reason, _ = guest.start
+    names = {"name": well_formed(guest.domain.name), "source": well_formed(guest.domain.source)}
+    return {**names, "start": how, "start_reason": well_formed(reason) or None}
 
 
 def status_as_json(status: Status) -> dict[str, str | None]:
@@ -2810,24 +2959,24 @@ def well_formed(text: str) -> str:
 
 def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
     """The snapshot for people."""
-    rows = [("DOMAIN", "KIND", "VDEV", "DISK", "STATE", "REASON")]
+    rows = [("DOMAIN", "START", "VDEV", "DISK", "STATE", "REASON")]
 
-    def add(domain: str, kind: str, vdev: str, path: str, status: Status) -> None:
+    def add(domain: str, start: str, vdev: str, path: str, status: Status) -> None:
         hint = f" (try: {status.hint})" if with_hints and status.hint else ""
-        rows.append((domain, kind, vdev, path, status.state.value, f"{status.reason}{hint}"))
+        rows.append((domain, start, vdev, path, status.state.value, f"{status.reason}{hint}"))
 
     for path, directory in snapshot.directories.items():
         if directory.status.state is not State.READY:
-            add("-", directory.kind, "-", path, directory.status)
+            add("-", "-", "-", path, directory.status)
     for file, guest in snapshot.guests.items():
-        domain = guest.domain
+        domain, how = guest.domain, guest.start.how
         if guest.status.state is not State.READY:
-            add(domain.name, domain.kind, "-", file, guest.status)
+            add(domain.name, how, "-", file, guest.status)
         elif not domain.needs():
-            rows.append((domain.name, domain.kind, "-", "-", "no disks", ""))
+            rows.append((domain.name, how, "-", "-", "no disks", ""))
         for disk, required in zip(domain.needs(), guest.required):
             path = required.path or disk.target or "-"
-            add(domain.name, domain.kind, disk.vdev, path, snapshot.disk_status(required))
+            add(domain.name, how, disk.vdev, path, snapshot.disk_status(required))
     return in_columns(rows)
 
 
@@ -2887,11 +3036,11 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[F
     uses, used = uses_of(snapshot, watcher), used_by_host(facts)
     # Cluster managers bring up storage themselves.
     reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", facts)
-    checks = [check_files(snapshot, watcher.xendomains), check_names(snapshot), check_sharing(uses)]
+    checks = [check_files(snapshot), check_sharing(uses)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         status = snapshot.disk_status(use.required)
-        checks += [check_use(use, status, used, facts)]
+        checks += [check_use(use, used, facts)]
         checks += [check_reboot(use, facts)] if reboot and status == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or one.file in snapshot.guests]
@@ -2925,15 +3074,8 @@ def place_of(path: str) -> str:
     return path
 
 
-def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]:
+def check_files(snapshot: Snapshot) -> Iterator[Finding]:
     """The directories of xendomains, and the files in them."""
-    for path, variable, usual in (
-        (xendomains.auto, "XENDOMAINS_AUTO", DEFAULT_AUTO),
-        (xendomains.save, "XENDOMAINS_SAVE", DEFAULT_SAVE),
-    ):
-        # Xen's own are there only once they are needed. xendomains itself makes the one where it saves guests.
-        if path and path != usual and path not in snapshot.directories:
-            yield Finding("is not a directory", f"mkdir {path}, or correct {variable}", variable.endswith("AUTO"), path)
     for path, directory in snapshot.directories.items():
         if directory.warning:
             yield Finding(directory.warning, file=path)
@@ -2944,22 +3086,10 @@ def check_files(snapshot: Snapshot, xendomains: Xendomains) -> Iterator[Finding]
         yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
         if guest.status.is_awaited():
             yield Finding(f"{guest.status.reason}; the boot would wait for it", file=file)
-        elif guest.status.is_rejected():
-            will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
-            yield Finding(f"{guest.status.reason}; {will}", "", True, file)
-
-
-def check_names(snapshot: Snapshot) -> Iterator[Finding]:
-    """Guests with the same name. A guest that was saved has its configuration as well."""
-    files: dict[tuple[str, str], list[str]] = {}
-    for file, guest in snapshot.read.items():
-        if guest.status == READY:
-            files.setdefault((guest.domain.kind, guest.domain.name), []).append(file)
-    for (_, name), same in files.items():
-        for file in same if same[1:] else ():
-            others = some([os.path.basename(other) for other in same if other != file], MAX_LISTED)
-            problem = f"has the same name as {others}, and one of them starts"
-            yield Finding(problem, f"move the others out of {os.path.dirname(file)}", True, file, name)
+        elif guest.start.instead == "create":
+            yield Finding(guest.start.reason, "", True, file, guest.domain.name)
+    for file, why in lost_guests(snapshot).items():
+        yield Finding(why, "", True, file)
 
 
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
@@ -2984,6 +3114,11 @@ def check_units() -> Iterator[Finding]:
         if state in ("disabled", "masked"):
             verb = "enable" if state == "disabled" else "unmask"
             yield Finding(f"{unit} is {state}, so it does not run at boot", f"systemctl {verb} {unit}")
+    for unit in ("libvirtd.service", "virtxend.service"):
+        conflicts = output_of("systemctl", "show", "--property=Conflicts", unit)
+        if "xendomains.service" in conflicts and output_of("systemctl", "is-enabled", unit).strip() == "enabled":
+            problem = f"{unit} conflicts with xendomains.service, so systemd may start only one of them at boot"
+            yield Finding(problem, f"systemctl disable {unit}", is_error=True)
 
 
 # Names that the kernel, or mdadm for an array that mdadm.conf does not name, gives in the order in which devices come.
@@ -2992,11 +3127,9 @@ UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]{1,3}[0-9]*|(md12[0-9]|(nvme[0-9]+n|dm-|lo
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_use(use: Use, status: Status, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
-    """What a guest needs: its name, whether it is there if it is no disk, and whether this host uses it."""
+def check_use(use: Use, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
+    """What a guest needs: its name, and whether this host uses it."""
     path = use.required.path
-    if use.disk in use.guest.domain.boot_files and status.state is State.MISSING:
-        yield use.finding(f"{path} {status.reason}", is_error=True)
     if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], facts):
         links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
@@ -3168,8 +3301,8 @@ def check_that_it_may_start(snapshot: Snapshot, watcher: Watcher) -> None:
     if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
         files = some(list(snapshot.guests), MAX_LISTED)
         raise LeftAlone(f"'{watcher.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
-    for guest in rejected(snapshot):
-        raise LeftAlone(f"{guest.domain.source}: {guest.status.reason}. The guest is not started.", EXIT_USAGE)
+    for file, why in lost_guests(snapshot).items():
+        raise LeftAlone(f"{file}: {why}. The guest is not started.", EXIT_USAGE)
     statuses = [directory.status for directory in snapshot.directories.values()]
     statuses += [guest.status for guest in snapshot.read.values()]
     if not snapshot.guests and not any(status.is_awaited() for status in statuses):
@@ -3361,18 +3494,24 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         return start_late(watcher, options, journal, started)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
-    snapshot = watcher.look(started + MAX_FIRST_LOOK)
-    clock.release_signals()
+    told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
+    told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
+    return show_guests(watcher, options, journal, told)
+
+
+def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequence[Finding]) -> int:
+    """What list and check print; returns the exit status. `told` is what was said about the settings."""
+    snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
+    watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
         return EXIT_USAGE
     if options.command == "check":
-        told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
-        told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    if problems or rejected(snapshot):
+    unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
+    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 
@@ -3458,7 +3597,7 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
                 after = "" if disk["found_after"] is None else f"{disk['found_after']:.0f}s"
                 domains = some(disk["domains"], MAX_LISTED)
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
-            rows += [(one["source"], "-", "refused", "", one["error"]) for one in last["refused"]]
+            rows += [(one["source"], "-", "not started", "", one["error"]) for one in last["refused"]]
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             text = f"{last['started']}: {last['result']} after {waited} of {timeout}\n{in_columns(rows)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -3470,8 +3609,9 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
 
 def size_of(snapshot: Snapshot) -> str:
     """How many guests and disks there are."""
-    disks = sum(len(guest.domain.disks) for guest in snapshot.guests.values())
-    return f"{counted(len(snapshot.guests), 'guest')} with {counted(disks, 'disk')}"
+    guests = [guest for guest in snapshot.guests.values() if guest.start.how != "none"]
+    disks = sum(len(guest.domain.disks) for guest in guests)
+    return f"{counted(len(guests), 'guest')} with {counted(disks, 'disk')}"
 
 
 def show(text: str, end: str = "\n") -> None:

@@ -181,7 +181,7 @@ class Host:
         """A configuration in the auto directory; a disk is a path or a whole specification."""
         file = self.auto / f"{name}.cfg"
         specifications = [
-            f"{disk},raw,xvd{chr(97 + i % 26)},rw" if "," not in str(disk) else disk for i, disk in enumerate(disks)
+            f"{disk},raw,{vdev(number)},rw" if "," not in str(disk) else disk for number, disk in enumerate(disks)
         ]
         file.write_text(f'name = "{name}"\ndisk = {json.dumps([str(s) for s in specifications])}\n')
         return file
@@ -296,7 +296,7 @@ def saved_file(
     configuration: bytes,
     flags: int = xwd.SAVED_JSON | xwd.SAVED_STREAM_V2,
     order: Literal["little", "big"] = "little",
-    image: bytes = b"LibxlFmt and the memory image",
+    image: bytes = b"LibxlFmt and the memory image" + xwd.SAVED_END,
     size: int | None = None,
     optional: int | None = None,
 ) -> bytes:
@@ -305,6 +305,11 @@ def saved_file(
     optional = len(configuration) + 4 if optional is None else optional
     words = (0x01020304, flags, 0, optional, size)
     return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, order) for word in words) + configuration + image
+
+
+def vdev(number: int) -> str:
+    """The name of one of a guest's disks."""
+    return f"xvd{chr(97 + number)}" if number < 26 else f"d{number}p0"
 
 
 def texts(sentences: Sequence[str]) -> str:
@@ -356,7 +361,10 @@ class Systemctl:
     def __init__(self, directory: Path) -> None:
         self._states = directory
         script = directory / "systemctl"
-        script.write_text(f'#!/bin/sh\n[ "$1" = is-enabled ] && cat "{directory}/$2"\n')
+        script.write_text(
+            "#!/bin/sh\n"
+            f'case $1 in is-enabled) cat "{directory}/$2" ;; show) cat "{directory}/$3-conflicts" 2>/dev/null ;; esac\n'
+        )
         script.chmod(0o755)
         for unit in ("xendomains", "xendomains-wait-disk"):
             self.says(f"{unit}.service", "enabled")
@@ -364,6 +372,10 @@ class Systemctl:
     def says(self, unit: str, state: str) -> None:
         """How this unit is from now on."""
         (self._states / unit).write_text(f"{state}\n")
+
+    def has_conflicts(self, unit: str, *others: str) -> None:
+        """What this unit conflicts with from now on."""
+        (self._states / f"{unit}-conflicts").write_text(f"Conflicts={' '.join(others)}\n")
 
 
 @pytest.fixture

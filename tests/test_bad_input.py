@@ -64,16 +64,12 @@ CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
 
 SAVED: list[tuple[str, Callable[[Path], None], str]] = [
     ("unknown", unknown_saved, "needs what xl does not know: mandatory flags 0xffffffff"),
-    ("directory", Path.mkdir, "is a directory, not a regular file"),
-    ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
-    ("socket", bind_socket, "is a socket, not a regular file"),
-    ("device", link_to("/dev/zero"), "is a character device, not a regular file"),
     ("loop", link_to("bad"), "cannot be read: Too many levels of symbolic links"),
     ("truncated", truncated, "ends within its configuration: 448 of 1041 bytes"),
 ]
 
-# xendomains passes over what does not begin as a saved domain does.
-NOT_SAVED = [binary, sparse, Path.touch, utf16]
+# xendomains passes over what is no file, and upstream's what does not begin as a saved domain does.
+NOT_SAVED = [binary, sparse, Path.touch, utf16, Path.mkdir, os.mkfifo, bind_socket, link_to("/dev/zero")]
 
 # What xl would not say.
 OURS = ("is too large for a configuration", "cannot be read: Too many levels of symbolic links")
@@ -133,10 +129,10 @@ def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
     assert error in guest.status.reason
     if error.startswith(OURS):
         assert guest.status.state is xwd.State.UNREADABLE
-        assert problem_of(guest) == f"{file}: {guest.status.reason}. It is ignored; not waiting for its disks."
+        assert problem_of(guest) == f"{file}: {guest.status.reason}; it is ignored; not waiting for its disks."
     else:
         assert guest.status.state is xwd.State.REFUSED
-        assert problem_of(guest) == f"{file}: {guest.status.reason}. xl will reject it; not waiting for its disks."
+        assert problem_of(guest) == f"{file}: {guest.status.reason}; xl will reject it; not waiting for its disks."
 
 
 @pytest.mark.parametrize("make", NOT_SAVED)
@@ -159,7 +155,7 @@ def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str, kind
     child = os.fork()
     if child == 0:
         os.setuid(NOBODY)
-        status = xwd.Status(xwd.State.UNREADABLE, "cannot be read: Permission denied")
+        status = xwd.Status(xwd.State.UNREADABLE, "cannot be read: Permission denied (run it as root)")
         guest = read(bad, kind)
         os._exit(0 if guest and guest.status == status else 1)
     assert os.waitpid(child, 0)[1] == 0
@@ -226,8 +222,8 @@ def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeyp
     file = host.guest("gone", host.images / "missing")
     list_directory = xwd.list_directory
 
-    def list_and_remove(path: str, kind: str, facts: xwd.StorageFacts) -> xwd.Directory | None:
-        directory = list_directory(path, kind, facts)
+    def list_and_remove(path: str, before: xwd.Directory, facts: xwd.StorageFacts) -> xwd.Directory | None:
+        directory = list_directory(path, before, facts)
         if directory and str(file) in directory.files:
             file.unlink()
         return directory
@@ -321,7 +317,11 @@ def test_guests_that_are_known_are_still_waited_for_while_their_directory_hangs(
     watcher = host.watcher(clock)
     watcher.look(math.inf)
     hang = clock.hang()
-    monkeypatch.setattr(xwd, "list_directory", lambda path, kind, _: hang() if kind == "auto" else xwd.Directory(kind))
+    monkeypatch.setattr(
+        xwd,
+        "list_directory",
+        lambda _, before, __: hang() if before.kind == "auto" else before._replace(status=xwd.READY),
+    )
     clock.pause(xwd.READ_INTERVAL)
     assert missing(watcher.look(math.inf)).keys() == {str(host.auto), f"{host.images}/missing"}
     host.image("missing")
@@ -427,7 +427,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     for name in ("d", "b", "e", "a", "c"):
         host.guest(name)
     (host.auto / ".hidden").touch()
-    directory = xwd.list_directory(str(host.auto), "auto", FACTS)
+    directory = xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS)
     assert directory
     assert len(directory.files) == 3
     assert directory.files == sorted(directory.files)
@@ -435,7 +435,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     problems = xwd.problems_of(xwd.Snapshot({"/etc/xen/auto": directory}))
     assert problems == {"/etc/xen/auto": [f"/etc/xen/auto: {directory.warning}."]}
     monkeypatch.setattr(xwd, "MAX_FILES", 5)
-    assert xwd.list_directory(str(host.auto), "auto", FACTS) == xwd.Directory(
+    assert xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS) == xwd.Directory(
         "auto", [f"{host.auto}/{name}.cfg" for name in "abcde"]
     )
 

@@ -71,7 +71,14 @@ def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: FakeClock, las
             },
         ],
         "refused": [
-            {"source": f"{host.auto}/zz", "error": "line 1: syntax error near 'is', expected = or +="},
+            {
+                "source": f"{host.auto}/zz",
+                "error": "line 1: syntax error near 'is', expected = or +=; xl will reject it",
+            },
+        ],
+        "guests": [
+            {"name": name, "source": f"{host.auto}/{file}", "start": "create", "start_reason": None}
+            for name, file in (("db", "db.cfg"), ("web", "web.cfg"), ("zz", "zz"))
         ],
     }
 
@@ -160,7 +167,7 @@ def test_last_shows_it_as_a_table(host: Host, clock: FakeClock, last: Path) -> N
         ["DISK", "DOMAINS", "STATE", "FOUND AFTER", "REASON"],
         [f"{host.images}/a", "web", "ready", rows[1][-2:]],
         [f"{host.images}/b", "web", "missing", "does not exist"],
-        [f"{host.auto}/zz", "-", "refused", "line 1: syntax error near 'is', expected = or +="],
+        [f"{host.auto}/zz", "-", "not started", "line 1: syntax error near 'is', expected = or +=; xl will reject it"],
     ]
 
 
@@ -242,13 +249,15 @@ def test_with_a_guest_that_is_refused_not_everything_is_ready(host: Host) -> Non
     result = host.run("-v")
     assert result.status == xwd.EXIT_READY
     assert "Everything is ready" not in result.messages
-    assert result.messages.endswith("No disk is missing, but these guests will not come up: zz.\n")
+    assert result.messages.endswith(f"No disk is missing, but no guest starts from {host.auto}/zz.\n")
 
 
 def test_a_guest_that_is_refused_is_among_those_that_will_not_come_up(host: Host) -> None:
     host.guest("web", host.images / "a")
     host.configuration("zz", "what is this\n")
-    assert host.run("--timeout", "0").messages.endswith("will probably not come up: web, zz.\n")
+    assert host.run("--timeout", "0").messages.endswith(
+        f"will probably not come up: web; no guest starts from {host.auto}/zz.\n"
+    )
 
 
 def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
@@ -338,9 +347,10 @@ def test_where_no_guests_start_none_is_known(host: Host) -> None:
     ],
 )
 def test_what_a_guest_boots_from_is_waited_for(host: Host, lines: str) -> None:
-    (host.auto / "web").write_text(f'name="web"\n{lines.format(host.images / "late")}\n')
+    (host.auto / "web").write_text(f'name="web"\n{lines.format(host.images / "boot" / "late")}\n')
     with waiting(host) as running:
-        host.image("late")
+        (host.images / "boot").mkdir()
+        host.image("boot/late")
         assert running.end().status == xwd.EXIT_READY
 
 
@@ -363,4 +373,4 @@ def test_what_lies_elsewhere_or_is_not_used_is_not_waited_for(host: Host, lines:
 def test_what_a_guest_boots_from_is_listed(host: Host) -> None:
     (host.auto / "web").write_text(f'name="web"\nkernel="{host.images}/vmlinuz"\nramdisk="{host.image("initrd")}"\n')
     rows = [row.split()[2:5] for row in host.run("list").output.splitlines()[1:]]
-    assert rows == [["kernel", f"{host.images}/vmlinuz", "missing"], ["ramdisk", f"{host.images}/initrd", "ready"]]
+    assert rows == [["kernel", f"{host.images}/vmlinuz", "refused"], ["ramdisk", f"{host.images}/initrd", "ready"]]

@@ -36,6 +36,8 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
             {
                 "name": "old",
                 "source": str(saved),
+                "start": "restore",
+                "start_reason": None,
                 "kind": "saved",
                 "error": None,
                 "refused": False,
@@ -44,6 +46,8 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
             {
                 "name": "web",
                 "source": str(host.auto / "web.cfg"),
+                "start": "create",
+                "start_reason": None,
                 "kind": "auto",
                 "error": None,
                 "refused": False,
@@ -64,6 +68,8 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
             {
                 "name": "zz.cfg",
                 "source": str(broken),
+                "start": "create",
+                "start_reason": None,
                 "kind": "auto",
                 "error": "line 3: syntax error near the end of the file, expected , or ]",
                 "refused": True,
@@ -93,7 +99,7 @@ def test_a_link_that_dangles_is_shown_as_something_to_wait_for(host: Host) -> No
     answer = host.list()
     assert answer["ready"] is False
     assert answer["domains"][0]["error"] == "is a link to /nowhere/web.cfg, which does not exist"
-    assert re.search(r"^web.cfg +auto +- +\S+/web.cfg +missing +is a link to", host.run("list").output, re.M)
+    assert re.search(r"^web.cfg +create +- +\S+/web.cfg +missing +is a link to", host.run("list").output, re.M)
 
 
 def test_a_directory_that_cannot_be_read_yet_is_shown_as_one(host: Host) -> None:
@@ -106,17 +112,17 @@ def test_a_directory_that_cannot_be_read_yet_is_shown_as_one(host: Host) -> None
         "domains": [],
         "directories": [{"path": str(host.auto), "kind": "auto", "state": "missing", "reason": reason}],
     }
-    assert re.search(rf"^- +auto +- +{host.auto} +missing +{reason}$", host.run("list").output, re.M)
+    assert re.search(rf"^- +- +- +{host.auto} +missing +{reason}$", host.run("list").output, re.M)
 
 
 def test_the_table_shows_domains_disks_and_states(host: Host) -> None:
     host.guest("web", host.image("a"), host.images / "b")
     host.guest("idle")
     lines = host.run("list").output.splitlines()
-    assert lines[0].split() == ["DOMAIN", "KIND", "VDEV", "DISK", "STATE", "REASON"]
-    assert lines[1].split() == ["idle", "auto", "-", "-", "no", "disks"]
-    assert lines[2].split() == ["web", "auto", "xvda", f"{host.images}/a", "ready"]
-    assert lines[3].split() == ["web", "auto", "xvdb", f"{host.images}/b", "missing", "does", "not", "exist"]
+    assert lines[0].split() == ["DOMAIN", "START", "VDEV", "DISK", "STATE", "REASON"]
+    assert lines[1].split() == ["idle", "create", "-", "-", "no", "disks"]
+    assert lines[2].split() == ["web", "create", "xvda", f"{host.images}/a", "ready"]
+    assert lines[3].split() == ["web", "create", "xvdb", f"{host.images}/b", "missing", "does", "not", "exist"]
 
 
 @pytest.mark.parametrize(("present", "status"), [(True, xwd.EXIT_READY), (False, xwd.EXIT_TIMED_OUT)])
@@ -155,7 +161,8 @@ def test_a_configuration_that_xl_refuses_is_told_of_and_does_not_hold_the_boot(h
     result = host.run()
     assert result.status == xwd.EXIT_READY
     assert result.messages == (
-        f"{file}: line 2: syntax error near 'os', expected = or +=. xl will reject it; not waiting for its disks.\n"
+        f"{file}: line 2: syntax error near 'os', expected = or +=; import is a leftover of xm: "
+        "xl does not run Python; xl will reject it; not waiting for its disks.\n"
     )
 
 

@@ -19,6 +19,7 @@ DRBD = "/dev/drbd/by-res/r0/0"
     [
         ("/dev/vg0/web,raw,xvda,rw", "/dev/vg0/web"),
         ("file:/srv/web.img,xvda,w", "/srv/web.img"),
+        ("dmmd:/dev/vg0/web,xvda,w", "/dev/vg0/web"),
         ("backend=0,vdev=xvda,target=/dev/vg0/web", "/dev/vg0/web"),
         ("backend=Domain-0,vdev=xvda,target=/dev/vg0/web", "/dev/vg0/web"),
         ("script=block,vdev=xvda,target=/dev/vg0/web", "/dev/vg0/web"),
@@ -76,7 +77,7 @@ def test_of_a_disk_of_several_guests_what_suffices_for_all_is_required() -> None
         ("script=block-iscsi,vdev=xvda,target=iqn=x,portal=y", "the script block-iscsi attaches it"),
         ("iscsi:iqn.x:y,xvda,w", "the script block-iscsi attaches it"),
         ("script=block-x,vdev=xvda,target=/dev/vg0/web", "the script block-x attaches it"),
-        ("dmmd:md;/dev/md0,xvda,w", "the script block-dmmd attaches it"),
+        ("script=block-dmmd,dmmd:md;/dev/md0,xvda,w", "the script block-dmmd attaches it"),
         ("backendtype=qdisk,vdev=xvda,target=rbd:pool/image", "QEMU opens it"),
     ],
 )

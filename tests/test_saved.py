@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 import tracemalloc
 from pathlib import Path
-from threading import Thread
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from conftest import CORPUS, Host, saved_file
@@ -69,10 +67,19 @@ def test_a_configuration_as_text_is_read() -> None:
         (saved_file(b"{}", size=7), "claims 7 bytes of configuration in 6 bytes of optional data"),
         (saved_file(b"{}", size=2**32 - 5, optional=2**32 - 1), "claims 4294967291 bytes of configuration; at most"),
         (saved_file(b"{}", size=50, optional=54, image=b""), "ends within its configuration: 2 of 50 bytes"),
+        (
+            saved_file(b"{}", image=b"LibxlFmt and half of the memory"),
+            "is incomplete, because xl save failed or was ended",
+        ),
+        (saved_file(b'{"name": "web"}', image=b""), "is incomplete, because xl save failed or was ended"),
     ],
 )
 def test_a_damaged_file_is_refused(content: bytes, message: str) -> None:
     assert refusal(content).startswith(message)
+
+
+def test_a_stream_of_version_1_has_no_mark_at_its_end() -> None:
+    assert read(saved_file(b"{}", flags=xwd.SAVED_JSON, image=b"the memory image"))
 
 
 def test_the_largest_configuration_is_read() -> None:
@@ -158,20 +165,15 @@ def test_json_costs_time_in_proportion_to_its_length(piece: str) -> None:
     assert whole < 4 * (time.process_time() - started) + 0.2
 
 
+class Pieces(io.BytesIO):
+    """A file that hands out one byte at a time."""
+
+    def readinto(self, buffer: Any) -> int:
+        return super().readinto(memoryview(buffer)[:1])
+
+
 def test_a_header_that_comes_in_pieces_is_read() -> None:
-    reading, writing = os.pipe()
-
-    def write() -> None:
-        with open(writing, "wb", buffering=0) as pipe:
-            for byte in REAL:
-                pipe.write(bytes([byte]))
-
-    thread = Thread(target=write)
-    thread.start()
-    with open(reading, "rb") as file:
-        assert xwd.saved_configuration(file) == read(REAL)
-        file.read()
-    thread.join()
+    assert xwd.saved_configuration(io.BufferedReader(Pieces(REAL))) == read(REAL)
 
 
 def test_a_huge_memory_image_is_not_read(host: Host) -> None:

@@ -48,6 +48,7 @@ def troubled(host: Host) -> Host:
     host.guest("db", "/dev/zvol/no-such-pool/db", "/dev/sdz", host.images / "a")
     host.saved("old", host.image("c"))
     host.configuration("broken", "what is this\n")
+    shutil.copy(host.auto / "db.cfg", host.auto / "db.cfg.bak")
     (host.auto / "dangling").symlink_to("/nowhere")
     (host.auto / "pv").write_text('name="p\\tv"\nkernel="/nowhere/vmlinuz"\n')
     return host

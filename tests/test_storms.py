@@ -67,11 +67,10 @@ def everywhere(makers: Sequence[Callable[[Path], object]]) -> Fault:
     """Something odd as configurations, as saved domains, and as disks."""
 
     def make(host: Host) -> AbstractContextManager[None]:
-        names = [f"odd{number}" for number in range(len(makers))]
         for directory in (host.auto, host.save, host.images):
-            for name, make_file in zip(names, makers):
-                make_file(directory / name)
-        host.guest("odd", *(host.images / name for name in names))
+            for number, make_file in enumerate(makers):
+                make_file(directory / f"{directory.name}{number}")
+        host.guest("odd", *sorted(host.images.iterdir()))
         return nullcontext()
 
     return make
@@ -172,13 +171,13 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
     ("odd contents", everywhere(ODD_CONTENTS), xwd.EXIT_READY, "is too large for a configuration"),
     (
         "many disks",
-        configurations(as_long_as_may_be('"/no,,a",', 'name="odd"\ndisk=[%s]\n')),
+        configurations('name="odd"\ndisk=[' + ",".join(f'"/no,,d{n}p0"' for n in range(8000)) + "]\n"),
         xwd.EXIT_TIMED_OUT,
         "for odd",
     ),
     (
         "many other disks",
-        configurations('name="odd"\ndisk=[' + ",".join(f'"/{n:x},,a"' for n in range(900)) + "]\n"),
+        configurations('name="odd"\ndisk=[' + ",".join(f'"/{n:x},,d{n}p0"' for n in range(900)) + "]\n"),
         xwd.EXIT_TIMED_OUT,
         "/383 for odd",
     ),
@@ -233,7 +232,7 @@ def test_whatever_happens_the_timeout_ends_it(host: Host, fault: Fault, status: 
 def test_a_link_switched_to_another_directory_is_followed(host: Host, clock: FakeClock) -> None:
     for name in ("old", "new"):
         (host.root / name).mkdir()
-    (host.root / "new" / "mail.cfg").write_text(f'name="mail"\ndisk=["{host.images}/b,,a"]\n')
+    (host.root / "new" / "mail.cfg").write_text(f'name="mail"\ndisk=["{host.images}/b,,xvda"]\n')
     (host.root / "link").symlink_to("new")
     host.auto.rmdir()
     host.auto.symlink_to("old")
@@ -350,7 +349,7 @@ def test_of_many_missing_disks_a_thousand_are_named_and_the_others_counted(host:
 
 
 def test_what_is_too_long_for_a_line_is_cut_in_the_middle(host: Host) -> None:
-    (host.auto / "odd").write_text(f'name = "{LONG}"\ndisk = ["/no,,a"]\n')
+    (host.auto / "odd").write_text(f'name = "{LONG}"\ndisk = ["/no,,xvda"]\n')
     messages = host.run("--timeout", "0").messages
     assert max(map(len, messages.splitlines())) < 20_000
     assert messages.startswith("/no for xxx") and "xxx is still missing: does not exist\n" in messages
@@ -361,7 +360,7 @@ def test_what_is_too_long_for_a_line_is_cut_in_the_middle(host: Host) -> None:
 def test_systemd_hears_how_long_to_wait_though_names_are_long(host: Host) -> None:
     """A datagram has at most some 200 KiB."""
     for name in "abc":
-        (host.auto / name).write_text(f'name = "{LONG}{name}"\ndisk = ["/no,,a"]\n')
+        (host.auto / name).write_text(f'name = "{LONG}{name}"\ndisk = ["/no,,xvda"]\n')
     with Receiver(host.root / "notify") as systemd, waiting(host, NOTIFY_SOCKET=systemd.address):
         assert "EXTEND_TIMEOUT_USEC=3" in systemd.take()
 

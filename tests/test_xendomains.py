@@ -38,6 +38,10 @@ def sysconfig(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def default(tmp_path: Path) -> Path:
+    """The settings on a host with Debian's own xendomains."""
+    script = tmp_path / "etc" / "init.d" / "xendomains"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/bash\n. /etc/default/xendomains\nxen create\n")
     return tmp_path / "etc" / "default" / "xendomains"
 
 
@@ -68,7 +72,8 @@ def test_directories_may_hold_any_character(sysconfig: Path, directory: str) -> 
 @pytest.mark.parametrize("text", ["", "XENDOMAINS_AUTO=\nXENDOMAINS_SAVE=\nXENDOMAINS_RESTORE=true\n"])
 def test_unset_and_empty_variables_mean_no_guests(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, text)
-    assert (xendomains.auto, xendomains.save, problems) == ("", "", "")
+    assert (xendomains.auto, xendomains.save) == ("", "")
+    assert problems == f"{sysconfig} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none."
 
 
 def test_variables_of_the_environment_do_not_count(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +92,7 @@ def test_nothing_of_our_environment_changes_what_bash_does(sysconfig: Path, monk
     monkeypatch.setenv("BASH_FUNC_printf%%", "() { echo mine; }")
     monkeypatch.setenv("PATH", "/nowhere")
     exported = 'XENDOMAINS_AUTO="/$(compgen -e | xargs)"\n'
-    assert read(sysconfig, exported) == (xwd.Xendomains("/PATH PWD SHLVL"), "")
+    assert read(sysconfig, exported)[0].auto == "/PATH PWD SHLVL"
 
 
 def test_pipes_in_it_end_as_they_do_for_xendomains(sysconfig: Path) -> None:
@@ -109,8 +114,13 @@ def test_debian_restores_if_it_says_anything(default: Path, value: str, restores
 
 def test_upstreams_xendomains_may_read_etc_default_too(default: Path) -> None:
     script = default.parent.parent / "init.d" / "xendomains"
-    script.parent.mkdir(parents=True)
     script.write_text("#!/bin/bash\n. /etc/xen/scripts/hotplugpath.sh\n$LIBEXEC_BIN/xendomains start\n")
+    assert read(default, f"{ALL}XENDOMAINS_RESTORE=false\n")[0].save == ""
+
+
+def test_without_an_init_script_it_is_upstreams_that_reads_etc_default(default: Path) -> None:
+    """As on NixOS, or where Xen was built for this place."""
+    (default.parent.parent / "init.d" / "xendomains").unlink()
     assert read(default, f"{ALL}XENDOMAINS_RESTORE=false\n")[0].save == ""
 
 
@@ -140,7 +150,8 @@ def test_a_syntax_error_is_named_with_its_line_and_what_comes_before_counts(sysc
 @pytest.mark.parametrize("last", ["false", "return 3", "/nowhere/command", "readonly x=1; x=2"])
 def test_how_a_file_ends_does_not_matter(sysconfig: Path, last: str) -> None:
     """xendomains goes on all the same."""
-    assert read(sysconfig, f"{ALL}{last}\n") == (xwd.Xendomains("/etc/xen/auto"), "")
+    xendomains, problems = read(sysconfig, f"{ALL}{last}\n")
+    assert (xendomains.auto, problems) == ("/etc/xen/auto", "")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +307,7 @@ def test_a_file_that_is_there_in_any_way_and_cannot_be_read_is_told_of(
         monkeypatch.setattr(f"xendomains_wait_disk.os.{call}", fail)
     xendomains, problems = read_first(sysconfig)
     monkeypatch.undo()
-    assert xendomains == xwd.Xendomains("/etc/xen/auto", "/var/lib/xen/save")
+    assert (xendomains.auto, xendomains.save) == ("/etc/xen/auto", "/var/lib/xen/save")
     reason = os.strerror(number if call != "lstat" else errno.ENOENT)
     assert f"{sysconfig} cannot be read ({reason}); waiting for the guests in /etc/xen/auto" in problems
 
@@ -333,7 +344,9 @@ def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
 def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
     host.auto.rmdir()
     host.auto.touch()
-    assert host.list() == {"version": 1, "ready": True, "domains": [], "directories": []}
+    reason = "cannot be read: Not a directory"
+    directory = {"path": str(host.auto), "kind": "auto", "state": "unreadable", "reason": reason}
+    assert host.list() == {"version": 1, "ready": False, "domains": [], "directories": [directory]}
 
 
 def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:
@@ -350,6 +363,11 @@ def test_a_directory_that_is_a_file_system_of_its_own_has_nothing_wrong_in_it(ho
 
 
 def test_directories_that_do_not_exist_hold_no_guests(host: Host) -> None:
-    host.settings.write_text("XENDOMAINS_AUTO=/nowhere\nXENDOMAINS_SAVE=/nowhere\nXENDOMAINS_RESTORE=true\n")
-    assert host.list() == {"version": 1, "ready": True, "domains": [], "directories": []}
-    assert host.run().status == xwd.EXIT_READY
+    host.settings.write_text("XENDOMAINS_AUTO=/nowhere\nXENDOMAINS_SAVE=/not/here\nXENDOMAINS_RESTORE=true\n")
+    reason = "does not exist; correct XENDOMAINS_AUTO, or make it"
+    directory = {"path": "/nowhere", "kind": "auto", "state": "unreadable", "reason": reason}
+    assert host.list() == {"version": 1, "ready": False, "domains": [], "directories": [directory]}
+    assert host.run("list").status == xwd.EXIT_USAGE
+    result = host.run()
+    assert result.status == xwd.EXIT_READY
+    assert result.messages == f"/nowhere: {reason}; not waiting for the guests in it.\n"

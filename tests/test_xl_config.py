@@ -73,7 +73,16 @@ def test_errors_name_the_line_that_xl_names(name: str, line: str) -> None:
         ('name="a"\r\n', "line 1: lexical error near '\r', the file has the line ends of Windows"),
         ('name="a\n', "line 1: lexical error near '\"', a string that does not end in its line"),
         ('name="a"\n# end', "line 2: lexical error near '#', a comment on the last line needs a newline at its end"),
-        ("import os\n", "line 1: syntax error near 'os', expected = or +="),
+        ("import os\n", f"line 1: syntax error near 'os', expected = or +=; import is {xwd.PYTHON}"),
+        ("def f():\n", f"line 1: syntax error near 'f', expected = or +=; def is {xwd.PYTHON}"),
+        ("pae True\n", "line 1: lexical error near 'T', " + xwd.PYTHON + "; write 1 for True, and 0 for False"),
+        ('a="x" + "y"\n', f"line 1: lexical error near '+', {xwd.PYTHON}"),
+        ('a="%s" % 1\n', f"line 1: lexical error near '%', {xwd.PYTHON}"),
+        ("memory=4G\n", "line 1: lexical error near 'G', a number has no unit: memory is in MiB"),
+        ("a=[1, \\\n2]\n", "line 1: lexical error near '\\', a backslash at the end of a line is a leftover of xm: "
+         "xl does not run Python; a list may span lines without it"),
+        ('\ufeffname="a"\n', "line 1: lexical error near '\ufeff', the file begins with a byte order mark; "
+         "save it without one"),
         ('disk=["a"\nvcpus=1\n', "line 2: syntax error near 'vcpus', expected , or ]"),
         ('disk=["a"', "line 1: syntax error near the end of the file, expected , or ]"),
         ("a=1 b=2\n", "line 1: syntax error near 'b', expected the end of the line or ;"),
@@ -144,8 +153,66 @@ def test_strings_are_joined() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["dmmd", "npiv"])
-def test_suses_prefixes_set_a_script(prefix: str) -> None:
-    assert xwd.parse_disk(f"{prefix}:md;/dev/md0,xvda,w").script == f"block-{prefix}"
+def test_suses_prefixes_are_dropped_and_a_script_beside_them_stays(prefix: str) -> None:
+    assert xwd.parse_disk(f"{prefix}:/dev/vg/lv,xvda,w") == xwd.parse_disk("phy:/dev/vg/lv,xvda,w")
+    assert xwd.parse_disk(f"script=block-{prefix},{prefix}:md;/dev/md0,xvda,w").script == f"block-{prefix}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('type="PV"', "line 2: unknown type 'PV' (use hvm or pv or pvh)"),
+        ('builder="linux"', "line 2: unknown builder 'linux' (use hvm or generic)"),
+        ('type="pv"\nbuilder="hvm"', "type and builder contradict each other (remove builder)"),
+        ('type="pvh"\nbuilder="generic"', "type and builder contradict each other (remove builder)"),
+    ],
+)
+def test_a_type_that_xl_refuses(text: str, message: str) -> None:
+    assert refusal(f'name="web"\n{text}\n') == message
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("", "pv"),
+        ('type="pv"', "pv"),
+        ('type="pvh"', "pvh"),
+        ('type="p"', "pv"),  # xl compares as many letters as there are
+        ('type="hvm"\nbuilder="hvm"', "hvm"),
+        ('type="pv"\nbuilder="generic"', "pv"),
+        ('builder="hvm"', "hvm"),
+        ('type=["PV"]', "pv"),
+    ],
+)
+def test_a_type_that_xl_accepts(text: str, kind: str) -> None:
+    assert xwd.type_in(xwd.parse_xl_config(f"{text}\n")) == kind
+
+
+@pytest.mark.parametrize(
+    ("disks", "message"),
+    [
+        (["phy:,xvda,w"], "disk 'xvda' is empty, and only a CD drive can be"),
+        (["/srv/x.iso,empty,xvda"], "disk 'xvda' is empty, and only a CD drive can be"),
+        (["/dev/vg/a,raw,vda,w"], "unknown vdev 'vda' (use for example xvda, hda or sda)"),
+        (["/dev/vg/a,raw,hde,w"], "unknown vdev 'hde' (use for example xvda, hda or sda)"),
+        (["/dev/vg/a,raw,sda16,w"], "unknown vdev 'sda16' (use for example xvda, hda or sda)"),
+        (["/dev/vg/a,raw,xvda01,w"], "unknown vdev 'xvda01' (use for example xvda, hda or sda)"),
+        (["/dev/vg/a,raw,xvda,w", "/dev/vg/b,raw,xvda,w"], "two disks have the vdev 'xvda'"),
+    ],
+)
+def test_a_disk_that_libxl_refuses(disks: list[str], message: str) -> None:
+    assert refusal(f'name="web"\ndisk={json.dumps(disks)}\n') == message
+
+
+def test_vdevs_that_libxl_knows() -> None:
+    """xen-vbd-interface(7)"""
+    vdevs = ["xvda", "xvda1", "xvdb255", "xvdzz", "hdd63", "sdp15", "d0p3", "d16p0", "51713", "0xca02"]
+    text = f'name="web"\ndisk={json.dumps([f"/dev/x,raw,{vdev},w" for vdev in vdevs])}\n'
+    assert [disk.vdev for disk in parse(text).disks] == vdevs
+
+
+def test_what_a_driver_domain_or_a_script_attaches_needs_no_target() -> None:
+    assert len(parse('name="web"\ndisk=["backend=storage,phy:,xvda,w", "script=block-x,phy:,xvdb,w"]\n').disks) == 2
 
 
 def test_a_disk_that_is_a_string_is_no_disk_and_warned_of() -> None:
@@ -181,5 +248,5 @@ def test_no_disk_specification_does_anything_but_be_read_or_refused(text: str) -
 
 @given(st.text(st.characters(blacklist_characters="\0\n\r"), max_size=30))
 def test_any_target_survives_its_way_through_a_configuration(target: str) -> None:
-    disk = parse(f'name="web"\ndisk=[{quoted(f"vdev=xvda,target={target}")}]\n').disks[0]
-    assert disk.target == target.removesuffix(",")
+    disk = parse(f'name="web"\ndisk=[{quoted(f"vdev=xvda,target=/{target}")}]\n').disks[0]
+    assert disk.target == f"/{target}".removesuffix(",")

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""Which guests start, how, and what is said of those that do not. test_xendomains_differential.py has the rules."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import NOBODY, FakeClock, Host, as_root
+
+import xendomains_wait_disk as xwd
+
+INCOMPLETE = "is incomplete, because xl save failed or was ended, and cannot be restored"
+
+
+@pytest.fixture
+def debian(host: Host) -> Host:
+    """A host with Debian's own xendomains."""
+    settings = host.root / "default" / "xendomains"
+    settings.parent.mkdir()
+    host.settings.rename(settings)
+    host.settings = settings
+    host.configure("")
+    (host.root / "init.d").mkdir()
+    (host.root / "init.d" / "xendomains").write_text("#!/bin/bash\n. /etc/default/xendomains\n")
+    return host
+
+
+def cut(file: Path) -> Path:
+    """Cuts a saved guest short, as where the host went down before it was saved."""
+    os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
+    return file
+
+
+def rows(host: Host) -> list[list[str]]:
+    """The table, without its head."""
+    return [re.split("  +", line) for line in host.run("list").output.splitlines()[1:]]
+
+
+@pytest.mark.parametrize("name", ["web", "web.cfg"])
+def test_a_guest_that_is_restored_is_not_waited_for_with_its_configuration(host: Host, name: str) -> None:
+    """That has been changed since the guest was saved, and has a new disk."""
+    saved = host.saved("web", host.image("a"))
+    host.guest("web", host.images / "new").rename(host.auto / name)
+    assert host.run().messages == ""
+    assert rows(host) == [
+        ["web", "restore", "xvda", f"{host.images}/a", "ready"],
+        ["web", "none", "-", f"{host.auto}/{name}", "skipped", f"is restored from {saved}"],
+    ]
+    assert host.run("check").status == xwd.EXIT_READY
+
+
+def test_when_the_saved_guest_is_gone_its_configuration_counts_again(host: Host, clock: FakeClock) -> None:
+    host.guest("web", host.images / "a")
+    saved = host.saved("web", host.images / "b")
+    watcher = host.watcher(clock)
+    assert [one.path for one in watcher.look(math.inf).missing()] == [f"{host.images}/b"]
+    saved.unlink()
+    clock.pause(xwd.READ_INTERVAL)
+    assert [one.path for one in watcher.look(math.inf).missing()] == [f"{host.images}/a"]
+
+
+@pytest.mark.parametrize("other", ["web-old", "web.txt"])
+def test_upstream_skips_a_name_that_is_a_word_in_the_directory_of_saved_guests(host: Host, other: str) -> None:
+    (host.save / other).touch()
+    host.guest("web", host.images / "a").rename(host.auto / "web")
+    reason = f"upstream's xendomains skips it, because {host.save}/{other} has its name in it"
+    result = host.run()
+    assert result.status == xwd.EXIT_READY
+    assert result.messages == f"{host.auto}/web: {reason}; not waiting for its disks.\n"
+    assert host.run("-v").messages.endswith("No disk is missing, but these guests will not come up: web.\n")
+    assert rows(host) == [["web", "none", "-", f"{host.auto}/web", "skipped", reason]]
+    assert host.run("check").messages == f"{host.auto}/web: {reason}.\n"
+    assert host.run("check").status == host.run("list").status == xwd.EXIT_USAGE
+
+
+def test_debian_skips_nothing_for_a_word(debian: Host) -> None:
+    debian.saved("web-old", debian.image("a"))
+    debian.guest("web", debian.image("b")).rename(debian.auto / "web")
+    assert [row[:2] for row in rows(debian)] == [["web-old", "restore"], ["web", "create"]]
+
+
+def test_where_a_saved_guest_is_incomplete_upstream_creates_it_afresh(host: Host) -> None:
+    saved = cut(host.saved("web", host.image("a")))
+    host.guest("web", host.images / "b")
+    result = host.run("--timeout", "0")
+    assert f"{saved}: {INCOMPLETE}; xl will reject it; not waiting for its disks.\n" in result.messages
+    assert result.messages.endswith(f"will probably not come up: web; no guest starts from {saved}.\n")
+    assert [row[:2] for row in rows(host)] == [["web", "restore"], ["web", "create"]]
+
+
+def test_where_a_saved_guest_is_incomplete_debian_leaves_it_down(debian: Host) -> None:
+    saved = cut(debian.saved("web", debian.image("a")))
+    config = debian.guest("web", debian.images / "b")
+    reason = f"Debian's xendomains does not create it, because it fails to restore {saved}"
+    result = debian.run("-v")
+    assert result.status == xwd.EXIT_READY
+    assert f"{config}: {reason}; not waiting for its disks.\n" in result.messages
+    assert result.messages.endswith(
+        f"No disk is missing, but these guests will not come up: web; no guest starts from {saved}.\n"
+    )
+    check = debian.run("check")
+    assert check.status == xwd.EXIT_USAGE
+    assert check.messages == f"{saved}: {INCOMPLETE}; xl will reject it.\n{config}: {reason}.\n"
+
+
+def test_debian_tries_to_restore_any_file(debian: Host) -> None:
+    (debian.save / "README").write_text("Saved guests go here.\n")
+    assert debian.run("check").messages == (
+        f"{debian.save}/README: was not written by xl save, or is damaged; xl will reject it.\n"
+    )
+
+
+def test_a_blank_in_the_name_of_a_file_keeps_a_guest_down(host: Host) -> None:
+    host.guest("my web", host.images / "a")
+    reason = "xendomains cannot start it, because its file has a blank in its name"
+    assert host.run("-v").messages.endswith("No disk is missing, but these guests will not come up: my web.\n")
+    assert host.run("check").messages == f"{host.auto}/my web.cfg: {reason}.\n"
+
+
+def test_what_is_no_guest_is_named_as_a_file(host: Host) -> None:
+    host.guest("web", host.images / "a")
+    (host.auto / "README").write_text("Guests that start at boot\n")
+    (host.auto / "backup").mkdir()
+    assert host.run("--timeout", "0").messages.endswith(
+        f"\nThese guests will probably not come up: web; no guest starts from {host.auto}/README, {host.auto}/backup.\n"
+    )
+
+
+def test_a_kernel_that_is_gone_is_not_waited_for(host: Host) -> None:
+    """As one that an update has removed: it does not come by itself, where its file system is mounted."""
+    kernel = host.images / "vmlinuz-6.1"
+    (host.auto / "web").write_text(f'name="web"\nkernel="{kernel}"\ndisk=["{host.image("a")},,xvda"]\n')
+    gone = f"{kernel} does not exist, and nothing is going to be mounted where it should be"
+    result = host.run("-v")
+    assert result.status == xwd.EXIT_READY
+    assert f"{host.auto}/web: {gone}; not waiting for its disks.\n" in result.messages
+    assert result.messages.endswith("No disk is missing, but these guests will not come up: web.\n")
+    assert host.run("list").status == xwd.EXIT_USAGE
+
+
+def test_a_disk_image_in_the_same_place_is_waited_for(host: Host) -> None:
+    host.guest("web", host.images / "late")
+    assert host.run("--timeout", "0").status == xwd.EXIT_TIMED_OUT
+
+
+@as_root
+@pytest.mark.parametrize("closed", [lambda host: host.auto, lambda host: host.auto / "web.cfg"])
+def test_what_may_not_be_read_is_not_ready(host: Host, closed: Callable[[Host], Path]) -> None:
+    host.guest("web", host.image("a"))
+    closed(host).chmod(0)
+    for path in (host.root, *host.root.parents):
+        if path.stat().st_mode & 0o005 != 0o005:
+            path.chmod(0o755)
+    result = host.run("list", "--json", options={"user": NOBODY})
+    assert result.status == xwd.EXIT_USAGE
+    assert '"ready": false' in result.output
+    assert "cannot be read: Permission denied (run it as root)" in host.run("list", options={"user": NOBODY}).output
