@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from conftest import (
     Receiver,
     as_root,
     deaf_file_system,
+    fill,
     handles,
     process_state,
     program_with,
@@ -269,8 +271,8 @@ def test_a_disk_that_comes_and_goes_is_waited_for_again(host: Host, clock: FakeC
     first, second = host.image("a"), host.images / "b"
     host.guest("web", first, second)
     clock.at(10, first.unlink)
-    clock.at(20, second.touch)
-    clock.at(30, first.touch)
+    clock.at(20, partial(fill, second))
+    clock.at(30, partial(fill, first))
     result = clock.wait(host)
     assert (result.status, clock.seconds >= 30) == (xwd.EXIT_READY, True)
     assert f"still waiting for {first} for web... (does not exist)\n" in result.messages
