@@ -1188,11 +1188,20 @@ class VolumeGroup(NamedTuple):
 
 @record
 class PlannedMount(NamedTuple):
-    """What is to be mounted, the unit or table that says so, and whether that is done at boot."""
+    """What is to be mounted, the table or unit that says so, and whether nothing in that keeps it from being done."""
 
     source: str
     file: str
     at_boot: bool
+
+
+@record
+class FileSystem(NamedTuple):
+    """Where it is mounted, whether it is read-only, and if another one is to be mounted in it at boot, where."""
+
+    place: str
+    is_read_only: bool  # itself: the unit's sandbox makes every mount read-only for us
+    planned: str
 
 
 @record
@@ -1219,6 +1228,7 @@ class StorageFacts:
         self._devices: dict[str, Device | None] = {}
         self._texts: dict[str, str] = {}
         self._groups: dict[str, VolumeGroup | None] = {}
+        self._file_systems: dict[str, FileSystem] = {}
 
     def layer(self, name: str) -> Layer:
         """A device with all that it stands on."""
@@ -1243,11 +1253,9 @@ class StorageFacts:
         return self._texts[path]
 
     def table(self, path: str) -> list[list[str]]:
-        """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
+        """The lines of a table such as fstab(5), as two or more words."""
         lines = [line.split() for line in self.text(path).splitlines() if not line.lstrip().startswith("#")]
-        return [
-            [re.sub(r"\\([0-3][0-7]{2})", lambda m: chr(int(m[1], 8)), w) for w in line] for line in lines if line[1:]
-        ]
+        return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
 
     @cached_property
     def devices(self) -> list[Device]:
@@ -1280,13 +1288,16 @@ class StorageFacts:
         by_id = {words[0]: words for words in mounts}
         return [words for words in mounts if not is_bound_to_itself(words, by_id.get(words[1], words))]
 
-    def file_system_of(self, path: str) -> tuple[str, list[str]]:
-        """Where the file system is mounted that holds this path, links resolved, and its own options.
-
-        The unit's sandbox makes every mount read-only for us, but not the file system, whose options come last.
-        """
-        where = longest_above(path, [words[4] for words in self.mounts])
-        return where, [words[-1] for words in self.mounts if words[4] == where][-1].split(",") if where else []
+    def file_system_of(self, directory: str) -> FileSystem:
+        """The file system that holds this directory, and the one that is still to be mounted there."""
+        if directory not in self._file_systems:
+            real = os.path.realpath(directory)
+            where = longest_above(real, [words[4] for words in self.mounts])
+            options = [words[-1] for words in self.mounts if words[4] == where][-1].split(",") if where else []
+            planned = longest_above(real, self.planned_mounts)
+            is_missing = where != "" and len(planned) > len(where) and self.is_mounted_at_boot(planned)
+            self._file_systems[directory] = FileSystem(where, "ro" in options, planned if is_missing else "")
+        return self._file_systems[directory]
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
@@ -1305,18 +1316,14 @@ class StorageFacts:
     def planned_mounts(self) -> dict[str, PlannedMount]:
         """What is to be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
         plans: dict[str, PlannedMount] = {}
-        texts, wanted = {}, set()
-        late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
-        for directory in (late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"):  # the last one counts
+        texts = {}
+        for directory in unit_directories():
             texts.update({unit: self.text(f"{directory}/{unit}") for unit in list_names(directory, r".*\.mount")})
-            for wants in list_names(directory, r".*\.(wants|requires)"):
-                wanted.update(list_names(f"{directory}/{wants}", r".*mount"))
         for unit, text in texts.items():
             keys = dict(re.findall("^(What|Where)=(.+)", text, re.MULTILINE))
             if "Where" in keys:  # one that is masked has nothing
-                is_wanted = unit in wanted or unit.replace(".mount", ".automount") in wanted
-                is_wanted = is_wanted and "\nCondition" not in text
-                plans[os.path.normpath(keys["Where"])] = PlannedMount(keys.get("What", ""), unit, is_wanted)
+                plan = PlannedMount(keys.get("What", ""), unit, "\nCondition" not in text)
+                plans[os.path.normpath(keys["Where"])] = plan
         for pool in list_names(f"{ETC}/zfs/zfs-list.cache"):
             for source, where, *more in self.table(f"{ETC}/zfs/zfs-list.cache/{pool}"):
                 plans[where] = PlannedMount(source, f"/etc/zfs/zfs-list.cache/{pool}", more[:1] == ["on"])
@@ -1325,6 +1332,18 @@ class StorageFacts:
             at_boot = "noauto" not in options or "x-systemd.automount" in options
             plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
         return plans
+
+    def is_mounted_at_boot(self, where: str) -> bool:
+        """Whether what is planned there is mounted at boot: a unit has to be wanted by another."""
+        plan = self.planned_mounts[where]
+        wanted = {plan.file, plan.file.replace(".mount", ".automount")}
+        return plan.at_boot and (plan.file.startswith("/") or not wanted.isdisjoint(self.wanted_mounts))
+
+    @cached_property
+    def wanted_mounts(self) -> set[str]:
+        """The mount and automount units that other units want."""
+        wants = [f"{one}/{name}" for one in unit_directories() for name in list_names(one, r".*\.(wants|requires)")]
+        return {unit for directory in wants for unit in list_names(directory, r".*mount")}
 
     @cached_property
     def arrays(self) -> list[KnownArray]:
@@ -1422,6 +1441,17 @@ def read_volume_group(text: str) -> VolumeGroup | None:
     parts = (dict(re.findall(r"^\t\t(\S+) {\n(.*?)^\t\t}", one, re.MULTILINE | re.DOTALL)) for one in (disks, volumes))
     group = VolumeGroup(head, date[1] if date else "of unknown date", *parts)
     return group if group.disks else None
+
+
+def unit_directories() -> tuple[str, ...]:
+    """Where systemd finds units; of those with the same name the last one counts."""
+    late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
+    return late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"
+
+
+def unescaped(word: str) -> str:
+    """A word of a table such as fstab(5), in which a blank is an octal escape."""
+    return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), word)
 
 
 def udev_runs() -> bool:
@@ -2319,7 +2349,7 @@ READ_WRITE_COMMANDS = (
     ("LVM-", "lvchange -prw"),
     ("CRYPT-", "cryptsetup status"),
     ("zd", "zfs get readonly"),
-    ("rbd", "rbd device list; rbd device map --help"),
+    ("rbd", "rbd device unmap"),
     ("", "blockdev --setrw"),
 )
 
@@ -2338,17 +2368,14 @@ def check_file(path: str, size: int, required: Required, facts: StorageFacts) ->
     """What is wrong with a regular file: it is empty, in the wrong file system, or lacks a backing file. May block."""
     if size == 0:
         return Problem("is empty: it has 0 bytes")
-    real = os.path.realpath(path)
-    place, options = facts.file_system_of(real)
-    plans = {where: plan for where, plan in facts.planned_mounts.items() if plan.at_boot}
-    where = longest_above(real, plans)
-    if place and len(place) < len(where):
-        return Problem(f"is there, but {not_mounted(where, plans[where])}", f"systemctl start {where}")
+    file_system = facts.file_system_of(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
+    if where := file_system.planned:
+        return Problem(f"is there, but {not_mounted(where, facts.planned_mounts[where])}", f"systemctl start {where}")
     if required.format in ("qcow", "qcow2") and (problem := check_backing_file(path, required.format)):
         return problem
-    if required.writes and "ro" in options:
-        reason = f"lies in {place}, which is mounted read-only, and the guest writes to it"
-        return Problem(reason, f"mount -o remount,rw {place}", is_readable=True)
+    if required.writes and file_system.is_read_only:
+        reason = f"lies in {file_system.place}, which is mounted read-only, and the guest writes to it"
+        return Problem(reason, f"mount -o remount,rw {file_system.place}", is_readable=True)
     return None
 
 
@@ -2444,6 +2471,8 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
 
 def word_in(listing: str, name: str) -> str:
     """Where, between blanks, `grep -w NAME` finds the name in a listing; nothing if it does not."""
+    if not listing:
+        return ""
     # To grep, a dot is any character. What else is special to it is not in names that have ever worked.
     pattern = re.escape(name).replace(r"\.", ".")
     match = re.search(rf"\S*(?<!\w){pattern}(?!\w)\S*", listing)
