@@ -1227,6 +1227,7 @@ class StorageFacts:
         self._layers: dict[str, Layer] = {}
         self._devices: dict[str, Device | None] = {}
         self._texts: dict[str, str] = {}
+        self._tables: dict[str, list[list[str]]] = {}
         self._groups: dict[str, VolumeGroup | None] = {}
         self._file_systems: dict[str, FileSystem] = {}
 
@@ -1253,9 +1254,13 @@ class StorageFacts:
         return self._texts[path]
 
     def table(self, path: str) -> list[list[str]]:
-        """The lines of a table such as fstab(5), as two or more words."""
-        lines = [line.split() for line in self.text(path).splitlines() if not line.lstrip().startswith("#")]
-        return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
+        """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
+        if path not in self._tables:
+            lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
+            self._tables[path] = [
+                [unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]
+            ]
+        return self._tables[path]
 
     @cached_property
     def devices(self) -> list[Device]:
