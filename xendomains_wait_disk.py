@@ -624,7 +624,7 @@ XL_TOKEN = re.compile(
     | (?P<number>  [0-9][0-9a-fx]* )
     | (?P<string>  "[^"\\\n]*(?:\\.[^"\\\n]*)*" | '[^'\\\n]*(?:\\.[^'\\\n]*)*' )
     | (?P<mark>    \+= | [][=,;] )
-    | (?P<bad>     [^\n] )""",
+    | (?P<bad>     (?:True|False|None)\b | [^\n] )""",
     re.VERBOSE,
 )
 
@@ -743,9 +743,9 @@ def xl_string(token: Token) -> str:
 PYTHON = "a leftover of xm: xl does not run Python"
 PYTHON_WORDS = ("class", "def", "del", "for", "from", "if", "import", "print", "try", "while", "with")
 BAD_CHARACTERS = {
-    **dict.fromkeys("+*/%:(){}", PYTHON),
-    **dict.fromkeys("TFN", f"{PYTHON}; write 1 for True, and 0 for False"),
-    **dict.fromkeys("KMG", "a number has no unit: memory is in MiB"),
+    **dict.fromkeys("+*%(){}", PYTHON),
+    **dict.fromkeys(("True", "False", "None"), f"{PYTHON}; write 1 for True, and 0 for False"),
+    **dict.fromkeys("KMG", "a character that xl does not know (memory is in MiB, without a unit)"),
     "\\": f"a backslash at the end of a line is {PYTHON}; a list may span lines without it",
     "\ufeff": "the file begins with a byte order mark; save it without one",
     '"': "a string that does not end in its line",
@@ -855,7 +855,7 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
     if flags & SAVED_STREAM_V2:
         file.seek(-len(SAVED_END), os.SEEK_END)
-        if file.read() != SAVED_END:
+        if file.read(len(SAVED_END)) != SAVED_END:
             raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
     return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
 
@@ -1890,11 +1890,7 @@ class Start(NamedTuple):
 
     how: str
     reason: str = ""
-    instead: str = ""  # how another file starts the guest
-
-    def keeps_down(self) -> bool:
-        """Whether the guest stays down because of that."""
-        return self.how == "none" and not self.instead
+    instead: str = ""  # how another file starts the guest; if none does, it stays down
 
 
 @record
@@ -1917,8 +1913,7 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
     planned = {}
     taken: dict[str, Start] = {}  # by the name of a guest: why no further file starts it
     for path, guest in guests.items():
-        name, _, kind, *_ = guest.domain
-        is_saved, file = kind == "saved", os.path.basename(path)
+        name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # As long as it was not read, a saved guest is taken to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
         start = Start("restore" if is_saved else "create")
@@ -2887,7 +2882,7 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
         if guest.status.is_rejected():
             will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
             lost[file] = f"{guest.status.reason}; {will}"
-        elif gone or guest.start.keeps_down():
+        elif gone or (guest.start.how == "none" and not guest.start.instead):
             lost[file] = guest.start.reason or gone[0]
     return lost
 
@@ -3039,9 +3034,8 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[F
     checks = [check_files(snapshot), check_sharing(uses)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        status = snapshot.disk_status(use.required)
         checks += [check_use(use, used, facts)]
-        checks += [check_reboot(use, facts)] if reboot and status == READY else []
+        checks += [check_reboot(use, facts)] if reboot and snapshot.disk_status(use.required) == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or one.file in snapshot.guests]
 
@@ -3089,7 +3083,8 @@ def check_files(snapshot: Snapshot) -> Iterator[Finding]:
         elif guest.start.instead == "create":
             yield Finding(guest.start.reason, "", True, file, guest.domain.name)
     for file, why in lost_guests(snapshot).items():
-        yield Finding(why, "", True, file)
+        guest = snapshot.guests[file]
+        yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
 
 
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
