@@ -2301,7 +2301,7 @@ def check_disk(required: Required, facts: StorageFacts) -> Status:
             problem = Problem(f"is {FILE_KINDS[kind]}, neither a block device nor a regular file")
     except (FileNotFoundError, NotADirectoryError):
         if required.is_boot_file and os.path.isdir(os.path.dirname(path)) and not explain_path(path, facts).problem:
-            return Status(State.REFUSED, "does not exist, and nothing is going to be mounted where it should be")
+            return Status(State.REFUSED, "does not exist, although its file system is mounted")
         if not facts.explains:
             return ABSENT
         return Status(State.MISSING, *explain_missing(path, facts)[:2])

@@ -168,7 +168,7 @@ def test_the_saved_and_the_configured_form_of_a_guest_are_one(host: Host) -> Non
     assert check(host) == []
 
 
-GONE = "does not exist, and nothing is going to be mounted where it should be"
+GONE = "does not exist, although its file system is mounted"
 
 
 @pytest.mark.parametrize("key", ["kernel", "ramdisk", "bootloader"])

@@ -1203,9 +1203,9 @@ def test_large_evidence_takes_no_time(junk: str, host: Callable[[str], HostPaths
             if entry.path.startswith(("etc/", "proc/")):
                 # Below the limit, so that it is read.
                 (Path(here.etc).parent / entry.path).write_text(entry.text + junk * (400_000 // len(junk)) + "\n")
-        start = time.monotonic()
+        start = time.process_time()
         assert len([*everything(here)]) > len(PATHS) - 1
-        assert time.monotonic() - start < 20
+        assert time.process_time() - start < 20
 
 
 json_values = st.recursive(

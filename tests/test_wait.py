@@ -389,11 +389,12 @@ def test_a_signal_between_any_two_functions_ends_it_without_a_traceback(host: Ho
     host.run("--timeout", "200ms", program=program_with(AT_A_MOMENT.format(moment=0, file=str(file))))
     moments = 12
     calls = int(file.read_text())
-    statuses = []
+    running = []
     for number in range(moments):
         moment = 1 + calls * number // moments
         program = program_with(AT_A_MOMENT.format(moment=moment, file=str(file)))
-        statuses.append(host.run("--timeout", "200ms", program=program).status)
+        running.append(host.start("--timeout", "200ms", program=program))
+    statuses = [one.end().status for one in running]
     # Between the last pause and the end, where it ends anyway, a signal may change nothing.
     assert set(statuses) <= {-signal.SIGTERM, xwd.EXIT_TIMED_OUT}
     assert statuses.count(-signal.SIGTERM) >= moments // 2
