@@ -3741,15 +3741,21 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
             return Problem(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
-        lines = facts.device_table("crypt")
-        if mapped not in lines and mapped.removeprefix("luks-") not in facts.text(f"{PROC}/cmdline"):
-            return Problem(f"{mapped} is not in /etc/crypttab", "add a line for it")
-        if mapped in lines and "noauto" in lines[mapped][1]:
-            return Problem(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
+        return why_not_opened(mapped, facts)
     if uuid.startswith("LVM-"):
         return why_not_activated(mapped, facts)
     if name.startswith("drbd") and not is_enabled("drbd", facts):
         return Problem("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
+    return None
+
+
+def why_not_opened(mapped: str, facts: StorageFacts) -> Problem | None:
+    """What keeps a LUKS volume from being opened at boot: crypttab(5), or the command line of the kernel."""
+    lines = facts.device_table("crypt")
+    if mapped not in lines and mapped.removeprefix("luks-") not in facts.text(f"{PROC}/cmdline"):
+        return Problem(f"{mapped} is not in /etc/crypttab", "add a line for it")
+    if mapped in lines and "noauto" in lines[mapped][1]:
+        return Problem(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
     return None
 
 
