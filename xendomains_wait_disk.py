@@ -1507,7 +1507,7 @@ def output_of(*command: str) -> str:
 def is_bound_to_itself(mount: Sequence[str], parent: Sequence[str]) -> bool:
     """Whether a mount shows what is in its place anyway, as that of /home in the unit's sandbox does (ProtectHome=)."""
     place = os.path.join(parent[3], os.path.relpath(mount[4], parent[4]))
-    # A subvolume of btrfs that is mounted where it is has another subvolid= in the last word. No path is looked at here:
+    # A subvolume of btrfs that is mounted where it is has another subvolid= in the last word. No path is looked at:
     # what is mounted may hang.
     is_same = mount is not parent and mount[2] == parent[2] and mount[-1] == parent[-1]
     return is_same and mount[3] == os.path.normpath(place)
@@ -2693,14 +2693,13 @@ class Watcher:
         calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
 
-    def _third_until(self, deadline: float) -> float:
-        """The end of a third of the time that is left, so that a step which hangs leaves some for those after it."""
-        now = self.clock.now()
-        return now + (deadline - now) / 3
+    def _patience(self, deadline: float) -> float:
+        """How long a step may be silent: at most a third of what is left, so that one which hangs leaves some."""
+        return min(MAX_SILENCE, (deadline - self.clock.now()) / 3)
 
     def _read_files(self, deadline: float, facts: StorageFacts) -> None:
-        directories = self._list_directories(self._third_until(deadline), facts)
-        read = self._read_guests(directories, self._third_until(deadline), facts)
+        directories = self._list_directories(deadline, facts)
+        read = self._read_guests(directories, deadline, facts)
         self._read_at = self.clock.now() + READ_INTERVAL
         known = self.known
         if directories == known.directories and read == known.read:
@@ -2717,7 +2716,7 @@ class Watcher:
             path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
         }
         calls: dict[str, Call] = {path: partial(list_directory, path, before, facts) for path, before in known.items()}
-        answers = self.calls.run("list", calls, deadline)
+        answers = self.calls.run("list", calls, deadline, self._patience(deadline))
         directories = {}
         for path, before in known.items():
             answer = answers.get(path, before)
@@ -2736,7 +2735,7 @@ class Watcher:
         before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
         read = partial(read_guest, settings=self.settings, facts=facts, is_debians=self.xendomains.is_debians)
         calls: dict[str, Call] = {file: partial(read, guest) for file, guest in before.items()}
-        answers = self.calls.run("read", calls, deadline)
+        answers = self.calls.run("read", calls, deadline, self._patience(deadline))
         guests = {}
         for file, guest in before.items():
             answer = answers.get(file, guest)
