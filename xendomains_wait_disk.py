@@ -33,7 +33,7 @@ from itertools import islice
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
 
@@ -54,9 +54,12 @@ __version__ = "2.0.0"
 COMMAND = "xendomains-wait-disk"
 CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
-LATE_DIRECTORY = "/run/xendomains-late"
+LATE_SERVICE = "xendomains-late.service"
 XL_LOGS = "/var/log/xen"
-LAST_WAIT = os.path.join(os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}"), "last.json")
+STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
+LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
+NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
+LOCKS = f"{STATE_DIRECTORY}/start"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 # Where this host tells about its storage.
@@ -84,7 +87,12 @@ MAX_SETTINGS_LINE = 1 << 12  # and 12 s for a line of 32 KiB
 MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
-LATE_PAUSE = 10.0  # between two looks for a guest that starts late
+START_PAUSE = 10.0  # between two looks of start, if nothing happens
+START_REST = 120.0  # between two looks of start at configurations and reasons
+RETRIES = (30.0, 120.0, 600.0)  # after which a guest is tried again whose start failed
+MAX_XL = 600.0  # that xl may take to start a guest, before others have their turn
+MAX_BOOT = 600.0  # since the kernel was started, until the wait at boot begins
+FOREVER = 1e9  # a wait without end, in seconds that systemd takes
 MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory image behind a saved configuration
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
@@ -215,6 +223,7 @@ class Settings(NamedTuple):
     factor: float = 2.0
     ignored_domains: tuple[str, ...] = ()
     ignored_disks: tuple[str, ...] = ()
+    late_domains: tuple[str, ...] = ("*",)
 
 
 # systemd.time(7), "Parsing time spans"
@@ -302,6 +311,7 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
     "polling.factor": ("factor", check_factor, False),
     "ignore.domains": ("ignored_domains", check_pattern, True),
     "ignore.disks": ("ignored_disks", check_pattern, True),
+    "late.domains": ("late_domains", check_pattern, True),
 }
 
 
@@ -314,7 +324,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
     try:
         lines = os.fsdecode(read_file(path, MAX_SETTINGS)).lstrip("\ufeff").splitlines()
         # In the file as it is shipped there is nothing that configobj, which is slow to import, would have to read.
-        headings = ("", "[paths]", "[polling]", "[ignore]")
+        headings = ("", "[paths]", "[polling]", "[ignore]", "[late]")
         if all(line.strip() in headings or line.lstrip().startswith("#") for line in lines):
             return Settings(), []
         if max(map(len, lines)) > MAX_SETTINGS_LINE:
@@ -1182,8 +1192,9 @@ else:
 class StorageFacts:
     """What one look finds out about storage: each thing once, however many disks lie on the same devices."""
 
-    def __init__(self, explains: bool = True) -> None:
+    def __init__(self, explains: bool = True, shares: bool = True) -> None:
         self.explains = explains  # why something is missing, which takes longer than to see that it is
+        self.shares = shares  # a disk that the peer uses may be used as well, where DRBD allows it
         self.numbers: dict[str, str] = {}  # of devices whose number is known, such as "8:0"
         self._layers: dict[str, Layer] = {}
         self._devices: dict[str, Device | None] = {}
@@ -1474,7 +1485,7 @@ def check_drbd(name: str, promotes: bool, facts: StorageFacts) -> Problem | None
     if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
         peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
         return Problem(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
-    is_shared = any("allow-two-primaries" in text for text in facts.drbd_resources.values())
+    is_shared = facts.shares and any("allow-two-primaries" in text for text in facts.drbd_resources.values())
     if role == "Primary" or ((promotes or promotes_itself) and (peer_role != "Primary" or is_shared)):
         return None
     if peer_role == "Primary":
@@ -2118,6 +2129,8 @@ class Watcher:
         self.names = names  # of the guests that are asked for, or of their files; without any, all are
         self.calls = BlockingCalls(clock)
         self.known = Snapshot()
+        self.rest = 0.0  # for at least so long, files are not read again and reasons not found again
+        self.shares = True  # see StorageFacts
         self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
         self._read_at = self._explain_at = float("-inf")  # when to do it again
 
@@ -2158,11 +2171,11 @@ class Watcher:
         answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
         # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
         seconds = (time.process_time() - spent) / MAX_REASON_SHARE
-        self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds)
+        self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds, self.rest)
         return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
 
     def _check(self, paths: Sequence[str], deadline: float, patience: float, *, explains: bool) -> dict[str, Any]:
-        facts = StorageFacts(explains=explains)
+        facts = StorageFacts(explains=explains, shares=self.shares)
         calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
 
@@ -2174,7 +2187,7 @@ class Watcher:
     def _read_files(self, deadline: float, facts: StorageFacts) -> None:
         directories = self._list_directories(self._third_until(deadline), facts)
         read = self._read_guests(directories, self._third_until(deadline), facts)
-        self._read_at = self.clock.now() + READ_INTERVAL
+        self._read_at = self.clock.now() + max(READ_INTERVAL, self.rest)
         known = self.known
         if directories == known.directories and read == known.read:
             return
@@ -2744,7 +2757,8 @@ class Reporter:
         if self._awaited:
             seconds = self._clock.now() - self._started
             status = f"Waiting for {in_short(list(self._awaited.values()))}"
-            self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
+            limit = f" of {format_time_span(self._timeout)}" if self._timeout < FOREVER else ""
+            self._journal.progress(f"{seconds:.0f}s{limit}: {status}")
         if status != self._status:
             left = self._started + self._timeout - self._clock.now()
             if notify(f"STATUS={status}", extended_timeout(max(0.0, left))):
@@ -2988,14 +3002,14 @@ def in_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
-def write_last_wait(record: Mapping[str, Any]) -> None:
-    """Puts it in the place of the record of the wait before. Raises OSError; the directory is made by the unit."""
+def write_record(path: str, record: Mapping[str, Any]) -> None:
+    """Puts it in the place of the record before. Raises OSError; the directory is made by the unit."""
     import json
 
-    new = f"{LAST_WAIT}.{os.getpid()}"  # another wait may end at the same time
+    new = f"{path}.{os.getpid()}"  # another wait may end at the same time
     with open(new, "w") as file:
         file.write(json.dumps(record))  # on one line: with indent=, it is not written in C
-    os.replace(new, LAST_WAIT)
+    os.replace(new, path)
 
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
@@ -3247,139 +3261,277 @@ def why_mount_stays_away(path: str, facts: StorageFacts) -> Problem | None:
     return None if is_unit else Problem(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
 
 
-# --- Late: a guest whose disks come after the timeout ----------------------------------------------------------------
-class LeftAlone(Exception):
-    """The guest is not to be started, or no longer: a sentence that says why, and the exit status for it."""
+# --- Start: the guests that are down, each as soon as its disks are there --------------------------------------------
+@record
+class Outcome(NamedTuple):
+    """What became of a guest: one of OUTCOMES, and why."""
+
+    guest: Guest
+    result: str
+    reason: str = ""
 
 
-def start_late(watcher: Watcher, options: Options, journal: Journal, started: float) -> int:
-    """Waits until a guest's disks are there, and starts it as xendomains would; returns the exit status.
+# The exit status for each outcome, and the level and text of its message.
+OUTCOMES: Mapping[str, tuple[int, int, str]] = {
+    "started": (EXIT_READY, INFO, "guest {} has been started."),
+    "restored": (EXIT_READY, INFO, "guest {} has been restored."),
+    "running": (EXIT_READY, DEBUG, "guest {} is already running."),
+    "skipped": (EXIT_READY, DEBUG, "guest {} is skipped: {}."),
+    "ready": (EXIT_READY, DEBUG, "guest {} would be started."),
+    "waiting": (EXIT_TIMED_OUT, WARNING, "guest {} is still waiting for {}."),
+    "refused": (EXIT_USAGE, ERR, "guest {} is not started: {}."),
+    "failed": (EXIT_USAGE, ERR, "guest {} could not be started: {}."),
+}
 
-    Without --timeout it waits without limit; with --no-start it does not start it. Raises Stopped if a signal comes.
+
+def start_guests(watcher: Watcher, options: Options, journal: Journal, started: float) -> int:
+    """Starts the guests that are down and whose disks are ready, one at a time; returns the exit status.
+
+    Goes on for `options.wait` seconds, or until nothing is waited for. Raises Stopped if a signal comes, and
+    ConfigError if xl does not work here or a name is wrong.
     """
-    clock = watcher.clock
-    # Nothing is in a hurry: events end a pause early.
-    pause = max(watcher.settings.longest, LATE_PAUSE)
-    # The boot may be told to ignore it, because this is there.
-    watcher.settings = watcher.settings._replace(first=pause, longest=pause, ignored_domains=())
-    deadline = float("inf") if options.timeout is None else started + options.timeout
-    reporter = Reporter(journal, clock, started, MAX_TIME)
+    clock, deadline = watcher.clock, started + options.wait
+    reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
+    # The events are collected from before the first look on.
+    events = block_events() if options.wait else None
+    running = running_guests(watcher)
+    settled: dict[str, Outcome] = {}
+    waiting: dict[str, Outcome] = {}
+    failed: dict[str, int] = {}
+    put_off: dict[str, tuple[float, str]] = {}  # until when, and why
+    seen, recheck = Snapshot(), True
+    while True:
+        snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=recheck)
+        if recheck or snapshot is not seen:
+            seen, waiting = snapshot, {}
+            for name, outcome in outcomes_of(snapshot, options, watcher.settings, running).items():
+                if outcome.result == "waiting":
+                    put_off.pop(name, None)  # when its disk is back, it is tried at once
+                if name not in settled and outcome.result in ("waiting", "ready") and not options.dry_run:
+                    waiting[name] = outcome
+                elif settled.setdefault(name, outcome) is outcome:
+                    tell(outcome, options, journal)
+        if options.wait:
+            reporter.report(only_of(snapshot, [outcome.guest for outcome in waiting.values()]))
+        put_off = {name: (end, why) for name, (end, why) in put_off.items() if end > clock.now() and name in waiting}
+        ready = [name for name, outcome in waiting.items() if outcome.result == "ready" and name not in put_off]
+        if ready and recheck:
+            name = ready[0]
+            outcome = start_guest(waiting[name].guest, watcher)
+            if outcome.result == "waiting":
+                put_off[name] = (clock.now() + START_PAUSE, outcome.reason)
+                continue
+            if outcome.result == "failed" and options.wait:
+                failed[name] = failed.get(name, 0) + 1
+                if failed[name] <= len(RETRIES):
+                    pause = RETRIES[failed[name] - 1]
+                    put_off[name] = (clock.now() + pause, f"another try: {outcome.reason}")
+                    outcome = outcome._replace(
+                        reason=f"{outcome.reason} (it is tried again in {format_time_span(pause)})"
+                    )
+                else:
+                    outcome = outcome._replace(reason=f"{outcome.reason} (it is left alone now)")
+            if name not in put_off:
+                settled[name] = outcome
+            tell(outcome, options, journal)
+        elif ready:
+            recheck = True  # one of its disks may have gone again
+        elif clock.now() >= deadline or not (waiting or snapshot.awaits_files()):
+            break
+        else:
+            recheck = bool(put_off)  # a disk that goes away has to be seen
+            ends = [end for end, _ in put_off.values()]
+            sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
+    for name, outcome in waiting.items():
+        settled[name] = Outcome(outcome.guest, "waiting", put_off[name][1]) if name in put_off else outcome
+        tell(settled[name], options, journal)
+    clock.release_signals()
+    return show_outcomes(list(settled.values()), options, journal)
 
-    def report(snapshot: Snapshot) -> None:
-        check_that_it_may_start(snapshot, watcher)
-        reporter.report(snapshot)
 
-    def look() -> Snapshot:
-        snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=True)
-        report(snapshot)
-        return snapshot
+def guests_meant(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
+    """The guests with these names or all, each with the file that it starts from. Raises ConfigError for a wrong name.
 
-    try:
-        snapshot = look()
-        while clock.now() < deadline and (not snapshot.guests or has_failed_with(snapshot, watcher, journal)):
-            clock.pause(min(pause, deadline - clock.now()))
-            snapshot = look()
-        if not snapshot.is_complete() and clock.now() < deadline:
-            snapshot = wait(watcher, report, deadline)
-            report(snapshot)
-        if options.no_start or not snapshot.is_complete() or not snapshot.guests:
-            return EXIT_READY if snapshot.is_complete() and snapshot.guests else EXIT_TIMED_OUT
-        clock.release_signals()
-        return create_guest(next(iter(snapshot.guests.values())), snapshot, watcher, journal)
-    except LeftAlone as left:
-        reason, status = left.args
-        journal.log_all([], clock.now(), (INFO if status == EXIT_READY else WARNING, reason, {}))
-        return EXIT_TIMED_OUT if options.no_start else status
-
-
-def check_that_it_may_start(snapshot: Snapshot, watcher: Watcher) -> None:
-    """Raises LeftAlone if a guest is not to be started, so that none is taken for another, and none starts twice."""
-    names = {*watcher.names, *(guest.domain.name for guest in snapshot.guests.values())}
-    for file, guest in snapshot.read.items():
-        if guest.domain.kind == "saved" and not names.isdisjoint((guest.domain.name, os.path.basename(file))):
-            reason = f"was saved in {file}, and is not started from its configuration (fix: xl restore {file})"
-            raise LeftAlone(f"guest {guest.domain.name} {reason}.", EXIT_TIMED_OUT)
-    if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
-        files = some(list(snapshot.guests), MAX_LISTED)
-        raise LeftAlone(f"'{watcher.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
-    for file, why in lost_guests(snapshot).items():
-        raise LeftAlone(f"{file}: {why}. The guest is not started.", EXIT_USAGE)
-    statuses = [directory.status for directory in snapshot.directories.values()]
-    statuses += [guest.status for guest in snapshot.read.values()]
-    if not snapshot.guests and not any(status.is_awaited() for status in statuses):
-        raise LeftAlone(f"{unknown_name(snapshot, watcher.names)} It is not started.", EXIT_USAGE)
+    A saved guest comes first, also if it cannot be restored: what it holds would be lost if it were created afresh.
+    """
+    if unknown := unknown_name(snapshot, names):
+        raise ConfigError(unknown.rstrip("."))
+    meant: set[str] = set()
     for name in names:
+        guests = guests_named(snapshot.read, (name,)).values()
+        # What cannot be read yet is meant only if nothing else is.
+        read = {guest.domain.name for guest in guests if not guest.status.is_awaited()}
+        meant |= read or {guest.domain.name for guest in guests}
+    by_name: dict[str, Guest] = {}
+    for guest in snapshot.guests.values():
+        if not guest.start.instead and (not names or guest.domain.name in meant):
+            by_name.setdefault(guest.domain.name, guest)
+    return list(by_name.values())
+
+
+def only_of(snapshot: Snapshot, guests: Sequence[Guest]) -> Snapshot:
+    """The snapshot with these guests alone."""
+    disks = {one.path: snapshot.disks[one.path] for guest in guests for one in guest.required if one.path}
+    return snapshot._replace(guests={guest.domain.source: guest for guest in guests}, disks=disks)
+
+
+def outcomes_of(
+    snapshot: Snapshot, options: Options, settings: Settings, running: Container[str]
+) -> dict[str, Outcome]:
+    """By name, whether each guest may be started now ("ready"), and if not, why. In doubt it may not."""
+    outcomes = {}
+    logs = xl_logs()
+    have_run: set[str] = set() if options.guests else started_since_boot(logs)
+    patterns = ("*",) if options.guests else settings.late_domains
+    for guest in guests_meant(snapshot, options.guests):
+        name, file, kind, *_ = guest.domain
+        # As long as those are not known, a guest may be saved.
+        saved = {path: one for path, one in snapshot.directories.items() if one.kind == "saved" != kind}
+        needed = only_of(snapshot, [guest])._replace(directories=saved)
+        lost = [f"{file}: {why}" for why in lost_guests(needed).values()]
+        lost += [f"{path}: {one.status.reason}" for path, one in saved.items() if one.status.is_rejected()]
+        missing = [f"{one.path} ({one.status.reason})" for one in needed.missing()]
+        if name in running:
+            result, reason = "running", ""
+        elif not matches_any((name, os.path.basename(file)), patterns):
+            result, reason = "skipped", "[late] domains does not match it"
+        elif name in have_run:
+            result, reason = "skipped", f"it has been started since the host booted (try: {COMMAND} start {name})"
+        elif lost:
+            result, reason = "refused", lost[0]
+        elif kind == "saved" and guest.signature and name in logs and guest.signature[MODIFIED] < logs[name][-1]:
+            result, reason = "refused", f"{file} is older than its last start (to give it up: rm {file})"
+        else:
+            result, reason = "waiting" if missing else "ready", some(missing, MAX_LISTED)
+        outcomes[name] = Outcome(guest, result, reason)
+    return outcomes
+
+
+def xl_logs() -> dict[str, list[int]]:
+    """The inode, size and time (in ns) of the log of each guest, which xl begins anew when it has started the guest.
+
+    Not seen is what xl has started without its daemon (xl create -e), and what logrotate has emptied or taken away.
+    """
+    logs = {}
+    for file in list_names(XL_LOGS, r"xl-.+\.log"):
         with suppress(OSError):
-            # xl writes this once it has started a guest; logrotate may leave an empty one.
-            log = os.stat(f"{XL_LOGS}/xl-{name}.log")
-            if log.st_size and log.st_mtime > time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
-                reason = "has been started since the host booted, and is left alone"
-                raise LeftAlone(f"guest {name} {reason}.", EXIT_READY)
+            status = os.stat(f"{XL_LOGS}/{file}")
+            if status.st_size:
+                logs[well_formed(file[len("xl-") : -len(".log")])] = [status.st_ino, status.st_size, status.st_mtime_ns]
+    return logs
 
 
-def tried_file(snapshot: Snapshot) -> str:
-    """Where it is kept with which disks xl has failed to start the guest."""
-    name = next(iter(snapshot.guests.values())).domain.name
-    return f"{LATE_DIRECTORY}/{name.replace('/', '_')}"
+def note_logs() -> None:
+    """Notes how the logs of the guests are before xendomains starts them, once a boot. Raises OSError."""
+    # What runs long after the boot is not the wait at boot, and guests may have been started before it.
+    if not os.path.exists(NOTED_LOGS) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
+        write_record(NOTED_LOGS, xl_logs())
 
 
-def has_failed_with(snapshot: Snapshot, watcher: Watcher, journal: Journal) -> bool:
-    """Whether xl has failed to start the guest, and none of its disks has changed since."""
-    tried = read_text_file(tried_file(snapshot))
-    if not tried or disks_now(snapshot, watcher) != tried:
-        return False
-    name = next(iter(snapshot.guests.values())).domain.name
-    journal.log(INFO, f"xl has failed to start guest {name}; waiting until one of its disks has changed.")
-    return True
+def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
+    """The guests whose logs are not as the wait at boot has noted them, or if it has not, are newer than the boot."""
+    import json
+
+    with suppress(OSError, ValueError, TypeError):
+        noted = dict(json.loads(read_file(NOTED_LOGS)))
+        return {name for name, log in logs.items() if noted.get(name) != log}
+    # Where the clock was behind at boot, a log from before it looks newer than the boot: its guest is left alone.
+    booted = (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)) * 1e9
+    return {name for name, log in logs.items() if log[-1] > booted}
 
 
-def disks_now(snapshot: Snapshot, watcher: Watcher) -> str:
-    """What tells whether a disk has changed; nothing if the guest has none here."""
-    calls: dict[str, Call] = {path: partial(disk_now, path) for path in snapshot.disks}
-    answers = watcher.calls.run("identity", calls, watcher.clock.now() + MAX_FIRST_LOOK)
-    return "".join(f"{path} {answer}\n" for path, answer in answers.items())
+def running_guests(watcher: Watcher) -> set[str]:
+    """The names of the guests that run. Raises ConfigError if xl does not work here."""
+    if os.geteuid() != 0:
+        raise ConfigError("start must be run as root, because xl must")
+    if not (printed := ask_xl(watcher, "list")):
+        raise ConfigError("`xl list` fails, so no guest can be started (is xl installed, and does this host run Xen?)")
+    return set(re.findall(r"^(.*?) +\d+ +\d+ +\d+ +\S+ +[\d.]+$", printed, re.MULTILINE))
 
 
-def disk_now(path: str) -> str:
-    """What tells whether this disk has changed. May block."""
-    status = os.stat(existing_path(path))
-    if not stat.S_ISBLK(status.st_mode):
-        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
-    # Not the times of the node: udev sets them at each event, and to open a disk may make one.
-    attributes = [attribute(device_link(status.st_rdev), key) for key in ("diskseq", "size", "ro")]
-    return " ".join([str(status.st_rdev), *attributes])
+def ask_xl(watcher: Watcher, *words: str) -> str:
+    """What xl prints; nothing if it fails or takes long."""
+    calls: dict[str, Call] = {words[-1]: partial(output_of, "xl", *words)}
+    answers = watcher.calls.run("xl", calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
+    return next((answer for answer in answers.values() if isinstance(answer, str)), "")
 
 
-def create_guest(guest: Guest, snapshot: Snapshot, watcher: Watcher, journal: Journal) -> int:
-    """Starts a guest, unless it runs. What xl says of a failure goes to the journal."""
-    from subprocess import DEVNULL, PIPE, STDOUT, run
+def start_command(guest: Guest) -> str:
+    """The shell command that starts a guest as xendomains does. A file left behind would be restored again later."""
+    from shlex import quote
 
-    name, file = guest.domain.name, guest.domain.source
-    if output_of("xl", "domid", name):
-        raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
-    facts = StorageFacts()
-    for path, place in places_of(snapshot.needed, watcher).items():
-        states = facts.drbd_states if place.startswith("drbd") else {}
-        role, peer_role, *_ = states.get(place.removeprefix("drbd"), ("", ""))
-        if peer_role == "Primary" != role:  # as with allow-two-primaries
-            raise LeftAlone(f"guest {name} may run on the peer, where its disk {path} is Primary.", EXIT_TIMED_OUT)
-    command = ["xl", "create", "--quiet", "--defconfig", file]
-    process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
-    if process.returncode == 0:
-        message = (INFO, f"guest {name} is started: its disks are there.", {"DOMAIN": name})
-        journal.log_all([], watcher.clock.now(), message)
-        return EXIT_READY
-    lines: list[Message] = [(ERR, f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()]
-    journal.log_all(lines, watcher.clock.now() + MAX_SENDING_ALL)
-    reason = f"could not be started with {file}; xl's status is {process.returncode}"
-    journal.log(ERR, f"guest {name} {reason}.", DOMAIN=name)
-    with suppress(OSError), open(tried_file(snapshot), "w") as tried:
-        tried.write(disks_now(snapshot, watcher))
-    return EXIT_TIMED_OUT
+    file = quote(guest.domain.source)
+    return (
+        f"xl restore {file} && rm {file}" if guest.domain.kind == "saved" else f"xl create --quiet --defconfig {file}"
+    )
+
+
+def start_guest(guest: Guest, watcher: Watcher) -> Outcome:
+    """Starts a guest, unless it runs, or another process starts it.
+
+    xl goes on when this program ends: it has a session of its own, and prints to a file. That is the guest's lock as
+    well, so that it is held until xl has ended; what xl leaves running has closed it.
+    """
+    from fcntl import LOCK_EX, LOCK_NB, flock
+    from subprocess import DEVNULL, run
+
+    command, now = start_command(guest), watcher.clock.now()
+    os.makedirs(LOCKS, exist_ok=True)
+    with open(f"{LOCKS}/{guest.domain.name.replace('/', '_')}", "ab+") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            return Outcome(guest, "waiting", "another process, which is starting it")
+        if ask_xl(watcher, "domid", guest.domain.name):
+            return Outcome(guest, "running")
+        lock.truncate(0)
+        files = {"stdin": DEVNULL, "stdout": lock, "stderr": lock}
+        call = partial(run, command, shell=True, cwd="/", start_new_session=True, **files)
+        # Of its own purpose, because an earlier one may still hang.
+        ended = watcher.calls.run(f"start at {now}", {command: call}, now + MAX_XL, MAX_XL).get(command, NoResponse())
+        said = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
+    if isinstance(ended, Exception):
+        return Outcome(guest, "failed", f"`{command}` has not ended after {format_time_span(MAX_XL)}")
+    if ended.returncode != 0:
+        return Outcome(guest, "failed", f"`{command}` failed with status {ended.returncode}: {said}")
+    return Outcome(guest, "restored" if guest.domain.kind == "saved" else "started")
+
+
+def tell(outcome: Outcome, options: Options, journal: Journal) -> None:
+    """Says what became of a guest. What may be so at each boot is only for who asks."""
+    level, text = OUTCOMES[outcome.result][1:]
+    name, reason = outcome.guest.domain.name, outcome.reason
+    journal.log(INFO if level == DEBUG and not options.wait else level, text.format(name, reason), DOMAIN=name)
+
+
+def show_outcomes(outcomes: Sequence[Outcome], options: Options, journal: Journal) -> int:
+    """Says what became of how many guests, prints commands or JSON if asked for, and returns the exit status."""
+    results = [outcome.result for outcome in outcomes]
+    counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
+    journal.log(INFO, f"Guests: {', '.join(counts) or 'none'}.")
+    if options.json:
+        import json
+
+        rows = [
+            {
+                "name": well_formed(guest.domain.name),
+                "source": well_formed(guest.domain.source),
+                "result": result,
+                "reason": well_formed(reason) or None,
+                "command": well_formed(start_command(guest)),
+            }
+            for guest, result, reason in outcomes
+        ]
+        show(json.dumps({"version": JSON_VERSION, "guests": rows}, indent=2))
+    elif options.dry_run:
+        for guest, result, reason in outcomes:
+            text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
+            show(start_command(guest) if result == "ready" else f"# {text}")
+    return max((OUTCOMES[result][0] for result in results), default=EXIT_READY)
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
-COMMANDS = ("wait", "list", "check", "last", "late")
+COMMANDS = ("wait", "list", "check", "last", "start")
 
 
 @record
@@ -3394,7 +3546,8 @@ class Options(NamedTuple):
     quiet: bool = False
     json: bool = False
     reboot: bool = False
-    no_start: bool = False
+    dry_run: bool = False
+    wait: float = 0.0
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -3405,7 +3558,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 
     def time_span(text: str) -> float:
         try:
-            return parse_time_span(text)
+            return float(text) if text == "inf" else parse_time_span(text)
         except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -3418,7 +3571,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     command_help = (
         "wait: wait for the disks (the default); list: show them and how they are; "
         "check: say what is wrong, and what the next boot will trip over; last: show how the last wait ended; "
-        "late: wait for the disks of one guest for as long as it takes, and start it"
+        "start: start the guests that are down and whose disks are ready"
     )
     timeout_help = "wait at most this long, as in 90 or 5min; 0: look once"
     parser.add_argument("command", nargs="?", default="wait", choices=COMMANDS, help=command_help)
@@ -3426,23 +3579,29 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
     parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
     parser.add_argument("--reboot", action="store_true", help="with check: what would not come back after a reboot")
-    parser.add_argument("--no-start", action="store_true", help="with late: only wait")
-    parser.add_argument("--json", action="store_true", help="with list, check and last: for programs")
+    parser.add_argument("--dry-run", action="store_true", help="with start: print the commands, and start nothing")
+    wait_help = "with start: wait for the disks of the others, without TIME as long as it takes"
+    parser.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
+    parser.add_argument("--json", action="store_true", help="with list, check, last and start: for programs")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; with list, what to do")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     try:
+        # argparse would take a guest that follows for its TIME.
+        arguments = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
         options = parser.parse_intermixed_args(arguments)
     finally:
         show("", end="")  # help or version, which the end in run() would not write out
-    if options.json and options.command in ("wait", "late"):
-        parser.error("--json goes with list, check and last")
+    if options.json and options.command == "wait":
+        parser.error("--json goes with list, check, last and start")
+    if (options.dry_run or options.wait) and options.command != "start":
+        parser.error("--dry-run and --wait go with start")
+    if options.dry_run and options.wait:
+        parser.error("--dry-run does not wait")
     if options.reboot and options.command != "check":
         parser.error("--reboot goes with check")
     if options.guests and options.command == "last":
         parser.error("last is of all guests")
-    if len(options.guests) != 1 and options.command == "late":
-        parser.error("late takes the name of one guest")
     return Options(**vars(options))
 
 
@@ -3471,8 +3630,8 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     if options.timeout is not None:
         settings = settings._replace(timeout=options.timeout)
     level, level_problems = log_level(settings, options, os.environ)
-    if options.command == "late" and not options.quiet:
-        level = max(level, INFO)  # what became of the guest
+    if options.command == "start" and not options.quiet:
+        level = max(level, INFO)  # what became of the guests
     journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
         return show_last_wait(journal, as_json=options.json)
@@ -3490,9 +3649,16 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     if xendomains.warning:
         journal.log(WARNING, xendomains.warning, MESSAGE_ID=MESSAGE_SETTINGS)
 
+    if options.command == "start":
+        # The boot may be told to ignore guests because they start later.
+        watcher = Watcher(xendomains, settings._replace(ignored_domains=()), clock)
+        watcher.rest, watcher.shares = START_REST, bool(options.guests)
+        try:
+            return start_guests(watcher, options, journal, started)
+        except ConfigError as error:
+            journal.log(ERR, f"{error}.")
+            return EXIT_USAGE
     watcher = Watcher(xendomains, settings, clock, options.guests)
-    if options.command == "late":
-        return start_late(watcher, options, journal, started)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
     snapshot = watcher.look(started + MAX_FIRST_LOOK)
@@ -3517,6 +3683,8 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     deadline = started + timeout
     reporter = Reporter(journal, clock, started, timeout)
     stopped = None
+    with suppress(OSError):
+        note_logs()
     try:
         # Who looks once has the time of a first look.
         first = min(deadline if timeout else started + MAX_FIRST_LOOK, started + MAX_FIRST_LOOK)
@@ -3534,7 +3702,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     result = reporter.log_end(watcher.known, stopped.number if stopped else 0)
     try:
         if not watcher.names:  # of a few guests it would take the place of all
-            write_last_wait(reporter.as_last_wait(result))
+            write_record(LAST_WAIT, reporter.as_last_wait(result))
     except OSError as error:
         journal.log(DEBUG, f"{LAST_WAIT} cannot be written ({error_text(error)}).")
     if stopped:
