@@ -1825,6 +1825,9 @@ class State(Enum):
     UNREADABLE = "unreadable"  # a configuration or directory that cannot be read, now or later
 
 
+AWAITED = (State.MISSING, State.NOT_READY, State.UNKNOWN)
+
+
 @record
 class Status(NamedTuple):
     """What was found out about a path, and if it is not ready, why, and perhaps a command that helps."""
@@ -1835,7 +1838,7 @@ class Status(NamedTuple):
 
     def is_awaited(self) -> bool:
         """Whether this may become ready, and is waited for."""
-        return self.state in (State.MISSING, State.NOT_READY, State.UNKNOWN)
+        return self.state in AWAITED
 
     def is_rejected(self) -> bool:
         """Whether this will not come up, however long one waits."""
@@ -2102,6 +2105,10 @@ class Snapshot(NamedTuple):
         """Whether a directory or a configuration is waited for: then not all guests and disks are known yet."""
         directories, guests = self.directories.values(), self.guests.values()
         return any(one.status.is_awaited() for one in directories) or any(one.status.is_awaited() for one in guests)
+
+    def waiting_guests(self) -> set[str]:
+        """The names of the guests that cannot start yet."""
+        return {name for one in self.missing() if one.path not in self.directories for name in one.domains}
 
     def missing(self) -> list[Awaited]:
         """What the start of the guests still waits for, each path once."""
@@ -2764,8 +2771,11 @@ class Reporter:
             if notify(f"STATUS={status}", extended_timeout(max(0.0, left))):
                 self._status = status
 
-    def log_end(self, snapshot: Snapshot, stopped_by: int = 0) -> str:
-        """Says how the wait ended, and what is missing then; returns the result in a word."""
+    def log_end(self, snapshot: Snapshot, patterns: Sequence[str] = (), stopped_by: int = 0) -> str:
+        """Says how the wait ended, and what is missing then; returns the result in a word.
+
+        `patterns` are those of [late] domains.
+        """
         messages = self._news(snapshot) + limited(self._new_problems())
         missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
@@ -2783,7 +2793,8 @@ class Reporter:
             result, level = "timeout", ERR
             messages += limited(timeout_messages(missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
-            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + "."
+            later = start_later(snapshot.waiting_guests(), patterns)
+            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + f"{later}."
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
@@ -2886,6 +2897,21 @@ def in_short(missing: Sequence[Awaited]) -> str:
     """How much is missing, and the first of it, on one line."""
     names = [f"{one.path} for {some(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
     return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
+
+
+def start_later(names: set[str], patterns: Sequence[str]) -> str:
+    """In parentheses, what will start these guests when their disks are there: the service, if it is enabled, or you."""
+    from shlex import quote
+
+    is_service = is_enabled(LATE_SERVICE, StorageFacts())
+    by_service = sorted(name for name in names if is_service and matches_any((name,), patterns))
+    by_hand = sorted(names.difference(by_service))
+    when = "its disk is there" if len(by_service) == 1 else "their disks are there"
+    them = "it" if len(by_hand) == 1 else "them"
+    which = "".join(f" {quote(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
+    texts = [f"{LATE_SERVICE} will start {some(by_service, MAX_NAMES)} when {when}"] if by_service else []
+    texts += [f"start {them} later with: {COMMAND} start{which}"] if by_hand else []
+    return f" ({'; '.join(texts)})" if texts else ""
 
 
 def counted(number: int, noun: str) -> str:
@@ -3634,7 +3660,7 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         level = max(level, INFO)  # what became of the guests
     journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
-        return show_last_wait(journal, as_json=options.json)
+        return show_last_wait(journal, settings.late_domains, as_json=options.json)
     clock.take_signals()
     limit = MAX_SOURCING
     if options.command == "wait":
@@ -3672,6 +3698,8 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
+    if not options.json and (later := start_later(snapshot.waiting_guests(), settings.late_domains)):
+        show(later.strip(" "))
     if problems or lost_guests(snapshot) or any(one.status.is_rejected() for one in snapshot.directories.values()):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
@@ -3699,7 +3727,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     except Stopped as signalled:
         stopped = signalled
         clock.release_signals()
-    result = reporter.log_end(watcher.known, stopped.number if stopped else 0)
+    result = reporter.log_end(watcher.known, watcher.settings.late_domains, stopped.number if stopped else 0)
     try:
         if not watcher.names:  # of a few guests it would take the place of all
             write_record(LAST_WAIT, reporter.as_last_wait(result))
@@ -3747,7 +3775,7 @@ def show_findings(
     return EXIT_READY if is_ok else EXIT_USAGE
 
 
-def show_last_wait(journal: Journal, *, as_json: bool) -> int:
+def show_last_wait(journal: Journal, patterns: Sequence[str], *, as_json: bool) -> int:
     """Prints how the last wait ended; returns the status with which it ended."""
     import json
 
@@ -3762,7 +3790,9 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
             rows += [(one["source"], "-", "not started", "", one["error"]) for one in last["refused"]]
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
-            text = f"{last['started']}: {last['result']} after {waited} of {timeout}\n{in_columns(rows)}"
+            awaited = {name for one in last["disks"] if State(one["state"]) in AWAITED for name in one["domains"]}
+            later = start_later(awaited & {one["name"] for one in last["guests"]}, patterns)
+            text = f"{last['started']}: {last['result']} after {waited} of {timeout}{later}\n{in_columns(rows)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         journal.log(ERR, f"{LAST_WAIT}, which a wait leaves at its end, cannot be read ({error_text(error)}).")
         return EXIT_USAGE

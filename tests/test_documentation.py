@@ -283,7 +283,7 @@ def test_the_form_of_other_json_is_told(host: Host, command: str) -> None:
     assert tags(text, depth=1) == [name for rows in printed.values() if rows for name in rows[0]]
 
 
-@pytest.mark.parametrize("command", ["list", "check", "last"])
+@pytest.mark.parametrize("command", ["list", "check", "last", "start"])
 def test_the_schemas_are_told(command: str) -> None:
     assert f"{command}.schema.json" in section(COMMAND_PAGE, "FILES")
 
