@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     # The role of a DRBD device and its peer's, its disk and its peer's: drbdsetup(8); and if it promotes itself.
     DrbdState = tuple[str, str, str, str, bool]
     Found = TypeVar("Found")
-    FileLike = TypeVar("FileLike", "Directory", "Guest")
     # The level, the text, and its fields for the journal.
     Message = tuple[int, str, dict[str, str]]
 else:
@@ -416,12 +415,17 @@ class Clock:
     def take_signals(self) -> None:
         """From now on signals that ask the program to end are raised by pause()."""
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        set_signals(self._record)
+        self._set_signals(self._record)
 
     def release_signals(self) -> None:
         """From now on signals do what they do by default, and pause() raises none."""
-        set_signals(signal.SIG_DFL)
+        self._set_signals(signal.SIG_DFL)
         self._stopped_by = 0
+
+    def _set_signals(self, action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+        for number in STOPPING_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) or a shell had it
+                signal.signal(number, action)
 
     def _record(self, number: int, _: FrameType | None) -> None:
         self._stopped_by = self._stopped_by or number
@@ -449,13 +453,6 @@ class Clock:
         if self._stopped_by:
             raise Stopped(self._stopped_by)
         return descriptor in ready
-
-
-def set_signals(action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    """Takes this action on the signals that ask to end, except those which nohup(1) or a shell had ignored."""
-    for number in STOPPING_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, action)
 
 
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
@@ -637,7 +634,7 @@ XL_TOKEN = re.compile(
     | (?P<number>  [0-9][0-9a-fx]* )
     | (?P<string>  "[^"\\\n]*(?:\\.[^"\\\n]*)*" | '[^'\\\n]*(?:\\.[^'\\\n]*)*' )
     | (?P<mark>    \+= | [][=,;] )
-    | (?P<bad>     [^\n] )""",
+    | (?P<bad>     (?:True|False|None)\b | [^\n] )""",
     re.VERBOSE,
 )
 
@@ -756,9 +753,9 @@ def xl_string(token: Token) -> str:
 PYTHON = "a leftover of xm: xl does not run Python"
 PYTHON_WORDS = ("class", "def", "del", "for", "from", "if", "import", "print", "try", "while", "with")
 BAD_CHARACTERS = {
-    **dict.fromkeys("+*/%:(){}", PYTHON),
-    **dict.fromkeys("TFN", f"{PYTHON}; write 1 for True, and 0 for False"),
-    **dict.fromkeys("KMG", "a number has no unit: memory is in MiB"),
+    **dict.fromkeys("+*%(){}", PYTHON),
+    **dict.fromkeys(("True", "False", "None"), f"{PYTHON}; write 1 for True, and 0 for False"),
+    **dict.fromkeys("KMG", "a character that xl does not know (memory is in MiB, without a unit)"),
     "\\": f"a backslash at the end of a line is {PYTHON}; a list may span lines without it",
     "\ufeff": "the file begins with a byte order mark; save it without one",
     '"': "a string that does not end in its line",
@@ -868,7 +865,7 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
     if flags & SAVED_STREAM_V2:
         file.seek(-len(SAVED_END), os.SEEK_END)
-        if file.read() != SAVED_END:
+        if file.read(len(SAVED_END)) != SAVED_END:
             raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
     return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
 
@@ -1907,11 +1904,7 @@ class Start(NamedTuple):
 
     how: str
     reason: str = ""
-    instead: str = ""  # how another file starts the guest
-
-    def keeps_down(self) -> bool:
-        """Whether the guest stays down because of that."""
-        return self.how == "none" and not self.instead
+    instead: str = ""  # how another file starts the guest; if none does, it stays down
 
 
 @record
@@ -1934,8 +1927,7 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
     planned = {}
     taken: dict[str, Start] = {}  # by the name of a guest: why no further file starts it
     for path, guest in guests.items():
-        name, _, kind, *_ = guest.domain
-        is_saved, file = kind == "saved", os.path.basename(path)
+        name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # As long as it was not read, a saved guest is taken to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
         start = Start("restore" if is_saved else "create")
@@ -2160,14 +2152,11 @@ class Watcher:
         patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
         answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
         for path, answer in answers.items():
-            if recheck_ready and isinstance(answer, NoResponse) and disks[path].is_awaited() and disks[path] != UNKNOWN:
-                continue  # there may have been no time, and what is known says more
-            status = status_from_answer(answer)
-            if status.state is not disks[path].state:  # else the reason of before says more
-                disks[path] = status
+            disks[path] = updated_status(disks[path], answer, is_last=recheck_ready)
         if recheck_ready or self.clock.now() >= self._explain_at:
-            awaited = {path for path, answer in answers.items() if isinstance(answer, Status) and answer.is_awaited()}
-            disks.update(self._explain([path for path in checked if path in awaited | absent], deadline))
+            silent = {path for path, answer in answers.items() if isinstance(answer, Exception)}
+            awaited = [path for path in checked if disks[path].state in (State.MISSING, State.NOT_READY)]
+            disks.update(self._explain([path for path in awaited if path not in silent], deadline))
         if disks != self.known.disks:
             self.known = self.known._replace(disks=disks)
         return self.known
@@ -2206,16 +2195,18 @@ class Watcher:
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
         """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
         kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
-        calls: dict[str, Call] = {path: partial(list_directory, path, kind, facts) for path, kind in kinds.items()}
+        known = {
+            path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
+        }
+        calls: dict[str, Call] = {path: partial(list_directory, path, before, facts) for path, before in known.items()}
         answers = self.calls.run("list", calls, deadline)
         directories = {}
-        for path, kind in kinds.items():
-            before = self.known.directories.get(path, Directory(kind, status=UNKNOWN))
+        for path, before in known.items():
             answer = answers.get(path, before)
             if isinstance(answer, Exception):
                 answer = before._replace(status=status_from_answer(answer))
             if answer is not None:
-                directories[path] = answer if facts.explains else with_reason_of(before, answer)
+                directories[path] = answer
         return directories
 
     def _read_guests(
@@ -2237,7 +2228,6 @@ class Watcher:
             elif isinstance(answer, Exception):
                 answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
             if answer is not None:
-                answer = answer if facts.explains else with_reason_of(guest, answer)
                 guests[file] = unless_ignored(answer, self.settings)
         self._read = guests
         listing = " ".join(os.path.basename(file) for file, kind in files.items() if kind == "saved")
@@ -2275,10 +2265,12 @@ def status_from_answer(answer: Status | Exception) -> Status:
     return Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
 
 
-def with_reason_of(before: FileLike, now: FileLike) -> FileLike:
-    """What is known now of a directory or guest, with the reason of before if it still is missing."""
-    is_same = now.status.state is before.status.state is State.MISSING
-    return now._replace(status=before.status) if is_same else now
+def updated_status(before: Status, answer: Status | Exception, *, is_last: bool) -> Status:
+    """How a disk is after this answer, in the last look or in another."""
+    if is_last and isinstance(answer, NoResponse) and before.state in (State.MISSING, State.NOT_READY):
+        return before  # there may have been no time, and this says more
+    status = status_from_answer(answer)
+    return status if status.state is not before.state else before  # which may have a better reason
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
@@ -2294,7 +2286,7 @@ def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[s
     return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
-def list_directory(path: str, kind: str, facts: StorageFacts) -> Directory | None:
+def list_directory(path: str, before: Directory, facts: StorageFacts) -> Directory | None:
     """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual."""
     try:
         with os.scandir(path) as found:
@@ -2302,16 +2294,16 @@ def list_directory(path: str, kind: str, facts: StorageFacts) -> Directory | Non
             first = sorted(islice(names, MAX_FILES))
             is_crowded = next(names, None) is not None
     except OSError as error:
-        status = status_of_unreadable(path, error, facts)
+        status = status_of_unreadable(path, error, before.status, facts)
         # Xen's own are there once they are needed; xendomains makes the one where it saves guests.
-        if status is None and path != DEFAULT_AUTO and kind == "auto":
+        if status is None and path != DEFAULT_AUTO and before.kind == "auto":
             status = Status(State.UNREADABLE, "does not exist; correct XENDOMAINS_AUTO, or make it")
-        return Directory(kind, status=status) if status else None
+        return Directory(before.kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
-    return Directory(kind, [os.path.join(path, name) for name in first], warning=warning)
+    return Directory(before.kind, [os.path.join(path, name) for name in first], warning=warning)
 
 
-def status_of_unreadable(path: str, error: OSError, facts: StorageFacts) -> Status | None:
+def status_of_unreadable(path: str, error: OSError, before: Status, facts: StorageFacts) -> Status | None:
     """How a file or directory is that cannot be read; nothing if it does not exist (any more).
 
     A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
@@ -2320,7 +2312,9 @@ def status_of_unreadable(path: str, error: OSError, facts: StorageFacts) -> Stat
     if isinstance(error, FileNotFoundError):
         if not os.path.islink(path):
             return None
-        return Status(State.MISSING, *explain_missing(path, facts)[:2]) if facts.explains else ABSENT
+        if facts.explains:
+            return Status(State.MISSING, *explain_missing(path, facts)[:2])
+        return before if before.state is State.MISSING else ABSENT
     lasts = error.errno in LASTING_ERRORS
     advice = " (run it as root)" if error.errno == errno.EACCES and os.geteuid() != 0 else ""
     return Status(State.UNREADABLE if lasts else State.NOT_READY, f"cannot be read: {error_text(error)}{advice}")
@@ -2381,7 +2375,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
                 text, is_json = saved_configuration(file)
         domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
-        unreadable = status_of_unreadable(path, error, facts)
+        unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
         return unread._replace(status=status_of_rejected(error))
@@ -2928,7 +2922,7 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
         if guest.status.is_rejected():
             will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
             lost[file] = f"{guest.status.reason}; {will}"
-        elif gone or guest.start.keeps_down():
+        elif gone or (guest.start.how == "none" and not guest.start.instead):
             lost[file] = guest.start.reason or gone[0]
     return lost
 
@@ -3080,9 +3074,8 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[F
     checks = [check_files(snapshot), check_sharing(uses)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        status = snapshot.disk_status(use.required)
         checks += [check_use(use, used, facts)]
-        checks += [check_reboot(use, facts)] if reboot and status == READY else []
+        checks += [check_reboot(use, facts)] if reboot and snapshot.disk_status(use.required) == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or one.file in snapshot.guests]
 
@@ -3130,7 +3123,8 @@ def check_files(snapshot: Snapshot) -> Iterator[Finding]:
         elif guest.start.instead == "create":
             yield Finding(guest.start.reason, "", True, file, guest.domain.name)
     for file, why in lost_guests(snapshot).items():
-        yield Finding(why, "", True, file)
+        guest = snapshot.guests[file]
+        yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
 
 
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
@@ -3687,20 +3681,26 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     watcher = Watcher(xendomains, settings, clock, options.guests)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
-    snapshot = watcher.look(started + MAX_FIRST_LOOK)
-    clock.release_signals()
+    told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
+    told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
+    return show_guests(watcher, options, journal, told)
+
+
+def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequence[Finding]) -> int:
+    """What list and check print; returns the exit status. `told` is what was said about the settings."""
+    snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
+    watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
         return EXIT_USAGE
     if options.command == "check":
-        told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
-        told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
     if not options.json and (later := start_later(snapshot.waiting_guests(), settings.late_domains)):
-        show(later.strip(" "))
-    if problems or lost_guests(snapshot) or any(one.status.is_rejected() for one in snapshot.directories.values()):
+        show(later.strip())
+    unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
+    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 

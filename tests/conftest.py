@@ -186,6 +186,13 @@ class Host:
         file.write_text(f'name = "{name}"\ndisk = {json.dumps([str(s) for s in specifications])}\n')
         return file
 
+    def configuration(self, name: str, text: str) -> Path:
+        """A file with this text in the auto directory, not so new that it might be half written."""
+        file = self.auto / name
+        file.write_text(text, encoding="utf-8")
+        os.utime(file, (0, 0))
+        return file
+
     def image(self, name: str) -> Path:
         """An image file that is there."""
         file = self.images / name
@@ -557,6 +564,18 @@ class Journald(Receiver):
         Path(self.address).unlink()
 
 
+class Recorder(xwd.Journal):
+    """A journal that keeps its messages as well."""
+
+    def __init__(self, stream: IO[str] | None, clock: xwd.Clock) -> None:
+        super().__init__(xwd.DEBUG, stream, clock)
+        self.messages: list[xwd.Message] = []
+
+    def log_all(self, messages: Sequence[xwd.Message], end: float, summary: xwd.Message | None = None) -> None:
+        self.messages += [*messages, *([summary] if summary else [])]
+        super().log_all(messages, end, summary)
+
+
 def fields_of(datagram: str) -> dict[str, str]:
     """What journald reads in a datagram: https://systemd.io/JOURNAL_NATIVE_PROTOCOL, without its binary fields."""
     assert datagram.endswith("\n")
@@ -574,6 +593,12 @@ def journald(host: Host) -> Iterator[Journald]:
 # ---------------------------------------------------------------------------------------------------------------------
 # File systems
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def bind_socket(path: Path) -> None:
+    """A socket that nobody listens on."""
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(path))
 
 
 def sparse(path: Path, size: int = 1 << 30) -> None:
@@ -775,6 +800,7 @@ class FakeClock(xwd.Clock):
         self._numbers = count()
         self._changed = Condition()
         self._active = 0  # threads that do not hang
+        self._is_awake = False  # since wake()
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
         """Does this when so many seconds have passed since the clock was started."""
@@ -804,6 +830,10 @@ class FakeClock(xwd.Clock):
     def now(self) -> float:
         return 1000 + self.seconds
 
+    def wake(self) -> None:
+        self._is_awake = True
+        super().wake()
+
     def start_thread(self, function: Callable[[], None]) -> None:
         def run() -> None:
             try:
@@ -820,7 +850,7 @@ class FakeClock(xwd.Clock):
         while True:
             with self._changed:
                 assert self._changed.wait_for(lambda: not self._active, CAP), "a thread hangs"
-            woken = bool(select.select([self._reading], [], [], 0)[0])
+            woken, self._is_awake = self._is_awake, False
             is_ready = super().pause(0, descriptor, event)
             if woken or is_ready or self.seconds >= end:
                 return is_ready

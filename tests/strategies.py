@@ -84,7 +84,7 @@ ODD_STRINGS = [
     r"'it\'s'", "'a\"b'", '"open', "'open", '"a\\', '"\\', '"new\nline"', '"\0"', '"a\0b"', '""', "''", "'\x80\xff'",
     '"\\8"', '"\\0\t12"', '"\\0 + 1"', '"\\1\\2"', '"\\0\v\f\r"', '"\\012\\012"',
 ]  # fmt: skip
-NUMBERS = ["0", "1", "512", "0x40", "0100", "0xfg", "12ab", "9x"]
+NUMBERS = ["0", "1", "512", "0x40", "0100", "0xfg", "12ab", "9x", "True", "4G", "None", "Falsehood"]
 NAMES = ["name", "disk", "memory", "kernel", "a", "a.b_c9", "vcpus", "Name", "_x", "on_reboot"]
 
 value = st.recursive(

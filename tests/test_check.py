@@ -174,7 +174,7 @@ GONE = "does not exist, and nothing is going to be mounted where it should be"
 @pytest.mark.parametrize("key", ["kernel", "ramdisk", "bootloader"])
 def test_a_kernel_that_is_not_there_is_an_error(host: Host, key: str) -> None:
     (host.auto / "web.cfg").write_text(f'name="web"\nkernel="{host.image("vmlinuz")}"\n{key}="{host.images}/gone"\n')
-    assert check(host) == [f"error: web.cfg: {host.images}/gone {GONE}."]
+    assert check(host) == [f"error: web.cfg: guest web: {host.images}/gone {GONE}."]
 
 
 def test_what_a_guest_boots_from_is_no_disk_that_it_writes(host: Host) -> None:

@@ -11,12 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODULE, Host, run_quietly
+from conftest import MODULE, Host, Recorder, fields_of, run_quietly
 
 import xendomains_wait_disk as xwd
 
@@ -30,8 +30,6 @@ CATALOG = ROOT / "packaging" / "systemd" / "xendomains-wait-disk.catalog"
 TEXTS = [text for directory in (".", "docs", "tests", "tests/xen") for text in (ROOT / directory).glob("*.md")]
 PROMISES = (ROOT / "tests" / "README.md").read_text()
 
-MACROS = ("TP", "BR", "PP", "RB")
-
 needs_mandoc = pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
 needs_groff = pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 needs_journalctl = pytest.mark.skipif(shutil.which("journalctl") is None, reason="systemd is not installed")
@@ -40,46 +38,32 @@ needs_journalctl = pytest.mark.skipif(shutil.which("journalctl") is None, reason
 # What stands in a manual page
 
 
-def roff(page: Path) -> str:
-    """The source of a page, with plain hyphens, quotes and fonts."""
+def plain(page: Path) -> str:
+    """The source of a page, without fonts: `.BR -v ", " --verbose` is `-v, --verbose`."""
+
+    def without_macro(line: re.Match[str]) -> str:
+        words = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', line[2])]
+        return (" " if len(line[1]) == 1 else "").join(words)
+
     text = page.read_text().replace("\\-", "-").replace("\\(aq", "'").replace("\\(dq", '"')
-    return re.sub(r"\\f[BIR]", "", text)
+    return re.sub(r"^\.([BIR]{1,2}) (.*)", without_macro, re.sub(r"\\f[BIR]", "", text), flags=re.M)
 
 
 def section(page: Path, title: str) -> str:
     """What stands below a heading of a page, up to the next one of the same rank or a higher."""
-    text = roff(page)
-    found = re.search(rf'^\.(SH|SS) "?{re.escape(title)}"?\n', text, re.M)
+    found = re.search(rf'^\.S([HS]) "?{re.escape(title)}"?\n(.*?)(?=^\.S(?:H|\1) |\Z)', plain(page), re.M | re.S)
     assert found, f"{page.name} has no section {title}"
-    rest = text[found.end() :]
-    return re.split(r"^\.SH " if found[1] == "SH" else r"^\.S[HS] ", rest, maxsplit=1, flags=re.M)[0]
+    return found[2]
 
 
-def tags(text: str, depth: int = 0) -> list[str]:
-    """The tags of the paragraphs (.TP) at this depth of indentation (.RS)."""
-    found = []
-    level = 0
-    lines = text.splitlines()
-    for line, following in zip(lines, lines[1:]):
-        level += line.startswith(".RS")
-        level -= line.startswith(".RE")
-        if line == ".TP" and level == depth:
-            found.append(without_macro(following))
-    return found
+def tags(text: str) -> list[str]:
+    """The tags of the paragraphs."""
+    return re.findall(r"^\.TP\n(.*)", text, re.M)
 
 
-def without_macro(line: str) -> str:
-    """The text of a line in bold or italics: `.BR -v ", " --verbose` is `-v, --verbose`."""
-    macro, _, rest = line.partition(" ")
-    if not macro.startswith("."):
-        return line
-    words = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', rest)]
-    return ("" if len(macro) == 3 else " ").join(words)
-
-
-def example(text: str) -> str:
-    """The first example (.EX) in a part of a page."""
-    return text.split(".EX\n")[1].split(".EE\n")[0]
+def example(text: str) -> Any:
+    """The JSON in a part of a page."""
+    return json.loads(text.partition(".EX\n")[2].partition(".EE\n")[0])
 
 
 # The command line
@@ -101,9 +85,9 @@ def options(text: str) -> dict[str, bool]:
 
 
 def commands(text: str) -> set[str]:
-    """The commands in a choice such as {wait,list} or wait | list."""
-    (choice,) = set(re.findall(r"\{([a-z,]+)\}|\[ ?([a-z]+(?: \| [a-z]+)+) ?\]", text))
-    return set(re.findall(r"[a-z]+", "".join(choice)))
+    """The commands in a choice such as {wait,list} or [wait|list]."""
+    (choice,) = set(re.findall(r"[{\[]([a-z]+(?:[,|][a-z]+)+)[}\]]", text))
+    return set(re.split("[,|]", choice))
 
 
 def test_the_page_has_every_option() -> None:
@@ -111,9 +95,16 @@ def test_the_page_has_every_option() -> None:
     assert options(page) == options(usage()) != {}
 
 
-def test_the_page_has_every_command() -> None:
-    listed = tags(section(COMMAND_PAGE, "COMMANDS"))
-    assert set(listed) == commands(usage()) == commands(section(COMMAND_PAGE, "SYNOPSIS"))
+def test_the_page_has_every_command_and_state() -> None:
+    states = {state.value for state in xwd.State}
+    assert set(tags(section(COMMAND_PAGE, "COMMANDS"))) == commands(usage()) | states | {"no disks"}
+    assert commands(usage()) == commands(section(COMMAND_PAGE, "SYNOPSIS"))
+    disks, directories = (
+        set(re.findall(r"[a-z-]+", line)) - {"or"}
+        for line in re.findall(r"^\.TP\nstate\n(.*)", section(COMMAND_PAGE, "list --json"), re.M)
+    )
+    assert disks == states - {"refused", "unreadable"}
+    assert directories <= states
 
 
 def complete(*words: str, directory: Path = ROOT) -> list[str]:
@@ -161,14 +152,13 @@ def test_completion_offers_times_that_are_times() -> None:
 
 def pages_defaults() -> Iterator[tuple[str, str]]:
     """Each key on the page of the settings, with the default that stands there."""
-    for title, text in re.findall(r'^\.SS "?([^\n"]+)"?\n(.*?)(?=^\.S[HS] )', roff(SETTINGS_PAGE), re.M | re.S):
-        if not title.startswith(("[", "Before")):
-            continue
-        for paragraph in text.split(".TP\n")[1:]:
-            key = without_macro(paragraph.splitlines()[0])
-            found = re.search(r"^Defaults to(?: empty|\n\.BR (?:\"([^\"]*)\"|(\S+)) )\.$", paragraph, re.M)
+    for heading in ("Before the first section", "[paths]", "[polling]", "[ignore]"):
+        for paragraph in section(SETTINGS_PAGE, heading).split(".TP\n")[1:]:
+            key, text = paragraph.split("\n", 1)
+            found = re.search(r"^Defaults to[ \n](.*)\.$", text, re.M)
             assert found, f"no default for {key}"
-            yield f"{title.strip('[]')}.{key}" if title.startswith("[") else key, found[1] or found[2] or ""
+            value = found[1] if found[1] != "empty" else ""
+            yield f"{heading.strip('[]')}.{key}" if heading.startswith("[") else key, value
 
 
 def shipped_defaults() -> Iterator[tuple[str, str]]:
@@ -228,17 +218,6 @@ def test_every_file_is_told() -> None:
 # States, reasons and JSON
 
 
-def test_every_state_is_told() -> None:
-    states = {state.value for state in xwd.State}
-    assert set(tags(section(COMMAND_PAGE, "COMMANDS"), depth=1)) == {*states, "no disks"}
-    disks, directories = (
-        set(re.findall(r"[a-z-]+", line.replace('" or "', " ")))
-        for line in re.findall(r"^\.B state\n\.BR (.*)", section(COMMAND_PAGE, "list --json"), re.M)
-    )
-    assert disks == states - {"refused", "unreadable"}
-    assert directories <= states
-
-
 def test_every_reason_for_a_device_that_cannot_be_used_is_told() -> None:
     reasons = {str(xwd.NoResponse()), xwd.UNKNOWN.reason}
     reasons.update(reason.partition(" {")[0] for *_, reason in xwd.DEVICE_STATES)
@@ -248,39 +227,25 @@ def test_every_reason_for_a_device_that_cannot_be_used_is_told() -> None:
     assert [reason for reason in reasons if reason not in told] == []
 
 
-def form(value: Any) -> Any:
-    """The names in a JSON value, without what they stand for."""
+def names(value: Any) -> list[str]:
+    """The names in a JSON value, in their order; of what is in a list, those of the first."""
+    if isinstance(value, list):
+        return names(value[0]) if value else []
     if isinstance(value, dict):
-        return {name: form(one) for name, one in value.items()}
-    return [form(one) for one in value[:1]] if isinstance(value, list) else None
+        return [name for key, one in value.items() for name in (key, *names(one))]
+    return []
 
 
-def test_the_form_of_the_json_is_told(host: Host) -> None:
-    host.guest("web", host.images / "not there")
+@pytest.mark.parametrize("command", ["list", "check", "last"])
+def test_the_form_of_the_json_is_told(host: Host, command: str) -> None:
+    host.guest("web", "/dev/sdz")
+    host.configuration("zz.cfg", "nonsense\n")
     host.save.rmdir()
     host.save.symlink_to("not there")
-    printed = form(host.list())
-    text = section(COMMAND_PAGE, "list --json")
-    assert form(json.loads(example(text))) == printed
-    (domain,), (directory,) = printed["domains"], printed["directories"]
-    assert tags(text) == list(printed)
-    assert tags(text, depth=1) == [*domain, *directory]
-    assert tags(text, depth=2) == list(domain["disks"][0])
-
-
-@pytest.mark.parametrize("command", ["check", "last"])
-def test_the_form_of_other_json_is_told(host: Host, command: str) -> None:
-    host.guest("web", "/dev/sdz")
-    (host.auto / "zz.cfg").write_text("nonsense\n")
     host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root))
-    printed = form(json.loads(host.run(command, "--json", RUNTIME_DIRECTORY=str(host.root)).output))
+    printed = json.loads(host.run(command, "--json", RUNTIME_DIRECTORY=str(host.root)).output)
     text = section(COMMAND_PAGE, f"{command} --json")
-    assert form(json.loads(example(text))) == {
-        **printed,
-        **({"disks": [{**printed["disks"][0], "domains": [None]}]} if command == "last" else {}),
-    }
-    assert tags(text) == list(printed)
-    assert tags(text, depth=1) == [name for rows in printed.values() if rows for name in rows[0]]
+    assert names(printed) == names(example(text)) == tags(text)
 
 
 @pytest.mark.parametrize("command", ["list", "check", "last", "start"])
@@ -291,7 +256,7 @@ def test_the_schemas_are_told(command: str) -> None:
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
 def test_the_lines_for_prometheus_work(host: Host, tmp_path: Path) -> None:
     host.guest("web", host.image("a"), host.images / "b")
-    (host.auto / "zz.cfg").write_text("nonsense\n")
+    host.configuration("zz.cfg", "nonsense\n")
     host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root))
     (script,) = re.findall(r"\.EX\n(jq .*?)\.EE", section(COMMAND_PAGE, "MONITORING"), re.S)
     script = script.replace("\\e", "\\").replace("/run/xendomains-wait-disk", str(host.root))
@@ -319,35 +284,17 @@ def test_limits_are_told() -> None:
 # The catalog of messages
 
 
-class Recorder(xwd.Journal):
-    """Keeps the fields of the messages that have an ID, and of all messages."""
-
-    def __init__(self, clock: xwd.Clock) -> None:
-        super().__init__(xwd.DEBUG, None, clock)
-        self.by_id: dict[str, set[str]] = {}
-        self.all: set[str] = set()
-
-    def log_all(self, messages: Sequence[xwd.Message], end: float, summary: xwd.Message | None = None) -> None:
-        for level, text, fields in (*messages, *([summary] if summary else [])):
-            entry = xwd.journal_entry(level, text, fields).decode()
-            names = set(re.findall(r"^([A-Z_]+)=", entry, re.M))
-            self.all |= names
-            if "MESSAGE_ID" in fields:
-                self.by_id[fields["MESSAGE_ID"]] = names
-
-
-def recorded(host: Host) -> Recorder:
+def recorded(host: Host) -> list[dict[str, str]]:
     """The messages about a disk that is missing, and a configuration that is refused."""
     host.guest("web", host.images / "not there")
-    (host.auto / "zz.cfg").write_text("nonsense\n")
+    host.configuration("zz.cfg", "nonsense\n")
     clock = xwd.Clock()
-    xendomains = xwd.Xendomains(auto=str(host.auto))
-    recorder = Recorder(clock)
+    recorder = Recorder(None, clock)
     reporter = xwd.Reporter(recorder, clock, clock.now(), 60)
-    found = xwd.Watcher(xendomains, xwd.Settings(), clock).look(clock.now() + 60)
+    found = host.watcher(clock).look(clock.now() + 60)
     reporter.report(found)
     reporter.log_end(found)
-    return recorder
+    return [fields_of(xwd.journal_entry(*message).decode()) for message in recorder.messages]
 
 
 def catalog() -> dict[str, str]:
@@ -361,15 +308,15 @@ def test_the_catalog_has_every_message() -> None:
 
 
 def test_the_catalog_uses_fields_that_messages_have(host: Host) -> None:
-    by_id = recorded(host).by_id
+    by_id = {entry["MESSAGE_ID"]: entry for entry in recorded(host) if "MESSAGE_ID" in entry}
     assert set(by_id) == {xwd.MESSAGE_MISSING, xwd.MESSAGE_REFUSED, xwd.MESSAGE_SUMMARY}
     for message, text in catalog().items():
-        assert set(re.findall(r"@(\w+)@", text)) <= by_id.get(message, set())
+        assert set(re.findall(r"@(\w+)@", text)) <= set(by_id.get(message, ()))
 
 
 def test_the_page_has_every_field_of_the_journal(host: Host) -> None:
-    told = re.findall(r"\b[A-Z]{2,}[A-Z_]*\b", section(COMMAND_PAGE, "Fields in the journal"))
-    assert recorded(host).all == {name for name in told if name not in MACROS}
+    told = re.findall(r"(?<!\.)\b[A-Z]{2,}[A-Z_]*\b", section(COMMAND_PAGE, "Fields in the journal"))
+    assert {name for entry in recorded(host) for name in entry} == set(told)
 
 
 @pytest.mark.parametrize("text", catalog().values(), ids=catalog())

@@ -75,7 +75,7 @@ def test_upstream_skips_a_name_that_is_a_word_in_the_directory_of_saved_guests(h
     assert result.messages == f"{host.auto}/web: {reason}; not waiting for its disks.\n"
     assert host.run("-v").messages.endswith("No disk is missing, but these guests will not come up: web.\n")
     assert rows(host) == [["web", "none", "-", f"{host.auto}/web", "skipped", reason]]
-    assert host.run("check").messages == f"{host.auto}/web: {reason}.\n"
+    assert host.run("check").messages == f"{host.auto}/web: guest web: {reason}.\n"
     assert host.run("check").status == host.run("list").status == xwd.EXIT_USAGE
 
 
@@ -106,7 +106,7 @@ def test_where_a_saved_guest_is_incomplete_debian_leaves_it_down(debian: Host) -
     )
     check = debian.run("check")
     assert check.status == xwd.EXIT_USAGE
-    assert check.messages == f"{saved}: {INCOMPLETE}; xl will reject it.\n{config}: {reason}.\n"
+    assert check.messages == f"{saved}: {INCOMPLETE}; xl will reject it.\n{config}: guest web: {reason}.\n"
 
 
 def test_debian_tries_to_restore_any_file(debian: Host) -> None:
@@ -120,7 +120,7 @@ def test_a_blank_in_the_name_of_a_file_keeps_a_guest_down(host: Host) -> None:
     host.guest("my web", host.images / "a")
     reason = "xendomains cannot start it, because its file has a blank in its name"
     assert host.run("-v").messages.endswith("No disk is missing, but these guests will not come up: my web.\n")
-    assert host.run("check").messages == f"{host.auto}/my web.cfg: {reason}.\n"
+    assert host.run("check").messages == f"{host.auto}/my web.cfg: guest my web: {reason}.\n"
 
 
 def test_what_is_no_guest_is_named_as_a_file(host: Host) -> None:

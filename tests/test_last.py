@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeClock, Host, Journald, Result, clean_environment, program_with, wait_until, waiting
+from conftest import FakeClock, Host, Journald, Result, clean_environment, wait_until, waiting
 
 import xendomains_wait_disk as xwd
 
@@ -45,7 +45,7 @@ def show(host: Host, run: Path, *arguments: str) -> Result:
 def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.image("a"), host.images / "b", host.images / "c")
     host.guest("db", host.images / "b")
-    (host.auto / "zz").write_text("what is this\n")
+    host.configuration("zz", "what is this\n")
     clock.at(7, lambda: host.image("b"))
     clock.wait(host, timeout=20)
     record = read(last)
@@ -155,7 +155,7 @@ def test_where_it_cannot_be_written_that_costs_a_message_for_who_wants_all(host:
 
 def test_last_shows_it_as_a_table(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.images / "a", host.images / "b")
-    (host.auto / "zz").write_text("what is this\n")
+    host.configuration("zz", "what is this\n")
     clock.at(7, lambda: host.image("a"))
     clock.wait(host, timeout=90)
     result = show(host, last.parent)
@@ -245,7 +245,7 @@ def test_elsewhere_it_is_a_message_as_others(host: Host) -> None:
 
 def test_with_a_guest_that_is_refused_not_everything_is_ready(host: Host) -> None:
     host.guest("web", host.image("a"))
-    (host.auto / "zz").write_text("what is this\n")
+    host.configuration("zz", "what is this\n")
     result = host.run("-v")
     assert result.status == xwd.EXIT_READY
     assert "Everything is ready" not in result.messages
@@ -254,7 +254,7 @@ def test_with_a_guest_that_is_refused_not_everything_is_ready(host: Host) -> Non
 
 def test_a_guest_that_is_refused_is_among_those_that_will_not_come_up(host: Host) -> None:
     host.guest("web", host.images / "a")
-    (host.auto / "zz").write_text("what is this\n")
+    host.configuration("zz", "what is this\n")
     assert host.run("--timeout", "0").messages.endswith(
         f"will probably not come up: web; no guest starts from {host.auto}/zz.\n"
     )
@@ -262,7 +262,7 @@ def test_a_guest_that_is_refused_is_among_those_that_will_not_come_up(host: Host
 
 def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
     host.guest("web", host.image("a"))
-    (host.auto / "zz").write_text("what is this\n")
+    host.configuration("zz", "what is this\n")
     assert host.run("list").status == xwd.EXIT_USAGE
     assert [domain["refused"] for domain in host.list()["domains"]] == [False, True]
     host.guest("db", host.images / "b")
@@ -374,10 +374,3 @@ def test_what_a_guest_boots_from_is_listed(host: Host) -> None:
     (host.auto / "web").write_text(f'name="web"\nkernel="{host.images}/vmlinuz"\nramdisk="{host.image("initrd")}"\n')
     rows = [row.split()[2:5] for row in host.run("list").output.splitlines()[1:]]
     assert rows == [["kernel", f"{host.images}/vmlinuz", "refused"], ["ramdisk", f"{host.images}/initrd", "ready"]]
-
-
-def test_without_configobj_the_interpreter_is_named(host: Host) -> None:
-    host.configure("timeout = 0")
-    result = host.run("list", program=program_with("import sys; sys.modules['configobj'] = None"))
-    assert "cannot be read without Python's configobj (" in result.messages
-    assert f"; this is {sys.executable}); the defaults are used." in result.messages

@@ -47,7 +47,7 @@ def troubled(host: Host) -> Host:
     host.guest("web", host.image("a"), host.images / "b", host.images, "backend=other,vdev=xvdd,target=/dev/x")
     host.guest("db", "/dev/zvol/no-such-pool/db", "/dev/sdz", host.images / "a")
     host.saved("old", host.image("c"))
-    (host.auto / "broken").write_text("what is this\n")
+    host.configuration("broken", "what is this\n")
     shutil.copy(host.auto / "db.cfg", host.auto / "db.cfg.bak")
     (host.auto / "dangling").symlink_to("/nowhere")
     (host.auto / "pv").write_text('name="p\\tv"\nkernel="/nowhere/vmlinuz"\n')

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from conftest import (
     again_and_again,
     as_root,
     attached,
+    bind_socket,
     deaf_file_system,
     handles,
     loop_device,
@@ -52,33 +53,35 @@ import xendomains_wait_disk as xwd
 Fault = Callable[[Host], "AbstractContextManager[object]"]
 
 
-def everywhere(make_file: Callable[[Path], object]) -> Fault:
-    """Something odd as a configuration, as a saved domain, and as a disk."""
+ODD_FILES: list[Callable[[Path], object]] = [
+    lambda path: path.symlink_to(path.name),
+    *(partial(os.symlink, f"/dev/{name}") for name in ("zero", "random", "tty", "stdin")),
+    os.mkfifo,
+    bind_socket,
+    Path.mkdir,
+]
+ODD_CONTENTS: list[Callable[[Path], object]] = [partial(os.symlink, "/proc/self/environ"), sparse]
+
+
+def everywhere(makers: Sequence[Callable[[Path], object]]) -> Fault:
+    """Something odd as configurations, as saved domains, and as disks."""
 
     def make(host: Host) -> AbstractContextManager[None]:
         for directory in (host.auto, host.save, host.images):
-            make_file(directory / "odd")
-        host.guest("odd", host.images / "odd")
+            for number, make_file in enumerate(makers):
+                make_file(directory / f"{directory.name}{number}")
+        host.guest("odd", *sorted(host.images.iterdir()))
         return nullcontext()
 
     return make
 
 
-def link_everywhere(target: str) -> Fault:
-    return everywhere(lambda path: path.symlink_to(target))
-
-
-def bind_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as unix:
-        unix.bind(str(path))
-
-
-def configurations(text: str, number: int = 1) -> Fault:
-    """That many guests with this text as their configuration."""
+def configurations(*texts: str) -> Fault:
+    """A guest for each of these configurations."""
 
     def make(host: Host) -> AbstractContextManager[None]:
-        for name in range(number):
-            (host.auto / f"odd{name}").write_text(text)
+        for number, text in enumerate(texts):
+            host.configuration(f"odd{number}", text)
         return nullcontext()
 
     return make
@@ -90,47 +93,26 @@ def as_long_as_may_be(text: str, around: str = "%s") -> str:
     return around % (text * times)
 
 
-def saved(content: bytes, size: int | None = None, optional: int | None = None) -> Fault:
-    """A saved domain with this configuration that claims these lengths, with 1 GiB behind its header."""
-
-    def make(host: Host) -> AbstractContextManager[None]:
-        file = host.save / "odd"
-        file.write_bytes(saved_file(content, size=size, optional=optional))
+def saved(host: Host) -> AbstractContextManager[None]:
+    """Saved domains with 1 GiB behind the header, which are slow to parse or claim to be long."""
+    files = [
+        saved_file(b"[" * 100_000),
+        saved_file(b'\\"' * 65_000),
+        saved_file(b"", size=xwd.MAX_CONFIGURATION, optional=0xFFFFFFFF),
+        saved_file(b"", size=0xFFFFFFFF, optional=0xFFFFFFFF),
+    ]
+    for number, content in enumerate(files):
+        file = host.save / f"odd{number}"
+        file.write_bytes(content)
         os.truncate(file, 1 << 30)
-        return nullcontext()
-
-    return make
-
-
-def settings(text: str) -> Fault:
-    def make(host: Host) -> AbstractContextManager[None]:
-        with host.settings.open("a") as file:
-            file.write(text)
-        return nullcontext()
-
-    return make
+        os.utime(file, (0, 0))
+    return nullcontext()
 
 
-def hanging(paths: int) -> Fault:
-    """That many guests whose disks lie on a file system that does not answer."""
-
-    @contextmanager
-    def make(host: Host) -> Iterator[None]:
-        if os.geteuid() != 0:
-            pytest.skip("only root may mount a file system that does not answer")
-        with deaf_file_system(host.root / "deaf") as deaf:
-            for number in range(paths):
-                host.guest(f"a{number}", deaf / str(number))
-            yield
-
-    return make
-
-
-def crowd(host: Host) -> AbstractContextManager[None]:
-    """More files than are looked at, of guests without a disk."""
-    guest = host.guest("x")
-    for number in range(4200):
-        os.link(guest, host.auto / f"x{number}")
+def settings(host: Host) -> AbstractContextManager[None]:
+    """xendomains' settings print without end, and leave processes behind."""
+    with host.settings.open("a") as file:
+        file.write("yes &\nseq 1000000\nfor _ in {1..50}; do sleep 100 & done\n")
     return nullcontext()
 
 
@@ -172,24 +154,21 @@ def ever_new_names(host: Host) -> AbstractContextManager[None]:
     return again_and_again(rename, 0.0005)
 
 
-TOO_LARGE = "is too large for a configuration"
 LONG = "x" * 100_000
+
+# What takes long to parse, and is no guest.
+SLOW = [
+    as_long_as_may_be("[", "disk=%s\n"),
+    as_long_as_may_be('a+="b"\n'),
+    as_long_as_may_be('a+=["b"]\n'),
+    as_long_as_may_be(" "),
+]
 
 # The status with which the wait ends, and what is said.
 FAULTS: list[tuple[str, Fault, int, str]] = [
-    ("link to itself", link_everywhere("odd"), xwd.EXIT_TIMED_OUT, "Too many levels of symbolic links"),
-    ("/dev/zero", link_everywhere("/dev/zero"), xwd.EXIT_TIMED_OUT, "is a character device, not a regular file"),
-    ("/dev/random", link_everywhere("/dev/random"), xwd.EXIT_TIMED_OUT, "is a character device, not a regular file"),
-    ("/dev/tty", link_everywhere("/dev/tty"), xwd.EXIT_TIMED_OUT, "is a character device, not a regular file"),
-    ("/dev/stdin", link_everywhere("/dev/stdin"), xwd.EXIT_TIMED_OUT, "is a character device, not a regular file"),
+    ("odd files", everywhere(ODD_FILES), xwd.EXIT_TIMED_OUT, "is a FIFO, neither a block device nor a regular file"),
     # This calls itself a regular file, and more is not known of a disk image either.
-    ("/proc/self/environ", link_everywhere("/proc/self/environ"), xwd.EXIT_READY, "xl will reject it"),
-    ("FIFO", everywhere(os.mkfifo), xwd.EXIT_TIMED_OUT, "is a FIFO, not a regular file"),
-    ("socket", everywhere(bind_socket), xwd.EXIT_TIMED_OUT, "is a socket, not a regular file"),
-    ("directory", everywhere(Path.mkdir), xwd.EXIT_TIMED_OUT, "is a directory, not a regular file"),
-    ("1 GiB", everywhere(sparse), xwd.EXIT_READY, TOO_LARGE),
-    ("long name", configurations(f'name="{LONG}"\ndisk=["/no,,xvda", "/none,,xvdb"]\n'), xwd.EXIT_TIMED_OUT, "for xxx"),
-    ("long target", configurations(f'name="odd"\ndisk=["/{LONG},,xvda"]\n'), xwd.EXIT_READY, "is too long for a disk"),
+    ("odd contents", everywhere(ODD_CONTENTS), xwd.EXIT_READY, "is too large for a configuration"),
     (
         "many disks",
         configurations('name="odd"\ndisk=[' + ",".join(f'"/no,,d{n}p0"' for n in range(8000)) + "]\n"),
@@ -202,20 +181,9 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
         xwd.EXIT_TIMED_OUT,
         "/383 for odd",
     ),
-    ("much too large", configurations("x" * (xwd.MAX_CONFIGURATION + 1)), xwd.EXIT_READY, TOO_LARGE),
-    ("12 x nested lists", configurations(as_long_as_may_be("[", "disk=%s\n"), 12), xwd.EXIT_READY, "odd11: line 2"),
-    ("12 x +=", configurations(as_long_as_may_be('a+="b"\n'), 12), xwd.EXIT_READY, "odd11: names no domain"),
-    ("12 x += list", configurations(as_long_as_may_be('a+=["b"]\n'), 12), xwd.EXIT_READY, "odd11: names no domain"),
-    ("12 x blanks", configurations(as_long_as_may_be(" "), 12), xwd.EXIT_READY, "odd11: names no domain"),
-    ("JSON nested deep", saved(b"[" * 100_000), xwd.EXIT_READY, "JSON that is nested too deep"),
-    ("JSON of backslashes", saved(b'\\"' * 65_000), xwd.EXIT_READY, "JSON that is not valid"),
-    ("saved, all lengths", saved(b"", 0xFFFFFFFF, 0xFFFFFFFF), xwd.EXIT_READY, "claims 4294967295 bytes"),
-    ("saved, longest read", saved(b"", xwd.MAX_CONFIGURATION, 0xFFFFFFFF), xwd.EXIT_READY, "JSON that is not valid"),
-    ("settings print", settings("yes &\nseq 1000000\n"), xwd.EXIT_READY, ""),
-    ("settings fork", settings("for _ in {1..50}; do sleep 100 & done\n"), xwd.EXIT_READY, ""),
-    ("crowd", crowd, xwd.EXIT_READY, "holds more than 4096 files"),
-    ("1 hanging", hanging(1), xwd.EXIT_TIMED_OUT, "no response"),
-    ("100 hanging", hanging(100), xwd.EXIT_TIMED_OUT, "no response"),
+    ("slow to parse", configurations(*SLOW * 3), xwd.EXIT_READY, "odd11: names no domain"),
+    ("saved", saved, xwd.EXIT_READY, "claims 4294967295 bytes"),
+    ("settings", settings, xwd.EXIT_READY, ""),
     ("flapping", flapping, xwd.EXIT_TIMED_OUT, "never for odd"),
     ("growing", growing, xwd.EXIT_READY, "log: line 1"),
     ("replaced", replaced, xwd.EXIT_READY, ""),
@@ -223,11 +191,11 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
 ]
 
 
-def rows(faults: list[tuple[str, Fault, int, str]]) -> list[Any]:
+def each(faults: list[tuple[str, Fault, int, str]]) -> list[Any]:
     return [pytest.param(*row[1:], id=row[0]) for row in faults]
 
 
-@pytest.mark.parametrize(("fault", "status", "says"), rows(FAULTS))
+@pytest.mark.parametrize(("fault", "status", "says"), each(FAULTS))
 def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault, status: int, says: str) -> None:
     good, last = host.images / "good", host.images / "last"
     host.saved("good", good, last)
@@ -248,14 +216,11 @@ def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault,
         assert session_members(waiter.pid) == []
 
 
-TO_THE_END = ("link to itself", "long name", "many disks", "1 hanging", "100 hanging", "flapping", "ever new names")
-
-
-@pytest.mark.parametrize("fault", [row[1] for row in FAULTS if row[0] in TO_THE_END], ids=TO_THE_END)
-def test_whatever_happens_the_timeout_ends_it(host: Host, fault: Fault) -> None:
+@pytest.mark.parametrize(("fault", "status", "_"), each([row for row in FAULTS if row[2] == xwd.EXIT_TIMED_OUT]))
+def test_whatever_happens_the_timeout_ends_it(host: Host, fault: Fault, status: int, _: str) -> None:
     with fault(host):
         result = host.run("--timeout", "1", options={"start_new_session": True})
-    assert result.status == xwd.EXIT_TIMED_OUT
+    assert result.status == status
     assert "These guests will probably not come up: " in result.messages.splitlines()[-1]
 
 
@@ -264,32 +229,32 @@ def test_whatever_happens_the_timeout_ends_it(host: Host, fault: Fault) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_link_switched_to_another_directory_is_followed(host: Host) -> None:
+def test_a_link_switched_to_another_directory_is_followed(host: Host, clock: FakeClock) -> None:
     for name in ("old", "new"):
         (host.root / name).mkdir()
     (host.root / "new" / "mail.cfg").write_text(f'name="mail"\ndisk=["{host.images}/b,,xvda"]\n')
+    (host.root / "link").symlink_to("new")
     host.auto.rmdir()
     host.auto.symlink_to("old")
     host.guest("web", host.images / "a")
-    with waiting(host) as waiter:
-        (host.root / "link").symlink_to("new")
-        (host.root / "link").rename(host.auto)
-        waiter.wait_for(f"still waiting for {host.images}/b for mail... (does not exist)\n")
-        host.image("b")
-        result = waiter.end()
+    clock.at(5, lambda: (host.root / "link").rename(host.auto))
+    clock.at(10, lambda: host.image("b"))
+    result = clock.wait(host)
     assert result.status == xwd.EXIT_READY
+    assert f"still waiting for {host.images}/b for mail... (does not exist)\n" in result.messages
     assert f"{host.images}/a is no longer needed (after " in result.messages
     assert f"disk {host.images}/b found (after " in result.messages
 
 
 @pytest.mark.parametrize("becomes", [None, Path.touch], ids=["nothing", "a file"])
-def test_a_directory_that_is_gone_is_not_waited_for(host: Host, becomes: Callable[[Path], None] | None) -> None:
+def test_a_directory_that_is_gone_is_not_waited_for(
+    host: Host, clock: FakeClock, becomes: Callable[[Path], None] | None
+) -> None:
     host.guest("web", host.images / "a")
-    with waiting(host) as waiter:
-        host.auto.rename(host.root / "away")
-        if becomes:
-            becomes(host.auto)
-        result = waiter.end()
+    clock.at(5, lambda: host.auto.rename(host.root / "away"))
+    if becomes:
+        clock.at(5, lambda: becomes(host.auto))
+    result = clock.wait(host)
     assert (result.status, f"{host.images}/a is no longer needed" in result.messages) == (xwd.EXIT_READY, True)
 
 
@@ -321,29 +286,27 @@ def test_a_directory_that_answers_again_is_found(host: Host) -> None:
         assert waiter.end().status == xwd.EXIT_READY
 
 
-def test_a_directory_that_was_waited_for_and_is_gone_is_not_called_found(host: Host) -> None:
+def test_a_directory_that_was_waited_for_and_is_gone_is_not_called_found(host: Host, clock: FakeClock) -> None:
     host.auto.rmdir()
     host.auto.symlink_to("later")
-    host.saved("web", host.images / "a")
-    with waiting(host) as waiter:
-        waiter.wait_for(f"still waiting for {host.auto} for the guests in {host.auto}... (is a link to ")
-        host.auto.unlink()
-        host.image("a")
-        result = waiter.end()
-    assert f"directory {host.auto} found" not in result.messages
-    assert f"{host.auto} is no longer needed (after " in result.messages
+    clock.at(5, host.auto.unlink)
+    messages = clock.wait(host).messages
+    assert f"still waiting for {host.auto} for the guests in {host.auto}... (is a link to " in messages
+    assert f"{host.auto} is no longer needed (after " in messages
+    assert " found (after " not in messages
 
 
 @as_root
 @pytest.mark.parametrize(("most", "disks"), [(4096, 200), (10, 2)])
 def test_a_file_system_that_hands_out_a_little_at_a_time_hides_nothing(host: Host, most: int, disks: int) -> None:
-    file = host.saved("web", *(host.images / str(number) for number in range(disks)))
+    images = [host.images / str(number) for number in range(disks)]
     with slow_file_system(host.root / "slow", delay=0.0, most=most) as slow:
-        slow.files["web"] = file.read_bytes()
-        assert len(slow.files["web"]) > 2 * most
-        file.unlink()
-        file.symlink_to(slow.directory / "web")
-        assert len(host.list()["domains"][0]["disks"]) == disks
+        for file in (host.saved("old", *images), host.guest("web", *images)):
+            slow.files[file.name] = file.read_bytes()
+            assert len(slow.files[file.name]) > 2 * most
+            file.unlink()
+            file.symlink_to(slow.directory / file.name)
+        assert [len(domain["disks"]) for domain in host.list()["domains"]] == [disks, disks]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -407,18 +370,6 @@ def test_systemd_hears_how_long_to_wait_though_names_are_long(host: Host) -> Non
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Recorder(xwd.Journal):
-    """Keeps the messages."""
-
-    def __init__(self, clock: xwd.Clock) -> None:
-        super().__init__(xwd.WARNING, None, clock)
-        self.lines: list[str] = []
-
-    def _write(self, text: str, seconds: float) -> bool:
-        self.lines += text.splitlines()
-        return True
-
-
 def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: FakeClock) -> None:
     disk = host.images / "a"
     host.guest("web", disk, host.images / "never")
@@ -440,49 +391,6 @@ def test_it_does_not_end_while_two_disks_are_never_there_together(host: Host, cl
     for step in range(200):
         clock.at(step * 0.3, swap)
     assert clock.wait(host, 50).status == xwd.EXIT_TIMED_OUT
-
-
-def guest_of(*disks: str) -> xwd.Guest:
-    domain = xwd.Domain("web", "/web.cfg", "auto", tuple(xwd.Disk("xvda", disk) for disk in disks))
-    return xwd.Guest(domain, required=tuple(map(xwd.required_by, domain.disks)))
-
-
-def report_for_five_minutes(clock: FakeClock, snapshots: Callable[[int], xwd.Snapshot]) -> list[str]:
-    """What is said of five minutes in which each second brings another snapshot."""
-    journal = Recorder(clock)
-    reporter = xwd.Reporter(journal, clock, clock.now(), 300)
-    for step in range(300):
-        reporter.report(snapshots(step))
-        clock.seconds += 1
-    return journal.lines
-
-
-def test_a_disk_that_flaps_for_five_minutes_makes_a_few_lines(clock: FakeClock) -> None:
-    missing = xwd.Status(xwd.State.MISSING, "does not exist")
-    guests = {"/web.cfg": guest_of("/a")}
-    lines = report_for_five_minutes(
-        clock, lambda step: xwd.Snapshot(guests=guests, disks={"/a": xwd.READY if step % 2 else missing})
-    )
-    assert 2 <= len(lines) < 30
-
-
-def test_a_configuration_that_always_changes_makes_a_few_lines(clock: FakeClock) -> None:
-    def changed(step: int) -> xwd.Snapshot:
-        status = xwd.Status(xwd.State.REFUSED, f"line {step}: syntax error")
-        return xwd.Snapshot(guests={"/web.cfg": guest_of()._replace(status=status)})
-
-    assert 1 <= len(report_for_five_minutes(clock, changed)) < 15
-
-
-def test_ever_new_names_make_no_more_lines_than_may_be_said_between_two_reminders(clock: FakeClock) -> None:
-    def renamed(step: int) -> xwd.Snapshot:
-        status = xwd.Status(xwd.State.MISSING, "is a link to /nowhere, which does not exist")
-        files = [f"/auto/{step}-{number}" for number in range(100)]
-        return xwd.Snapshot(guests={file: guest_of()._replace(status=status) for file in files})
-
-    lines = report_for_five_minutes(clock, renamed)
-    reminders = 6  # after 5, 15, 35, 75, 155 s, and the first messages
-    assert xwd.MAX_LINES <= len(lines) <= reminders * 3 * (xwd.MAX_LINES + 1)  # what is new, what ended, and reminders
 
 
 # ---------------------------------------------------------------------------------------------------------------------

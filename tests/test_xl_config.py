@@ -75,10 +75,11 @@ def test_errors_name_the_line_that_xl_names(name: str, line: str) -> None:
         ('name="a"\n# end', "line 2: lexical error near '#', a comment on the last line needs a newline at its end"),
         ("import os\n", f"line 1: syntax error near 'os', expected = or +=; import is {xwd.PYTHON}"),
         ("def f():\n", f"line 1: syntax error near 'f', expected = or +=; def is {xwd.PYTHON}"),
-        ("pae True\n", "line 1: lexical error near 'T', " + xwd.PYTHON + "; write 1 for True, and 0 for False"),
+        ("pae True\n", "line 1: lexical error near 'True', " + xwd.PYTHON + "; write 1 for True, and 0 for False"),
         ('a="x" + "y"\n', f"line 1: lexical error near '+', {xwd.PYTHON}"),
         ('a="%s" % 1\n', f"line 1: lexical error near '%', {xwd.PYTHON}"),
-        ("memory=4G\n", "line 1: lexical error near 'G', a number has no unit: memory is in MiB"),
+        ("memory=4G\n", "line 1: lexical error near 'G', a character that xl does not know (memory is in MiB, "
+         "without a unit)"),
         ("a=[1, \\\n2]\n", "line 1: lexical error near '\\', a backslash at the end of a line is a leftover of xm: "
          "xl does not run Python; a list may span lines without it"),
         ('\ufeffname="a"\n', "line 1: lexical error near '\ufeff', the file begins with a byte order mark; "

@@ -129,15 +129,21 @@ suses_parameter = st.one_of(
 )
 
 
+def as_upstreams(text: str) -> str:
+    """The text with what has the same effect upstream."""
+    for suses, same in SUSES.items():
+        text = text.replace(suses, same)
+    return text
+
+
 @given(st.lists(st.one_of(suses_parameter, suses_parameter, parameter), min_size=1, max_size=6).map(",".join))
 @check()
 def test_disk_specifications_are_read_as_suses_xl_reads_them(oracle: Oracle, text: str) -> None:
-    upstreams = text
-    for suses, same in SUSES.items():
-        upstreams = upstreams.replace(suses, same)
     with suppress(xwd.ConfigError):
         answer = ours(f'name="web"\ndisk=[{quoted(text)}]\n'.encode("latin-1"))
-        assert answer == oracle.ask(f'name="web"\ndisk=[{quoted(upstreams)}]\n'.encode("latin-1"))
+        configuration = f'name="web"\ndisk=[{quoted(as_upstreams(text))}]\n'
+        # A target may hold the same words, where they mean nothing.
+        assert tuple(map(as_upstreams, answer)) == oracle.ask(configuration.encode("latin-1"))
 
 
 @pytest.mark.parametrize(

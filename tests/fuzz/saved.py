@@ -24,7 +24,7 @@ def with_header(configuration: bytes) -> bytes:
     """The configuration in a file as xl save writes it."""
     size = len(configuration)
     words = (0x01020304, xwd.SAVED_JSON | xwd.SAVED_STREAM_V2, 0, size + 4, size)
-    return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, sys.byteorder) for word in words) + configuration
+    return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, sys.byteorder) for word in words) + configuration + xwd.SAVED_END
 
 
 if __name__ == "__main__":

@@ -180,8 +180,8 @@ def test_the_table_says_the_same_outside_of_the_sandbox(boot: Boot) -> None:
     def table(name: str) -> list[list[str]]:
         return [re.split(" {2,}", line) for line in boot.text(name).splitlines()]
 
-    header = ["DOMAIN", "KIND", "VDEV", "DISK", "STATE", "REASON"]
-    rows = {name: [name, "auto", "xvda", row.path, row.state, row.reason] for name, row in ROWS.items()}
+    header = ["DOMAIN", "START", "VDEV", "DISK", "STATE", "REASON"]
+    rows = {name: [name, "create", "xvda", row.path, row.state, row.reason] for name, row in ROWS.items()}
     assert table("list") == [header, *rows.values()]
     advised = [[*rows[name][:-1], f"{row.reason} (try: {row.hint})"] for name, row in ROWS.items()]
     assert table("list-v") == [header, *advised]

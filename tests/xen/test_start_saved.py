@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from test_saved import BEFORE, MAKE_DISK, WEB
+from saved import BEFORE, MAKE_DISK, WEB
 from xenhost import Boot, Disk, Host
 
 HOST = Host(

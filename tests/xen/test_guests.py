@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""Guests that xl saved: one whose configuration has changed since, and one whose file is incomplete."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Disk, Guest, Host
+
+WEB = Guest("web", ("/dev/disk/by-id/virtio-web,raw,xvda,w",), starts=False, at="/root/web.cfg")
+DB = Guest("db", ("/dev/disk/by-id/virtio-db,raw,xvda,w",), starts=False, at="/root/db.cfg")
+NEW = "/dev/disk/by-id/virtio-new"
+SAVED = "/var/lib/xen/save/db"
+BEFORE = Host(
+    disks=(Disk("web", 32), Disk("db", 32), Disk("saved", 600)),
+    guests=(WEB, DB),
+    after="""
+        mkfs.ext4 -q /dev/disk/by-id/virtio-saved
+        mount /dev/disk/by-id/virtio-saved /mnt
+        for guest in web db; do
+            start_guest /root/$guest.cfg
+            xl save $guest /mnt/$guest
+        done
+        truncate --size=-4096 /mnt/db
+        umount /mnt
+    """,
+)
+HOST = Host(
+    disks=(Disk("web", 32), Disk("db", 32), Disk("saved", left_by=BEFORE)),
+    guests=(
+        WEB._replace(disks=(*WEB.disks, f"{NEW},raw,xvdb,w"), starts=True, at=""),
+        DB._replace(at=""),
+    ),
+    setup="""
+        mkdir -p /var/lib/xen/save
+        echo '/dev/disk/by-id/virtio-saved /var/lib/xen/save ext4 defaults 0 2' >>/etc/fstab
+    """,
+    after="""
+        xendomains-wait-disk check >$report/check 2>&1 || echo "status $?" >>$report/check
+        xendomains-wait-disk list >$report/list || true
+    """,
+)
+
+
+def test_the_guest_is_restored_with_the_disk_that_it_had(boot: Boot) -> None:
+    assert boot.disks_of("web") == {"xvda": 32}
+    assert "Restoring Xen domain web" in boot.text("journal.txt")
+
+
+def test_the_disk_of_its_new_configuration_is_not_waited_for(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert not boot.said("still waiting for")
+    assert boot.waited < 60
+
+
+def test_that_a_saved_guest_is_incomplete_is_told_in_the_last_message(boot: Boot) -> None:
+    text = f"No disk is missing, but these guests will not come up: db; no guest starts from {SAVED}."
+    assert boot.entry(text)["RESULT"] == "ready"
+    assert not boot.came_up("db")
+
+
+def test_check_tells_it_and_what_comes_of_it(boot: Boot) -> None:
+    saved, configured, status = boot.text("check").splitlines()
+    assert saved.startswith(f"{SAVED}: is incomplete")
+    assert configured == (
+        f"/etc/xen/auto/db.cfg: guest db: Debian's xendomains does not create it, because it fails to restore {SAVED}."
+    )
+    assert status == "status 2"
+
+
+def test_list_shows_how_each_guest_starts(boot: Boot) -> None:
+    starts = [line.split()[:2] for line in boot.text("list").splitlines()[1:]]
+    assert ["db", "restore"] in starts and ["db", "none"] in starts and ["web", "create"] in starts
