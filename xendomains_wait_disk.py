@@ -2894,7 +2894,7 @@ def in_short(missing: Sequence[Awaited]) -> str:
 
 
 def start_later(names: set[str], patterns: Sequence[str]) -> str:
-    """In parentheses, what will start these guests when their disks are there: the service, if it is enabled, or you."""
+    """In parentheses, what starts these guests when their disks are there: the service if it is enabled, or the reader."""
     from shlex import quote
 
     is_service = is_enabled(LATE_SERVICE, StorageFacts())
@@ -3697,7 +3697,7 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequ
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    if not options.json and (later := start_later(snapshot.waiting_guests(), settings.late_domains)):
+    if not options.json and (later := start_later(snapshot.waiting_guests(), watcher.settings.late_domains)):
         show(later.strip())
     unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
     if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
