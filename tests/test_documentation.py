@@ -103,7 +103,7 @@ def test_the_page_has_every_command_and_state() -> None:
         set(re.findall(r"[a-z-]+", line)) - {"or"}
         for line in re.findall(r"^\.TP\nstate\n(.*)", section(COMMAND_PAGE, "list --json"), re.M)
     )
-    assert disks == states - {"refused", "unreadable"}
+    assert disks == states - {"unreadable"}
     assert directories <= states
 
 
