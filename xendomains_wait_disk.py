@@ -2894,7 +2894,7 @@ def in_short(missing: Sequence[Awaited]) -> str:
 
 
 def start_later(names: set[str], patterns: Sequence[str]) -> str:
-    """In parentheses, what starts these guests when their disks are there: the service if it is enabled, or the reader."""
+    """In parentheses, what starts these guests when their disks are there: the service if it is enabled, or you."""
     from shlex import quote
 
     is_service = is_enabled(LATE_SERVICE, StorageFacts())
@@ -2905,7 +2905,7 @@ def start_later(names: set[str], patterns: Sequence[str]) -> str:
     which = "".join(f" {quote(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
     texts = [f"{LATE_SERVICE} will start {some(by_service, MAX_NAMES)} when {when}"] if by_service else []
     texts += [f"start {them} later with: {COMMAND} start{which}"] if by_hand else []
-    return f" ({'; '.join(texts)})" if texts else ""
+    return f" ({printable('; '.join(texts))})" if texts else ""
 
 
 def counted(number: int, noun: str) -> str:
