@@ -3315,58 +3315,63 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     # The events are collected from before the first look on.
     events = block_events() if options.wait else None
     running = running_guests(watcher)
+    unsettled = ("waiting",) if options.dry_run else ("waiting", "ready")
     settled: dict[str, Outcome] = {}
     waiting: dict[str, Outcome] = {}
+    put_off: dict[str, tuple[float, Outcome]] = {}  # until when, and why
     failed: dict[str, int] = {}
-    put_off: dict[str, tuple[float, str]] = {}  # until when, and why
     seen, recheck = Snapshot(), True
     while True:
         snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=recheck)
         if recheck or snapshot is not seen:
-            seen, waiting = snapshot, {}
-            for name, outcome in outcomes_of(snapshot, options, watcher.settings, running).items():
-                if outcome.result == "waiting":
-                    put_off.pop(name, None)  # when its disk is back, it is tried at once
-                if name not in settled and outcome.result in ("waiting", "ready") and not options.dry_run:
-                    waiting[name] = outcome
-                elif settled.setdefault(name, outcome) is outcome:
-                    tell(outcome, options, journal)
+            outcomes = outcomes_of(snapshot, options, watcher.settings, running)
+            outcomes = {name: one for name, one in outcomes.items() if name not in settled}
+            seen, waiting = snapshot, {name: one for name, one in outcomes.items() if one.result in unsettled}
+            # When a disk that was gone is back, the next try is at once.
+            put_off = {
+                name: one for name, one in put_off.items() if name in waiting and waiting[name].result == "ready"
+            }
+            for name in (name for name in outcomes if name not in waiting):
+                settled[name] = outcomes[name]
+                tell(outcomes[name], journal, options)
         if options.wait:
-            reporter.report(only_of(snapshot, [outcome.guest for outcome in waiting.values()]))
-        put_off = {name: (end, why) for name, (end, why) in put_off.items() if end > clock.now() and name in waiting}
-        ready = [name for name, outcome in waiting.items() if outcome.result == "ready" and name not in put_off]
+            reporter.report(only_of(snapshot, [one.guest for one in waiting.values()]))
+        ends = {name: end for name, (end, _) in put_off.items() if end > clock.now()}
+        ready = [name for name, one in waiting.items() if one.result == "ready" and name not in ends]
         if ready and recheck:
-            name = ready[0]
-            outcome = start_guest(waiting[name].guest, watcher)
-            if outcome.result == "waiting":
-                put_off[name] = (clock.now() + START_PAUSE, outcome.reason)
-                continue
-            if outcome.result == "failed" and options.wait:
-                failed[name] = failed.get(name, 0) + 1
-                if failed[name] <= len(RETRIES):
-                    pause = RETRIES[failed[name] - 1]
-                    put_off[name] = (clock.now() + pause, f"another try: {outcome.reason}")
-                    outcome = outcome._replace(
-                        reason=f"{outcome.reason} (it is tried again in {format_time_span(pause)})"
-                    )
-                else:
-                    outcome = outcome._replace(reason=f"{outcome.reason} (it is left alone now)")
-            if name not in put_off:
-                settled[name] = outcome
-            tell(outcome, options, journal)
+            outcome, pause = after_try(start_guest(waiting[ready[0]].guest, watcher), failed, options)
+            if put_off.get(ready[0], (0.0, None))[1] != outcome:
+                tell(outcome, journal, options)
+            if pause:
+                put_off[ready[0]] = (clock.now() + pause, outcome)
+            else:
+                settled[ready[0]] = outcome
         elif ready:
             recheck = True  # one of its disks may have gone again
         elif clock.now() >= deadline or not (waiting or snapshot.awaits_files()):
             break
         else:
-            recheck = bool(put_off)  # a disk that goes away has to be seen
-            ends = [end for end, _ in put_off.values()]
-            sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
+            recheck = bool(ends)  # a disk that goes away has to be seen
+            sleep_until(min(clock.now() + START_PAUSE, deadline, *ends.values()), clock, events)
     for name, outcome in waiting.items():
-        settled[name] = Outcome(outcome.guest, "waiting", put_off[name][1]) if name in put_off else outcome
-        tell(settled[name], options, journal)
+        settled[name] = put_off[name][1] if name in put_off else outcome
+        tell(settled[name], journal, options)
     clock.release_signals()
-    return show_outcomes(list(settled.values()), options, journal)
+    return show_outcomes(list(settled.values()), journal, options)
+
+
+def after_try(outcome: Outcome, failed: dict[str, int], options: Options) -> tuple[Outcome, float]:
+    """The outcome of a try, waiting if there will be another one, and in how many seconds."""
+    if outcome.result == "waiting":
+        return outcome, START_PAUSE
+    if outcome.result != "failed" or not options.wait:
+        return outcome, 0.0
+    times = failed.get(outcome.guest.domain.name, 0)
+    if times == len(RETRIES):
+        return outcome._replace(reason=f"{outcome.reason} (it is left alone now)"), 0.0
+    failed[outcome.guest.domain.name] = times + 1
+    reason = f"another try in {format_time_span(RETRIES[times])}, because {outcome.reason}"
+    return outcome._replace(result="waiting", reason=reason), RETRIES[times]
 
 
 def guests_meant(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
@@ -3517,14 +3522,14 @@ def start_guest(guest: Guest, watcher: Watcher) -> Outcome:
     return Outcome(guest, "restored" if guest.domain.kind == "saved" else "started")
 
 
-def tell(outcome: Outcome, options: Options, journal: Journal) -> None:
+def tell(outcome: Outcome, journal: Journal, options: Options) -> None:
     """Says what became of a guest. What may be so at each boot is only for who asks."""
     level, text = OUTCOMES[outcome.result][1:]
     name, reason = outcome.guest.domain.name, outcome.reason
     journal.log(INFO if level == DEBUG and not options.wait else level, text.format(name, reason), DOMAIN=name)
 
 
-def show_outcomes(outcomes: Sequence[Outcome], options: Options, journal: Journal) -> int:
+def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Options) -> int:
     """Says what became of how many guests, prints commands or JSON if asked for, and returns the exit status."""
     results = [outcome.result for outcome in outcomes]
     counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
@@ -3534,8 +3539,7 @@ def show_outcomes(outcomes: Sequence[Outcome], options: Options, journal: Journa
 
         rows = [
             {
-                "name": well_formed(guest.domain.name),
-                "source": well_formed(guest.domain.source),
+                **start_as_json(guest),
                 "result": result,
                 "reason": well_formed(reason) or None,
                 "command": well_formed(start_command(guest)),

@@ -623,7 +623,7 @@ def test_after_a_failure_it_is_tried_again_later_each_time_and_then_left_alone(l
         xwd.start_guest = was
     pauses = [later - earlier for earlier, later in zip(tried, tried[1:])]
     assert [round(pause) for pause in pauses] == [30, 120, 600]
-    assert "(it is tried again in 2min).\n" in start.said
+    assert "guest web is still waiting for another try in 2min, because `xl create " in start.said
     assert start.said.endswith("(it is left alone now).\nGuests: 1 failed.\n")
 
 
@@ -668,7 +668,7 @@ def test_another_guest_does_not_wait_for_the_next_try(late: StartHost, start: St
     late.let_xl('case "$4" in */a.cfg) exit 1 ;; esac')
     assert start(wait=20) == xwd.EXIT_TIMED_OUT
     assert late.calls()[1] == create(file)
-    assert "guest a is still waiting for another try: `xl create " in start.said
+    assert "guest a is still waiting for another try in 30s, because `xl create " in start.said
 
 
 def test_an_xl_that_hangs_is_told_and_does_not_hold_up_the_others(late: StartHost) -> None:
@@ -879,6 +879,8 @@ def test_json_has_one_record_a_guest(late: StartHost) -> None:
             {
                 "name": "a",
                 "source": str(file),
+                "start": "create",
+                "start_reason": None,
                 "result": "started",
                 "reason": None,
                 "command": f"xl create --quiet --defconfig {file}",
@@ -886,6 +888,8 @@ def test_json_has_one_record_a_guest(late: StartHost) -> None:
             {
                 "name": "b",
                 "source": str(other),
+                "start": "create",
+                "start_reason": None,
                 "result": "waiting",
                 "reason": f"{late.images}/b (does not exist)",
                 "command": f"xl create --quiet --defconfig {other}",
@@ -934,3 +938,23 @@ def test_an_idle_wait_for_many_guests_does_little(late: StartHost, start: Start)
     assert in_ten_minutes["read"] <= 600
     assert in_ten_minutes["explain"] <= 600
     assert in_ten_minutes["check"] == 0
+
+
+def test_the_json_is_as_its_schema_and_the_page_say(late: StartHost) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="python3-jsonschema is not installed")
+    for number in range(3):
+        late.guest(f"g{number}", late.image(f"{number}"))
+    late.guest("my web", late.image("web"))
+    late.running.write_text("g0\n")
+    late.log("g1")
+    printed = json.loads(late.late("--json").end().output)
+    schema = json.loads((MODULE.parent / "schema" / "start.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(printed)
+    assert {row["result"] for row in printed["guests"]} == {"running", "skipped", "started", "refused"}
+    row = schema["properties"]["guests"]["items"]
+    assert set(row["properties"]) == set(row["required"]) == set(printed["guests"][0])
+    assert row["properties"]["result"]["enum"] == list(xwd.OUTCOMES)
+    page = (MODULE.parent / "man" / "xendomains-wait-disk.8").read_text()
+    told = page.partition('.SS "start --json"')[2].partition(".SH ")[0]
+    assert re.findall(r"^\.TP\n\.B (.*)", told, re.M) == ["version", "guests", *printed["guests"][0]]
+    assert all(result in told for result in xwd.OUTCOMES)
