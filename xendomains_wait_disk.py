@@ -3314,64 +3314,92 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
     # The events are collected from before the first look on.
     events = block_events() if options.wait else None
-    running = running_guests(watcher)
-    unsettled = ("waiting",) if options.dry_run else ("waiting", "ready")
-    settled: dict[str, Outcome] = {}
-    waiting: dict[str, Outcome] = {}
-    put_off: dict[str, tuple[float, Outcome]] = {}  # until when, and why
-    failed: dict[str, int] = {}
+    starts = Starts(watcher, options, journal)
     seen, recheck = Snapshot(), True
     while True:
         snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=recheck)
         if recheck or snapshot is not seen:
-            outcomes = outcomes_of(snapshot, options, watcher.settings, running)
-            outcomes = {name: one for name, one in outcomes.items() if name not in settled}
-            seen, waiting = snapshot, {name: one for name, one in outcomes.items() if one.result in unsettled}
-            # When a disk that was gone is back, the next try is at once.
-            put_off = {
-                name: one for name, one in put_off.items() if name in waiting and waiting[name].result == "ready"
-            }
-            for name in (name for name in outcomes if name not in waiting):
-                settled[name] = outcomes[name]
-                tell(outcomes[name], journal, options)
+            seen = snapshot
+            starts.judge(snapshot)
         if options.wait:
-            reporter.report(only_of(snapshot, [one.guest for one in waiting.values()]))
-        ends = {name: end for name, (end, _) in put_off.items() if end > clock.now()}
-        ready = [name for name, one in waiting.items() if one.result == "ready" and name not in ends]
+            reporter.report(only_of(snapshot, [one.guest for one in starts.waiting.values()]))
+        ready, ends = starts.ready(), starts.next_tries()
         if ready and recheck:
-            outcome, pause = after_try(start_guest(waiting[ready[0]].guest, watcher), failed, options)
-            if put_off.get(ready[0], (0.0, None))[1] != outcome:
-                tell(outcome, journal, options)
-            if pause:
-                put_off[ready[0]] = (clock.now() + pause, outcome)
-            else:
-                settled[ready[0]] = outcome
+            starts.try_guest(ready[0])
         elif ready:
             recheck = True  # one of its disks may have gone again
-        elif clock.now() >= deadline or not (waiting or snapshot.awaits_files()):
+        elif clock.now() >= deadline or not (starts.waiting or snapshot.awaits_files()):
             break
         else:
             recheck = bool(ends)  # a disk that goes away has to be seen
-            sleep_until(min(clock.now() + START_PAUSE, deadline, *ends.values()), clock, events)
-    for name, outcome in waiting.items():
-        settled[name] = put_off[name][1] if name in put_off else outcome
-        tell(settled[name], journal, options)
+            sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
+    outcomes = starts.outcomes()
     clock.release_signals()
-    return show_outcomes(list(settled.values()), journal, options)
+    return show_outcomes(outcomes, journal, options)
 
 
-def after_try(outcome: Outcome, failed: dict[str, int], options: Options) -> tuple[Outcome, float]:
-    """The outcome of a try, waiting if there will be another one, and in how many seconds."""
-    if outcome.result == "waiting":
-        return outcome, START_PAUSE
-    if outcome.result != "failed" or not options.wait:
-        return outcome, 0.0
-    times = failed.get(outcome.guest.domain.name, 0)
-    if times == len(RETRIES):
-        return outcome._replace(reason=f"{outcome.reason} (it is left alone now)"), 0.0
-    failed[outcome.guest.domain.name] = times + 1
-    reason = f"another try in {format_time_span(RETRIES[times])}, because {outcome.reason}"
-    return outcome._replace(result="waiting", reason=reason), RETRIES[times]
+class Starts:
+    """Which guests have been started or will not be (`settled`), and which may still be (`waiting`), by name."""
+
+    def __init__(self, watcher: Watcher, options: Options, journal: Journal) -> None:
+        self._watcher = watcher
+        self._options = options
+        self._journal = journal
+        self._running = running_guests(watcher)
+        self._next: dict[str, tuple[float, Outcome]] = {}  # when to try again, and why not before
+        self._failed: dict[str, int] = {}
+        self.settled: dict[str, Outcome] = {}
+        self.waiting: dict[str, Outcome] = {}
+
+    def judge(self, snapshot: Snapshot) -> None:
+        """Sees which guests may be started now."""
+        self.waiting = {}
+        for name, outcome in outcomes_of(snapshot, self._options, self._watcher.settings, self._running).items():
+            if name in self.settled:
+                continue
+            if outcome.result == "waiting":
+                self._next.pop(name, None)  # when a disk that has gone is back, the next try is at once
+            if outcome.result == "waiting" or (outcome.result == "ready" and not self._options.dry_run):
+                self.waiting[name] = outcome
+            else:
+                self._settle(outcome)
+
+    def ready(self) -> list[Guest]:
+        """The guests that may be started now."""
+        late = {name for name, (end, _) in self._next.items() if end > self._watcher.clock.now()}
+        return [one.guest for name, one in self.waiting.items() if one.result == "ready" and name not in late]
+
+    def next_tries(self) -> list[float]:
+        """When guests are tried again."""
+        return [end for end, _ in self._next.values() if end > self._watcher.clock.now()]
+
+    def try_guest(self, guest: Guest) -> None:
+        """Starts a guest. If that fails, there may be another try."""
+        name, outcome, pause = guest.domain.name, start_guest(guest, self._watcher), START_PAUSE
+        if outcome.result == "failed" and self._options.wait:
+            times = self._failed[name] = self._failed.get(name, 0) + 1
+            why = f"{outcome.reason} (it is left alone now)"
+            if times <= len(RETRIES):
+                pause = RETRIES[times - 1]
+                why = f"another try in {format_time_span(pause)}, because {outcome.reason}"
+            outcome = outcome._replace(result="waiting" if times <= len(RETRIES) else "failed", reason=why)
+        if outcome.result != "waiting":
+            self._settle(outcome)
+            return
+        if self._next.get(name, (0.0, None))[1] != outcome:
+            tell(outcome, self._journal, self._options)
+        self._next[name] = (self._watcher.clock.now() + pause, outcome)
+
+    def outcomes(self) -> list[Outcome]:
+        """What has become of all guests in the end."""
+        for name, outcome in list(self.waiting.items()):
+            if name not in self.settled:
+                self._settle(self._next.get(name, (0.0, outcome))[1])
+        return list(self.settled.values())
+
+    def _settle(self, outcome: Outcome) -> None:
+        self.settled[outcome.guest.domain.name] = outcome
+        tell(outcome, self._journal, self._options)
 
 
 def guests_meant(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:

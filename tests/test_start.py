@@ -861,8 +861,8 @@ def test_a_dry_run_prints_commands_for_a_shell_and_starts_nothing(late: StartHos
     assert not (late.state / "start").exists()
     assert result.output.splitlines() == [
         f"xl restore {saved} && rm {saved}",
-        f"# guest c\\n is still waiting for {late.images}/c (does not exist).",
         f"xl create --quiet --defconfig {shlex.quote(str(first))}",
+        f"# guest c\\n is still waiting for {late.images}/c (does not exist).",
     ]
     subprocess.run(["sh", "-e"], input=result.output, text=True, check=True)
     assert late.calls() == [f"restore {saved}", create(first)]
