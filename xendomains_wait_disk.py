@@ -20,11 +20,11 @@ import signal
 import stat
 import sys
 import time
-from _thread import allocate_lock, start_new_thread
+from _thread import RLock, allocate_lock, start_new_thread
 from collections import deque, namedtuple
 from contextlib import closing, suppress
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 # What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, pyudev,
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
     Key = tuple[str, str]
-    # The role of a DRBD device and its peer's, its disk and its peer's: drbdsetup(8); and if it promotes itself.
-    DrbdState = tuple[str, str, str, str, bool]
     Found = TypeVar("Found")
     # The level, the text, and its fields for the journal.
     Message = tuple[int, str, dict[str, str]]
@@ -62,7 +60,7 @@ LOCKS = f"{STATE_DIRECTORY}/start"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 # Where this host tells about its storage.
-SYS, RUN, PROC, ETC, VAR = "/sys", "/run", "/proc", "/etc", "/var"
+SYS, RUN, PROC, ETC, VAR, USR = "/sys", "/run", "/proc", "/etc", "/var", "/usr"
 
 EXIT_READY = 0
 EXIT_TIMED_OUT = 1
@@ -96,6 +94,8 @@ MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory 
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
 MAX_CHAIN = 4  # layers in one sentence
+MAX_BACKING_FILES = 16  # behind an image
+QCOW_HEADER = 1 << 12  # of an image, in which the format of its backing file is named
 MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
 MAX_TIME = 7 * 86400.0  # that may be set
 MIN_PAUSE = 0.01  # between two looks, that may be set
@@ -110,6 +110,8 @@ MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
 STUCK_AFTER = 0.5  # a call that is silent for this long is stuck
 POLL_INTERVAL = 0.05  # for which the main thread pauses before it looks after calls that are silent
 MAX_THREADS = 64  # that make calls at the same time, besides those which are stuck
+LAST_RESORT = 30.0  # after which mdadm starts an array that is degraded (mdadm-last-resort@.timer)
+SETTLED = 3.0  # after which udev is done with a device, unless it says otherwise
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
@@ -147,7 +149,7 @@ def quoted(text: str) -> str:
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
 
 
-def some(texts: Sequence[str], most: int) -> str:
+def join_limited(texts: Sequence[str], most: int) -> str:
     """The first of them, and how many more there are."""
     more = [f"{len(texts) - most} more"] if len(texts) > most else []
     return ", ".join([*texts[:most], *more])
@@ -376,7 +378,7 @@ def closest(name: str, known: Sequence[str]) -> str:
     from difflib import get_close_matches
 
     similar = get_close_matches(name, known, 1)
-    return f"did you mean {similar[0]}?" if similar else f"known: {some(known, MAX_NAMES) or 'none'}"
+    return f"did you mean {similar[0]}?" if similar else f"known: {join_limited(known, MAX_NAMES) or 'none'}"
 
 
 # --- Clock: time, pauses, signals and threads ------------------------------------------------------------------------
@@ -1081,6 +1083,8 @@ class Required(NamedTuple):
     reason: str = ""
     writes: bool = False
     promotes: bool = False  # its script makes a DRBD resource Primary
+    format: str = ""  # of an image
+    by_script: bool = False  # Xen's block script attaches it
     is_boot_file: bool = False  # which comes with its file system, or not at all
 
 
@@ -1098,7 +1102,10 @@ def required_by(disk: Disk) -> Required:
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    return Required(os.path.join("/", disk.target), writes=disk.writes, is_boot_file=disk.vdev in BOOT_FILES)
+    # libxl has blkback serve what is raw, and QEMU what is not, or is a CD for it to change (libxl_device.c).
+    by_script = disk.format == "raw" and disk.backendtype in ("", "phy") and not disk.cdrom
+    required = Required(os.path.join("/", disk.target), writes=disk.writes, format=disk.format)
+    return required._replace(by_script=by_script, is_boot_file=disk.vdev in BOOT_FILES)
 
 
 def older_path(path: str) -> str:
@@ -1147,6 +1154,7 @@ class Problem(NamedTuple):
     hint: str = ""
     device: str = ""
     missing: str = ""
+    is_readable: bool = False  # it can be used by a guest that only reads
 
 
 @record
@@ -1165,25 +1173,57 @@ class Device(NamedTuple):
     name: str
     links: Sequence[str]
     properties: Mapping[str, str]
+    initialized: float  # when udev first saw it, in seconds since the boot
 
 
-if TYPE_CHECKING:
-    from functools import cached_property as fact
-else:
+@record
+class KnownArray(NamedTuple):
+    """An md array by the names that it goes by, and the file that lists it, unless that is mdadm's map of what runs."""
 
-    class fact:
-        """A cached property that one thread finds while others wait; since Python 3.12, functools' has no lock."""
+    names: frozenset[str]
+    uuid: str
+    container: str
+    file: str
 
-        def __init__(self, find: Callable[[Any], Any]) -> None:
-            self.find = find
-            self.name = find.__name__
-            self.lock = allocate_lock()
 
-        def __get__(self, facts: Any, _: object) -> Any:
-            with self.lock:
-                if self.name not in vars(facts):
-                    vars(facts)[self.name] = self.find(facts)
-            return vars(facts)[self.name]
+@record
+class VolumeGroup(NamedTuple):
+    """A volume group in LVM's backup: the text about it, and about each of its physical and logical volumes."""
+
+    text: str
+    date: str
+    disks: Mapping[str, str]
+    volumes: Mapping[str, str]
+
+
+@record
+class PlannedMount(NamedTuple):
+    """What is to be mounted, the table or unit that says so, and whether nothing in that keeps it from being done."""
+
+    source: str
+    file: str
+    at_boot: bool
+
+
+@record
+class FileSystem(NamedTuple):
+    """Where it is mounted, whether it is read-only, and if another one is to be mounted in it at boot, where."""
+
+    place: str
+    is_read_only: bool  # itself: the unit's sandbox makes every mount read-only for us
+    planned: str
+
+
+@record
+class DrbdState(NamedTuple):
+    """A DRBD device, and the best of its peers, in the words of drbdsetup(8)."""
+
+    role: str = "Primary"
+    peer_role: str = ""
+    disk: str = "UpToDate"
+    peer_disk: str = ""
+    stopped: str = ""  # why it does no I/O
+    is_version_9: bool = False
 
 
 class StorageFacts:
@@ -1192,10 +1232,14 @@ class StorageFacts:
     def __init__(self, explains: bool = True, shares: bool = True) -> None:
         self.explains = explains  # why something is missing, which takes longer than to see that it is
         self.shares = shares  # a disk that the peer uses may be used as well, where DRBD allows it
+        # For what takes long to find: since Python 3.12, cached_property does not keep threads apart.
+        self.lock = RLock()
         self.numbers: dict[str, str] = {}  # of devices whose number is known, such as "8:0"
         self._layers: dict[str, Layer] = {}
         self._devices: dict[str, Device | None] = {}
         self._texts: dict[str, str] = {}
+        self._groups: dict[str, VolumeGroup | None] = {}
+        self._file_systems: dict[str, FileSystem] = {}
 
     def layer(self, name: str) -> Layer:
         """A device with all that it stands on."""
@@ -1220,15 +1264,11 @@ class StorageFacts:
         return self._texts[path]
 
     def table(self, path: str) -> list[list[str]]:
-        """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
+        """The lines of a table such as fstab(5), as two or more words."""
         lines = [line.split() for line in self.text(path).splitlines() if not line.lstrip().startswith("#")]
-        return [
-            [re.sub(r"\\([0-3][0-7]{2})", lambda m: chr(int(m[1], 8)), w) for w in words]
-            for words in lines
-            if words[1:]
-        ]
+        return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
 
-    @fact
+    @cached_property
     def devices(self) -> list[Device]:
         """All block devices that udev knows."""
         devices = []
@@ -1238,7 +1278,7 @@ class StorageFacts:
                     devices.append(device)
         return devices
 
-    @fact
+    @cached_property
     def names_by_path(self) -> dict[str, str]:
         """The kernel's names of all devices that udev knows, by their nodes and links."""
         paths = {link: device.name for device in self.devices for link in device.links}
@@ -1252,30 +1292,110 @@ class StorageFacts:
         """The kernel's name of the device that udev has put or linked there; nothing if there is none."""
         return self.names_by_path.get(path, "") if path.startswith("/dev/") else ""
 
-    @fact
+    @cached_property
     def mounts(self) -> list[list[str]]:
         """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
-        return [words for words in self.table(f"{PROC}/self/mountinfo") if "-" in words[5:-2]]
+        mounts = [words for words in self.table(f"{PROC}/self/mountinfo") if "-" in words[5:-2]]
+        by_id = {words[0]: words for words in mounts}
+        return [words for words in mounts if not is_bound_to_itself(words, by_id.get(words[1], words))]
 
-    @fact
-    def mount_units(self) -> dict[str, tuple[str, str]]:
-        """What is to be mounted, and the unit that does it, by mount point; of fstab systemd makes units as well."""
-        plans = {}
-        generated = [f"{RUN}/systemd/generator{late}" for late in ("", ".late")]
-        for directory in (*generated, f"{ETC}/systemd/system"):
-            for unit in list_names(directory, r".*\.mount"):
-                keys = dict(re.findall("^(What|Where)=(.+)", self.text(f"{directory}/{unit}"), re.MULTILINE))
-                if "Where" in keys:  # one that is masked has nothing
-                    plans[keys["Where"]] = (keys.get("What", ""), unit)
+    def file_system_of(self, directory: str) -> FileSystem:
+        """The file system that holds this directory, and the one that is still to be mounted there."""
+        if directory not in self._file_systems:
+            real = os.path.realpath(directory)
+            where = longest_above(real, [words[4] for words in self.mounts])
+            options = [words[-1] for words in self.mounts if words[4] == where][-1].split(",") if where else []
+            planned = longest_above(real, self.planned_mounts)
+            is_missing = len(planned) > len(where) and self.is_mounted_at_boot(planned)
+            self._file_systems[directory] = FileSystem(where, "ro" in options, planned if is_missing else "")
+        return self._file_systems[directory]
+
+    @cached_property
+    def mounted(self) -> dict[str, list[tuple[str, bool]]]:
+        """Where devices are mounted, by the kernel's name, and whether they are written there."""
+        found: dict[str, list[tuple[str, bool]]] = {}
+        for words in self.mounts:
+            # btrfs has a number of its own, and only the source tells the device.
+            source = words[words.index("-") + 2]
+            for path in (f"{SYS}/dev/block/{words[2]}", source):
+                if path.startswith("/dev/") or not words[2].startswith("0:"):
+                    place = (words[4], "ro" not in words[-1].split(","))
+                    found.setdefault(os.path.basename(os.path.realpath(path)), []).append(place)
+        return found
+
+    @cached_property
+    def planned_mounts(self) -> dict[str, PlannedMount]:
+        """What is to be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
+        plans: dict[str, PlannedMount] = {}
+        texts = {}
+        for directory in unit_directories():
+            texts.update({unit: self.text(f"{directory}/{unit}") for unit in list_names(directory, r".*\.mount")})
+        for unit, text in texts.items():
+            keys = dict(re.findall("^(What|Where)=(.+)", text, re.MULTILINE))
+            if "Where" in keys:  # one that is masked has nothing
+                plan = PlannedMount(keys.get("What", ""), unit, "\nCondition" not in text)
+                plans[os.path.normpath(keys["Where"])] = plan
+        for pool in list_names(f"{ETC}/zfs/zfs-list.cache"):
+            for source, where, *more in self.table(f"{ETC}/zfs/zfs-list.cache/{pool}"):
+                plans[where] = PlannedMount(source, f"/etc/zfs/zfs-list.cache/{pool}", more[:1] == ["on"])
+        for source, where, *more in self.table(f"{ETC}/fstab"):
+            options = ",".join(more[1:2]).split(",")
+            at_boot = "noauto" not in options or "x-systemd.automount" in options
+            plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
         return plans
 
-    @fact
-    def crypttab(self) -> dict[str, tuple[str, list[str]]]:
-        """The device of each LUKS volume, and its options."""
-        lines = self.table(f"{ETC}/crypttab")
+    def is_mounted_at_boot(self, where: str) -> bool:
+        """Whether what is planned there is mounted at boot: a unit has to be wanted by another."""
+        plan = self.planned_mounts[where]
+        wanted = {plan.file, plan.file.replace(".mount", ".automount")}
+        return plan.at_boot and (plan.file.startswith("/") or not wanted.isdisjoint(self.wanted_mounts))
+
+    @cached_property
+    def wanted_mounts(self) -> set[str]:
+        """The mount and automount units that other units want."""
+        wants = [f"{one}/{name}" for one in unit_directories() for name in list_names(one, r".*\.(wants|requires)")]
+        return {unit for directory in wants for unit in list_names(directory, r".*mount")}
+
+    @cached_property
+    def arrays(self) -> list[KnownArray]:
+        """The arrays in mdadm.conf(5), and in /run/mdadm/map: node, metadata, UUID, path."""
+        found = []
+        for file in ("mdadm/mdadm.conf", "mdadm.conf"):
+            for words in self.table(f"{ETC}/{file}"):
+                keys = {key.lower(): value for key, _, value in (word.partition("=") for word in words[1:])}
+                names = {os.path.basename(word) for word in words[1:] if "=" not in word}
+                names.update([keys["name"].rpartition(":")[2]] if "name" in keys else [])
+                if words[0] == "ARRAY":
+                    uuid = hex_digits(keys.get("uuid", ""))
+                    found.append(KnownArray(frozenset(names), uuid, keys.get("container", ""), "mdadm.conf"))
+        for name, _, uuid, *paths in (words for words in self.table(f"{RUN}/mdadm/map") if words[2:]):
+            found.append(KnownArray(frozenset((name, *map(os.path.basename, paths))), hex_digits(uuid), "", ""))
+        return found
+
+    @cached_property
+    def maps(self) -> dict[str, str]:
+        """The kernel's names of the device-mapper devices, by the names that device-mapper has for them."""
+        names = list_names(f"{SYS}/class/block", "dm-[0-9]+")
+        return {attribute(device_directory(name), "dm/name"): name for name in names}
+
+    def volume_group(self, name: str) -> VolumeGroup | None:
+        """A volume group as vgcfgbackup(8) has it; nothing if there is no backup."""
+        if name not in self._groups:
+            self._groups[name] = read_volume_group(self.text(f"{ETC}/lvm/backup/{name}"))
+        return self._groups[name]
+
+    @cached_property
+    def uptime(self) -> float:
+        """How long the host runs."""
+        seconds = re.match("[0-9]{1,12}", self.text(f"{PROC}/uptime"))
+        return float(seconds[0]) if seconds else 0.0
+
+    def device_table(self, kind: str) -> dict[str, tuple[str, list[str]]]:
+        """The device of each volume in crypttab(5) or one like it, and its options."""
+        lines = self.table(f"{ETC}/{kind}tab")
         return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
 
-    @fact
+    @cached_property
     def iscsi_sessions(self) -> dict[str, str]:
         """The state of the session with each target; of several, LOGGED_IN if one is."""
         directory = f"{SYS}/class/iscsi_session"
@@ -1285,7 +1405,7 @@ class StorageFacts:
             states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
         return states
 
-    @fact
+    @cached_property
     def iscsi_nodes(self) -> dict[tuple[str, str], str]:
         """node.startup by target and portal, of open-iscsi's records: nodes/TARGET/PORTAL[/IFACE]."""
         from glob import glob
@@ -1295,26 +1415,54 @@ class StorageFacts:
         for path in (path for one in directories for path in (*glob(f"{one}/*/*"), *glob(f"{one}/*/*/*"))):
             record = dict(re.findall(r"^node\.(\S+) = (.*)", self.text(path), re.MULTILINE))
             if "name" in record:
-                portal = f"{record.get('conn[0].address')}:{record.get('conn[0].port')}"
+                portal = portal_of(record.get("conn[0].address", ""), record.get("conn[0].port", ""))
                 nodes[record["name"], portal] = record.get("startup", "unknown")
         return nodes
 
-    @fact
+    @cached_property
     def drbd_states(self) -> dict[str, DrbdState]:
         """The state of each DRBD device, by number. Version 8 has them in /proc, version 9 only that it is there."""
         text = self.text(f"{PROC}/drbd")
         if text.startswith("version: 9"):
             return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
-        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)", text, re.MULTILINE)
-        return {match[1]: (match[2], match[3], match[4], match[5], False) for match in found}
+        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)(?: \w (s))?", text, re.MULTILINE)
+        suspended = "its I/O is suspended"
+        return {m[1]: DrbdState(m[2], m[3], m[4], m[5], suspended if m[6] else "") for m in found}
 
-    @fact
+    @cached_property
     def drbd_resources(self) -> dict[str, str]:
         """The configuration of each of DRBD's resources."""
-        files = [f"{ETC}/drbd.conf", *(f"{ETC}/drbd.d/{name}" for name in list_names(f"{ETC}/drbd.d"))]
+        from glob import glob
+
+        files = [f"{ETC}/drbd.conf"]
+        for file in files:
+            for pattern in re.findall(r'^[ \t]*include[ \t]+"?([^";\n]+)"?[ \t]*;', self.text(file), re.MULTILINE):
+                found = sorted(glob(os.path.join(os.path.dirname(file), pattern)))
+                files += [one for one in found if one not in files][:MAX_FILES]
         text = re.sub("#.*", "", "\n".join(map(self.text, files)))
         common, *parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
         return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
+
+
+def read_volume_group(text: str) -> VolumeGroup | None:
+    """The volume group in this backup; nothing if it is none."""
+    head, _, volumes = text.partition("\n\tlogical_volumes {\n")
+    head, _, disks = head.partition("\n\tphysical_volumes {\n")
+    date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
+    parts = (dict(re.findall(r"^\t\t(\S+) {\n(.*?)^\t\t}", one, re.MULTILINE | re.DOTALL)) for one in (disks, volumes))
+    group = VolumeGroup(head, date[1] if date else "of unknown date", *parts)
+    return group if group.disks else None
+
+
+def unit_directories() -> tuple[str, ...]:
+    """Where systemd finds units; of those with the same name the last one counts."""
+    late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
+    return late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"
+
+
+def unescaped(word: str) -> str:
+    """A word of a table such as fstab(5), in which a blank is an octal escape."""
+    return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), word)
 
 
 def udev_runs() -> bool:
@@ -1341,14 +1489,16 @@ def read_udev_device(number: str) -> Device | None:
     """The device with this number in udev's database; nothing while it has no entry there.
 
     libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev, "E:KEY=VALUE" a
-    property (sd-device.c).
+    property, "I:" the time in microseconds (sd-device.c).
     """
     text = attribute(f"{RUN}/udev/data", f"b{number}")
     if not text:
         return None
     name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
     links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
-    return Device(name, links, dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE)))
+    initialized = re.search("^I:([0-9]{1,18})$", text, re.MULTILINE)
+    properties = dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
+    return Device(name, links, properties, int(initialized[1]) / 1e6 if initialized else 0.0)
 
 
 def output_of(*command: str) -> str:
@@ -1358,6 +1508,21 @@ def output_of(*command: str) -> str:
     with suppress(OSError, SubprocessError):
         return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_PROGRAM).stdout
     return ""
+
+
+def is_bound_to_itself(mount: Sequence[str], parent: Sequence[str]) -> bool:
+    """Whether a mount shows what is in its place anyway, as that of /home in the unit's sandbox does (ProtectHome=)."""
+    place = os.path.join(parent[3], os.path.relpath(mount[4], parent[4]))
+    if mount is parent or mount[2] != parent[2] or mount[3] != os.path.normpath(place):
+        return False
+    with suppress(OSError):  # a subvolume of btrfs that is mounted where it is has a device of its own
+        return os.stat(mount[4]).st_dev == os.stat(os.path.dirname(mount[4])).st_dev
+    return False
+
+
+def longest_above(path: str, places: Iterable[str]) -> str:
+    """The one of these places that holds the path, and none of the others between; nothing if none does."""
+    return max((one for one in places if f"{path}/".startswith(f"{one.rstrip('/')}/")), key=len, default="")
 
 
 def device_directory(name: str) -> str:
@@ -1380,8 +1545,9 @@ def device_path(name: str) -> str:
 def check_device(name: str, facts: StorageFacts, promotes: bool = False) -> Layer:
     """A block device with all that it stands on, down to the leaves, and what is wrong with it."""
     below = tuple(map(facts.layer, devices_below(name)))
-    problem = check_kernel_state(name, facts) or check_drivers_state(name, promotes, facts)
-    return Layer(name, problem or check_lower_devices(name, below) or check_udev(name, facts), below)
+    problem = check_kernel_state(name, facts) or check_driver(name, facts)
+    problem = problem or check_lower_devices(name, below) or check_drbd_role(name, promotes, facts)
+    return Layer(name, problem or check_udev(name, facts), below)
 
 
 def devices_below(name: str) -> list[str]:
@@ -1408,14 +1574,19 @@ def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
     return None
 
 
-# The kernel's names of devices, an attribute of theirs, the values with which they can be used, and else what is wrong.
-# Sources: scsi_sysfs.c and nvme's sysfs.c in Linux, its Documentation/admin-guide/md.rst, and the attributes which
-# systemd's 99-systemd.rules looks at.
+# The kernel's names of devices, an attribute of theirs, the values with which they can be used, else what is wrong.
+# Sources: the drivers in Linux, and the attributes that systemd's 99-systemd.rules looks at. Weighed were the states of
+# SCSI (scsi_sysfs.c: also created, quiesce, offline, cancel, deleted), NVMe (also new, resetting, connecting, deleting,
+# dead), md (md.rst: read-auto and readonly can be read, write-pending and active-idle used), loop (a file that was
+# deleted can be used), nbd (which keeps its pid while it connects anew), bcache (whose device is there while it can be
+# used), rbd, virtio, mmc and ZFS (which show none for a device; but see DRIVERS).
 DEVICE_STATES = (
     ("sd", "device/state", "|running", "the kernel calls it {}"),
     ("nvme", "device/state", "|live", "its NVMe controller is not live"),
     ("md", "md/array_state", "(?!clear|inactive|suspended|broken).*", "md array is {}"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
+    # lvchange --activationmode partial puts one in the place of what is missing; to read it fails (lv_manip.c).
+    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "stands in for a physical volume that is missing"),
     ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
     ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
     ("drbd", "size", "(?!0$).*", "DRBD device has size 0: it has no disk and no peer"),
@@ -1449,51 +1620,103 @@ def explain_inactive_array(name: str, state: str, facts: StorageFacts) -> Proble
     members = list_names(f"{device_directory(name)}/slaves")
     reason = f"md array is {'empty' if state == 'clear' else state}"
     if members:
-        reason += f" with {some(members, MAX_LISTED)}"
+        reason += f" with {join_limited(members, MAX_LISTED)}"
     if len(members) == 1:
         reason += " alone"
-    # mdadm's udev rules start mdadm-last-resort@.timer then.
-    if facts.explains and "unsafe" in [d.properties.get("MD_STARTED") for d in facts.devices_with(name, "MD_DEVICE")]:
-        reason += "; mdadm starts it degraded after 30 s"
-    return Problem(reason, f"mdadm --{'run' if state == 'inactive' else 'detail'} /dev/{name}", name)
+    if state != "inactive":
+        return Problem(reason, f"mdadm --detail /dev/{name}", name)
+    if facts.explains:
+        reason += f"; {when_it_starts(name, facts)}"
+    return Problem(reason, f"mdadm --run /dev/{name}", name)
 
 
-def check_drivers_state(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
-    """What is wrong with a device whose driver has more to say than an attribute."""
-    if name.startswith("drbd"):
-        return check_drbd(name, promotes, facts)
-    if name.startswith("nvme"):
-        return check_nvme(name)
+def when_it_starts(name: str, facts: StorageFacts) -> str:
+    """What becomes of an inactive md array: mdadm's udev rules start mdadm-last-resort@.timer for an unsafe one."""
+    members = [one for one in facts.devices_with(name, "MD_DEVICE") if one.properties.get("MD_STARTED") == "unsafe"]
+    if not members:
+        return "nothing starts it unless another member comes"
+    waits = facts.uptime - max(member.initialized for member in members)
+    if waits < LAST_RESORT + SETTLED:
+        return f"mdadm starts it degraded after {LAST_RESORT:.0f} s"
+    return f"mdadm has not started it degraded, though it waits for {waits:.0f} s"
+
+
+def check_driver(name: str, facts: StorageFacts) -> Problem | None:
+    """What is wrong with a device whose driver shows more than an attribute."""
+    return next((check(name, facts) for names, check in DRIVERS if name.startswith(names)), None)
+
+
+def check_nvme(name: str, _: StorageFacts) -> Problem | None:
+    """A disk of several NVMe controllers (native multipath) needs one that is live, with a path to the namespace.
+
+    A path of asymmetric access is named as nvme0c1n1 (multipath.c, nvme_ana_state_names).
+    """
+    disk = re.fullmatch("(nvme[0-9]+)(n[0-9]+)", name)
+    directory = f"{device_directory(name)}/device"
+    controllers = [f"{directory}/{one}" for one in list_names(directory, "nvme[0-9]+")] if disk else []
+    live = [one for one in controllers if attribute(one, "state") == "live"]
+    if disk is None or not controllers:
+        return None
+    if not live:
+        return Problem("none of its NVMe controllers is live", "nvme list-subsys", name)
+    paths = [f"{one}/{path}" for one in live for path in list_names(one, f"{disk[1]}c[0-9]+{disk[2]}")]
+    states = [attribute(path, "ana_state") for path in paths]
+    if states and not {"", "optimized", "non-optimized"}.intersection(states):
+        return Problem(f"its NVMe paths are {join_limited(states, MAX_LISTED)}", "nvme list-subsys", name)
     return None
 
 
-def check_nvme(name: str) -> Problem | None:
-    """A disk of several NVMe controllers (native multipath), which needs one of them."""
-    directory = f"{device_directory(name)}/device"
-    states = [attribute(f"{directory}/{one}", "state") for one in list_names(directory, "nvme[0-9]+")]
-    return Problem("none of its NVMe controllers is live", device=name) if states and "live" not in states else None
+def check_zvol(name: str, facts: StorageFacts) -> Problem | None:
+    """A volume in a pool of which ZFS has suspended all I/O (zpoolprops(7), failmode)."""
+    device = facts.udev_device(name)
+    pools = [link.split("/")[3] for link in device.links if link.startswith("/dev/zvol/")] if device else []
+    if pools and facts.text(f"{PROC}/spl/kstat/zfs/{pools[0]}/state").strip() == "SUSPENDED":
+        return Problem(f"ZFS pool {pools[0]} is suspended", f"zpool clear {pools[0]}", name)
+    return None
 
 
-def check_drbd(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
-    """A DRBD device with good data neither here nor at its peer, or which nothing makes Primary when a guest starts."""
-    minor = name[len("drbd") :].partition("p")[0]
-    unknown = ("Primary", "", "UpToDate", "", False)
-    role, peer_role, disk, peer_disk, promotes_itself = facts.drbd_states.get(minor, unknown)
-    if disk not in ("UpToDate", "Consistent") and peer_disk != "UpToDate":
-        peer = "is not connected" if peer_disk in ("", "DUnknown") else f"has one that is {peer_disk}"
-        return Problem(f"DRBD's disk is {disk}, and the peer {peer}", "drbdadm status", name)
-    is_shared = facts.shares and any("allow-two-primaries" in text for text in facts.drbd_resources.values())
-    if role == "Primary" or ((promotes or promotes_itself) and (peer_role != "Primary" or is_shared)):
+def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
+    """A DRBD device with good data neither here nor at its peer, or which does no I/O."""
+    state = drbd_state(name, facts)
+    if state.stopped:
+        return Problem(f"DRBD does no I/O: {state.stopped}", "drbdadm status", name)
+    if state.disk not in ("UpToDate", "Consistent") and state.peer_disk != "UpToDate":
+        peer = "is not connected" if state.peer_disk in ("", "DUnknown") else f"has one that is {state.peer_disk}"
+        return Problem(f"DRBD's disk is {state.disk}, and the peer {peer}", "drbdadm status", name)
+    return None
+
+
+def drbd_state(name: str, facts: StorageFacts) -> DrbdState:
+    """How a DRBD device is, or the one of which this is a partition."""
+    with facts.lock:
+        states = facts.drbd_states
+    return states.get(name[len("drbd") :].partition("p")[0], DrbdState())
+
+
+def check_drbd_role(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
+    """A DRBD device that is not Primary, and which nothing makes so when a guest starts."""
+    state = drbd_state(name, facts) if name.startswith("drbd") else DrbdState()
+    if state.role == "Primary":
         return None
-    if peer_role == "Primary":
-        return Problem(f"DRBD is {role}, and its peer is Primary", "drbdadm status", name)
-    resource = next((one for one, text in facts.drbd_resources.items() if has_minor(text, minor)), "RESOURCE")
-    peer = ", and its peer is not connected" if peer_role == "Unknown" else ""
-    return Problem(f"DRBD is {role}{peer}", f"drbdadm primary {resource}", name)
+    resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
+    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
+    is_shared = facts.shares and any("allow-two-primaries" in text for text in resources.values())
+    # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
+    promotes |= state.is_version_9 and not re.search(r"auto-promote\s+no\b", resources.get(resource, ""))
+    if promotes and (state.peer_role != "Primary" or is_shared):
+        return None
+    if state.peer_role == "Primary":
+        return Problem(f"DRBD is {state.role}, and its peer is Primary", "drbdadm status", name)
+    peer = ", and its peer is not connected" if state.peer_role == "Unknown" else ""
+    return Problem(f"DRBD is {state.role}{peer}", f"drbdadm primary {resource}", name)
+
+
+# What the kernel's names of devices begin with, and what looks at the state of their driver.
+DRIVERS = (("drbd", check_drbd), ("nvme", check_nvme), ("zd", check_zvol))
 
 
 def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
-    """The states in what `drbdsetup status --json` prints. Version 9 becomes Primary by itself when it is opened."""
+    """The states in what `drbdsetup status --json` prints."""
     import json
 
     states = {}
@@ -1506,8 +1729,12 @@ def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
             for device in resource["devices"]:
                 disks = [peer["peer-disk-state"] for peer in peers if peer["volume"] == device["volume"]]
                 best = "UpToDate" if "UpToDate" in disks else "".join(disks[:1])
-                disk = str(device["disk-state"])
-                states[str(device["minor"])] = (str(resource["role"]), peer_role, disk, best, True)
+                stopped = "it has no quorum" if device.get("quorum") is False else ""
+                if resource.get("suspended") is True:
+                    stopped = "its I/O is suspended"
+                states[str(device["minor"])] = DrbdState(
+                    str(resource["role"]), peer_role, str(device["disk-state"]), best, stopped, is_version_9=True
+                )
     return states
 
 
@@ -1517,36 +1744,64 @@ def has_minor(configuration: str, minor: str) -> bool:
 
 
 def check_lower_devices(name: str, below: Sequence[Layer]) -> Problem | None:
-    """What is wrong with the devices that this one stands on, if it needs them: see redundant_members()."""
-    bad = [layer for layer in below if layer.problem]
-    if below and not bad:
+    """What is wrong with what this one stands on: there is too little that holds the same data, or anything else."""
+    bad = {layer.name: layer.problem for layer in below if layer.problem}
+    degraded = attribute(device_directory(name), "md/degraded") if name.startswith("md") else ""
+    if below and not bad and degraded in ("", "0"):
         return None
-    word, redundant = redundant_members(name, [layer.name for layer in below])
-    if word == "path" and not below:
-        return Problem("has no path", "multipath -ll", name)
-    if not bad or not set(redundant) <= {layer.name for layer in bad}:
+    word, usable, needed = redundant_members(name, [layer.name for layer in below], bad)
+    first, problem = next(iter(bad.items()), ("", Problem("")))
+    if not word and not bad:
         return None
-    first, problem = bad[0], bad[0].problem or Problem("")
-    if redundant:
-        return Problem(f"no {word} of it can be used; {device_path(first.name)}: {problem.reason}", problem.hint, name)
-    # Only the layer that is to blame is named.
-    place = f"{device_path(first.name)} below it: " if problem.device == first.name else ""
-    return problem._replace(reason=place + problem.reason)
+    if not word:
+        # Only the layer that is to blame is named.
+        place = f"{device_path(first)} below it: " if problem.device == first else ""
+        return problem._replace(reason=place + problem.reason)
+    if usable >= needed:
+        return None
+    few = f"no {word} of it" if usable == 0 else f"{usable} of the {needed} {word}s that it needs"
+    why = f"; {device_path(first)}: {problem.reason}" if bad else ""
+    return Problem(f"{few} can be used{why}", problem.hint or MEMBER_HINTS[word].format(device_path(name)), name)
 
 
-def redundant_members(name: str, below: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """What the devices are called and which they are, among those below, of which this one needs just one.
+MEMBER_HINTS = {
+    "path": "multipath -ll",
+    "leg": "lvs --all --options +devices",
+    **dict.fromkeys(("member", "mirrored pair"), "mdadm --detail {}"),
+}
 
-    A multipath map, an md array and a mirrored or RAID volume of LVM need one of their legs, everything else needs all.
+
+def redundant_members(name: str, below: Sequence[str], bad: Container[str]) -> tuple[str, int, int]:
+    """What those devices are called that hold the same data, how many of them can be used, and how many are needed.
+
+    Without a name there is no redundancy, and everything below is needed.
     """
-    directory = device_directory(name)
-    if name.startswith("md") and attribute(directory, "md/level") not in ("", "raid0", "linear"):
-        return "member", below
-    uuid = attribute(directory, "dm/uuid") if name.startswith("dm-") else ""
+    uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
     if uuid.startswith("mpath-"):
-        return "path", below
-    names = {one: attribute(device_directory(one), "dm/name") for one in below if uuid}
-    return "leg", [one for one, mapped in names.items() if re.search("_[rm]image_[0-9]+$", mapped)]
+        return "path", sum(one not in bad for one in below), 1
+    if name.startswith("md"):
+        return array_members(name, below, bad)
+    legs = [one for one in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(one))]
+    if not legs:
+        return "", 0, 0
+    # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
+    size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
+    return "leg", sum(one not in bad for one in legs), -(-size // max(leg, 1))
+
+
+def array_members(name: str, below: Sequence[str], bad: Container[str]) -> tuple[str, int, int]:
+    """The same of an md array: md(4), and Documentation/admin-guide/md.rst in Linux."""
+    directory = f"{device_directory(name)}/md"
+    level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
+    total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
+    members = [one for one in list_names(directory, "dev-.+") if one[len("dev-") :] not in bad]
+    members = [f"{directory}/{one}" for one in members if "in_sync" in attribute(f"{directory}/{one}", "state")]
+    if level == "raid10" and layout == "258" and total % 2 == 0:  # two copies, side by side
+        pairs = {int(attribute(member, "slot") or 0) // 2 for member in members}
+        return "mirrored pair", len(pairs), total // 2
+    needed = {"raid1": 1, "multipath": 1, "raid10": total - total // 2, "raid6": total - 2}
+    needed.update(dict.fromkeys(("raid4", "raid5"), total - 1))
+    return ("member", len(members), needed[level]) if level in needed else ("", 0, 0)
 
 
 def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:
@@ -1560,6 +1815,8 @@ def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem
     if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
         return Problem("multipathd uses none of its paths", "multipath -ll", name)
     if not is_disk or properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
+        return None
+    if device and was_activated_without_udev(device, facts):
         return None
     if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
         return Problem("is one path of a multipath device; use the multipath device instead", "multipath -ll")
@@ -1587,13 +1844,25 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
     )
 
 
+def was_activated_without_udev(device: Device, facts: StorageFacts) -> bool:
+    """Whether an initramfs without udev has set up a device-mapper device.
+
+    10-dm.rules then knows neither its name nor its flags, and calls it not ready for ever; xl starts the guest. While
+    LVM sets one up it looks the same for some milliseconds, until the event that ends that has been handled.
+    """
+    is_unknown = "DM_UUID" not in device.properties and "DM_NAME" not in device.properties
+    is_settled = facts.uptime - device.initialized > SETTLED and not os.path.exists(f"{RUN}/udev/queue")
+    return is_unknown and device.properties.get("DM_UDEV_DISABLE_OTHER_RULES_FLAG") == "1" and is_settled
+
+
 # What is missing: a function for each kind of path, from evidence in /etc and in udev's database.
 def explain_missing(path: str, facts: StorageFacts) -> Problem:
     """Why there is nothing at a path, down to the layer that is the cause, and what to do about that. May block."""
     target = os.path.realpath(path)
     reasons = [f"is a link to {target}, which does not exist"] if os.path.islink(path) else []
     hint = ""
-    layers = [explain_path(target, facts)]
+    with facts.lock:
+        layers = [explain_path(target, facts)]
     for layer in layers:
         if layer.problem:
             reasons.append(layer.problem.reason)
@@ -1616,61 +1885,131 @@ def explain_path(path: str, facts: StorageFacts, depth: int = MAX_CHAIN) -> Laye
 
 def explain_file(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
-    plans = {where: (source, "/etc/fstab") for source, where, *_ in facts.table(f"{ETC}/fstab")}
-    plans = {**facts.mount_units, **plans}
-    where = max((one for one in plans if match[0].startswith(f"{one.rstrip('/')}/")), key=len, default="/")
+    where = longest_above(match[0], facts.planned_mounts)
     # Where systemd mounts on demand, autofs is mounted until then.
-    mounted = {os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words}
-    if where == "/" or os.path.normpath(where) in mounted:
+    if where in ("", "/", *(os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words)):
         return None
-    source, file = plans[where]
-    reason = f"lies below {where}, where {source} is to be mounted according to {file}, but is not"
-    return Problem(reason, f"systemctl status {where}", missing=path_of(source))
+    plan = facts.planned_mounts[where]
+    pool = plan.source.partition("/")[0]
+    if "zfs-list.cache" in plan.file and pool not in list_names(f"{PROC}/spl/kstat/zfs"):
+        return Problem(f"{not_mounted(where, plan)}: pool {pool} is not imported", f"zpool import {pool}")
+    return Problem(not_mounted(where, plan), f"systemctl status {where}", missing=path_of(plan.source))
+
+
+def not_mounted(where: str, plan: PlannedMount) -> str:
+    """Says so."""
+    return f"{where} is not mounted ({plan.file} mounts {plan.source} there)"
 
 
 def path_of(source: str) -> str:
     """Where udev links UUID=… and the like, in fstab(5) and crypttab(5); nothing if it is not a device."""
     tag, _, value = source.partition("=")
     if tag in TAGS:
-        return "/dev/disk/by-{}/{}".format(tag.lower(), value.strip('"'))
+        return f"/dev/disk/by-{tag.lower()}/{udev_name(value.strip(chr(34)))}"
     return source if source.startswith("/dev/") else ""
 
 
+def udev_name(text: str) -> str:
+    """A text as udev has it in the name of a link (encode_devnode_name)."""
+    return re.sub(r"[^\w#+.:=@-]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
+
+
+def unit_name(text: str) -> str:
+    """A text as it is in the name of a unit: systemd.unit(5), "String escaping"."""
+    escaped = re.sub(r"[^a-zA-Z0-9:_./]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
+    return escaped.replace("/", "-")
+
+
+def map_name(group: str, volume: str) -> str:
+    """The name that LVM has a volume mapped by."""
+    return f"{group.replace('-', '--')}-{volume.replace('-', '--')}"
+
+
+def portal_of(address: str, port: str) -> str:
+    """A portal as udev writes it in by-path links, and iscsiadm takes it."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def explain_array(match: re.Match[str], facts: StorageFacts) -> Problem:
-    """An md array by its name or its node. An inactive one has no name yet, but its members' udev entries name it."""
+    """An md array by its name or its node; one that is inactive has no link with its name yet."""
     wanted = match["name"]
-    members = facts.devices_with(wanted, "MD_DEVICE", "MD_DEVNAME")
-    for name in sorted({device.properties.get("MD_DEVICE", "") for device in members}):
-        problem = facts.layer(name).problem if name and os.path.exists(device_directory(name)) else None
-        if problem:
-            return problem._replace(reason=f"{name} is to be {wanted}: {problem.reason}")
+    names = {wanted, wanted.removeprefix("md")}  # /dev/md/0 is /dev/md0
+    known = [array for array in facts.arrays if not names.isdisjoint(array.names)]
+    uuids = {array.uuid for array in known if array.uuid}
+    members = [device for device in facts.devices if is_member(device.properties, names, uuids)]
+    nodes = {device.properties.get("MD_DEVICE", "") for device in members}.union(*(array.names for array in known))
+    for name in list_names(f"{SYS}/class/block", "md[0-9]+"):
+        if name in nodes or not {one.name for one in members}.isdisjoint(
+            list_names(f"{device_directory(name)}/slaves")
+        ):
+            if problem := facts.layer(name).problem:
+                reason = problem.reason.replace(
+                    "md array", f"array {wanted} ({name})" if wanted != name else "md array"
+                )
+                return problem._replace(reason=reason)
+            return Problem(f"array {wanted} runs as {name}, under another name", f"mdadm --detail /dev/{name}")
     if members:
-        names = some([device.name for device in members], MAX_LISTED)
-        return Problem(f"array {wanted} is not assembled; its members include {names}", "mdadm --assemble --scan")
-    if is_in_mdadm_conf(wanted, facts):
-        return Problem(f"no member of an array {wanted}, which is in mdadm.conf, is there", "mdadm --examine --scan")
-    return Problem(f"no member of an array {wanted} is there, nor is it in mdadm.conf", "mdadm --examine --scan")
+        found = join_limited([device.name for device in members], MAX_LISTED)
+        return Problem(f"array {wanted} is not assembled; its members include {found}", "mdadm --assemble --scan")
+    if known and known[0].container:
+        return Problem(f"array {wanted} lies in container {known[0].container}", missing=known[0].container)
+    listed = f"though {known[0].file} lists it" if known else "and mdadm.conf does not list it"
+    return Problem(f"no member of array {wanted} found, {listed}", "mdadm --examine --scan")
+
+
+def is_member(properties: Mapping[str, str], names: Container[str], uuids: Container[str]) -> bool:
+    """Whether udev knows a device as a member of the md array with one of these names or UUIDs."""
+    if properties.get("MD_DEVICE") in names or properties.get("MD_DEVNAME") in names:
+        return True
+    if not properties.get("ID_FS_TYPE", "").endswith("_raid_member"):
+        return False
+    # The label is HOST:NAME.
+    return (
+        properties.get("ID_FS_LABEL", "").rpartition(":")[2] in names
+        or hex_digits(properties.get("ID_FS_UUID", "")) in uuids
+    )
+
+
+def hex_digits(uuid: str) -> str:
+    """A UUID without what mdadm and udev put between its digits, in places of their own."""
+    return re.sub("[^0-9a-f]", "", uuid.lower())
 
 
 def is_in_mdadm_conf(name: str, facts: StorageFacts) -> bool:
     """Whether mdadm.conf gives an array this name."""
-    text = "\n".join(facts.text(f"{ETC}/{file}") for file in ("mdadm/mdadm.conf", "mdadm.conf"))
-    names = f"({re.escape(name)}|{re.escape(name.removeprefix('md'))})"  # /dev/md/0 is /dev/md0
-    return re.search(rf"^ARRAY\s+(/dev/)?(md/)?{names}\s", text, re.MULTILINE) is not None
+    return any(name in array.names or name.removeprefix("md") in array.names for array in facts.arrays if array.file)
+
+
+def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+    """A map or volume that is there, but has no link."""
+    name = facts.maps.get(match["name"] or map_name(match["group"] or "", match["volume"] or ""))
+    if not name:
+        return None
+    hint = f"udevadm trigger --action=change /sys/class/block/{name}"
+    return Problem(f"is active as {name}, but udev has made no link to it", hint)
+
+
+def explain_partition(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+    """A partition of a disk, array or map that is there."""
+    whole, number = match["whole"], match["number"]
+    if not (name := facts.device_at(whole)):
+        return None
+    return facts.layer(name).problem or Problem(f"{whole} is there, but has no partition {number}", f"lsblk {whole}")
 
 
 def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Problem | None:
-    """A LUKS volume: crypttab(5)."""
+    """What systemd sets up by a table: crypttab(5), integritytab(5), veritytab(5)."""
     name = match["name"]
-    source, options = facts.crypttab.get(name, ("", []))
-    if not source:
-        return None
-    device = facts.device_at(path_of(source))
-    noauto = " (option noauto)" if "noauto" in options else ""
-    there = f"/dev/{device} is there" if device else f"{source} is missing"
-    hint = "systemctl start 'systemd-cryptsetup@{}'".format(name.replace("-", r"\x2d"))
-    reason = f"is not opened; its device {there}{noauto}, according to /etc/crypttab"
-    return Problem(reason, hint, missing="" if device else path_of(source))
+    for kind in ("crypt", "integrity", "verity"):
+        source, options = facts.device_table(kind).get(name, ("", []))
+        if source:
+            device = facts.device_at(path_of(source))
+            noauto = " (option noauto)" if "noauto" in options else ""
+            there = f"/dev/{device} is there" if device else f"{source} is missing"
+            hint = f"systemctl start 'systemd-{kind}setup@{unit_name(name)}'"
+            reason = f"is not opened; its device {there}{noauto}, according to /etc/{kind}tab"
+            return Problem(reason, hint, missing="" if device else path_of(source))
+    return None
 
 
 def explain_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
@@ -1686,40 +2025,94 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
         return None
     paths = [one for one in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
     if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
-        return Problem(f"{some(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2")
+        return Problem(
+            f"{join_limited(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2"
+        )
     return Problem(f"no path to {wwid} is there, according to multipath's {file}", "multipath -v2", missing=ANY_LUN)
 
 
 def explain_volume(match: re.Match[str], facts: StorageFacts) -> Problem | None:
-    """A logical volume: vgcfgbackup(8) tells which physical volumes its group has, and udev which of them are there."""
-    group, volume = match["group"], match["volume"]
+    """A logical volume: LVM's backup tells what it lies on, and udev which of that is there."""
+    name, volume = match["group"], match["volume"]
     if is_mapped := match[0].startswith("/dev/mapper/"):
-        group, volume = group.replace("--", "-"), volume.replace("--", "-")
-    file = f"/etc/lvm/backup/{group}"
-    text = facts.text(f"{ETC}/lvm/backup/{group}")
-    head, _, volumes = text.partition("\n\tlogical_volumes {\n")
-    needed = re.findall(r'id = "([\w-]+)"\s+device = "([^"]*)"', head)
-    if not needed:  # anything may be called so below /dev/mapper
-        return None if is_mapped else Problem(f"there is no {file} to tell what volume group {group} lacks", "vgs")
-    if f"\n\t\t{volume} {{\n" not in f"\n{volumes}":
-        date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
-        return Problem(f"{file} of {date[1] if date else 'unknown date'} knows no volume {volume}", f"lvs {group}")
+        name, volume = name.replace("--", "-"), volume.replace("--", "-")
+    file, group = f"/etc/lvm/backup/{name}", facts.volume_group(name)
+    if group is None:
+        # Others have names of two parts as well.
+        if is_mapped or not list_names(f"{ETC}/lvm/backup") or os.path.isdir(f"/dev/{name}"):
+            return None
+        return Problem(f"volume group {name} is unknown here (no {file})", "vgs")
+    if volume not in group.volumes:
+        return Problem(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
+    disks = {key: group.disks[key] for key in disks_of(volume, group)} or group.disks
+    return explain_disks(name, volume, disks, facts) or explain_inactive_volume(name, volume, group, facts)
+
+
+def disks_of(volume: str, group: VolumeGroup) -> set[str]:
+    """The physical volumes that a logical one lies on, also by way of its sub-volumes and its pool."""
+    volumes, disks = [volume], set()
+    for one in volumes:
+        words = set(re.findall('"([^"]+)"', group.volumes[one]))
+        disks.update(words.intersection(group.disks))
+        volumes += words.intersection(group.volumes).difference(volumes)
+    return disks
+
+
+def explain_disks(group: str, volume: str, disks: Mapping[str, str], facts: StorageFacts) -> Problem | None:
+    """Which physical volumes are missing or cannot be used by LVM, of those that a volume needs."""
     lacking = []
-    for uuid, device in needed:
+    shown = facts.text(f"{ETC}/lvm/devices/system.devices")
+    for text in disks.values():
+        uuid, device, ident = (backup_value(text, key) for key in ("id", "device", "device_id"))
         found = {one.name: one.properties for one in facts.devices_with(uuid, "ID_FS_UUID")}
         # All the paths of a multipath device are one disk.
         holders = [name for name, has in found.items() if has.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
         if len(holders) > 1:
-            reason = f"{some(holders, MAX_LISTED)} hold the same physical volume, as a LUN and its clone do"
+            reason = f"{join_limited(holders, MAX_LISTED)} carry the same PV UUID (a LUN and its clone?)"
             return Problem(reason, "vgimportclone /dev/CLONE")
-        lacking += [] if holders else [(uuid, device)]
+        if holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
+            reason = f"{holders[0]} is hidden from LVM: it is not in /etc/lvm/devices/system.devices"
+            return Problem(reason, f"lvmdevices --adddev {device_path(holders[0])}")
+        lacking += [] if holders else [(uuid, device, ident)]
     if not lacking:
-        return Problem(f"volume group {group} is complete, but this volume is not activated", f"vgchange -ay {group}")
+        return None
     # LVM writes "[unknown]" where it has not seen the device either.
-    names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device in lacking]
-    missing = ANY_LUN if lacking[0][1].startswith(ANY_LUN) else lacking[0][1]
-    reason = f"volume group {group} lacks physical volume {some(names, MAX_LISTED)}, according to {file}"
-    return Problem(reason, f"vgchange -ay {group}", missing=missing)
+    names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device, _ in lacking]
+    _, missing, ident = lacking[0]
+    if missing.startswith(ANY_LUN):  # of which the name may be another one today
+        missing = "" if re.search("ATA|^eui|^nvme", ident) else ANY_LUN
+    reason = f"volume group {group} lacks physical volume {join_limited(names, MAX_LISTED)}"
+    return Problem(f"{reason}, according to /etc/lvm/backup/{group}", missing=missing)
+
+
+def backup_value(text: str, key: str) -> str:
+    """A value in LVM's backup."""
+    found = re.search(rf'^[ \t]*{key} = "([^"]*)"', text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def explain_inactive_volume(name: str, volume: str, group: VolumeGroup, facts: StorageFacts) -> Problem:
+    """Why a volume is not active though its disks are there, according to the flags of LVM's backup."""
+    pool = backup_value(group.volumes[volume], "thin_pool")
+    lock = backup_value(group.text, "lock_type")
+    if re.search('^[ \t]*status = .*"EXPORTED"', group.text, re.MULTILINE):
+        return Problem(f"volume group {name} is exported", f"vgimport {name}")
+    if lock in ("sanlock", "dlm"):
+        reason = f"volume group {name} is shared ({lock}), and this volume is not activated"
+        return Problem(reason, f"vgchange --lockstart {name}")
+    if has_flag(group.volumes[volume], "ACTIVATION_SKIP"):
+        return Problem(
+            "this volume is not activated: it has the activation skip flag", f"lvchange -ay -K {name}/{volume}"
+        )
+    if pool and f"{map_name(name, pool)}-tpool" not in facts.maps:
+        reason = f"volume group {name} is complete, but neither this volume nor its thin pool {pool} is activated"
+        return Problem(reason, f"vgchange -ay {name} || lvconvert --repair {name}/{pool}")
+    return Problem(f"volume group {name} is complete, but this volume is not activated", f"vgchange -ay {name}")
+
+
+def has_flag(text: str, flag: str) -> bool:
+    """Whether a volume or group in LVM's backup has this flag."""
+    return re.search(rf'^[ \t]*flags = .*"{flag}"', text, re.MULTILINE) is not None
 
 
 def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
@@ -1735,12 +2128,13 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
     )
 
 
-def explain_lun(match: re.Match[str], facts: StorageFacts) -> Problem | None:
-    """A SCSI disk. Its name does not say of which target it was, but it is known which ones have no session."""
-    absent = {target: portal for target, portal in facts.iscsi_nodes if target not in facts.iscsi_sessions}
+def explain_lun(_: re.Match[str], facts: StorageFacts) -> Problem | None:
+    """A SCSI disk, by a name that does not say of which target it was; those to log in to at boot are likely."""
+    nodes, sessions = facts.iscsi_nodes.items(), facts.iscsi_sessions
+    absent = {target: portal for (target, portal), start in nodes if target not in sessions and start in AT_BOOT}
     if len(absent) == 1:
         return without_session(*absent.popitem(), facts)
-    reason = f"it is probably of one of the targets that have no session: {some(sorted(absent), MAX_LISTED)}"
+    reason = f"probably a LUN of one of these targets without a session: {join_limited(sorted(absent), MAX_LISTED)}"
     return Problem(reason, "iscsiadm -m node --login") if absent else None
 
 
@@ -1754,12 +2148,15 @@ def without_session(target: str, portal: str, facts: StorageFacts) -> Problem:
 
 
 def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Problem | None:
-    """A DRBD device, by its resource or its number: it is there when the resource is up."""
-    resources = facts.drbd_resources
-    minor = match["minor"] or ""
-    name = match["resource"] or next((one for one, text in resources.items() if has_minor(text, minor)), "")
+    """A DRBD device, by its resource, its number or its lower disk: it is there when the resource is up."""
+    resources, minor, disk = facts.drbd_resources, match["minor"], match["disk"]
+    of_disk = rf'disk\s+"?/dev/{re.escape(disk or "")}[";\s]'
+    name = match["resource"] or ""
+    for one, text in resources.items():
+        if (minor and has_minor(text, minor)) or (disk and re.search(of_disk, text)):
+            name = one
     if name not in resources:
-        return Problem(f"no resource {name or 'for it'} is in /etc/drbd.conf or /etc/drbd.d", "drbdadm dump")
+        return Problem(f"no resource {name or 'for it'} is in /etc/drbd.conf or what that includes", "drbdadm dump")
     names = list_names(f"{SYS}/class/block", "drbd.*")
     is_up = any(has_minor(resources[name], one[len("drbd") :]) for one in names)
     return None if is_up else Problem(f"resource {name} is not up", f"drbdadm up {name}")
@@ -1773,12 +2170,47 @@ def explain_zvol(match: re.Match[str], _: StorageFacts) -> Problem:
     return Problem(f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}")
 
 
+def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Problem:
+    """An image of Ceph: rbdmap(8)."""
+    image = match["image"]
+    if image in (words[0] for words in facts.table(f"{ETC}/ceph/rbdmap")):
+        return Problem("is in /etc/ceph/rbdmap, but not mapped", "systemctl restart rbdmap.service")
+    return Problem("is not mapped, and not in /etc/ceph/rbdmap", f"rbd device map {image}")
+
+
+def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Problem | None:
+    """A bcache device: those whose cache is missing are not there (Documentation/admin-guide/bcache.rst in Linux)."""
+    backing = [one.name for one in facts.devices_with("bcache", "ID_FS_TYPE")]
+    stopped = [one for one in backing if attribute(f"{device_directory(one)}/bcache", "running") == "0"]
+    if not stopped:
+        return None
+    hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
+    return Problem(f"backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
+
+
+def explain_fc_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
+    """A LUN behind a remote port of Fibre Channel (scsi_transport_fc.c)."""
+    port, directory = match["port"], f"{SYS}/class/fc_remote_ports"
+    states = {
+        attribute(f"{directory}/{one}", "port_name"): attribute(f"{directory}/{one}", "port_state")
+        for one in list_names(directory)
+    }
+    if port in states:
+        lun = f"no LUN {match['lun']}" if states[port] == "Online" else f"is {states[port]}"
+        return Problem(f"remote port {port} {'has ' if 'LUN' in lun else ''}{lun}", "rescan-scsi-bus.sh")
+    hosts = {one: attribute(f"{SYS}/class/fc_host/{one}", "port_state") for one in list_names(f"{SYS}/class/fc_host")}
+    ours = join_limited([f"{host} is {state}" for host, state in hosts.items()], MAX_LISTED)
+    return Problem(f"remote port {port} is not seen{f'; {ours}' if ours else ''}", "lsscsi --hosts --transport")
+
+
 def explain_link(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     """A link by what a block device holds or is."""
     tag, value = match["tag"].upper(), match["value"]
     if facts.devices_with(value, TAGS[tag]):
         return None
     missing = f"/dev/mapper/{value[len('dm-name-') :]}" if value.startswith("dm-name-") else ""
+    if tag != "ID" or value.startswith(("scsi-", "wwn-")):
+        missing = ANY_LUN
     hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
     return Problem(f"no block device has this {tag}", hint, missing=missing)
 
@@ -1791,19 +2223,32 @@ TAGS = {
     "PARTUUID": "ID_PART_ENTRY_UUID",
     "UUID": "ID_FS_UUID_ENC",
 }
+NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # directories of others below /dev
+AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 ANY_LUN = "/dev/sd"  # what the names of SCSI disks begin with
 
 EXPLANATIONS: Sequence[tuple[str, Callable[[re.Match[str], StorageFacts], Problem | None]]] = (
+    (
+        "(?P<whole>/dev/([svh]d[a-z]+|md/.*[^0-9]|.*[0-9](?=p)|.+(?=-part)))(-part|p)?(?P<number>[0-9]+)",
+        explain_partition,
+    ),
     ("/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_iscsi_disk),
+    ("/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
     ("/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
     ("/dev/md/(?P<name>.+)", explain_array),
     ("/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
-    ("/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|(?P<minor>[0-9]+))", explain_drbd),
+    (
+        "/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|/by-disk/(?P<disk>.+)|(?P<minor>[0-9]+))",
+        explain_drbd,
+    ),
     ("/dev/zvol/(?P<pool>[^/]+)/.+", explain_zvol),
+    ("/dev/rbd/(?P<image>.+)", explain_rbd),
+    ("/dev/bcache[0-9]+(p[0-9]+)?", explain_bcache),
+    (r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
     ("/dev/mapper/(?P<name>.+)", explain_crypt),
     ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),
     ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", explain_volume),
-    (r"/dev/(?!disk/|mapper/|cciss/|ida/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
+    (rf"/dev/(?!({NOT_LVM})/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
     (f"{ANY_LUN}[a-z]*[0-9]*", explain_lun),
     ("/(?!dev/).*", explain_file),
 )
@@ -1832,6 +2277,7 @@ class Status(NamedTuple):
     state: State
     reason: str = ""
     hint: str = ""
+    is_readable: bool = False  # a guest that only reads need not wait
 
     def is_awaited(self) -> bool:
         """Whether this may become ready, and is waited for."""
@@ -1855,21 +2301,33 @@ def check_disk(required: Required, facts: StorageFacts) -> Status:
     path = existing_path(required.path)
     try:
         status = os.stat(path)
-        if stat.S_ISREG(status.st_mode):
-            return READY
-        if not stat.S_ISBLK(status.st_mode):
-            kind = FILE_KINDS[stat.S_IFMT(status.st_mode)]
-            return Status(State.NOT_READY, f"is {kind}, neither a block device nor a regular file")
-        problem = check_block_device(status.st_rdev, required, facts).problem
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFREG:
+            problem = check_file(path, status.st_size, required, facts)
+        elif kind == stat.S_IFBLK:
+            problem = check_block_device(status.st_rdev, required, facts).problem
+        else:
+            problem = Problem(f"is {FILE_KINDS[kind]}, neither a block device nor a regular file")
     except (FileNotFoundError, NotADirectoryError):
         if required.is_boot_file and os.path.isdir(os.path.dirname(path)) and not explain_path(path, facts).problem:
-            return Status(State.REFUSED, "does not exist, and nothing is going to be mounted where it should be")
+            return Status(State.REFUSED, "does not exist, although its file system is mounted")
         if not facts.explains:
             return ABSENT
         return Status(State.MISSING, *explain_missing(path, facts)[:2])
     except (OSError, ValueError) as error:
-        return Status(State.NOT_READY, f"cannot be checked: {error_text(error)}")
-    return Status(State.NOT_READY, problem.reason, problem.hint) if problem else READY
+        problem = Problem(f"cannot be checked: {error_text(error)}{mount_of(path, error, facts)}")
+    return Status(State.NOT_READY, problem.reason, problem.hint, problem.is_readable) if problem else READY
+
+
+def mount_of(path: str, error: Exception, facts: StorageFacts) -> str:
+    """What is to be mounted above a path, if the error is one of an automount, FUSE or NFS that has no server."""
+    is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
+    where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
+    plan = facts.planned_mounts[where] if where not in ("", "/") else None
+    return f"; {plan.file} mounts {plan.source} on {where}" if plan else ""
+
+
+GONE_ERRORS = (errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN)
 
 
 def check_block_device(number: int, required: Required, facts: StorageFacts) -> Layer:
@@ -1882,7 +2340,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
         return Layer("", Problem(f"is a device file, but {why}"))
     facts.numbers[name] = f"{os.major(number)}:{os.minor(number)}"
     layer = check_device(name, facts, promotes=True) if required.promotes else facts.layer(name)
-    problem = layer.problem or check_writable(name, required)
+    problem = layer.problem or check_mounted(name, required, facts) or check_writable(name, required)
     if problem is None and udev_runs():
         problem = check_udev(name, facts, is_disk=True)
     return layer._replace(problem=problem)
@@ -1893,8 +2351,81 @@ def check_writable(name: str, required: Required) -> Problem | None:
     # DRBD 9 is read-only until it is opened to write.
     if not required.writes or name.startswith("drbd") or attribute(device_directory(name), "ro") != "1":
         return None
-    command = {"md": "mdadm --readwrite", "dm": "lvchange -prw"}.get(name[:2], "blockdev --setrw")
-    return Problem("is read-only, and the guest writes to it", f"{command} {device_path(name)}")
+    uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
+    command = next(command for kind, command in READ_WRITE_COMMANDS if re.match(kind, uuid or name))
+    hint = f"{command} {device_path(name)}"
+    return Problem("is read-only, and the guest writes to it", hint, name, is_readable=True)
+
+
+# What the kernel's name of a device or device-mapper's UUID begins with, and what makes it writable or tells more.
+READ_WRITE_COMMANDS = (
+    ("md", "mdadm --readwrite"),
+    ("LVM-", "lvchange -prw"),
+    ("CRYPT-", "cryptsetup status"),
+    ("zd", "zfs get readonly"),
+    ("rbd", "rbd device list; rbd device map --help"),
+    ("", "blockdev --setrw"),
+)
+
+
+def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
+    """A disk that this host has mounted, which Xen's block script refuses; one that is only read, if it is written."""
+    places = facts.mounted.get(name, ()) if required.by_script else ()
+    for where, is_written in places:
+        if is_written or required.writes:
+            reason = f"is mounted on {where} on this host, and Xen refuses to share it"
+            return Problem(reason, f"umount {where}", name, is_readable=not is_written)
+    return None
+
+
+def check_file(path: str, size: int, required: Required, facts: StorageFacts) -> Problem | None:
+    """What is wrong with a regular file: it is empty, in the wrong file system, or lacks a backing file. May block."""
+    if size == 0:
+        return Problem("is empty: it has 0 bytes")
+    file_system = facts.file_system_of(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
+    if where := file_system.planned:
+        return Problem(f"is there, but {not_mounted(where, facts.planned_mounts[where])}", f"systemctl start {where}")
+    if required.format in ("qcow", "qcow2") and (problem := check_backing_file(path, required.format)):
+        return problem
+    if required.writes and file_system.is_read_only:
+        reason = f"lies in {file_system.place}, which is mounted read-only, and the guest writes to it"
+        return Problem(reason, f"mount -o remount,rw {file_system.place}", is_readable=True)
+    return None
+
+
+def check_backing_file(path: str, file_format: str) -> Problem | None:
+    """An image that lacks the file behind it, or one of those behind that: QEMU's docs/interop/qcow2.rst. May block.
+
+    The chain is followed as far as the images say that the next one is qcow2, because a guest can write anything to a
+    raw image; what their owner may read only is taken for complete.
+    """
+    for _ in range(MAX_BACKING_FILES):
+        header = read_part(path, 0, QCOW_HEADER)
+        if header and not header.startswith(b"QFI\xfb"):
+            return Problem(f"cannot be opened: {path} is not a {file_format} image")
+        offset, length = int.from_bytes(header[8:16], "big"), int.from_bytes(header[16:20], "big")
+        name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
+        # "json:…" and "nbd://…" are no files.
+        if not name or re.match("[a-z+]+:", name):
+            return None
+        path = os.path.join(os.path.dirname(path), name)
+        if not os.path.exists(path):
+            return Problem(f"needs its backing file {path}, which does not exist")
+        if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" not in header:
+            return None
+    return None
+
+
+def read_part(path: str, offset: int, length: int) -> bytes:
+    """So many bytes of a file from there on; nothing if only QEMU may read it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        return b""
+    try:
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
 
 
 # --- Guests: which ones xendomains starts, and how -------------------------------------------------------------------
@@ -1954,6 +2485,8 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
 
 def word_in(listing: str, name: str) -> str:
     """Where, between blanks, `grep -w NAME` finds the name in a listing; nothing if it does not."""
+    if not listing:
+        return ""
     # To grep, a dot is any character. What else is special to it is not in names that have ever worked.
     pattern = re.escape(name).replace(r"\.", ".")
     match = re.search(rf"\S*(?<!\w){pattern}(?!\w)\S*", listing)
@@ -2087,7 +2620,8 @@ class Snapshot(NamedTuple):
 
     def disk_status(self, required: Required) -> Status:
         """How the disk is that requires this."""
-        return self.disks[required.path] if required.path else Status(State.SKIPPED, required.reason)
+        status = self.disks[required.path] if required.path else Status(State.SKIPPED, required.reason)
+        return READY if status.is_readable and not required.writes else status
 
     def is_complete(self) -> bool:
         """Whether nothing is waited for."""
@@ -2398,7 +2932,8 @@ def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
         other = paths.setdefault(required.path, required)
         if other != required:
             writes, promotes = other.writes or required.writes, other.promotes and required.promotes
-            paths[required.path] = other._replace(writes=writes, promotes=promotes)
+            by_script = other.by_script or required.by_script
+            paths[required.path] = other._replace(writes=writes, promotes=promotes, by_script=by_script)
     return paths
 
 
@@ -2775,10 +3310,10 @@ class Reporter:
         seconds = self._clock.now() - self._started
         lost = [snapshot.guests[file] for file in lost_guests(snapshot)]
         down = {guest.domain.name for guest in lost if not guest.status.is_rejected()}
-        guests = some(sorted(down.union(*(one.domains for one in missing))), MAX_NAMES)
+        guests = join_limited(sorted(down.union(*(one.domains for one in missing))), MAX_NAMES)
         # Whether they are meant to be guests is not known.
         files = [guest.domain.source for guest in lost if guest.status.is_rejected()]
-        useless = [f"no guest starts from {some(files, MAX_NAMES)}"] if files else []
+        useless = [f"no guest starts from {join_limited(files, MAX_NAMES)}"] if files else []
         if stopped_by:
             result, level = "stopped", WARNING
             waiting = f", still waiting for {in_short(missing)}" if missing else ""
@@ -2850,7 +3385,7 @@ def found_message(one: Awaited, snapshot: Snapshot, seconds: float) -> Message:
         text = f"directory {path} found"
     else:
         text = f"{path} is no longer needed"
-    fields = {"DISK": path, "DOMAIN": some(one.domains, MAX_NAMES), "STATE": State.READY.value}
+    fields = {"DISK": path, "DOMAIN": join_limited(one.domains, MAX_NAMES), "STATE": State.READY.value}
     return WARNING, f"{text} (after {seconds:.0f} seconds)", fields
 
 
@@ -2877,7 +3412,7 @@ def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
 
 def fields_of(one: Awaited, domain: str) -> dict[str, str]:
     """The fields for the journal."""
-    state, reason, hint = one.status
+    state, reason, hint, _ = one.status
     return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
@@ -2889,7 +3424,7 @@ def in_numbers(missing: Sequence[Awaited]) -> str:
 
 def in_short(missing: Sequence[Awaited]) -> str:
     """How much is missing, and the first of it, on one line."""
-    names = [f"{one.path} for {some(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
+    names = [f"{one.path} for {join_limited(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
     return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
 
 
@@ -2903,7 +3438,7 @@ def start_later(names: set[str], patterns: Sequence[str]) -> str:
     when = "its disk is there" if len(by_service) == 1 else "their disks are there"
     them = "it" if len(by_hand) == 1 else "them"
     which = "".join(f" {quote(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
-    texts = [f"{LATE_SERVICE} will start {some(by_service, MAX_NAMES)} when {when}"] if by_service else []
+    texts = [f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} when {when}"] if by_service else []
     texts += [f"start {them} later with: {COMMAND} start{which}"] if by_hand else []
     return f" ({printable('; '.join(texts))})" if texts else ""
 
@@ -2983,7 +3518,7 @@ def start_as_json(guest: Guest) -> dict[str, str | None]:
 
 def status_as_json(status: Status) -> dict[str, str | None]:
     """The fields of a status."""
-    state, reason, hint = status
+    state, reason, hint, _ = status
     return {"state": state.value, "reason": well_formed(reason) or None, "hint": well_formed(hint) or None}
 
 
@@ -3138,7 +3673,7 @@ def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
             # The saved and the configured form of a guest are one.
             names = {one.guest.domain.name for one in (*sharing, *above)} - {use.guest.domain.name}
             if names:
-                problem = f"{use.required.path} is written by guest {some(sorted(names), MAX_LISTED)} as well"
+                problem = f"{use.required.path} is written by guest {join_limited(sorted(names), MAX_LISTED)} as well"
                 yield use.finding(problem, "give each guest a disk of its own", is_error=True)
 
 
@@ -3157,7 +3692,8 @@ def check_units() -> Iterator[Finding]:
 
 
 # Names that the kernel, or mdadm for an array that mdadm.conf does not name, gives in the order in which devices come.
-UNSTABLE_NAME = "/dev/((sd|hd|vd)[a-z]{1,3}[0-9]*|(md12[0-9]|(nvme[0-9]+n|dm-|loop|nbd)[0-9]+)(p[0-9]+)?)"
+NUMBERED = "nvme[0-9]+n|dm-|loop|nbd|zd|rbd|bcache|mmcblk|sr"
+UNSTABLE_NAME = f"/dev/((sd|hd|vd|xvd)[a-z]{{1,3}}[0-9]*|(md12[0-9]|({NUMBERED})[0-9]+)(p[0-9]+)?)"
 # Links that udev makes for what a device is, the best first.
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
@@ -3177,7 +3713,7 @@ def check_use(use: Use, used: Mapping[str, str], facts: StorageFacts) -> Iterato
         what = path if taken == use.place else f"{device_path(taken)} on {path}"
         yield use.finding(f"{what} {used[taken]} on this host", fix, is_error=True)
     elif parts := [device_path(one) for one in holders_of(use.place)]:
-        yield use.finding(f"{path} is part of {some(parts, MAX_LISTED)} on this host", fix)
+        yield use.finding(f"{path} is part of {join_limited(parts, MAX_LISTED)} on this host", fix)
 
 
 def devices_above(name: str) -> list[str]:
@@ -3199,15 +3735,9 @@ def holders_of(name: str) -> list[str]:
 
 def used_by_host(facts: StorageFacts) -> dict[str, str]:
     """The devices that this host itself uses, and what for."""
-    used = {}
-    for path, *_ in facts.table(f"{PROC}/swaps"):
-        used[os.path.basename(os.path.realpath(path))] = "is swap space"
-    for words in facts.mounts:
-        # btrfs has a number of its own, and only the source tells the device.
-        source = words[words.index("-") + 2]
-        for path in (f"{SYS}/dev/block/{words[2]}", *([source] if source.startswith("/dev/") else [])):
-            used[facts.device_at(path) or os.path.basename(os.path.realpath(path))] = f"is mounted on {words[4]}"
-    return used
+    used = {name: f"is mounted on {places[-1][0]}" for name, places in facts.mounted.items()}
+    swaps = (os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps"))
+    return {**used, **dict.fromkeys(swaps, "is swap space")}
 
 
 def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
@@ -3242,24 +3772,40 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
     if target := iscsi_session(name)[0]:
         startups = {startup for (one, _), startup in facts.iscsi_nodes.items() if one == target}
         # Without a record, the firmware or the initramfs has logged in.
-        if startups and not startups & {"automatic", "onboot"}:
+        if startups and startups.isdisjoint(AT_BOOT):
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
             return Problem(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
-        lines = facts.crypttab
+        lines = facts.device_table("crypt")
         if mapped not in lines and mapped.removeprefix("luks-") not in facts.text(f"{PROC}/cmdline"):
             return Problem(f"{mapped} is not in /etc/crypttab", "add a line for it")
         if mapped in lines and "noauto" in lines[mapped][1]:
             return Problem(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
     if uuid.startswith("LVM-"):
-        text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
-        group = re.sub("([^-])-([^-].*)", r"\1", mapped).replace("--", "-")
-        activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
-        named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
-        if group not in named and not any(one.startswith("@") for one in named):
-            return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
+        return why_not_activated(mapped, facts)
     if name.startswith("drbd") and not is_enabled("drbd", facts):
         return Problem("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
+    return None
+
+
+def why_not_activated(mapped: str, facts: StorageFacts) -> Problem | None:
+    """What keeps LVM from activating a volume at boot: lvm.conf(5), and the flags that lvchange(8) sets."""
+    group, volume = (
+        part.replace("--", "-") for part in re.sub("([^-])-([^-])", r"\1/\2", mapped, count=1).partition("/")[::2]
+    )
+    text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
+    activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
+    named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
+    if group not in named and not any(one.startswith("@") for one in named):
+        return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
+    backup, path = facts.volume_group(group), f"{group}/{volume}"
+    of_group, of_volume = (backup.text, backup.volumes.get(volume, "")) if backup else ("", "")
+    if has_flag(of_group, "NOAUTOACTIVATE"):
+        return Problem(f"volume group {group} is not activated by itself", f"vgchange --setautoactivation y {group}")
+    if has_flag(of_volume, "NOAUTOACTIVATE"):
+        return Problem(f"{path} is not activated by itself", f"lvchange --setautoactivation y {path}")
+    if has_flag(of_volume, "ACTIVATION_SKIP"):
+        return Problem(f"{path} has the activation skip flag", f"lvchange --setactivationskip n {path}")
     return None
 
 
@@ -3272,13 +3818,12 @@ def why_mount_stays_away(path: str, facts: StorageFacts) -> Problem | None:
         return None
     if re.match("nfs|cifs", kinds[where]):  # what the server has mounted there is mounted below it
         where = min((one for one in kinds if kinds[one] == kinds[where]), key=len)
-    lines = facts.table(f"{ETC}/fstab")
-    options = {os.path.normpath(words[1]): ",".join(words[3:4]) for words in lines}
-    if where in options:
-        noauto = "noauto" in options[where].split(",") and "x-systemd.automount" not in options[where]
-        return Problem(f"{where} has the option noauto in /etc/fstab", "remove noauto") if noauto else None
-    is_unit = where in facts.mount_units
-    return None if is_unit else Problem(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
+    plan = facts.planned_mounts.get(where)
+    if plan is None:
+        return Problem(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
+    if plan.at_boot or plan.file != "/etc/fstab":  # units are needed by others in many ways
+        return None
+    return Problem(f"{where} has the option noauto in /etc/fstab", "remove noauto")
 
 
 # --- Start: the guests that are down, each as soon as its disks are there --------------------------------------------
@@ -3455,7 +4000,7 @@ def outcomes_of(
         elif kind == "saved" and guest.signature and name in logs and guest.signature[MODIFIED] < logs[name][-1]:
             result, reason = "refused", f"{file} is older than its last start (to give it up: rm {file})"
         else:
-            result, reason = "waiting" if missing else "ready", some(missing, MAX_LISTED)
+            result, reason = "waiting" if missing else "ready", join_limited(missing, MAX_LISTED)
         outcomes[name] = Outcome(guest, result, reason)
     return outcomes
 
@@ -3818,7 +4363,7 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], *, as_json: bool) 
             rows = [("DISK", "DOMAINS", "STATE", "FOUND AFTER", "REASON")]
             for disk in last["disks"]:
                 after = "" if disk["found_after"] is None else f"{disk['found_after']:.0f}s"
-                domains = some(disk["domains"], MAX_LISTED)
+                domains = join_limited(disk["domains"], MAX_LISTED)
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
             rows += [(one["source"], "-", "not started", "", one["error"]) for one in last["refused"]]
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))

@@ -196,7 +196,7 @@ class Host:
     def image(self, name: str) -> Path:
         """An image file that is there."""
         file = self.images / name
-        file.touch()
+        fill(file)
         return file
 
     def saved(self, name: str, *disks: Path) -> Path:
@@ -599,6 +599,11 @@ def bind_socket(path: Path) -> None:
     """A socket that nobody listens on."""
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(path))
+
+
+def fill(path: Path) -> None:
+    """An image that is there, with a byte in it."""
+    path.write_bytes(b"\0")
 
 
 def sparse(path: Path, size: int = 1 << 30) -> None:

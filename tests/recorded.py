@@ -20,6 +20,7 @@ class HostPaths(NamedTuple):
     proc: str = "/proc"
     etc: str = "/etc"
     var: str = "/var"
+    usr: str = "/usr"
 
     def use(self) -> None:
         """Has the program look there, until the test ends (see conftest.py)."""

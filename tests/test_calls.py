@@ -284,7 +284,7 @@ def test_dead_file_systems_with_hundreds_of_disks_cost_a_little_memory_and_nobod
 def test_a_slow_file_system_is_looked_at_side_by_side_and_holds_nobody_up(host: Host) -> None:
     with slow_file_system(host.root / "slow", delay=0.2) as slow:
         slow.is_deaf = True
-        slow.files.update({str(number): b"" for number in range(49)})
+        slow.files.update({str(number): b"x" for number in range(49)})
         host.guest("slow", *(slow.directory / str(number) for number in range(50)))
         host.guest("web", host.images / "web")
         with host.start("--timeout", "5min") as running:
@@ -293,14 +293,14 @@ def test_a_slow_file_system_is_looked_at_side_by_side_and_holds_nobody_up(host: 
             running.wait_for(f"still waiting for {slow.directory}/49 for slow... (does not exist)\n")
             host.image("web")
             running.wait_for(f"disk {host.images}/web found")
-            slow.files["49"] = b""
+            slow.files["49"] = b"x"
             assert running.end().status == xwd.EXIT_READY
 
 
 @as_root
 def test_a_disk_whose_file_system_dies_during_the_wait_is_not_ready(host: Host) -> None:
     with slow_file_system(host.root / "nfs", delay=0) as nfs:
-        nfs.files["disk"] = b""
+        nfs.files["disk"] = b"x"
         host.guest("web", nfs.directory / "disk", host.images / "b")
         program = program_with("xwd.MAX_SILENCE_AT_END = 0.5")
         with waiting(host, "--timeout", "5min", program=program) as running:

@@ -168,7 +168,7 @@ def test_the_saved_and_the_configured_form_of_a_guest_are_one(host: Host) -> Non
     assert check(host) == []
 
 
-GONE = "does not exist, and nothing is going to be mounted where it should be"
+GONE = "does not exist, although its file system is mounted"
 
 
 @pytest.mark.parametrize("key", ["kernel", "ramdisk", "bootloader"])
@@ -253,7 +253,7 @@ def test_a_name_that_depends_on_the_order_in_which_devices_come(host: Host, plac
     "path",
     [
         "vg/sda", "mapper/mpatha", "md/web", "md0", "md1270", "disk/by-id/wwn-0x5", "disk/by-path/pci-0",
-        "xvda", "xvdb1", "drbd1", "drbd/by-res/web/0", "zvol/tank/web", "zd0", "sr0", "loop-control", "sdcard",
+        "drbd1", "drbd/by-res/web/0", "zvol/tank/web", "rbd/vms/web", "bcache/by-uuid/1", "loop-control", "sdcard",
     ],
 )  # fmt: skip
 def test_a_name_that_stays(host: Host, place: Place, path: str) -> None:
@@ -899,3 +899,48 @@ def test_on_recorded_hosts_that_are_set_up_for_it_all_comes_back(
     write(here, "systemd/system/multi-user.target.wants/drbd.service", "")
     for name in xwd.list_names(f"{here.sys}/class/block"):
         assert [one for one in check_reboot(here, name) if "loop" not in one] == []
+
+
+@pytest.mark.parametrize("name", ["zd0", "zd16p1", "rbd0", "bcache0", "mmcblk0p1", "sr0", "xvda1", "sda", "nvme0n1p1"])
+def test_names_that_may_refer_to_a_different_disk(tree: Tree, name: str) -> None:
+    tree.device(name, 0)
+    assert check_use(tree.paths, name, f"/dev/{name}") == [f"/dev/{name} may be another disk after a reboot"]
+
+
+@pytest.mark.parametrize(
+    ("text", "instead", "found"),
+    [
+        (
+            "\tflags = []",
+            '\tflags = ["NOAUTOACTIVATE"]',
+            "volume group vg is not activated by itself (fix: vgchange --setautoactivation y vg)",
+        ),
+        (
+            "\t\t\tflags = []\n\t\t\tcreation_time",
+            '\t\t\tflags = ["NOAUTOACTIVATE"]\n\t\t\tcreation_time',
+            "vg/lv is not activated by itself (fix: lvchange --setautoactivation y vg/lv)",
+        ),
+        (
+            "\t\t\tflags = []\n\t\t\tcreation_time",
+            '\t\t\tflags = ["ACTIVATION_SKIP"]\n\t\t\tcreation_time',
+            "vg/lv has the activation skip flag (fix: lvchange --setactivationskip n vg/lv)",
+        ),
+    ],
+)
+def test_a_volume_whose_flags_keep_it_from_being_activated(
+    text: str, instead: str, found: str, there: Callable[[str], HostPaths]
+) -> None:
+    here = there("lvm/active")
+    with_startup(here, "automatic")
+    backup = Path(here.etc, "lvm/backup/vg")
+    assert text in backup.read_text()
+    assert check_reboot(here, "vg-lv") == []
+    backup.write_text(backup.read_text().replace(text, instead, 1))
+    assert check_reboot(here, "vg-lv") == [found]
+
+
+def test_a_mount_unit_of_a_package_is_enough(host: Host, place: Place) -> None:
+    host.guest("web", host.image("a"))
+    place.mount(host.images)
+    place.write("usr/lib/systemd/system/images.mount", f"[Mount]\nWhat=/dev/sdx1\nWhere={host.images}\n")
+    assert check(host, place, reboot=True) == []

@@ -138,7 +138,7 @@ def test_a_kernel_that_is_gone_is_not_waited_for(host: Host) -> None:
     """As one that an update has removed: it does not come by itself, where its file system is mounted."""
     kernel = host.images / "vmlinuz-6.1"
     (host.auto / "web").write_text(f'name="web"\nkernel="{kernel}"\ndisk=["{host.image("a")},,xvda"]\n')
-    gone = f"{kernel} does not exist, and nothing is going to be mounted where it should be"
+    gone = f"{kernel} does not exist, although its file system is mounted"
     result = host.run("-v")
     assert result.status == xwd.EXIT_READY
     assert f"{host.auto}/web: {gone}; not waiting for its disks.\n" in result.messages

@@ -582,7 +582,7 @@ def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> No
     directory.mkdir()
     disks = f'["{directory}/a,raw,xvda,rw", "{directory}/b,raw,xvdb,rw"]'
     host.configuration("bücher.cfg", f'name="bücher"\ndisk={disks}\n')
-    (directory / "a").touch()
+    (directory / "a").write_text("x")
     environment: dict[str, Any] = {"LC_ALL": locale, "LANG": locale, "PYTHONUTF8": "", "PYTHONCOERCECLOCALE": ""}
     domain = json.loads(host.run("list", "--json", **environment).output)["domains"][0]
     assert domain["name"] == "bücher"

@@ -7,16 +7,22 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Host, as_root, attached, loop_device, run_quietly, sparse, wait_until, waiting
-from recorded import HostPaths
+from conftest import Host, as_root, attached, fill, loop_device, run_quietly, sparse, wait_until, waiting
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recorded import HostPaths, paths_below
 
 import xendomains_wait_disk as xwd
 
 LABEL = "läbel"
+INACTIVE = "md array is inactive; nothing starts it unless another member comes"
+NOTHING = xwd.Required()
 NO_UDEV = HostPaths(run="/nowhere")
 
 
@@ -35,14 +41,181 @@ def missing(reason: str) -> xwd.Status:
 
 
 def test_a_regular_file_is_ready(tmp_path: Path) -> None:
-    (tmp_path / "web.img").touch()
+    fill(tmp_path / "web.img")
     assert look(tmp_path / "web.img") == xwd.READY
 
 
 def test_a_link_to_a_regular_file_is_ready(tmp_path: Path) -> None:
-    (tmp_path / "web.img").touch()
+    fill(tmp_path / "web.img")
     (tmp_path / "link").symlink_to("web.img")
     assert look(tmp_path / "link") == xwd.READY
+
+
+def test_an_empty_file_is_not_ready(tmp_path: Path) -> None:
+    """A crash, or a copy that has just begun."""
+    (tmp_path / "web.img").touch()
+    assert look(tmp_path / "web.img") == not_ready("is empty: it has 0 bytes")
+
+
+class Mounts:
+    """What is mounted on a made-up host, and what is to be mounted."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = paths_below(root / "host")
+        self._write("proc/self/mountinfo", "20 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n")
+
+    def _write(self, file: str, text: str) -> None:
+        path = Path(self.paths.sys).parent / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as lines:
+            lines.write(text)
+
+    def mount(self, where: Path, options: str = "rw", number: str = "8:2", root: str = "/", kind: str = "ext4") -> None:
+        """As our sandbox shows it, where every mount is read-only; the options are those of the file system."""
+        line = f"{hash(where)} 20 {number} {root} {where} ro,relatime shared:1 - {kind} /dev/sdb {options}\n"
+        self._write("proc/self/mountinfo", line)
+
+    def plan(self, where: Path, options: str = "defaults") -> None:
+        self._write("etc/fstab", f"nas:/images {where} nfs {options} 0 0\n")
+
+    def unit(self, where: Path, wanted_by: str = "", more: str = "") -> None:
+        self._write("etc/systemd/system/images.mount", f"[Unit]\n{more}\n[Mount]\nWhat=nas:/images\nWhere={where}\n")
+        if wanted_by:
+            self._write(f"etc/systemd/system/{wanted_by}.wants/images.mount", "")
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Mounts:
+    (tmp_path / "images").mkdir()
+    fill(tmp_path / "images" / "web.img")
+    return Mounts(tmp_path)
+
+
+def image_status(mounts: Mounts, tmp_path: Path, *, writes: bool = True) -> xwd.Status:
+    mounts.paths.use()
+    return xwd.check_disk(xwd.Required(f"{tmp_path}/images/web.img", writes=writes), xwd.StorageFacts(explains=False))
+
+
+def test_an_image_in_a_file_system_that_is_read_only_is_for_readers(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.mount(tmp_path / "images", "ro,errors=continue")
+    reason = f"lies in {tmp_path}/images, which is mounted read-only, and the guest writes to it"
+    status = image_status(mounts, tmp_path)
+    assert (status.state, status.reason, status.is_readable) == (xwd.State.NOT_READY, reason, True)
+    assert image_status(mounts, tmp_path, writes=False) == xwd.READY
+
+
+def test_the_sandbox_makes_no_file_system_read_only(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.mount(tmp_path / "images", "rw,errors=remount-ro")
+    assert image_status(mounts, tmp_path) == xwd.READY
+
+
+def test_an_image_where_something_is_still_to_be_mounted_is_another_one(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.plan(tmp_path / "images")
+    reason = f"is there, but {tmp_path}/images is not mounted (/etc/fstab mounts nas:/images there)"
+    assert image_status(mounts, tmp_path)[:2] == (xwd.State.NOT_READY, reason)
+    mounts.mount(tmp_path / "images")
+    assert image_status(mounts, tmp_path) == xwd.READY
+
+
+def test_a_mount_unit_that_is_started_at_boot_counts_as_well(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.unit(tmp_path / "images", "multi-user.target")
+    assert "(images.mount mounts nas:/images there)" in image_status(mounts, tmp_path).reason
+
+
+@pytest.mark.parametrize("options", ["noauto", "noauto,nofail"])
+def test_what_is_not_mounted_at_boot_is_not_waited_for(mounts: Mounts, tmp_path: Path, options: str) -> None:
+    mounts.plan(tmp_path / "images", options)
+    assert image_status(mounts, tmp_path) == xwd.READY
+
+
+@pytest.mark.parametrize(("wanted_by", "more"), [("", ""), ("multi-user.target", "ConditionPathExists=/nowhere")])
+def test_nor_is_a_unit_that_nothing_starts(mounts: Mounts, tmp_path: Path, wanted_by: str, more: str) -> None:
+    mounts.unit(tmp_path / "images", wanted_by, more)
+    assert image_status(mounts, tmp_path) == xwd.READY
+
+
+def test_an_automount_through_which_the_image_is_there_is_enough(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.plan(tmp_path / "images", "noauto,x-systemd.automount")
+    assert image_status(mounts, tmp_path).state is xwd.State.NOT_READY
+    mounts.mount(tmp_path / "images", kind="autofs")
+    assert image_status(mounts, tmp_path) == xwd.READY
+
+
+def test_what_the_sandbox_mounts_over_a_directory_is_not_what_is_to_be_mounted_there(
+    mounts: Mounts, tmp_path: Path
+) -> None:
+    """ProtectHome=read-only does that to /home."""
+    mounts.plan(tmp_path / "images")
+    mounts.mount(tmp_path / "images", number="8:1", root=f"{tmp_path}/images")
+    assert image_status(mounts, tmp_path).state is xwd.State.NOT_READY
+
+
+# Images with a file behind them
+
+
+def qcow2(path: Path, backing: str = "", backing_format: str = "") -> Path:
+    """The first 4 KiB of an image as qemu-img makes it: QEMU's docs/interop/qcow2.rst."""
+    extension = struct.pack(">II", 0xE2792ACA, len(backing_format)) + backing_format.encode() if backing_format else b""
+    extension = extension.ljust(-(-len(extension) // 8) * 8, b"\0") + bytes(8)
+    offset = 104 + len(extension) if backing else 0
+    header = b"QFI\xfb" + struct.pack(">IQI", 3, offset, len(backing.encode()))
+    path.write_bytes((header.ljust(104, b"\0") + extension + backing.encode()).ljust(4096, b"\0"))
+    return path
+
+
+def image(path: Path, image_format: str = "qcow2") -> xwd.Status:
+    NO_UDEV.use()
+    return xwd.check_disk(xwd.Required(str(path), format=image_format), xwd.StorageFacts(explains=False))
+
+
+def lacks(path: Path) -> xwd.Status:
+    return not_ready(f"needs its backing file {path}, which does not exist")
+
+
+def test_an_image_needs_its_backing_file(tmp_path: Path) -> None:
+    web = qcow2(tmp_path / "web.qcow2", "base.img", "raw")
+    assert image(web) == lacks(tmp_path / "base.img")
+    fill(tmp_path / "base.img")
+    assert image(web) == xwd.READY
+
+
+def test_the_chain_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    web = qcow2(tmp_path / "web.qcow2", "templates/one.qcow2", "qcow2")
+    qcow2(tmp_path / "templates" / "one.qcow2", "two.qcow2", "qcow2")
+    assert image(web) == lacks(tmp_path / "templates" / "two.qcow2")
+    qcow2(tmp_path / "templates" / "two.qcow2")
+    assert image(web) == xwd.READY
+
+
+def test_what_a_guest_can_write_is_not_followed(tmp_path: Path) -> None:
+    qcow2(tmp_path / "base.img", "/nowhere")
+    assert image(qcow2(tmp_path / "web.qcow2", "base.img", "raw")) == xwd.READY
+    assert image(tmp_path / "base.img", "raw") == xwd.READY
+    assert image(tmp_path / "base.img") == lacks(Path("/nowhere"))
+
+
+def test_an_image_that_is_no_qcow2_cannot_be_opened(tmp_path: Path) -> None:
+    fill(tmp_path / "web.qcow2")
+    assert image(tmp_path / "web.qcow2") == not_ready(f"cannot be opened: {tmp_path}/web.qcow2 is not a qcow2 image")
+
+
+@pytest.mark.parametrize("backing", ["nbd://server/base", 'json:{"driver":"rbd"}'])
+def test_what_is_no_file_is_up_to_qemu(tmp_path: Path, backing: str) -> None:
+    assert image(qcow2(tmp_path / "web.qcow2", backing)) == xwd.READY
+
+
+def test_a_chain_that_bites_its_tail_comes_to_an_end(tmp_path: Path) -> None:
+    assert image(qcow2(tmp_path / "web.qcow2", "web.qcow2", "qcow2")) == xwd.READY
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None)
+def test_any_header_is_no_error(header: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"QFI\xfb" + header)
+        file.flush()
+        assert isinstance(image(Path(file.name)), xwd.Status)
 
 
 def test_what_does_not_exist_is_missing(tmp_path: Path) -> None:
@@ -65,7 +238,7 @@ def test_a_link_to_a_link_to_nothing_names_what_is_missing(tmp_path: Path) -> No
 
 
 def test_a_path_through_a_file_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+    fill(tmp_path / "file")
     assert look(tmp_path / "file" / "web").state is xwd.State.MISSING
 
 
@@ -74,7 +247,7 @@ def test_of_a_drbd_resource_the_link_that_drbd_8_makes_will_do(tmp_path: Path) -
     resources.mkdir(parents=True)
     path = resources / "web" / "0"
     assert look(path).state is xwd.State.MISSING
-    (resources / "web").touch()
+    fill(resources / "web")
     assert look(path) == xwd.READY
 
 
@@ -140,18 +313,18 @@ class Machine:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(directory)
 
-    def udev(self, *properties: str, finished: bool = True, number: str = "259:77") -> None:
+    def udev(self, *properties: str, finished: bool = True, number: str = "259:77", initialized: int = 0) -> None:
         (self.run / "udev" / "control").touch()
         if finished:
-            lines = ["S:disk/by-id/x\n", "I:1234\n", *(f"E:{p}\n" for p in properties), "V:1\n"]
+            lines = ["S:disk/by-id/x\n", f"I:{initialized}000000\n", *(f"E:{p}\n" for p in properties), "V:1\n"]
             (self.database / f"b{number}").write_text("".join(lines))
 
     def paths(self) -> HostPaths:
-        return HostPaths(str(self.sys), str(self.run))
+        return HostPaths(str(self.sys), str(self.run), str(self.run))
 
-    def look(self) -> xwd.Status:
+    def look(self, required: xwd.Required = NOTHING) -> xwd.Status:
         self.paths().use()
-        problem = xwd.check_block_device(self.NUMBER, xwd.Required(), xwd.StorageFacts()).problem
+        problem = xwd.check_block_device(self.NUMBER, required, xwd.StorageFacts()).problem
         return not_ready(problem.reason) if problem else xwd.READY
 
 
@@ -163,7 +336,7 @@ def machine(tmp_path: Path) -> Machine:
 @pytest.mark.parametrize(
     ("name", "attributes", "reason"),
     [
-        ("md127", {"md__array_state": "inactive", "size": "0"}, "md array is inactive"),
+        ("md127", {"md__array_state": "inactive", "size": "0"}, INACTIVE),
         ("md127", {"md__array_state": "clear", "size": "0"}, "md array is empty"),
         ("md127", {"md__array_state": "suspended"}, "md array is suspended"),
         ("md0", {"md__array_state": "broken"}, "md array is broken"),
@@ -248,6 +421,41 @@ def test_a_device_that_udev_calls_not_ready_is_not(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=LVM-abc", "SYSTEMD_READY=0")
     assert machine.look() == not_ready("udev says that it is not ready (SYSTEMD_READY=0)")
+
+
+WITHOUT_UDEV = ("SYSTEMD_READY=0", *(f"DM_UDEV_DISABLE_{what}_FLAG=1" for what in ("DM_RULES", "OTHER_RULES")))
+
+
+@pytest.mark.parametrize(
+    ("properties", "seen", "queue", "state"),
+    [
+        (WITHOUT_UDEV, 2, False, xwd.State.READY),
+        (WITHOUT_UDEV, 99, False, xwd.State.NOT_READY),  # LVM may be setting it up
+        (WITHOUT_UDEV, 2, True, xwd.State.NOT_READY),  # the event that ends this may be waiting
+        ((*WITHOUT_UDEV, "DM_NAME=web", "DM_UUID=CRYPT-TEMP-1"), 2, False, xwd.State.NOT_READY),
+    ],
+)
+def test_a_volume_that_an_initramfs_without_udev_has_activated_is_ready(
+    machine: Machine, properties: tuple[str, ...], seen: int, queue: bool, state: xwd.State
+) -> None:
+    machine.device("dm-3", dm__suspended="0", dm__name="vg-web", dm__uuid="LVM-abc")
+    machine.udev(*properties, initialized=seen)
+    (machine.run / "uptime").write_text("100.00 180.00\n")
+    if queue:
+        (machine.run / "udev" / "queue").touch()
+    assert machine.look().state is state
+
+
+def test_a_disk_that_is_mounted_here_is_refused_by_xens_script(machine: Machine) -> None:
+    machine.device("sda")
+    mountinfo = machine.run / "self" / "mountinfo"
+    mountinfo.parent.mkdir()
+    writes, reads = xwd.Required(writes=True, by_script=True), xwd.Required(by_script=True)
+    refused = not_ready("is mounted on /mnt on this host, and Xen refuses to share it")
+    for options, expected in (("rw", (refused, refused)), ("ro", (refused, xwd.READY))):
+        mountinfo.write_text(f"40 1 259:77 / /mnt ro,relatime - ext4 /dev/sda {options}\n")
+        assert (machine.look(writes), machine.look(reads)) == expected
+    assert machine.look(xwd.Required(writes=True)) == xwd.READY
 
 
 def test_a_path_of_a_multipath_device_is_not_ready(machine: Machine) -> None:

@@ -114,6 +114,20 @@ def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
         assert f"{missing} for {guest} is still missing: does not exist\n" in messages
 
 
+def test_a_guest_that_only_reads_does_not_wait_until_a_disk_can_be_written_to(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = host.image("shared")
+    host.guest("reader", f"{shared},raw,xvda,r")
+    host.guest("writer", f"{shared},raw,xvda,w")
+    read_only = xwd.Status(xwd.State.NOT_READY, "is read-only", is_readable=True)
+    monkeypatch.setattr(xwd, "check_disk", lambda *_: read_only)
+    snapshot = host.watcher().look(math.inf)
+    assert [one.domains for one in snapshot.missing()] == [("writer",)]
+    states = [snapshot.disk_status(guest.required[0]).state for guest in snapshot.guests.values()]
+    assert states == [xwd.State.READY, xwd.State.NOT_READY]
+
+
 def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two", "three"):
         host.guest(name, host.images / "shared")

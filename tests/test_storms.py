@@ -31,6 +31,7 @@ from conftest import (
     attached,
     bind_socket,
     deaf_file_system,
+    fill,
     handles,
     loop_device,
     peak_memory,
@@ -121,7 +122,7 @@ def flapping(host: Host) -> AbstractContextManager[None]:
     host.guest("odd", disk, host.images / "never")
 
     def flap() -> None:
-        disk.touch()
+        fill(disk)
         disk.unlink()
 
     return again_and_again(flap, 0.0005)
@@ -168,7 +169,7 @@ SLOW = [
 FAULTS: list[tuple[str, Fault, int, str]] = [
     ("odd files", everywhere(ODD_FILES), xwd.EXIT_TIMED_OUT, "is a FIFO, neither a block device nor a regular file"),
     # This calls itself a regular file, and more is not known of a disk image either.
-    ("odd contents", everywhere(ODD_CONTENTS), xwd.EXIT_READY, "is too large for a configuration"),
+    ("odd contents", everywhere(ODD_CONTENTS), xwd.EXIT_TIMED_OUT, "is too large for a configuration"),
     (
         "many disks",
         configurations('name="odd"\ndisk=[' + ",".join(f'"/no,,d{n}p0"' for n in range(8000)) + "]\n"),
@@ -202,12 +203,12 @@ def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault,
     with ExitStack() as stack:
         stack.enter_context(fault(host))
         waiter = stack.enter_context(waiting(host, options={"start_new_session": True}))
-        good.touch()
+        fill(good)
         waiter.wait_for(f"disk {good} found (after ")
         waiter.wait_for(says)
         assert peak_memory(waiter.pid) < 128
         if status == xwd.EXIT_READY:
-            last.touch()
+            fill(last)
         else:
             waiter.signal(signal.SIGTERM)
         result = waiter.end()
@@ -373,7 +374,7 @@ def test_systemd_hears_how_long_to_wait_though_names_are_long(host: Host) -> Non
 def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: FakeClock) -> None:
     disk = host.images / "a"
     host.guest("web", disk, host.images / "never")
-    clock.at(2, disk.touch)
+    clock.at(2, partial(fill, disk))
     clock.at(10, disk.unlink)
     messages = clock.wait(host, 20).messages
     assert f"disk {disk} found (after " in messages

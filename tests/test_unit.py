@@ -143,6 +143,7 @@ def test_of_what_systemd_listens_on_it_sees_only_what_it_speaks_to() -> None:
         f"-{xwd.JOURNAL_SOCKET}",
         "-/run/systemd/notify",
         "-/run/systemd/generator",
+        "-/run/systemd/generator.late",
     ]
     assert unit["InaccessiblePaths"] == ["-/run/dbus", "-/run/initctl", "-/run/udev/control"]
     assert unit["PrivateIPC"] == ["yes"]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from conftest import (
     Receiver,
     as_root,
     deaf_file_system,
+    fill,
     handles,
     process_state,
     program_with,
@@ -270,8 +272,8 @@ def test_a_disk_that_comes_and_goes_is_waited_for_again(host: Host, clock: FakeC
     first, second = host.image("a"), host.images / "b"
     host.guest("web", first, second)
     clock.at(10, first.unlink)
-    clock.at(20, second.touch)
-    clock.at(30, first.touch)
+    clock.at(20, partial(fill, second))
+    clock.at(30, partial(fill, first))
     result = clock.wait(host)
     assert (result.status, clock.seconds >= 30) == (xwd.EXIT_READY, True)
     assert f"still waiting for {first} for web... (does not exist)\n" in result.messages
@@ -390,11 +392,12 @@ def test_a_signal_between_any_two_functions_ends_it_without_a_traceback(host: Ho
     host.run("--timeout", "200ms", program=program_with(AT_A_MOMENT.format(moment=0, file=str(file))))
     moments = 12
     calls = int(file.read_text())
-    statuses = []
+    running = []
     for number in range(moments):
         moment = 1 + calls * number // moments
         program = program_with(AT_A_MOMENT.format(moment=moment, file=str(file)))
-        statuses.append(host.run("--timeout", "200ms", program=program).status)
+        running.append(host.start("--timeout", "200ms", program=program))
+    statuses = [one.end().status for one in running]
     # Between the last pause and the end, where it ends anyway, a signal may change nothing.
     assert set(statuses) <= {-signal.SIGTERM, xwd.EXIT_TIMED_OUT}
     assert statuses.count(-signal.SIGTERM) >= moments // 2

@@ -78,6 +78,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
 def parser_alone() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(xwd, "check_vdevs", lambda _: None)
+        monkeypatch.setattr(xwd, "type_in", lambda _: "pv")
         yield
 
 

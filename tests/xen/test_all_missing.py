@@ -38,19 +38,17 @@ class Row(NamedTuple):
     state: str = "missing"
 
 
-# Of a LUN it is not known of which target it was.
-ANY_TARGET = f"it is probably of one of the targets that have no session: {TARGET}:disk, {TARGET}:group, {TARGET}:map"
 # By guest, in the order of the files: md-absent.cfg comes before md.cfg.
 ROWS = {
     "drbd": Row("/dev/drbd/by-res/one/0", "resource one is not up", "drbdadm up one"),
     "image-generated": Row(
         "/srv/more/web.img",
-        "lies below /srv/more, where 192.0.2.1:/srv/more is to be mounted according to srv-more.mount, but is not",
+        "/srv/more is not mounted (srv-more.mount mounts 192.0.2.1:/srv/more there)",
         "systemctl status /srv/more",
     ),
     "image": Row(
         "/srv/images/web.img",
-        "lies below /srv/images, where 192.0.2.1:/srv/export is to be mounted according to /etc/fstab, but is not",
+        "/srv/images is not mounted (/etc/fstab mounts 192.0.2.1:/srv/export there)",
         "systemctl status /srv/images",
     ),
     "iscsi": Row(
@@ -68,36 +66,36 @@ ROWS = {
         "/dev/mapper/vg--two-lv--a",
         "volume group vg-two lacks physical volume 7p8NQf-akZc-cLCy-lzpy-q7Ew-qkVk-XOjP8p (last seen as /dev/loop1), "
         "according to /etc/lvm/backup/vg-two: loop device has no file",
-        "vgchange -ay vg-two",
+        "",
     ),
     "lvm-typo": Row(
         "/dev/vg/typo",
-        "/etc/lvm/backup/vg of Wed Nov 25 14:56:23 2026 knows no volume typo",
+        "volume group vg has no volume typo (/etc/lvm/backup/vg, Wed Nov 25 14:56:23 2026)",
         "lvs vg",
     ),
     "lvm": Row(
         "/dev/vg/lv",
         "volume group vg lacks physical volume l2pcea-cHBF-0h8e-4byI-6WP3-iFcR-UCozmx (last seen as /dev/sda), "
-        f"according to /etc/lvm/backup/vg: {ANY_TARGET}",
-        "iscsiadm -m node --login",
+        "according to /etc/lvm/backup/vg",
+        "",
     ),
     "md-absent": Row(
-        "/dev/md/web", "no member of an array web, which is in mdadm.conf, is there", "mdadm --examine --scan"
+        "/dev/md/web", "no member of array web found, though mdadm.conf lists it", "mdadm --examine --scan"
     ),
     "md": Row(
         "/dev/md/mirror",
-        "md127 is to be mirror: md array is inactive with vdd alone; mdadm starts it degraded after 30 s",
+        "array mirror (md127) is inactive with vdd alone; mdadm starts it degraded after 30 s",
         "mdadm --run /dev/md127",
     ),
     "multipath-wwid": Row(
         f"/dev/mapper/{WWID}",
-        f"no path to {WWID} is there, according to multipath's wwids: {ANY_TARGET}",
-        "iscsiadm -m node --login",
+        f"no path to {WWID} is there, according to multipath's wwids",
+        "multipath -v2",
     ),
     "multipath": Row(
         "/dev/mapper/mpatha",
-        f"no path to {WWID} is there, according to multipath's bindings: {ANY_TARGET}",
-        "iscsiadm -m node --login",
+        f"no path to {WWID} is there, according to multipath's bindings",
+        "multipath -v2",
     ),
     "uuid": Row(
         f"/dev/disk/by-uuid/{OTHER_UUID}",

@@ -185,7 +185,7 @@ def test_check_finds_all_that_the_next_boot_trips_over(boot: Boot) -> None:
         ("error", "web", "is created from /etc/xen/auto/web.cfg"),
         ("error", "one", f"{by_id('shared')} is written by guest two as well"),
         ("error", "two", f"{by_id('shared')} is written by guest one as well"),
-        ("error", "kernel", "/boot/gone does not exist, and nothing is going to be mounted where it should be"),
+        ("error", "kernel", "/boot/gone does not exist, although its file system is mounted"),
         ("error", "mounted", f"{by_id('mounted')} is mounted on /srv/mounted on this host"),
         ("error", "swap", f"{by_id('swap')} is swap space on this host"),
         ("error", "whole", part),

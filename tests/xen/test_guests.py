@@ -16,11 +16,12 @@ BEFORE = Host(
     after="""
         mkfs.ext4 -q /dev/disk/by-id/virtio-saved
         mount /dev/disk/by-id/virtio-saved /mnt
-        for guest in web db; do
-            start_guest /root/$guest.cfg
-            xl save $guest /mnt/$guest
+        for each in web db; do
+            start_guest /root/$each.cfg
+            xl save $each /mnt/$each
         done
-        truncate --size=-4096 /mnt/db
+        truncate --size=1M /mnt/db
+        echo 'a page that is not empty' >>/mnt/db
         umount /mnt
     """,
 )

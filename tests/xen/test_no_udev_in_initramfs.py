@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""A volume group that was activated before udev ran, as an initramfs without udev does: it is not waited for."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Guest, Host
+
+HOST = Host(
+    guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",)),),
+    setup="""
+        mount -t proc proc /proc 2>/dev/null || true
+        mount -t sysfs sysfs /sys 2>/dev/null || true
+        truncate --size=64M /srv/disk
+        modprobe loop
+        modprobe dm-mod
+        ls -la /run/udev || true
+        device=$(losetup --find --show /srv/disk)
+        vgcreate vg "$device"
+        lvcreate --name=lv --size=32M --zero=n --wipesignatures=n vg
+        ls -la /dev/mapper /dev/vg
+    """,
+    after="grep . /run/udev/data/b25[0-9]:*; cat /sys/class/block/dm-0/dm/suspended; ls -la /dev/vg /dev/mapper",
+)
+
+
+def test_udev_calls_it_not_ready(boot: Boot) -> None:
+    assert "E:SYSTEMD_READY=0" in boot.text("journal.txt")
+
+
+def test_it_is_not_waited_for_and_the_guest_starts(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    assert boot.waited < 30
+    assert boot.disks_of("web") == {"xvda": 32}
