@@ -3300,7 +3300,7 @@ class Reporter:
             if notify(f"STATUS={status}", extended_timeout(max(0.0, left))):
                 self._status = status
 
-    def log_end(self, snapshot: Snapshot, patterns: Sequence[str] = (), stopped_by: int = 0) -> str:
+    def log_end(self, snapshot: Snapshot, stopped_by: int = 0, patterns: Sequence[str] = ()) -> str:
         """Says how the wait ended, and what is missing then; returns the result in a word.
 
         `patterns` are those of [late] domains.
@@ -4304,7 +4304,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     except Stopped as signalled:
         stopped = signalled
         clock.release_signals()
-    result = reporter.log_end(watcher.known, watcher.settings.late_domains, stopped.number if stopped else 0)
+    result = reporter.log_end(watcher.known, stopped.number if stopped else 0, watcher.settings.late_domains)
     try:
         if not watcher.names:  # of a few guests it would take the place of all
             write_record(LAST_WAIT, reporter.as_last_wait(result))
