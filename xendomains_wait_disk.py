@@ -3440,7 +3440,7 @@ def start_later(names: set[str], patterns: Sequence[str]) -> str:
     which = "".join(f" {quote(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
     texts = [f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} when {when}"] if by_service else []
     texts += [f"start {them} later with: {COMMAND} start{which}"] if by_hand else []
-    return f" ({printable('; '.join(texts))})" if texts else ""
+    return f" ({printable(shortened('; '.join(texts), MAX_REASON))})" if texts else ""
 
 
 def counted(number: int, noun: str) -> str:
