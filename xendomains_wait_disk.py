@@ -1238,6 +1238,7 @@ class StorageFacts:
         self._layers: dict[str, Layer] = {}
         self._devices: dict[str, Device | None] = {}
         self._texts: dict[str, str] = {}
+        self._tables: dict[str, list[list[str]]] = {}
         self._groups: dict[str, VolumeGroup | None] = {}
         self._file_systems: dict[str, FileSystem] = {}
 
@@ -1264,9 +1265,13 @@ class StorageFacts:
         return self._texts[path]
 
     def table(self, path: str) -> list[list[str]]:
-        """The lines of a table such as fstab(5), as two or more words."""
-        lines = [line.split() for line in self.text(path).splitlines() if not line.lstrip().startswith("#")]
-        return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
+        """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
+        if path not in self._tables:
+            lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
+            self._tables[path] = [
+                [unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]
+            ]
+        return self._tables[path]
 
     @cached_property
     def devices(self) -> list[Device]:
@@ -1306,7 +1311,7 @@ class StorageFacts:
             where = longest_above(real, [words[4] for words in self.mounts])
             options = [words[-1] for words in self.mounts if words[4] == where][-1].split(",") if where else []
             planned = longest_above(real, self.planned_mounts)
-            is_missing = len(planned) > len(where) and self.is_mounted_at_boot(planned)
+            is_missing = where != "" and len(planned) > len(where) and self.is_mounted_at_boot(planned)
             self._file_systems[directory] = FileSystem(where, "ro" in options, planned if is_missing else "")
         return self._file_systems[directory]
 
@@ -1513,11 +1518,10 @@ def output_of(*command: str) -> str:
 def is_bound_to_itself(mount: Sequence[str], parent: Sequence[str]) -> bool:
     """Whether a mount shows what is in its place anyway, as that of /home in the unit's sandbox does (ProtectHome=)."""
     place = os.path.join(parent[3], os.path.relpath(mount[4], parent[4]))
-    if mount is parent or mount[2] != parent[2] or mount[3] != os.path.normpath(place):
-        return False
-    with suppress(OSError):  # a subvolume of btrfs that is mounted where it is has a device of its own
-        return os.stat(mount[4]).st_dev == os.stat(os.path.dirname(mount[4])).st_dev
-    return False
+    # A subvolume of btrfs that is mounted where it is has another subvolid= in the last word. No path is looked at here:
+    # what is mounted may hang.
+    is_same = mount is not parent and mount[2] == parent[2] and mount[-1] == parent[-1]
+    return is_same and mount[3] == os.path.normpath(place)
 
 
 def longest_above(path: str, places: Iterable[str]) -> str:
@@ -2363,7 +2367,7 @@ READ_WRITE_COMMANDS = (
     ("LVM-", "lvchange -prw"),
     ("CRYPT-", "cryptsetup status"),
     ("zd", "zfs get readonly"),
-    ("rbd", "rbd device list; rbd device map --help"),
+    ("rbd", "rbd device unmap"),
     ("", "blockdev --setrw"),
 )
 
@@ -3776,15 +3780,21 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
             return Problem(f"the host does not log in to target {target} at boot", update)
     if re.match("CRYPT-(LUKS|PLAIN)", uuid):
-        lines = facts.device_table("crypt")
-        if mapped not in lines and mapped.removeprefix("luks-") not in facts.text(f"{PROC}/cmdline"):
-            return Problem(f"{mapped} is not in /etc/crypttab", "add a line for it")
-        if mapped in lines and "noauto" in lines[mapped][1]:
-            return Problem(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
+        return why_not_opened(mapped, facts)
     if uuid.startswith("LVM-"):
         return why_not_activated(mapped, facts)
     if name.startswith("drbd") and not is_enabled("drbd", facts):
         return Problem("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
+    return None
+
+
+def why_not_opened(mapped: str, facts: StorageFacts) -> Problem | None:
+    """What keeps a LUKS volume from being opened at boot: crypttab(5), or the command line of the kernel."""
+    lines = facts.device_table("crypt")
+    if mapped not in lines and mapped.removeprefix("luks-") not in facts.text(f"{PROC}/cmdline"):
+        return Problem(f"{mapped} is not in /etc/crypttab", "add a line for it")
+    if mapped in lines and "noauto" in lines[mapped][1]:
+        return Problem(f"{mapped} has the option noauto in /etc/crypttab", "remove noauto")
     return None
 
 

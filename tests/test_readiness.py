@@ -134,6 +134,12 @@ def test_nor_is_a_unit_that_nothing_starts(mounts: Mounts, tmp_path: Path, wante
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
+def test_without_proc_it_is_not_known_what_is_mounted(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.plan(tmp_path / "images")
+    Path(mounts.paths.proc, "self", "mountinfo").unlink()
+    assert image_status(mounts, tmp_path) == xwd.READY
+
+
 def test_an_automount_through_which_the_image_is_there_is_enough(mounts: Mounts, tmp_path: Path) -> None:
     mounts.plan(tmp_path / "images", "noauto,x-systemd.automount")
     assert image_status(mounts, tmp_path).state is xwd.State.NOT_READY

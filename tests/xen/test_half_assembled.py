@@ -16,9 +16,13 @@ HOST = Host(
     disks=(Disk("mirror-a", left_by=WHOLE),),
     guests=(Guest("web", ("/dev/md/mirror,raw,xvda,w",)),),
     setup="""
+        mount -t proc proc /proc
+        mount -t sysfs sysfs /sys
+        mount -t devtmpfs devtmpfs /dev
         modprobe raid1
         mdadm --incremental /dev/vdd
         cat /proc/mdstat
+        umount /dev /sys /proc
     """,
     late=f"""
         until_said "{REASON}"

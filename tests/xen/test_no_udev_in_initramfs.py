@@ -9,26 +9,30 @@ from xenhost import Boot, Guest, Host
 HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",)),),
     setup="""
-        mount -t proc proc /proc 2>/dev/null || true
-        mount -t sysfs sysfs /sys 2>/dev/null || true
+        mount -t proc proc /proc
+        mount -t sysfs sysfs /sys
+        mount -t devtmpfs devtmpfs /dev
         truncate --size=64M /srv/disk
         modprobe loop
         modprobe dm-mod
-        ls -la /run/udev || true
         device=$(losetup --find --show /srv/disk)
-        vgcreate vg "$device"
-        lvcreate --name=lv --size=32M --zero=n --wipesignatures=n vg
+        without_udev="activation { udev_sync=0 udev_rules=0 }"
+        vgcreate --config="$without_udev" vg "$device"
+        lvcreate --config="$without_udev" --name=lv --size=32M --zero=n --wipesignatures=n vg
         ls -la /dev/mapper /dev/vg
+        umount /dev /sys /proc
+        # Else udev has LVM activate the group once more.
+        ln -s /dev/null /etc/udev/rules.d/69-lvm.rules
     """,
     after="grep . /run/udev/data/b25[0-9]:*; cat /sys/class/block/dm-0/dm/suspended; ls -la /dev/vg /dev/mapper",
 )
 
 
 def test_udev_calls_it_not_ready(boot: Boot) -> None:
-    assert "E:SYSTEMD_READY=0" in boot.text("journal.txt")
+    assert "E:SYSTEMD_READY=0" in boot.text("journal.txt") and "E:DM_NAME=" not in boot.text("journal.txt")
 
 
 def test_it_is_not_waited_for_and_the_guest_starts(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
-    assert boot.waited < 30
+    assert not any("/dev/vg/lv" in message for message in boot.messages())
     assert boot.disks_of("web") == {"xvda": 32}
