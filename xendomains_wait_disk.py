@@ -1518,7 +1518,7 @@ def output_of(*command: str) -> str:
 def is_bound_to_itself(mount: Sequence[str], parent: Sequence[str]) -> bool:
     """Whether a mount shows what is in its place anyway, as that of /home in the unit's sandbox does (ProtectHome=)."""
     place = os.path.join(parent[3], os.path.relpath(mount[4], parent[4]))
-    # A subvolume of btrfs that is mounted where it is has another subvolid= in the last word. No path is looked at here:
+    # A subvolume of btrfs that is mounted where it is has another subvolid= in the last word. No path is looked at:
     # what is mounted may hang.
     is_same = mount is not parent and mount[2] == parent[2] and mount[-1] == parent[-1]
     return is_same and mount[3] == os.path.normpath(place)
