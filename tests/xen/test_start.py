@@ -36,7 +36,11 @@ HOST = Host(
         state() { systemctl show -p ActiveState,SubState,Result,StatusText xendomains-late.service >"$report/$1"; }
 
         # The boot is finished. The wait that timed out has failed, and so has what could not be restored.
-        systemctl is-system-running --wait || true
+        for _ in $(seq 60); do
+            [ "$(systemctl is-system-running)" = starting ] || break
+            sleep 1
+        done
+        systemctl list-jobs >"$report/jobs"
         systemctl reset-failed
         systemctl is-system-running >"$report/running" || true
         state waiting
@@ -45,11 +49,11 @@ HOST = Host(
         # Somebody shuts down what has run.
         xl destroy ran
 
-        sleep 40
+        sleep 20
         ready one-disk
         map one
         wait_for_guest one
-        sleep 40
+        sleep 20
         ready two-disk
         map two
         wait_for_guest two
