@@ -36,7 +36,7 @@ endef
 
 MODULE = xendomains_wait_disk.py
 CONFFILE = $(SYSCONFDIR)/xen-wait-disk.conf
-UNITS = xendomains-wait-disk.service xendomains-late@.service
+UNITS = xendomains-wait-disk.service xendomains-late.service
 PRESET = 90-xendomains-wait-disk.preset
 CATALOG = xendomains-wait-disk.catalog
 PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk packaging/changelogs tests/bench tests/demo tests/skipped \

@@ -51,9 +51,12 @@ __version__ = "2.0.0"
 COMMAND = "xendomains-wait-disk"
 CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
-LATE_DIRECTORY = "/run/xendomains-late"
+LATE_SERVICE = "xendomains-late.service"
 XL_LOGS = "/var/log/xen"
-LAST_WAIT = os.path.join(os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}"), "last.json")
+STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
+LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
+NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
+LOCKS = f"{STATE_DIRECTORY}/start"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 # Where this host tells about its storage.
@@ -81,7 +84,12 @@ MAX_SETTINGS_LINE = 1 << 12  # and 12 s for a line of 32 KiB
 MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
-LATE_PAUSE = 10.0  # between two looks for a guest that starts late
+START_PAUSE = 10.0  # between two looks of start, if nothing happens
+START_REST = 120.0  # between two looks of start at configurations and reasons
+RETRIES = (30.0, 120.0, 600.0)  # after which a guest is tried again whose start failed
+MAX_XL = 600.0  # that xl may take to start a guest, before others have their turn
+MAX_BOOT = 600.0  # since the kernel was started, until the wait at boot begins
+FOREVER = 1e9  # a wait without end, in seconds that systemd takes
 MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory image behind a saved configuration
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
@@ -216,6 +224,7 @@ class Settings(NamedTuple):
     factor: float = 2.0
     ignored_domains: tuple[str, ...] = ()
     ignored_disks: tuple[str, ...] = ()
+    late_domains: tuple[str, ...] = ("*",)
 
 
 # systemd.time(7), "Parsing time spans"
@@ -303,6 +312,7 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
     "polling.factor": ("factor", check_factor, False),
     "ignore.domains": ("ignored_domains", check_pattern, True),
     "ignore.disks": ("ignored_disks", check_pattern, True),
+    "late.domains": ("late_domains", check_pattern, True),
 }
 
 
@@ -315,7 +325,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
     try:
         lines = os.fsdecode(read_file(path, MAX_SETTINGS)).lstrip("\ufeff").splitlines()
         # In the file as it is shipped there is nothing that configobj, which is slow to import, would have to read.
-        headings = ("", "[paths]", "[polling]", "[ignore]")
+        headings = ("", "[paths]", "[polling]", "[ignore]", "[late]")
         if all(line.strip() in headings or line.lstrip().startswith("#") for line in lines):
             return Settings(), []
         if max(map(len, lines)) > MAX_SETTINGS_LINE:
@@ -1219,8 +1229,9 @@ class DrbdState(NamedTuple):
 class StorageFacts:
     """What one look finds out about storage: each thing once, however many disks lie on the same devices."""
 
-    def __init__(self, explains: bool = True) -> None:
+    def __init__(self, explains: bool = True, shares: bool = True) -> None:
         self.explains = explains  # why something is missing, which takes longer than to see that it is
+        self.shares = shares  # a disk that the peer uses may be used as well, where DRBD allows it
         # For what takes long to find: since Python 3.12, cached_property does not keep threads apart.
         self.lock = RLock()
         self.numbers: dict[str, str] = {}  # of devices whose number is known, such as "8:0"
@@ -1693,7 +1704,7 @@ def check_drbd_role(name: str, promotes: bool, facts: StorageFacts) -> Problem |
         return None
     resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
     resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
-    is_shared = any("allow-two-primaries" in text for text in resources.values())
+    is_shared = facts.shares and any("allow-two-primaries" in text for text in resources.values())
     # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
     promotes |= state.is_version_9 and not re.search(r"auto-promote\s+no\b", resources.get(resource, ""))
     if promotes and (state.peer_role != "Primary" or is_shared):
@@ -2260,6 +2271,9 @@ class State(Enum):
     UNREADABLE = "unreadable"  # a configuration or directory that cannot be read, now or later
 
 
+AWAITED = (State.MISSING, State.NOT_READY, State.UNKNOWN)
+
+
 @record
 class Status(NamedTuple):
     """What was found out about a path, and if it is not ready, why, and perhaps a command that helps."""
@@ -2271,7 +2285,7 @@ class Status(NamedTuple):
 
     def is_awaited(self) -> bool:
         """Whether this may become ready, and is waited for."""
-        return self.state in (State.MISSING, State.NOT_READY, State.UNKNOWN)
+        return self.state in AWAITED
 
     def is_rejected(self) -> bool:
         """Whether this will not come up, however long one waits."""
@@ -2622,6 +2636,10 @@ class Snapshot(NamedTuple):
         directories, guests = self.directories.values(), self.guests.values()
         return any(one.status.is_awaited() for one in directories) or any(one.status.is_awaited() for one in guests)
 
+    def waiting_guests(self) -> set[str]:
+        """The names of the guests that cannot start yet."""
+        return {name for one in self.missing() if one.path not in self.directories for name in one.domains}
+
     def missing(self) -> list[Awaited]:
         """What the start of the guests still waits for, each path once."""
         needed = [(path, one.status, f"the guests in {path}") for path, one in self.directories.items()]
@@ -2648,6 +2666,8 @@ class Watcher:
         self.names = names  # of the guests that are asked for, or of their files; without any, all are
         self.calls = BlockingCalls(clock)
         self.known = Snapshot()
+        self.rest = 0.0  # for at least so long, files are not read again and reasons not found again
+        self.shares = True  # see StorageFacts
         self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
         self._read_at = self._explain_at = float("-inf")  # when to do it again
 
@@ -2685,11 +2705,11 @@ class Watcher:
         answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
         # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
         seconds = (time.process_time() - spent) / MAX_REASON_SHARE
-        self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds)
+        self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds, self.rest)
         return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
 
     def _check(self, paths: Sequence[str], deadline: float, patience: float, *, explains: bool) -> dict[str, Any]:
-        facts = StorageFacts(explains=explains)
+        facts = StorageFacts(explains=explains, shares=self.shares)
         calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
 
@@ -2700,7 +2720,7 @@ class Watcher:
     def _read_files(self, deadline: float, facts: StorageFacts) -> None:
         directories = self._list_directories(deadline, facts)
         read = self._read_guests(directories, deadline, facts)
-        self._read_at = self.clock.now() + READ_INTERVAL
+        self._read_at = self.clock.now() + max(READ_INTERVAL, self.rest)
         known = self.known
         if directories == known.directories and read == known.read:
             return
@@ -3276,14 +3296,18 @@ class Reporter:
         if self._awaited:
             seconds = self._clock.now() - self._started
             status = f"Waiting for {in_short(list(self._awaited.values()))}"
-            self._journal.progress(f"{seconds:.0f}s of {format_time_span(self._timeout)}: {status}")
+            limit = f" of {format_time_span(self._timeout)}" if self._timeout < FOREVER else ""
+            self._journal.progress(f"{seconds:.0f}s{limit}: {status}")
         if status != self._status:
             left = self._started + self._timeout - self._clock.now()
             if notify(f"STATUS={status}", extended_timeout(max(0.0, left))):
                 self._status = status
 
-    def log_end(self, snapshot: Snapshot, stopped_by: int = 0) -> str:
-        """Says how the wait ended, and what is missing then; returns the result in a word."""
+    def log_end(self, snapshot: Snapshot, stopped_by: int = 0, patterns: Sequence[str] = ()) -> str:
+        """Says how the wait ended, and what is missing then; returns the result in a word.
+
+        `patterns` are those of [late] domains.
+        """
         messages = self._news(snapshot) + limited(self._new_problems())
         missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
@@ -3301,7 +3325,8 @@ class Reporter:
             result, level = "timeout", ERR
             messages += limited(timeout_messages(missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
-            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + "."
+            later = start_later(snapshot.waiting_guests(), patterns)
+            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + f"{later}."
             notify(f"STATUS=Timed out waiting for {in_short(missing)}")
         else:
             result, level = "ready", INFO
@@ -3404,6 +3429,21 @@ def in_short(missing: Sequence[Awaited]) -> str:
     """How much is missing, and the first of it, on one line."""
     names = [f"{one.path} for {join_limited(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
     return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
+
+
+def start_later(names: set[str], patterns: Sequence[str]) -> str:
+    """In parentheses, what starts these guests when their disks are there: the service if it is enabled, or you."""
+    from shlex import quote
+
+    is_service = is_enabled(LATE_SERVICE, StorageFacts())
+    by_service = sorted(name for name in names if is_service and matches_any((name,), patterns))
+    by_hand = sorted(names.difference(by_service))
+    when = "its disk is there" if len(by_service) == 1 else "their disks are there"
+    them = "it" if len(by_hand) == 1 else "them"
+    which = "".join(f" {quote(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
+    texts = [f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} when {when}"] if by_service else []
+    texts += [f"start {them} later with: {COMMAND} start{which}"] if by_hand else []
+    return f" ({printable(shortened('; '.join(texts), MAX_REASON))})" if texts else ""
 
 
 def counted(number: int, noun: str) -> str:
@@ -3520,14 +3560,14 @@ def in_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
-def write_last_wait(record: Mapping[str, Any]) -> None:
-    """Puts it in the place of the record of the wait before. Raises OSError; the directory is made by the unit."""
+def write_record(path: str, record: Mapping[str, Any]) -> None:
+    """Puts it in the place of the record before. Raises OSError; the directory is made by the unit."""
     import json
 
-    new = f"{LAST_WAIT}.{os.getpid()}"  # another wait may end at the same time
+    new = f"{path}.{os.getpid()}"  # another wait may end at the same time
     with open(new, "w") as file:
         file.write(json.dumps(record))  # on one line: with indent=, it is not written in C
-    os.replace(new, LAST_WAIT)
+    os.replace(new, path)
 
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
@@ -3795,138 +3835,309 @@ def why_mount_stays_away(path: str, facts: StorageFacts) -> Problem | None:
     return Problem(f"{where} has the option noauto in /etc/fstab", "remove noauto")
 
 
-# --- Late: a guest whose disks come after the timeout ----------------------------------------------------------------
-class LeftAlone(Exception):
-    """The guest is not to be started, or no longer: a sentence that says why, and the exit status for it."""
+# --- Start: the guests that are down, each as soon as its disks are there --------------------------------------------
+@record
+class Outcome(NamedTuple):
+    """What became of a guest: one of OUTCOMES, and why."""
+
+    guest: Guest
+    result: str
+    reason: str = ""
 
 
-def start_late(watcher: Watcher, options: Options, journal: Journal, started: float) -> int:
-    """Waits until a guest's disks are there, and starts it as xendomains would; returns the exit status.
+# The exit status for each outcome, and the level and text of its message.
+OUTCOMES: Mapping[str, tuple[int, int, str]] = {
+    "started": (EXIT_READY, INFO, "guest {} has been started."),
+    "restored": (EXIT_READY, INFO, "guest {} has been restored."),
+    "running": (EXIT_READY, DEBUG, "guest {} is already running."),
+    "skipped": (EXIT_READY, DEBUG, "guest {} is skipped: {}."),
+    "ready": (EXIT_READY, DEBUG, "guest {} would be started."),
+    "waiting": (EXIT_TIMED_OUT, WARNING, "guest {} is still waiting for {}."),
+    "refused": (EXIT_USAGE, ERR, "guest {} is not started: {}."),
+    "failed": (EXIT_USAGE, ERR, "guest {} could not be started: {}."),
+}
 
-    Without --timeout it waits without limit; with --no-start it does not start it. Raises Stopped if a signal comes.
+
+def start_guests(watcher: Watcher, options: Options, journal: Journal, started: float) -> int:
+    """Starts the guests that are down and whose disks are ready, one at a time; returns the exit status.
+
+    Goes on for `options.wait` seconds, or until nothing is waited for. Raises Stopped if a signal comes, and
+    ConfigError if xl does not work here or a name is wrong.
     """
-    clock = watcher.clock
-    # Nothing is in a hurry: events end a pause early.
-    pause = max(watcher.settings.longest, LATE_PAUSE)
-    # The boot may be told to ignore it, because this is there.
-    watcher.settings = watcher.settings._replace(first=pause, longest=pause, ignored_domains=())
-    deadline = float("inf") if options.timeout is None else started + options.timeout
-    reporter = Reporter(journal, clock, started, MAX_TIME)
-
-    def report(snapshot: Snapshot) -> None:
-        check_that_it_may_start(snapshot, watcher)
-        reporter.report(snapshot)
-
-    def look() -> Snapshot:
-        snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=True)
-        report(snapshot)
-        return snapshot
-
-    try:
-        snapshot = look()
-        while clock.now() < deadline and (not snapshot.guests or has_failed_with(snapshot, watcher, journal)):
-            clock.pause(min(pause, deadline - clock.now()))
-            snapshot = look()
-        if not snapshot.is_complete() and clock.now() < deadline:
-            snapshot = wait(watcher, report, deadline)
-            report(snapshot)
-        if options.no_start or not snapshot.is_complete() or not snapshot.guests:
-            return EXIT_READY if snapshot.is_complete() and snapshot.guests else EXIT_TIMED_OUT
-        clock.release_signals()
-        return create_guest(next(iter(snapshot.guests.values())), snapshot, watcher, journal)
-    except LeftAlone as left:
-        reason, status = left.args
-        journal.log_all([], clock.now(), (INFO if status == EXIT_READY else WARNING, reason, {}))
-        return EXIT_TIMED_OUT if options.no_start else status
+    clock, deadline = watcher.clock, started + options.wait
+    reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
+    # The events are collected from before the first look on.
+    events = block_events() if options.wait else None
+    starts = Starts(watcher, options, journal)
+    seen, recheck = Snapshot(), True
+    while True:
+        snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=recheck)
+        if recheck or snapshot is not seen:
+            seen = snapshot
+            starts.judge(snapshot)
+        if options.wait:
+            reporter.report(only_of(snapshot, [one.guest for one in starts.waiting.values()]))
+        ready, ends = starts.ready(), starts.next_tries()
+        if ready and recheck:
+            starts.try_guest(ready[0])
+        elif ready:
+            recheck = True  # one of its disks may have gone again
+        elif clock.now() >= deadline or not (starts.waiting or snapshot.awaits_files()):
+            break
+        else:
+            recheck = bool(ends)  # a disk that goes away has to be seen
+            sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
+    outcomes = starts.outcomes()
+    clock.release_signals()
+    return show_outcomes(outcomes, journal, options)
 
 
-def check_that_it_may_start(snapshot: Snapshot, watcher: Watcher) -> None:
-    """Raises LeftAlone if a guest is not to be started, so that none is taken for another, and none starts twice."""
-    names = {*watcher.names, *(guest.domain.name for guest in snapshot.guests.values())}
-    for file, guest in snapshot.read.items():
-        if guest.domain.kind == "saved" and not names.isdisjoint((guest.domain.name, os.path.basename(file))):
-            reason = f"was saved in {file}, and is not started from its configuration (fix: xl restore {file})"
-            raise LeftAlone(f"guest {guest.domain.name} {reason}.", EXIT_TIMED_OUT)
-    if len({guest.domain.name for guest in snapshot.guests.values()}) > 1:
-        files = join_limited(list(snapshot.guests), MAX_LISTED)
-        raise LeftAlone(f"'{watcher.names[0]}' may be one of several guests ({files}). None is started.", EXIT_USAGE)
-    for file, why in lost_guests(snapshot).items():
-        raise LeftAlone(f"{file}: {why}. The guest is not started.", EXIT_USAGE)
-    statuses = [directory.status for directory in snapshot.directories.values()]
-    statuses += [guest.status for guest in snapshot.read.values()]
-    if not snapshot.guests and not any(status.is_awaited() for status in statuses):
-        raise LeftAlone(f"{unknown_name(snapshot, watcher.names)} It is not started.", EXIT_USAGE)
+class Starts:
+    """Which guests have been started or will not be (`settled`), and which may still be (`waiting`), by name."""
+
+    def __init__(self, watcher: Watcher, options: Options, journal: Journal) -> None:
+        self._watcher = watcher
+        self._options = options
+        self._journal = journal
+        self._running = running_guests(watcher)
+        self._next: dict[str, tuple[float, Outcome]] = {}  # when to try again, and why not before
+        self._failed: dict[str, int] = {}
+        self.settled: dict[str, Outcome] = {}
+        self.waiting: dict[str, Outcome] = {}
+
+    def judge(self, snapshot: Snapshot) -> None:
+        """Sees which guests may be started now."""
+        self.waiting = {}
+        for name, outcome in outcomes_of(snapshot, self._options, self._watcher.settings, self._running).items():
+            if name in self.settled:
+                continue
+            if outcome.result == "waiting":
+                self._next.pop(name, None)  # when a disk that has gone is back, the next try is at once
+            if outcome.result == "waiting" or (outcome.result == "ready" and not self._options.dry_run):
+                self.waiting[name] = outcome
+            else:
+                self._settle(outcome)
+
+    def ready(self) -> list[Guest]:
+        """The guests that may be started now."""
+        late = {name for name, (end, _) in self._next.items() if end > self._watcher.clock.now()}
+        return [one.guest for name, one in self.waiting.items() if one.result == "ready" and name not in late]
+
+    def next_tries(self) -> list[float]:
+        """When guests are tried again."""
+        return [end for end, _ in self._next.values() if end > self._watcher.clock.now()]
+
+    def try_guest(self, guest: Guest) -> None:
+        """Starts a guest. If that fails, there may be another try."""
+        name, outcome, pause = guest.domain.name, start_guest(guest, self._watcher), START_PAUSE
+        if outcome.result == "failed" and self._options.wait:
+            times = self._failed[name] = self._failed.get(name, 0) + 1
+            why = f"{outcome.reason} (it is left alone now)"
+            if times <= len(RETRIES):
+                pause = RETRIES[times - 1]
+                why = f"another try in {format_time_span(pause)}, because {outcome.reason}"
+            outcome = outcome._replace(result="waiting" if times <= len(RETRIES) else "failed", reason=why)
+        if outcome.result != "waiting":
+            self._settle(outcome)
+            return
+        if self._next.get(name, (0.0, None))[1] != outcome:
+            tell(outcome, self._journal, self._options)
+        self._next[name] = (self._watcher.clock.now() + pause, outcome)
+
+    def outcomes(self) -> list[Outcome]:
+        """What has become of all guests in the end."""
+        for name, outcome in list(self.waiting.items()):
+            if name not in self.settled:
+                self._settle(self._next.get(name, (0.0, outcome))[1])
+        return list(self.settled.values())
+
+    def _settle(self, outcome: Outcome) -> None:
+        self.settled[outcome.guest.domain.name] = outcome
+        tell(outcome, self._journal, self._options)
+
+
+def guests_meant(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
+    """The guests with these names or all, each with the file that it starts from. Raises ConfigError for a wrong name.
+
+    A saved guest comes first, also if it cannot be restored: what it holds would be lost if it were created afresh.
+    """
+    if unknown := unknown_name(snapshot, names):
+        raise ConfigError(unknown.rstrip("."))
+    meant: set[str] = set()
     for name in names:
+        guests = guests_named(snapshot.read, (name,)).values()
+        # What cannot be read yet is meant only if nothing else is.
+        read = {guest.domain.name for guest in guests if not guest.status.is_awaited()}
+        meant |= read or {guest.domain.name for guest in guests}
+    by_name: dict[str, Guest] = {}
+    for guest in snapshot.guests.values():
+        if not guest.start.instead and (not names or guest.domain.name in meant):
+            by_name.setdefault(guest.domain.name, guest)
+    return list(by_name.values())
+
+
+def only_of(snapshot: Snapshot, guests: Sequence[Guest]) -> Snapshot:
+    """The snapshot with these guests alone."""
+    disks = {one.path: snapshot.disks[one.path] for guest in guests for one in guest.required if one.path}
+    return snapshot._replace(guests={guest.domain.source: guest for guest in guests}, disks=disks)
+
+
+def outcomes_of(
+    snapshot: Snapshot, options: Options, settings: Settings, running: Container[str]
+) -> dict[str, Outcome]:
+    """By name, whether each guest may be started now ("ready"), and if not, why. In doubt it may not."""
+    outcomes = {}
+    logs = xl_logs()
+    have_run: set[str] = set() if options.guests else started_since_boot(logs)
+    patterns = ("*",) if options.guests else settings.late_domains
+    for guest in guests_meant(snapshot, options.guests):
+        name, file, kind, *_ = guest.domain
+        # As long as those are not known, a guest may be saved.
+        saved = {path: one for path, one in snapshot.directories.items() if one.kind == "saved" != kind}
+        needed = only_of(snapshot, [guest])._replace(directories=saved)
+        lost = [f"{file}: {why}" for why in lost_guests(needed).values()]
+        lost += [f"{path}: {one.status.reason}" for path, one in saved.items() if one.status.is_rejected()]
+        missing = [f"{one.path} ({one.status.reason})" for one in needed.missing()]
+        if name in running:
+            result, reason = "running", ""
+        elif not matches_any((name, os.path.basename(file)), patterns):
+            result, reason = "skipped", "[late] domains does not match it"
+        elif name in have_run:
+            result, reason = "skipped", f"it has been started since the host booted (try: {COMMAND} start {name})"
+        elif lost:
+            result, reason = "refused", lost[0]
+        elif kind == "saved" and guest.signature and name in logs and guest.signature[MODIFIED] < logs[name][-1]:
+            result, reason = "refused", f"{file} is older than its last start (to give it up: rm {file})"
+        else:
+            result, reason = "waiting" if missing else "ready", join_limited(missing, MAX_LISTED)
+        outcomes[name] = Outcome(guest, result, reason)
+    return outcomes
+
+
+def xl_logs() -> dict[str, list[int]]:
+    """The inode, size and time (in ns) of the log of each guest, which xl begins anew when it has started the guest.
+
+    Not seen is what xl has started without its daemon (xl create -e), and what logrotate has emptied or taken away.
+    """
+    logs = {}
+    for file in list_names(XL_LOGS, r"xl-.+\.log"):
         with suppress(OSError):
-            # xl writes this once it has started a guest; logrotate may leave an empty one.
-            log = os.stat(f"{XL_LOGS}/xl-{name}.log")
-            if log.st_size and log.st_mtime > time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
-                reason = "has been started since the host booted, and is left alone"
-                raise LeftAlone(f"guest {name} {reason}.", EXIT_READY)
+            status = os.stat(f"{XL_LOGS}/{file}")
+            if status.st_size:
+                logs[well_formed(file[len("xl-") : -len(".log")])] = [status.st_ino, status.st_size, status.st_mtime_ns]
+    return logs
 
 
-def tried_file(snapshot: Snapshot) -> str:
-    """Where it is kept with which disks xl has failed to start the guest."""
-    name = next(iter(snapshot.guests.values())).domain.name
-    return f"{LATE_DIRECTORY}/{name.replace('/', '_')}"
+def note_logs() -> None:
+    """Notes how the logs of the guests are before xendomains starts them, once a boot. Raises OSError."""
+    # What runs long after the boot is not the wait at boot, and guests may have been started before it.
+    if not os.path.exists(NOTED_LOGS) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
+        write_record(NOTED_LOGS, xl_logs())
 
 
-def has_failed_with(snapshot: Snapshot, watcher: Watcher, journal: Journal) -> bool:
-    """Whether xl has failed to start the guest, and none of its disks has changed since."""
-    tried = read_text_file(tried_file(snapshot))
-    if not tried or disks_now(snapshot, watcher) != tried:
-        return False
-    name = next(iter(snapshot.guests.values())).domain.name
-    journal.log(INFO, f"xl has failed to start guest {name}; waiting until one of its disks has changed.")
-    return True
+def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
+    """The guests whose logs are not as the wait at boot has noted them, or if it has not, are newer than the boot."""
+    import json
+
+    with suppress(OSError, ValueError, TypeError):
+        noted = dict(json.loads(read_file(NOTED_LOGS)))
+        return {name for name, log in logs.items() if noted.get(name) != log}
+    # Where the clock was behind at boot, a log from before it looks newer than the boot: its guest is left alone.
+    booted = (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)) * 1e9
+    return {name for name, log in logs.items() if log[-1] > booted}
 
 
-def disks_now(snapshot: Snapshot, watcher: Watcher) -> str:
-    """What tells whether a disk has changed; nothing if the guest has none here."""
-    calls: dict[str, Call] = {path: partial(disk_now, path) for path in snapshot.disks}
-    answers = watcher.calls.run("identity", calls, watcher.clock.now() + MAX_FIRST_LOOK)
-    return "".join(f"{path} {answer}\n" for path, answer in answers.items())
+def running_guests(watcher: Watcher) -> set[str]:
+    """The names of the guests that run. Raises ConfigError if xl does not work here."""
+    if os.geteuid() != 0:
+        raise ConfigError("start must be run as root, because xl must")
+    if not (printed := ask_xl(watcher, "list")):
+        raise ConfigError("`xl list` fails, so no guest can be started (is xl installed, and does this host run Xen?)")
+    return set(re.findall(r"^(.*?) +\d+ +\d+ +\d+ +\S+ +[\d.]+$", printed, re.MULTILINE))
 
 
-def disk_now(path: str) -> str:
-    """What tells whether this disk has changed. May block."""
-    status = os.stat(existing_path(path))
-    if not stat.S_ISBLK(status.st_mode):
-        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
-    # Not the times of the node: udev sets them at each event, and to open a disk may make one.
-    attributes = [attribute(device_link(status.st_rdev), key) for key in ("diskseq", "size", "ro")]
-    return " ".join([str(status.st_rdev), *attributes])
+def ask_xl(watcher: Watcher, *words: str) -> str:
+    """What xl prints; nothing if it fails or takes long."""
+    calls: dict[str, Call] = {words[-1]: partial(output_of, "xl", *words)}
+    answers = watcher.calls.run("xl", calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
+    return next((answer for answer in answers.values() if isinstance(answer, str)), "")
 
 
-def create_guest(guest: Guest, snapshot: Snapshot, watcher: Watcher, journal: Journal) -> int:
-    """Starts a guest, unless it runs. What xl says of a failure goes to the journal."""
-    from subprocess import DEVNULL, PIPE, STDOUT, run
+def start_command(guest: Guest) -> str:
+    """The shell command that starts a guest as xendomains does. A file left behind would be restored again later."""
+    from shlex import quote
 
-    name, file = guest.domain.name, guest.domain.source
-    if output_of("xl", "domid", name):
-        raise LeftAlone(f"guest {name} runs already.", EXIT_READY)
-    facts = StorageFacts()
-    for path, place in places_of(snapshot.needed, watcher).items():
-        state = drbd_state(place, facts)
-        if place.startswith("drbd") and state.peer_role == "Primary" != state.role:  # as with allow-two-primaries
-            raise LeftAlone(f"guest {name} may run on the peer, where its disk {path} is Primary.", EXIT_TIMED_OUT)
-    command = ["xl", "create", "--quiet", "--defconfig", file]
-    process = run(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, errors="replace")
-    if process.returncode == 0:
-        message = (INFO, f"guest {name} is started: its disks are there.", {"DOMAIN": name})
-        journal.log_all([], watcher.clock.now(), message)
-        return EXIT_READY
-    lines: list[Message] = [(ERR, f"xl: {line}", {"DOMAIN": name}) for line in process.stdout.splitlines()]
-    journal.log_all(lines, watcher.clock.now() + MAX_SENDING_ALL)
-    reason = f"could not be started with {file}; xl's status is {process.returncode}"
-    journal.log(ERR, f"guest {name} {reason}.", DOMAIN=name)
-    with suppress(OSError), open(tried_file(snapshot), "w") as tried:
-        tried.write(disks_now(snapshot, watcher))
-    return EXIT_TIMED_OUT
+    file = quote(guest.domain.source)
+    return (
+        f"xl restore {file} && rm {file}" if guest.domain.kind == "saved" else f"xl create --quiet --defconfig {file}"
+    )
+
+
+def start_guest(guest: Guest, watcher: Watcher) -> Outcome:
+    """Starts a guest, unless it runs, or another process starts it.
+
+    xl goes on when this program ends: it has a session of its own, and prints to a file. That is the guest's lock as
+    well, so that it is held until xl has ended; what xl leaves running has closed it.
+    """
+    from fcntl import LOCK_EX, LOCK_NB, flock
+    from subprocess import DEVNULL, run
+
+    command, now = start_command(guest), watcher.clock.now()
+    os.makedirs(LOCKS, exist_ok=True)
+    with open(f"{LOCKS}/{guest.domain.name.replace('/', '_')}", "ab+") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            return Outcome(guest, "waiting", "another process, which is starting it")
+        if ask_xl(watcher, "domid", guest.domain.name):
+            return Outcome(guest, "running")
+        lock.truncate(0)
+        files = {"stdin": DEVNULL, "stdout": lock, "stderr": lock}
+        call = partial(run, command, shell=True, cwd="/", start_new_session=True, **files)
+        # Of its own purpose, because an earlier one may still hang.
+        ended = watcher.calls.run(f"start at {now}", {command: call}, now + MAX_XL, MAX_XL).get(command, NoResponse())
+        said = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
+    if isinstance(ended, Exception):
+        return Outcome(guest, "failed", f"`{command}` has not ended after {format_time_span(MAX_XL)}")
+    if ended.returncode != 0:
+        return Outcome(guest, "failed", f"`{command}` failed with status {ended.returncode}: {said}")
+    return Outcome(guest, "restored" if guest.domain.kind == "saved" else "started")
+
+
+def tell(outcome: Outcome, journal: Journal, options: Options) -> None:
+    """Says what became of a guest. What may be so at each boot is only for who asks."""
+    level, text = OUTCOMES[outcome.result][1:]
+    name, reason = outcome.guest.domain.name, outcome.reason
+    journal.log(INFO if level == DEBUG and not options.wait else level, text.format(name, reason), DOMAIN=name)
+
+
+def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Options) -> int:
+    """Says what became of how many guests, prints commands or JSON if asked for, and returns the exit status."""
+    results = [outcome.result for outcome in outcomes]
+    counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
+    journal.log(INFO, f"Guests: {', '.join(counts) or 'none'}.")
+    if options.json:
+        import json
+
+        rows = [
+            {
+                **start_as_json(guest),
+                "result": result,
+                "reason": well_formed(reason) or None,
+                "command": well_formed(start_command(guest)),
+            }
+            for guest, result, reason in outcomes
+        ]
+        show(json.dumps({"version": JSON_VERSION, "guests": rows}, indent=2))
+    elif options.dry_run:
+        for guest, result, reason in outcomes:
+            text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
+            show(start_command(guest) if result == "ready" else f"# {text}")
+    return max((OUTCOMES[result][0] for result in results), default=EXIT_READY)
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
-COMMANDS = ("wait", "list", "check", "last", "late")
+COMMANDS = ("wait", "list", "check", "last", "start")
 
 
 @record
@@ -3941,7 +4152,8 @@ class Options(NamedTuple):
     quiet: bool = False
     json: bool = False
     reboot: bool = False
-    no_start: bool = False
+    dry_run: bool = False
+    wait: float = 0.0
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -3952,7 +4164,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 
     def time_span(text: str) -> float:
         try:
-            return parse_time_span(text)
+            return float(text) if text == "inf" else parse_time_span(text)
         except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -3965,7 +4177,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     command_help = (
         "wait: wait for the disks (the default); list: show them and how they are; "
         "check: say what is wrong, and what the next boot will trip over; last: show how the last wait ended; "
-        "late: wait for the disks of one guest for as long as it takes, and start it"
+        "start: start the guests that are down and whose disks are ready"
     )
     timeout_help = "wait at most this long, as in 90 or 5min; 0: look once"
     parser.add_argument("command", nargs="?", default="wait", choices=COMMANDS, help=command_help)
@@ -3973,23 +4185,29 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
     parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
     parser.add_argument("--reboot", action="store_true", help="with check: what would not come back after a reboot")
-    parser.add_argument("--no-start", action="store_true", help="with late: only wait")
-    parser.add_argument("--json", action="store_true", help="with list, check and last: for programs")
+    parser.add_argument("--dry-run", action="store_true", help="with start: print the commands, and start nothing")
+    wait_help = "with start: wait for the disks of the others, without TIME as long as it takes"
+    parser.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
+    parser.add_argument("--json", action="store_true", help="with list, check, last and start: for programs")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; with list, what to do")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     try:
+        # argparse would take a guest that follows for its TIME.
+        arguments = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
         options = parser.parse_intermixed_args(arguments)
     finally:
         show("", end="")  # help or version, which the end in run() would not write out
-    if options.json and options.command in ("wait", "late"):
-        parser.error("--json goes with list, check and last")
+    if options.json and options.command == "wait":
+        parser.error("--json goes with list, check, last and start")
+    if (options.dry_run or options.wait) and options.command != "start":
+        parser.error("--dry-run and --wait go with start")
+    if options.dry_run and options.wait:
+        parser.error("--dry-run does not wait")
     if options.reboot and options.command != "check":
         parser.error("--reboot goes with check")
     if options.guests and options.command == "last":
         parser.error("last is of all guests")
-    if len(options.guests) != 1 and options.command == "late":
-        parser.error("late takes the name of one guest")
     return Options(**vars(options))
 
 
@@ -4018,11 +4236,11 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     if options.timeout is not None:
         settings = settings._replace(timeout=options.timeout)
     level, level_problems = log_level(settings, options, os.environ)
-    if options.command == "late" and not options.quiet:
-        level = max(level, INFO)  # what became of the guest
+    if options.command == "start" and not options.quiet:
+        level = max(level, INFO)  # what became of the guests
     journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
-        return show_last_wait(journal, as_json=options.json)
+        return show_last_wait(journal, settings.late_domains, as_json=options.json)
     clock.take_signals()
     limit = MAX_SOURCING
     if options.command == "wait":
@@ -4037,9 +4255,16 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     if xendomains.warning:
         journal.log(WARNING, xendomains.warning, MESSAGE_ID=MESSAGE_SETTINGS)
 
+    if options.command == "start":
+        # The boot may be told to ignore guests because they start later.
+        watcher = Watcher(xendomains, settings._replace(ignored_domains=()), clock)
+        watcher.rest, watcher.shares = START_REST, bool(options.guests)
+        try:
+            return start_guests(watcher, options, journal, started)
+        except ConfigError as error:
+            journal.log(ERR, f"{error}.")
+            return EXIT_USAGE
     watcher = Watcher(xendomains, settings, clock, options.guests)
-    if options.command == "late":
-        return start_late(watcher, options, journal, started)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
     told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
@@ -4058,6 +4283,8 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequ
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
         return show_findings(told, findings, snapshot, journal, as_json=options.json)
     show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
+    if not options.json and (later := start_later(snapshot.waiting_guests(), watcher.settings.late_domains)):
+        show(later.strip())
     unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
     if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
         return EXIT_USAGE
@@ -4070,6 +4297,8 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     deadline = started + timeout
     reporter = Reporter(journal, clock, started, timeout)
     stopped = None
+    with suppress(OSError):
+        note_logs()
     try:
         # Who looks once has the time of a first look.
         first = min(deadline if timeout else started + MAX_FIRST_LOOK, started + MAX_FIRST_LOOK)
@@ -4084,10 +4313,10 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     except Stopped as signalled:
         stopped = signalled
         clock.release_signals()
-    result = reporter.log_end(watcher.known, stopped.number if stopped else 0)
+    result = reporter.log_end(watcher.known, stopped.number if stopped else 0, watcher.settings.late_domains)
     try:
         if not watcher.names:  # of a few guests it would take the place of all
-            write_last_wait(reporter.as_last_wait(result))
+            write_record(LAST_WAIT, reporter.as_last_wait(result))
     except OSError as error:
         journal.log(DEBUG, f"{LAST_WAIT} cannot be written ({error_text(error)}).")
     if stopped:
@@ -4132,7 +4361,7 @@ def show_findings(
     return EXIT_READY if is_ok else EXIT_USAGE
 
 
-def show_last_wait(journal: Journal, *, as_json: bool) -> int:
+def show_last_wait(journal: Journal, patterns: Sequence[str], *, as_json: bool) -> int:
     """Prints how the last wait ended; returns the status with which it ended."""
     import json
 
@@ -4147,7 +4376,9 @@ def show_last_wait(journal: Journal, *, as_json: bool) -> int:
                 rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
             rows += [(one["source"], "-", "not started", "", one["error"]) for one in last["refused"]]
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
-            text = f"{last['started']}: {last['result']} after {waited} of {timeout}\n{in_columns(rows)}"
+            awaited = {name for one in last["disks"] if State(one["state"]) in AWAITED for name in one["domains"]}
+            later = start_later(awaited & {one["name"] for one in last["guests"]}, patterns)
+            text = f"{last['started']}: {last['result']} after {waited} of {timeout}{later}\n{in_columns(rows)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         journal.log(ERR, f"{LAST_WAIT}, which a wait leaves at its end, cannot be read ({error_text(error)}).")
         return EXIT_USAGE

@@ -152,7 +152,7 @@ def test_completion_offers_times_that_are_times() -> None:
 
 def pages_defaults() -> Iterator[tuple[str, str]]:
     """Each key on the page of the settings, with the default that stands there."""
-    for heading in ("Before the first section", "[paths]", "[polling]", "[ignore]"):
+    for heading in ("Before the first section", "[paths]", "[polling]", "[ignore]", "[late]"):
         for paragraph in section(SETTINGS_PAGE, heading).split(".TP\n")[1:]:
             key, text = paragraph.split("\n", 1)
             found = re.search(r"^Defaults to[ \n](.*)\.$", text, re.M)
@@ -248,7 +248,7 @@ def test_the_form_of_the_json_is_told(host: Host, command: str) -> None:
     assert names(printed) == names(example(text)) == tags(text)
 
 
-@pytest.mark.parametrize("command", ["list", "check", "last"])
+@pytest.mark.parametrize("command", ["list", "check", "last", "start"])
 def test_the_schemas_are_told(command: str) -> None:
     assert f"{command}.schema.json" in section(COMMAND_PAGE, "FILES")
 

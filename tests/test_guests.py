@@ -38,8 +38,9 @@ def cut(file: Path) -> Path:
 
 
 def rows(host: Host) -> list[list[str]]:
-    """The table, without its head."""
-    return [re.split("  +", line) for line in host.run("list").output.splitlines()[1:]]
+    """The table, without its head and what stands below it."""
+    lines = host.run("list").output.splitlines()[1:]
+    return [re.split("  +", line) for line in lines if not line.startswith("(")]
 
 
 @pytest.mark.parametrize("name", ["web", "web.cfg"])
@@ -90,7 +91,7 @@ def test_where_a_saved_guest_is_incomplete_upstream_creates_it_afresh(host: Host
     host.guest("web", host.images / "b")
     result = host.run("--timeout", "0")
     assert f"{saved}: {INCOMPLETE}; xl will reject it; not waiting for its disks.\n" in result.messages
-    assert result.messages.endswith(f"will probably not come up: web; no guest starts from {saved}.\n")
+    assert f"will probably not come up: web; no guest starts from {saved} (start it later with: " in result.messages
     assert [row[:2] for row in rows(host)] == [["web", "restore"], ["web", "create"]]
 
 
@@ -127,9 +128,10 @@ def test_what_is_no_guest_is_named_as_a_file(host: Host) -> None:
     host.guest("web", host.images / "a")
     (host.auto / "README").write_text("Guests that start at boot\n")
     (host.auto / "backup").mkdir()
-    assert host.run("--timeout", "0").messages.endswith(
-        f"\nThese guests will probably not come up: web; no guest starts from {host.auto}/README, {host.auto}/backup.\n"
+    ends = (
+        f"\nThese guests will probably not come up: web; no guest starts from {host.auto}/README, {host.auto}/backup ("
     )
+    assert ends in host.run("--timeout", "0").messages
 
 
 def test_a_kernel_that_is_gone_is_not_waited_for(host: Host) -> None:
@@ -161,3 +163,44 @@ def test_what_may_not_be_read_is_not_ready(host: Host, closed: Callable[[Host], 
     assert result.status == xwd.EXIT_USAGE
     assert '"ready": false' in result.output
     assert "cannot be read: Permission denied (run it as root)" in host.run("list", options={"user": NOBODY}).output
+
+
+def test_who_starts_a_guest_later_is_said_where_something_is_missing(host: Host) -> None:
+    host.guest("web", host.images / "a")
+    host.guest("it's", host.image("b"))
+    later = "(start it later with: xendomains-wait-disk start web)"
+    assert host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root)).messages.endswith(f" {later}.\n")
+    assert host.run("list").output.endswith(f"\n{later}\n")
+    assert host.run("last", RUNTIME_DIRECTORY=str(host.root)).output.splitlines()[0].endswith(f" {later}")
+    host.image("a")
+    assert "later with" not in host.run("list").output
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (set(), ""),
+        ({"web"}, " (xendomains-late.service will start web when its disk is there)"),
+        ({"web", "db"}, " (xendomains-late.service will start db, web when their disks are there)"),
+        (
+            {"web", "other's"},
+            " (xendomains-late.service will start web when its disk is there; "
+            """start it later with: xendomains-wait-disk start 'other'"'"'s')""",
+        ),
+        ({"1", "2", "3", "4", "5"}, " (start them later with: xendomains-wait-disk start)"),
+    ],
+)
+def test_the_service_starts_those_that_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: set[str], told: str
+) -> None:
+    wants = tmp_path / "systemd" / "system" / "xendomains.service.wants"
+    wants.mkdir(parents=True)
+    (wants / xwd.LATE_SERVICE).symlink_to("/nowhere")
+    monkeypatch.setattr(xwd, "ETC", str(tmp_path))
+    assert xwd.start_later(names, ("web", "db")) == told
+
+
+def test_where_no_guest_is_known_yet_none_is_named(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to("/nowhere")
+    assert "later" not in host.run("--timeout", "0").messages + host.run("list").output

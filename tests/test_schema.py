@@ -54,7 +54,7 @@ def troubled(host: Host) -> Host:
     return host
 
 
-@pytest.mark.parametrize("command", ["list", "check", "last"])
+@pytest.mark.parametrize("command", ["list", "check", "last", "start"])
 def test_a_schema_is_one(command: str) -> None:
     jsonschema.Draft202012Validator.check_schema(schema(command))
     assert schema(command)["properties"]["version"] == {"const": xwd.JSON_VERSION}

@@ -74,7 +74,8 @@ def test_on_timeout_it_names_each_disk_and_why_and_the_status_is_1(host: Host, c
     assert f"{host.images}/a for web is still missing after 5min: does not exist\n" in result.messages
     assert f"{host.images} for mail is still not ready after 5min: is a directory, neither" in result.messages
     assert f"{host.images}/b" not in result.messages
-    assert result.messages.endswith("\nThese guests will probably not come up: mail, web.\n")
+    later = "start them later with: xendomains-wait-disk start mail web"
+    assert result.messages.endswith(f"\nThese guests will probably not come up: mail, web ({later}).\n")
 
 
 def test_a_timeout_of_0_looks_once_and_takes_no_time(host: Host, clock: FakeClock) -> None:
@@ -301,7 +302,9 @@ def test_looking_once_finds_the_others_though_a_file_system_does_not_answer(host
         host.guest("here", host.image("here"))
         result = host.run("--timeout", "0")
     assert result.status == xwd.EXIT_TIMED_OUT
-    assert result.messages.endswith("These guests will probably not come up: deaf.\n")
+    assert result.messages.endswith(
+        "These guests will probably not come up: deaf (start it later with: xendomains-wait-disk start deaf).\n"
+    )
 
 
 @as_root

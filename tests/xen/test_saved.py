@@ -4,22 +4,9 @@
 
 from __future__ import annotations
 
-from xenhost import Boot, Disk, Guest, Host
+from saved import BEFORE, MAKE_DISK, WEB
+from xenhost import Boot, Disk, Host
 
-WEB = Guest("web", ("/dev/mapper/late,raw,xvda,w",), at="/root/web.cfg")
-MAKE_DISK = "dmsetup create late --table '0 65536 linear /dev/disk/by-id/virtio-data 0'"
-BEFORE = Host(
-    disks=(Disk("data", 32), Disk("saved", 400)),
-    guests=(WEB._replace(starts=False),),
-    after=f"""
-        mkfs.ext4 -q /dev/disk/by-id/virtio-saved
-        mount /dev/disk/by-id/virtio-saved /mnt
-        {MAKE_DISK}
-        start_guest /root/web.cfg
-        xl save web /mnt/web
-        umount /mnt
-    """,
-)
 HOST = Host(
     disks=(Disk("data", 32), Disk("saved", left_by=BEFORE)),
     guests=(WEB,),

@@ -1,0 +1,960 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""The command start, with an xl that records: who is down starts when its disks are there, and never twice."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import (
+    MODULE,
+    Events,
+    FakeClock,
+    Host,
+    Receiver,
+    Running,
+    deaf_file_system,
+    full_pipe,
+    handles,
+    wait_until,
+)
+
+import xendomains_wait_disk as xwd
+
+XL = """#!/bin/sh
+root={root}
+case $1 in
+list)
+    [ -e "$root/no-xen" ] && exit 1
+    [ -e "$root/xenstored-hangs" ] && exec sleep 1000
+    echo "Name                                        ID   Mem VCPUs      State   Time(s)"
+    echo "Domain-0                                     0  1200     2     r-----     120.5"
+    while read -r name; do
+        printf '%-40s %5d %5d %5d     %s %8.1f\\n' "$name" 1 160 1 -b---- 0.5
+    done <"$root/running"
+    ;;
+domid)
+    echo "domid $2" >>"$root/asked"
+    . "$root/domid"
+    grep -nx -- "$2" "$root/running"
+    ;;
+*)
+    echo "$*" >>"$root/calls"
+    . "$root/answer"
+    ;;
+esac
+"""
+
+
+class StartHost(Host):
+    """A host whose xl records what it is asked for, and does what it is told."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(root)
+        self.logs = root / "log"
+        self.state = root / "run"
+        self.running = root / "running"
+        for directory in (self.logs, self.state, root / "bin"):
+            directory.mkdir()
+        self.running.touch()
+        (root / "domid").touch()
+        self.let_xl("exit 0")
+        xl = root / "bin" / "xl"
+        xl.write_text(XL.format(root=root))
+        xl.chmod(0o755)
+        self.places = {
+            "XL_LOGS": self.logs,
+            "NOTED_LOGS": self.state / "xl-logs.json",
+            "LOCKS": self.state / "start",
+        }
+        monkeypatch.setenv("PATH", f"{root}/bin:{os.environ['PATH']}")
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        for name, path in self.places.items():
+            monkeypatch.setattr(xwd, name, str(path))
+
+    def let_xl(self, script: str) -> None:
+        """What xl does when it is to start a guest; $2 is the saved file then, and $4 the configuration."""
+        (self.root / "answer").write_text(f"{script}\n")
+
+    def before_domid(self, script: str) -> None:
+        """What happens between the look and the question whether the guest runs."""
+        (self.root / "domid").write_text(f"{script}\n")
+
+    def calls(self) -> list[str]:
+        """What xl was asked to do."""
+        file = self.root / "calls"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def log(self, name: str, text: str = "Waiting for domain web (domid 1) to die\n", age: float = 0.0) -> Path:
+        """What xl leaves once it has started a guest."""
+        file = self.logs / f"xl-{name}.log"
+        file.write_text(text)
+        then = time.time() - age
+        os.utime(file, (then, then))
+        return file
+
+    def late(self, *arguments: str, change: str = "", **how: Any) -> Running:
+        """The command, as a process of its own, which looks often."""
+        code = "m.os.geteuid = lambda: 0\nm.START_PAUSE = 0.1\n"
+        code += "".join(f"m.{name} = {str(path)!r}\n" for name, path in self.places.items())
+        start = f"import {MODULE.stem} as m\n{code}{change}\nm.run()"
+        return self.start("start", *arguments, program=(sys.executable, "-c", start), **how)
+
+
+AGES = 10 * 365 * 86400.0
+
+
+@pytest.fixture
+def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartHost]:
+    it = StartHost(tmp_path, monkeypatch)
+    yield it
+    it.end()
+
+
+class Start:
+    """The command in this process, on a clock of its own."""
+
+    def __init__(self, host: StartHost, clock: FakeClock) -> None:
+        self.host = host
+        self.clock = clock
+
+    def __call__(self, *guests: str, wait: float = 0.0, dry_run: bool = False) -> int:
+        """Its exit status."""
+        arguments = ["--config", str(self.host.conf), "start", *guests]
+        arguments += [f"--wait={wait}s"] if wait else []
+        arguments += ["--dry-run"] if dry_run else []
+        options = xwd.parse_arguments(arguments)
+        settings = xwd.read_settings(str(self.host.conf))[0]
+        watcher = self.host.watcher(self.clock, settings._replace(ignored_domains=()))
+        watcher.rest, watcher.shares = xwd.START_REST, bool(guests)
+        journal = xwd.Journal(xwd.INFO, self.clock.messages, self.clock)
+        return xwd.start_guests(watcher, options, journal, self.clock.now())
+
+    @property
+    def said(self) -> str:
+        return self.clock.said
+
+
+@pytest.fixture
+def start(late: StartHost, clock: FakeClock) -> Start:
+    return Start(late, clock)
+
+
+def create(file: Path) -> str:
+    return f"create --quiet --defconfig {file}"
+
+
+# Which guests
+
+
+def test_a_guest_that_is_down_is_created_as_xendomains_does(late: StartHost, start: Start) -> None:
+    file = late.guest("web", late.image("web"))
+    assert start() == xwd.EXIT_READY
+    assert late.calls() == [create(file)]
+    assert start.said == "guest web has been started.\nGuests: 1 started.\n"
+
+
+def test_what_is_created_has_a_session_of_its_own_and_no_input(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    late.let_xl(f"{{ pwd; readlink /proc/$$/fd/0; ps -o sid= -p $$; }} >{late.root}/seen")
+    start()
+    directory, stdin, session = (late.root / "seen").read_text().split()
+    assert (directory, stdin) == ("/", "/dev/null")
+    assert int(session) != os.getsid(0)
+
+
+def test_all_guests_whose_disks_are_there_start_one_after_the_other(late: StartHost, start: Start) -> None:
+    late.let_xl(f"[ ! -e {late.root}/busy ] || exit 9; touch {late.root}/busy; sleep 0.1; rm {late.root}/busy")
+    files = [late.guest(name, late.image(name)) for name in ("a", "b", "c")]
+    assert start() == xwd.EXIT_READY
+    assert late.calls() == [create(file) for file in files]
+
+
+def test_a_guest_that_waits_for_its_disk_does_not_hold_up_another(late: StartHost, start: Start) -> None:
+    late.guest("a", late.images / "a")
+    file = late.guest("b", late.image("b"))
+    assert start() == xwd.EXIT_TIMED_OUT
+    assert late.calls() == [create(file)]
+    assert f"guest a is still waiting for {late.images}/a (does not exist).\n" in start.said
+
+
+def test_a_guest_whose_kernel_is_missing_is_not_started(late: StartHost, start: Start) -> None:
+    image = late.image("a")
+    (late.auto / "web").write_text(f'name="web"\nkernel="{late.images}/vmlinuz"\ndisk=["{image},raw,xvda,w"]\n')
+    assert start() == xwd.EXIT_USAGE
+    assert late.calls() == []
+    assert f"guest web is not started: {late.auto}/web: {late.images}/vmlinuz does not exist" in start.said
+
+
+def test_a_guest_that_runs_is_left_alone(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    late.running.write_text("web\n")
+    assert start() == start("web") == xwd.EXIT_READY
+    assert late.calls() == []
+    assert "guest web is already running.\n" in start.said
+
+
+def test_a_guest_that_runs_is_left_alone_whatever_is_wrong_with_its_file(late: StartHost, start: Start) -> None:
+    (late.auto / "web").write_text("broken\n")
+    late.running.write_text("web\n")
+    assert start() == xwd.EXIT_READY
+
+
+def test_a_guest_that_ran_since_the_boot_and_was_shut_down_stays_down(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    late.log("web")
+    assert start() == xwd.EXIT_READY
+    assert late.calls() == []
+    reason = "it has been started since the host booted (try: xendomains-wait-disk start web)"
+    assert start.said == f"guest web is skipped: {reason}.\nGuests: 1 skipped.\n"
+
+
+def test_whoever_names_a_guest_means_it(late: StartHost, start: Start) -> None:
+    file = late.guest("web", late.image("web"))
+    late.guest("db", late.image("db"))
+    late.log("web")
+    assert start("web") == xwd.EXIT_READY
+    assert late.calls() == [create(file)]
+
+
+@pytest.mark.parametrize(("text", "age"), [("before the boot\n", AGES), ("", 0.0)])
+def test_an_old_log_and_one_that_was_rotated_say_nothing(late: StartHost, start: Start, text: str, age: float) -> None:
+    late.guest("web", late.image("web"))
+    late.log("web", text, age)
+    start()
+    assert len(late.calls()) == 1
+
+
+def test_a_log_that_is_as_the_boot_noted_it_says_nothing_whatever_its_time(
+    late: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was behind at boot, so that the log looks newer than the boot."""
+    monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
+    late.guest("web", late.image("web"))
+    late.log("web")
+    xwd.note_logs()
+    start()
+    assert len(late.calls()) == 1
+
+
+@pytest.mark.parametrize("age", [0.0, AGES])
+def test_a_log_that_is_not_as_the_boot_noted_it_was_written_since(
+    late: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch, age: float
+) -> None:
+    """Whatever its time: the clock was behind when xendomains started the guest, and was set later."""
+    monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
+    late.guest("web", late.image("web"))
+    late.log("web", "before the boot\n", AGES)
+    xwd.note_logs()
+    late.log("web").rename(late.logs / "xl-web.log.1")
+    late.log("web", age=age)
+    start()
+    assert late.calls() == []
+
+
+def test_logs_are_noted_once_a_boot_and_at_boot_alone(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = Path(xwd.NOTED_LOGS)
+    monkeypatch.setattr(xwd, "MAX_BOOT", 0.0)
+    xwd.note_logs()
+    assert not noted.exists()
+    monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
+    xwd.note_logs()
+    late.log("web")
+    xwd.note_logs()
+    assert noted.read_text() == "{}"
+
+
+def test_the_wait_at_boot_notes_the_logs(late: StartHost, monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
+    monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
+    status = late.log("web").stat()
+    clock.wait(late)
+    noted = json.loads(Path(xwd.NOTED_LOGS).read_text())
+    assert noted == {"web": [status.st_ino, status.st_size, status.st_mtime_ns]}
+
+
+def test_a_note_that_is_damaged_is_none(late: StartHost, start: Start) -> None:
+    Path(xwd.NOTED_LOGS).write_text("[1]")
+    late.guest("web", late.image("web"))
+    late.log("web")
+    start()
+    assert late.calls() == []
+
+
+def test_the_settings_say_which_guests_start_late(late: StartHost, start: Start) -> None:
+    late.configure("[late]\ndomains = web*, 10-db.cfg\n")
+    files = [late.guest("db", late.image("db")).rename(late.auto / "10-db.cfg"), late.guest("web1", late.image("web"))]
+    late.guest("other", late.image("other"))
+    assert start() == xwd.EXIT_READY
+    assert late.calls() == [create(file) for file in files]
+    assert "guest other is skipped: [late] domains does not match it.\n" in start.said
+    assert start("other") == xwd.EXIT_READY
+    assert len(late.calls()) == 3
+
+
+def test_a_guest_that_the_boot_ignores_starts(late: StartHost) -> None:
+    late.configure("[ignore]\ndomains = web\n")
+    late.guest("web", late.images / "web")
+    with late.late("--wait") as running:
+        running.wait_for("still waiting for ")
+        late.image("web")
+        running.end()
+    assert len(late.calls()) == 1
+
+
+@pytest.mark.parametrize("name", ["web", "10-web.cfg", "10-web"])
+def test_a_guest_goes_by_its_name_or_that_of_its_file(late: StartHost, start: Start, name: str) -> None:
+    file = late.guest("web", late.image("web")).rename(late.auto / "10-web.cfg")
+    late.guest("db", late.image("db"))
+    start(name)
+    assert late.calls() == [create(file)]
+
+
+def test_a_name_is_that_of_a_guest_rather_than_of_a_file(late: StartHost, start: Start) -> None:
+    late.guest("db", late.image("db")).rename(late.auto / "web.cfg")
+    file = late.guest("web", late.image("web")).rename(late.auto / "zz.cfg")
+    start("web")
+    assert late.calls() == [create(file)]
+
+
+def test_a_name_that_is_not_that_of_a_guest_starts_nothing(late: StartHost) -> None:
+    late.guest("web", late.image("web"))
+    result = late.late("web", "wbe").end()
+    assert (result.status, late.calls()) == (xwd.EXIT_USAGE, [])
+    assert result.messages == "'wbe' is not a guest that starts at boot (did you mean web?).\n"
+
+
+def test_what_cannot_be_read_yet_is_not_meant_where_the_name_is_known(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    (late.auto / "other").symlink_to("/nowhere")
+    assert start("web") == xwd.EXIT_READY
+    assert start.said.endswith("Guests: 1 started.\n")
+
+
+def test_what_xl_would_reject_is_not_started(late: StartHost, start: Start) -> None:
+    (late.auto / "web.cfg").write_text('name = "web"\ndisk = [\n')
+    file = late.guest("db", late.image("db"))
+    assert start() == xwd.EXIT_USAGE
+    assert late.calls() == [create(file)]
+    assert f"guest web.cfg is not started: {late.auto}/web.cfg: line 3: syntax error" in start.said
+
+
+def test_what_xendomains_would_not_start_is_not_started(late: StartHost, start: Start) -> None:
+    late.guest("my web", late.image("web"))
+    assert start() == xwd.EXIT_USAGE
+    assert late.calls() == []
+    assert "xendomains cannot start it, because its file has a blank in its name" in start.said
+
+
+# Saved guests
+
+
+def test_a_saved_guest_is_restored_and_its_file_is_gone(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    file = late.saved("web", late.image("a"))
+    late.let_xl("[ -e $2 ]")
+    assert start() == xwd.EXIT_READY
+    assert late.calls() == [f"restore {file}"]
+    assert not file.exists()
+    assert start.said == "guest web has been restored.\nGuests: 1 restored.\n"
+
+
+def test_a_saved_guest_that_is_not_restored_keeps_its_file(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    file = late.saved("web", late.image("a"))
+    late.let_xl("exit 2")
+    assert start() == xwd.EXIT_USAGE
+    assert late.calls() == [f"restore {file}"]
+    assert file.exists()
+
+
+@pytest.mark.parametrize("name", ["", "web01", "web.cfg", "web"])
+def test_a_guest_is_not_created_while_it_waits_to_be_restored(late: StartHost, start: Start, name: str) -> None:
+    late.guest("web01", late.image("web")).rename(late.auto / "web.cfg")
+    late.saved("web01", late.images / "a")
+    assert start(*[name] if name else []) == xwd.EXIT_TIMED_OUT
+    assert late.calls() == []
+    assert f"guest web01 is still waiting for {late.images}/a (does not exist).\n" in start.said
+
+
+@pytest.mark.parametrize("name", ["", "web"])
+def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHost, start: Start, name: str) -> None:
+    late.guest("web", late.image("web"))
+    file = late.saved("web", late.image("a"))
+    os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
+    assert start(*[name] if name else []) == xwd.EXIT_USAGE
+    assert late.calls() == []
+    assert f"guest web is not started: {file}: is incomplete, because xl save failed or was ended" in start.said
+
+
+def test_a_saved_guest_that_is_older_than_its_last_start_is_not_used(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    file = late.saved("web", late.image("a"))
+    os.utime(file, (time.time() - AGES, time.time() - AGES))
+    late.log("web", age=AGES - 60)
+    assert start() == start("web") == xwd.EXIT_USAGE
+    assert late.calls() == []
+    assert f"guest web is not started: {file} is older than its last start (to give it up: rm {file}).\n" in start.said
+
+
+def test_a_saved_guest_that_is_newer_is_used(late: StartHost, start: Start) -> None:
+    file = late.saved("web", late.image("a"))
+    os.utime(file, (time.time() - AGES + 60, time.time() - AGES + 60))
+    late.log("web", age=AGES)
+    start()
+    assert late.calls() == [f"restore {file}"]
+
+
+def test_a_saved_guest_counts_only_if_xendomains_restores(late: StartHost) -> None:
+    late.settings.write_text(late.settings.read_text().replace("=true", "=false"))
+    late.guest("web", late.image("web"))
+    late.saved("web", late.images / "web")
+    late.late().end()
+    assert len(late.calls()) == 1
+
+
+def test_nothing_is_created_as_long_as_saved_guests_are_not_known(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    late.save.rmdir()
+    late.save.symlink_to("/nowhere")
+    assert start() == xwd.EXIT_TIMED_OUT
+    assert late.calls() == []
+    assert f"guest web is still waiting for {late.save} (" in start.said
+
+
+def test_a_saved_guest_of_another_name_keeps_none_down(late: StartHost, start: Start) -> None:
+    file = late.guest("web", late.image("web"))
+    (late.save / "db").symlink_to("/nowhere")
+    assert start() == xwd.EXIT_TIMED_OUT
+    assert late.calls() == [create(file)]
+
+
+# DRBD
+
+
+@pytest.fixture
+def shared(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DRBD disk of guest web, Secondary here and Primary on the peer, which allow-two-primaries permits."""
+    for name in ("SYS", "RUN", "PROC", "ETC"):
+        monkeypatch.setattr(xwd, name, str(late.root / name))
+    device = late.root / "SYS" / "devices" / "drbd1"
+    for path in (device, late.root / "SYS" / "dev" / "block", late.root / "ETC" / "drbd.d", late.root / "PROC"):
+        path.mkdir(parents=True)
+    (device / "size").write_text("65536\n")
+    (late.root / "PROC" / "drbd").write_text(
+        "version: 8.4.11 (api:1/proto:86-101)\n 1: cs:Connected ro:Secondary/Primary ds:UpToDate/UpToDate C r-----\n"
+    )
+    (late.root / "ETC" / "drbd.conf").write_text("resource web { net { allow-two-primaries; } device /dev/drbd1; }\n")
+    return device
+
+
+@pytest.mark.parametrize(("named", "ready"), [(False, False), (True, True)])
+def test_a_guest_that_may_run_on_the_peer_has_to_be_named(shared: Path, named: bool, ready: bool) -> None:
+    facts = xwd.StorageFacts(shares=named)
+    problem = xwd.check_drbd_role("drbd1", True, facts)
+    assert (problem is None) == ready
+    assert ready or (problem and problem.reason == "DRBD is Secondary, and its peer is Primary")
+
+
+def test_who_names_guests_is_told_to_the_look(late: StartHost) -> None:
+    """As in the line of main() that makes the watcher."""
+    late.guest("web", late.image("web"))
+    code = "was = m.check_disk\ndef look(required, facts):\n    print(facts.shares)\n    return was(required, facts)\n"
+    for names, shares in ((), "False"), (("web",), "True"):
+        result = late.late("--dry-run", *names, change=f"{code}m.check_disk = look").end()
+        assert shares in result.output.splitlines()
+
+
+# Waiting
+
+
+def test_each_guest_is_started_when_its_own_disk_comes(late: StartHost) -> None:
+    files = [late.guest(name, late.images / name) for name in ("a", "b")]
+    with late.late("--wait") as running:
+        running.wait_for(f"still waiting for {late.images}/a for a... (does not exist)")
+        assert late.calls() == []
+        late.image("b")
+        running.wait_for("guest b has been started.")
+        assert late.calls() == [create(files[1])]
+        late.image("a")
+        result = running.end()
+    assert result.status == xwd.EXIT_READY
+    assert late.calls() == [create(files[1]), create(files[0])]
+    assert f"disk {late.images}/a found (after " in result.messages
+    assert result.messages.endswith("guest a has been started.\nGuests: 2 started.\n")
+
+
+def test_an_event_ends_the_pause(late: StartHost, start: Start, events: Events) -> None:
+    late.guest("web", late.images / "web")
+
+    def come() -> None:
+        late.image("web")
+        events.happen()
+
+    start.clock.at(201, come)
+    assert start(wait=600) == xwd.EXIT_READY
+    assert start.clock.seconds < 202
+
+
+def test_without_an_event_it_is_seen_at_the_next_look(late: StartHost, start: Start) -> None:
+    late.guest("web", late.images / "web")
+    start.clock.at(201, lambda: late.image("web"))
+    assert start(wait=600) == xwd.EXIT_READY
+    assert start.clock.seconds < 201 + xwd.START_PAUSE + 1
+
+
+def test_a_wait_with_a_time_ends(late: StartHost, start: Start) -> None:
+    late.guest("web", late.images / "web")
+    assert start(wait=60) == xwd.EXIT_TIMED_OUT
+    assert 60 <= start.clock.seconds < 62
+    assert start.said.endswith(
+        f"guest web is still waiting for {late.images}/web (does not exist).\nGuests: 1 waiting.\n"
+    )
+
+
+def test_wait_takes_no_guest_for_its_time(late: StartHost) -> None:
+    late.guest("web", late.image("web"))
+    late.guest("db", late.images / "db")
+    assert late.late("--wait", "web").end().status == xwd.EXIT_READY
+    assert late.late("--wait=100ms", "db").end().status == xwd.EXIT_TIMED_OUT
+
+
+def test_a_guest_that_is_started_by_hand_during_the_wait_is_left_alone(late: StartHost, start: Start) -> None:
+    late.guest("web", late.images / "web")
+
+    def start_and_shut_down() -> None:
+        late.log("web")
+        late.image("web")
+
+    start.clock.at(30, start_and_shut_down)
+    assert start(wait=600) == xwd.EXIT_READY
+    assert late.calls() == []
+    assert start.clock.seconds < 60
+
+
+def test_a_configuration_that_is_not_there_yet_is_waited_for(late: StartHost, start: Start) -> None:
+    later = late.root / "later"
+    (late.auto / "10.cfg").symlink_to(later)
+    start.clock.at(30, lambda: late.guest("web", late.image("web")).rename(later))
+    assert start(wait=600) == xwd.EXIT_READY
+    assert late.calls() == [create(late.auto / "10.cfg")]
+
+
+def test_a_guest_whose_configuration_is_taken_away_during_the_wait_is_not_started(
+    late: StartHost, start: Start
+) -> None:
+    file = late.guest("web", late.images / "web")
+    start.clock.at(30, file.unlink)
+    start.clock.at(30, lambda: late.image("web"))
+    assert start(wait=600) == xwd.EXIT_READY
+    assert late.calls() == []
+    assert start.clock.seconds < 60
+
+
+def test_a_disk_that_has_gone_again_is_seen_before_the_start(late: StartHost, start: Start) -> None:
+    """The disk of one comes late; that of the other was there at first, and has gone meanwhile."""
+    late.guest("web", late.image("a"), late.images / "b")
+
+    def swap() -> None:
+        (late.images / "a").unlink()
+        late.image("b")
+
+    start.clock.at(30, swap)
+    assert start(wait=60) == xwd.EXIT_TIMED_OUT
+    assert late.calls() == []
+    assert f"guest web is still waiting for {late.images}/a (does not exist).\n" in start.said
+
+
+def test_systemd_is_told_what_it_waits_for(late: StartHost, tmp_path: Path) -> None:
+    late.guest("web", late.images / "web")
+    with Receiver(tmp_path / "notify") as systemd, late.late("--wait", NOTIFY_SOCKET=systemd.address) as running:
+        told = systemd.take_status()
+        assert f"STATUS=Waiting for 1 disk of 1 guest: {late.images}/web for web (does not exist)" in told
+        assert all(line.startswith(("STATUS=", "EXTEND_TIMEOUT_USEC=")) for line in told.splitlines())
+        running.kill()
+
+
+# What xl does
+
+
+def test_what_xl_says_of_a_failure_is_told(late: StartHost, start: Start) -> None:
+    file = late.guest("web", late.image("web"))
+    late.let_xl("echo 'libxl: error: no memory' >&2; echo 'more'; exit 3")
+    assert start() == xwd.EXIT_USAGE
+    command = f"`xl create --quiet --defconfig {file}`"
+    words = "libxl: error: no memory; more"
+    assert f"guest web could not be started: {command} failed with status 3: {words}.\n" in start.said
+
+
+def test_what_xl_said_of_another_try_is_not_told(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    late.let_xl("echo once >&2; exit 3")
+    start()
+    late.let_xl("exit 4")
+    start()
+    assert start.said.count("once") == 1
+
+
+def test_after_a_failure_it_is_tried_again_later_each_time_and_then_left_alone(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    late.let_xl("exit 3")
+    tried: list[float] = []
+    was = xwd.start_guest
+
+    def note(guest: xwd.Guest, watcher: xwd.Watcher) -> xwd.Outcome:
+        tried.append(start.clock.seconds)
+        return was(guest, watcher)
+
+    xwd.start_guest = note
+    try:
+        assert start(wait=7 * 86400) == xwd.EXIT_USAGE
+    finally:
+        xwd.start_guest = was
+    pauses = [later - earlier for earlier, later in zip(tried, tried[1:])]
+    assert [round(pause) for pause in pauses] == [30, 120, 600]
+    assert "guest web is still waiting for another try in 2min, because `xl create " in start.said
+    assert start.said.endswith("(it is left alone now).\nGuests: 1 failed.\n")
+
+
+def test_a_second_try_may_succeed(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    late.let_xl(f"[ -e {late.root}/tried ] || {{ touch {late.root}/tried; exit 1; }}")
+    assert start(wait=600) == xwd.EXIT_READY
+    assert start.said.endswith("guest web has been started.\nGuests: 1 started.\n")
+
+
+def test_without_wait_it_is_not_tried_again(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    late.let_xl("exit 3")
+    assert start() == xwd.EXIT_USAGE
+    assert len(late.calls()) == 1
+
+
+def test_it_is_tried_again_at_once_when_a_disk_goes_away_and_comes_back(
+    late: StartHost, start: Start, events: Events
+) -> None:
+    late.guest("web", late.image("web"))
+    late.let_xl(f"[ -e {late.root}/fixed ]")
+
+    def go() -> None:
+        (late.images / "web").unlink()
+        events.happen()
+
+    def come_back() -> None:
+        late.image("web")
+        (late.root / "fixed").touch()
+        events.happen()
+
+    start.clock.at(5, go)
+    start.clock.at(8, come_back)
+    assert start(wait=600) == xwd.EXIT_READY
+    assert start.clock.seconds < 9
+
+
+def test_another_guest_does_not_wait_for_the_next_try(late: StartHost, start: Start) -> None:
+    late.guest("a", late.image("a"))
+    file = late.guest("b", late.image("b"))
+    late.let_xl('case "$4" in */a.cfg) exit 1 ;; esac')
+    assert start(wait=20) == xwd.EXIT_TIMED_OUT
+    assert late.calls()[1] == create(file)
+    assert "guest a is still waiting for another try in 30s, because `xl create " in start.said
+
+
+def test_an_xl_that_hangs_is_told_and_does_not_hold_up_the_others(late: StartHost) -> None:
+    first, second = late.guest("a", late.image("a")), late.guest("b", late.image("b"))
+    late.let_xl('case "$4" in */a.cfg) sleep 1000 ;; esac')
+    with late.late(change="m.MAX_XL = 1.0") as running:
+        result = running.end()
+    assert result.status == xwd.EXIT_USAGE
+    assert f"`xl create --quiet --defconfig {first}` has not ended after 1s.\n" in result.messages
+    assert late.calls() == [create(first), create(second)]
+    # It may still come to its end, and until then nobody starts the guest again.
+    assert is_locked(late, "a") and not is_locked(late, "b")
+    again = late.late("a").end()
+    assert again.status == xwd.EXIT_TIMED_OUT
+    assert "guest a is still waiting for another process, which is starting it.\n" in again.messages
+    end_of_xl(late)
+
+
+def test_it_is_given_ten_minutes() -> None:
+    assert xwd.MAX_XL == 600
+
+
+def test_an_xl_that_is_killed_has_failed(late: StartHost, start: Start) -> None:
+    late.guest("web", late.image("web"))
+    late.let_xl("kill -9 $$")
+    assert start() == xwd.EXIT_USAGE
+    assert re.search(r"guest web could not be started: .* failed with status (-9|137): ", start.said)
+
+
+def is_locked(host: StartHost, name: str) -> bool:
+    with (host.state / "start" / name).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def end_of_xl(host: StartHost) -> None:
+    """Ends what xl left behind: those that have the lock open."""
+    for link in Path("/proc").glob("[0-9]*/fd/1"):
+        try:
+            if os.readlink(link).startswith(str(host.state)):
+                os.kill(int(link.parts[2]), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+# Two at the same time
+
+
+def test_a_guest_is_not_started_while_another_process_starts_it(late: StartHost) -> None:
+    late.guest("web", late.image("web"))
+    late.let_xl(f"touch {late.root}/begun; until [ -e {late.root}/go ]; do sleep 0.05; done; echo web >>{late.running}")
+    with late.late("--wait") as first, late.late("--wait") as second:
+        wait_until((late.root / "begun").exists)
+        assert late.late().end().status == xwd.EXIT_TIMED_OUT
+        (late.root / "go").touch()
+        results = [first.end(), second.end()]
+    assert [result.status for result in results] == [xwd.EXIT_READY] * 2
+    assert len(late.calls()) == 1
+    ends = sorted(result.messages.splitlines()[-1] for result in results)
+    assert ends == ["Guests: 1 running.", "Guests: 1 started."]
+
+
+def test_whether_it_runs_is_asked_under_the_lock(late: StartHost, start: Start) -> None:
+    """It did not when xl list was asked: somebody has started it since."""
+    late.guest("web", late.image("web"))
+    late.before_domid(f"flock --nonblock {late.state}/start/web true || echo web >>{late.running}")
+    assert start() == xwd.EXIT_READY
+    assert late.calls() == []
+    assert "guest web is already running.\n" in start.said
+
+
+def test_names_that_are_no_names_of_files_have_a_lock_as_well(late: StartHost, start: Start) -> None:
+    (late.auto / "web").write_text('name = "a/../b c"\n')
+    assert start() == xwd.EXIT_READY
+    assert os.listdir(late.state / "start") == ["a_.._b c"]
+
+
+# Signals
+
+
+def test_a_signal_ends_it_and_xl_goes_on(late: StartHost) -> None:
+    late.guest("web", late.images / "other")
+    file = late.saved("web", late.image("web"))
+    late.let_xl(f"touch {late.root}/begun; until [ -e {late.root}/go ]; do sleep 0.05; done; echo done; echo bad >&2")
+    with late.late("--wait") as running:
+        wait_until((late.root / "begun").exists)
+        running.signal(signal.SIGTERM)
+        assert running.end().status == -signal.SIGTERM
+    assert is_locked(late, "web")
+    (late.root / "go").touch()
+    wait_until(lambda: not file.exists())
+    wait_until(lambda: not is_locked(late, "web"))
+
+
+@pytest.mark.parametrize("step", ["list", "domid", "wait", "look", "start", "journal"])
+def test_a_signal_ends_it_at_every_step(late: StartHost, step: str) -> None:
+    late.guest("web", late.images / "web" if step == "wait" else late.image("web"))
+    with full_pipe() as (_, full):
+        options = {"stderr": full} if step == "journal" else None
+        if step == "list":
+            (late.root / "xenstored-hangs").touch()
+        if step in ("domid", "start"):
+            hang = f"touch {late.root}/begun; exec sleep 1000"
+            (late.before_domid if step == "domid" else late.let_xl)(hang)
+        change = (
+            f"def hang(*_, **__): open({str(late.root / 'begun')!r}, 'w'); m.time.sleep(1000)\nm.read_guest = hang\n"
+        )
+        with late.late("--wait", change=change if step == "look" else "", options=options) as running:
+            if step in ("domid", "start", "look"):
+                wait_until((late.root / "begun").exists)
+            elif step == "wait":
+                running.wait_for("still waiting")
+            else:
+                wait_until(lambda: handles(running.pid, signal.SIGTERM))
+                time.sleep(0.2)
+            sent = time.monotonic()
+            running.signal(signal.SIGTERM)
+            running.process.wait(60)
+            assert running.process.returncode == -signal.SIGTERM or step == "journal"
+            assert time.monotonic() - sent < 30
+    end_of_xl(late)
+
+
+def test_a_journal_that_does_not_read_holds_up_no_guest(late: StartHost) -> None:
+    files = [late.guest(name, late.image(name)) for name in ("a", "b")]
+    with full_pipe() as (_, full), late.late(options={"stderr": full}) as running:
+        assert running.process.wait(60) == xwd.EXIT_READY
+    assert late.calls() == [create(file) for file in files]
+
+
+def test_a_file_system_that_hangs_holds_up_no_other_guest(late: StartHost) -> None:
+    with deaf_file_system(late.root / "deaf") as deaf:
+        late.guest("a", deaf / "disk")
+        files = [late.guest(name, late.image(name)) for name in ("b", "c")]
+        result = late.late().end()
+    assert result.status == xwd.EXIT_TIMED_OUT
+    assert late.calls() == [create(file) for file in files]
+    assert "(no response; is its file server down?)" in result.messages
+
+
+# Errors
+
+
+def test_who_is_not_root_is_told(late: StartHost) -> None:
+    result = late.late(change="m.os.geteuid = lambda: 1000").end()
+    assert result.status == xwd.EXIT_USAGE
+    assert result.messages == "start must be run as root, because xl must.\n"
+
+
+@pytest.mark.parametrize("without", ["xl", "hypervisor"])
+def test_without_xl_or_xen_it_says_so(late: StartHost, without: str) -> None:
+    late.guest("web", late.image("web"))
+    if without == "xl":
+        (late.root / "bin" / "xl").unlink()
+    else:
+        (late.root / "no-xen").touch()
+    result = late.late().end()
+    assert result.status == xwd.EXIT_USAGE
+    assert result.messages.startswith("`xl list` fails, so no guest can be started (is xl installed, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["list", "--dry-run"], "--dry-run and --wait go with start"),
+        (["wait", "--wait"], "--dry-run and --wait go with start"),
+        (["start", "--dry-run", "--wait"], "--dry-run does not wait"),
+        (["start", "--wait=soon"], "is not a time span: 'soon'"),
+    ],
+)
+def test_wrong_usage(late: StartHost, arguments: list[str], error: str) -> None:
+    result = late.run(*arguments)
+    assert result.status == xwd.EXIT_USAGE
+    assert error in result.messages
+
+
+# What is printed
+
+
+def test_a_dry_run_prints_commands_for_a_shell_and_starts_nothing(late: StartHost) -> None:
+    first = late.guest("a", late.image("a")).rename(late.auto / "it's.cfg")
+    saved = late.saved("b", late.image("b"))
+    (late.auto / "c.cfg").write_text(f'name = "c\\n"\ndisk = ["{late.images}/c,raw,xvda,w"]\n')
+    result = late.late("--dry-run").end()
+    assert result.status == xwd.EXIT_TIMED_OUT
+    assert late.calls() == []
+    assert not (late.state / "start").exists()
+    assert result.output.splitlines() == [
+        f"xl restore {saved} && rm {saved}",
+        f"xl create --quiet --defconfig {shlex.quote(str(first))}",
+        f"# guest c\\n is still waiting for {late.images}/c (does not exist).",
+    ]
+    subprocess.run(["sh", "-e"], input=result.output, text=True, check=True)
+    assert late.calls() == [f"restore {saved}", create(first)]
+    assert not saved.exists()
+
+
+def test_json_has_one_record_a_guest(late: StartHost) -> None:
+    file = late.guest("a", late.image("a"))
+    other = late.guest("b", late.images / "b")
+    result = late.late("--json").end()
+    assert json.loads(result.output) == {
+        "version": 1,
+        "guests": [
+            {
+                "name": "a",
+                "source": str(file),
+                "start": "create",
+                "start_reason": None,
+                "result": "started",
+                "reason": None,
+                "command": f"xl create --quiet --defconfig {file}",
+            },
+            {
+                "name": "b",
+                "source": str(other),
+                "start": "create",
+                "start_reason": None,
+                "result": "waiting",
+                "reason": f"{late.images}/b (does not exist)",
+                "command": f"xl create --quiet --defconfig {other}",
+            },
+        ],
+    }
+
+
+def test_where_nothing_starts_at_boot_it_says_so(late: StartHost, start: Start) -> None:
+    assert start() == xwd.EXIT_READY
+    assert start.said == "Guests: none.\n"
+
+
+def test_of_what_runs_a_service_says_only_how_many(late: StartHost, start: Start) -> None:
+    for name in ("a", "b"):
+        late.guest(name, late.image(name))
+    late.running.write_text("a\nb\n")
+    assert start(wait=60) == xwd.EXIT_READY
+    assert start.clock.seconds == 0
+    assert start.said == "Guests: 2 running.\n"
+
+
+# Cost
+
+
+def test_an_idle_wait_for_many_guests_does_little(late: StartHost, start: Start) -> None:
+    """What it costs, tests/bench measures. Here, how often it looks at what: files and reasons seldom."""
+    for number in range(100):
+        late.guest(f"g{number}", f"/dev/no-such/{number}")
+    counts = {"read": 0, "explain": 0, "check": 0}
+    was = xwd.BlockingCalls.run
+
+    def count(self: Any, purpose: str, calls: Any, *rest: Any, **more: Any) -> Any:
+        if purpose in counts:
+            counts[purpose] += len(calls)
+        return was(self, purpose, calls, *rest, **more)
+
+    xwd.BlockingCalls.run = count  # type: ignore[method-assign]
+    try:
+        start(wait=60)
+        begun = dict(counts)
+        start(wait=660)
+    finally:
+        xwd.BlockingCalls.run = was  # type: ignore[method-assign]
+    in_ten_minutes = {purpose: counts[purpose] - 2 * begun[purpose] for purpose in counts}
+    assert in_ten_minutes["read"] <= 600
+    assert in_ten_minutes["explain"] <= 600
+    assert in_ten_minutes["check"] == 0
+
+
+def test_the_json_is_as_its_schema_and_the_page_say(late: StartHost) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="python3-jsonschema is not installed")
+    for number in range(3):
+        late.guest(f"g{number}", late.image(f"{number}"))
+    late.guest("my web", late.image("web"))
+    late.running.write_text("g0\n")
+    late.log("g1")
+    printed = json.loads(late.late("--json").end().output)
+    schema = json.loads((MODULE.parent / "schema" / "start.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(printed)
+    assert {row["result"] for row in printed["guests"]} == {"running", "skipped", "started", "refused"}
+    row = schema["properties"]["guests"]["items"]
+    assert set(row["properties"]) == set(row["required"]) == set(printed["guests"][0])
+    assert row["properties"]["result"]["enum"] == list(xwd.OUTCOMES)
+    page = (MODULE.parent / "man" / "xendomains-wait-disk.8").read_text()
+    told = page.partition('.SS "start --json"')[2].partition(".SH ")[0]
+    assert re.findall(r"^\.TP\n\.B (.*)", told, re.M) == ["version", "guests", *printed["guests"][0]]
+    assert all(result in told for result in xwd.OUTCOMES)

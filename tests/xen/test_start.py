@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""xendomains-late.service: two guests whose disks come long after the timeout, and some that are to be left alone."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Disk, Guest, Host
+
+NAMES = ("one", "two", "ran", "broken")
+# As an xl save that was ended leaves it: the header and the configuration, without the memory and its end.
+MAKE_BROKEN = """
+import json, sys
+config = json.dumps({'c_info': {'name': 'broken'}, 'disks': []}).encode() + bytes(1)
+words = (0x01020304, 3, 0, 4 + len(config), len(config))
+head = b'Xen saved domain, xl format' + bytes((10, 32, 0, 32, 13))
+sys.stdout.buffer.write(head + b''.join(word.to_bytes(4, 'little') for word in words) + config + b'cut short')
+"""
+HOST = Host(
+    disks=tuple(Disk(name, 32) for name in NAMES),
+    guests=(
+        Guest("one", ("/dev/mapper/one,raw,xvda,w",), starts=False),
+        Guest("two", ("/dev/mapper/two,raw,xvda,w",), starts=False),
+        Guest("ran", ("/dev/disk/by-id/virtio-ran,raw,xvda,w",)),
+        Guest("broken", ("/dev/disk/by-id/virtio-broken,raw,xvda,w",), starts=False),
+        Guest("never", ("/dev/mapper/never,raw,xvda,w",), starts=False),
+    ),
+    # The boot does not wait for one of them at all, and for the others not long enough.
+    files={"/etc/xen-wait-disk.conf": "timeout = 5s\n[ignore]\ndomains = never\n"},
+    setup=f"""
+        mkdir -p /var/lib/xen/save
+        python3 -c "{MAKE_BROKEN}" >/var/lib/xen/save/broken
+        systemctl --quiet enable xendomains-late.service
+    """,
+    after="""
+        map() { dmsetup create "$1" --table "0 65536 linear /dev/disk/by-id/virtio-$1 0"; }
+        state() { systemctl show -p ActiveState,SubState,Result,StatusText xendomains-late.service >"$report/$1"; }
+
+        # The boot is finished. The wait that timed out has failed, and so has what could not be restored.
+        for _ in $(seq 60); do
+            [ "$(systemctl is-system-running)" = starting ] || break
+            sleep 1
+        done
+        systemctl list-jobs >"$report/jobs"
+        systemctl reset-failed
+        systemctl is-system-running >"$report/running" || true
+        state waiting
+        xl list >"$report/at-first"
+
+        # Somebody shuts down what has run.
+        xl destroy ran
+
+        sleep 20
+        ready one-disk
+        map one
+        wait_for_guest one
+        sleep 20
+        ready two-disk
+        map two
+        wait_for_guest two
+        state still-waiting
+
+        # What waits is gone at once when it is stopped, and what it has started stays.
+        now >"$report/stop-begins"
+        systemctl stop xendomains-late.service
+        now >"$report/stop-ends"
+        state stopped
+        xl list >"$report/guests"
+
+        # Two late starts of the service do what one does.
+        systemctl start xendomains-late.service
+        state again
+    """,
+)
+UNIT = "xendomains-late.service"
+
+
+def test_guests_whose_disks_come_after_the_timeout_come_up(boot: Boot) -> None:
+    assert boot.wait["ExecMainStatus"] == "1"
+    assert boot.disks_of("one") == boot.disks_of("two") == {"xvda": 32}
+    assert "guest one has been started." in boot.messages(UNIT)
+    assert "guest two has been started." in boot.messages(UNIT)
+
+
+def test_their_disks_are_noticed_at_once(boot: Boot) -> None:
+    """How long xl takes then depends on the machine."""
+    for name in ("one", "two"):
+        found = boot.entry(rf"disk /dev/mapper/{name} found \(after [0-9]+ seconds\)")
+        assert int(found["__MONOTONIC_TIMESTAMP"]) / 1e6 - boot.ready_at(f"{name}-disk") < 2 * boot.soon
+
+
+def test_the_boot_is_finished_meanwhile(boot: Boot) -> None:
+    assert boot.text("running") == "running\n"
+    assert "ActiveState=active" in boot.text("waiting")
+    assert "StatusText=Waiting for 3 disks of 3 guests: /dev/mapper/never for never" in boot.text("waiting")
+    assert "ActiveState=active" in boot.text("still-waiting")
+    assert "StatusText=Waiting for 1 disk of 1 guest: /dev/mapper/never for never" in boot.text("still-waiting")
+
+
+def test_the_boots_wait_says_what_will_happen(boot: Boot) -> None:
+    assert boot.said(
+        r"xendomains starts now; .*\(xendomains-late.service will start one, two when their disks are there\)."
+    )
+
+
+def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
+    assert boot.came_up("ran")
+    assert "ran " in boot.text("at-first")
+    assert "ran " not in boot.text("guests")
+
+
+def test_a_guest_that_was_not_saved_in_full_is_neither_restored_nor_created(boot: Boot) -> None:
+    reason = "/var/lib/xen/save/broken: is incomplete, because xl save failed or was ended"
+    assert any(message.startswith(f"guest broken is not started: {reason}") for message in boot.messages(UNIT))
+    assert not boot.came_up("broken")
+
+
+def test_to_be_stopped_is_no_failure(boot: Boot) -> None:
+    assert "ActiveState=inactive" in boot.text("stopped")
+    assert "Result=success" in boot.text("stopped")
+
+
+def test_what_waits_is_gone_at_once_when_it_is_stopped(boot: Boot) -> None:
+    assert float(boot.text("stop-ends")) - float(boot.text("stop-begins")) < 2 * boot.soon
+
+
+def test_the_guests_and_their_xl_outlive_the_unit(boot: Boot) -> None:
+    assert "one " in boot.text("guests") and "two " in boot.text("guests")
+    assert "(xl) remains running after unit stopped" in boot.text("journal.txt")
+    assert "ActiveState=active" in boot.text("again")

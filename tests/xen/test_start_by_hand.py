@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""Ten guests that are down, and a hand that starts them; and one that was saved since the boot."""
+
+from __future__ import annotations
+
+from xenhost import Boot, Guest, Host
+
+NAMES = [f"g{number}" for number in range(10)]
+HOST = Host(
+    guests=tuple(Guest(name, (f"/dev/mapper/{name},raw,xvda,w",), starts=False, more="memory = 128") for name in NAMES),
+    files={"/etc/xen-wait-disk.conf": "timeout = 5s\n"},
+    setup="mkdir -p /var/lib/xen/save",
+    after="""
+        xendomains-wait-disk list >"$report/list" || true
+        for number in $(seq 0 9); do
+            dmsetup create "g$number" --table '0 65536 zero'
+        done
+        udevadm settle
+        xendomains-wait-disk start --dry-run >"$report/dry-run"
+        xl list >"$report/before"
+        xendomains-wait-disk start --json >"$report/started.json" 2>"$report/started"
+        xl list >"$report/after"
+        xendomains-wait-disk start >"$report/again" 2>&1
+
+        # xl writes to the log of a guest when it has been saved. The file is still newer than that.
+        wait_for_guest g0 200
+        xl save g0 /var/lib/xen/save/g0
+        stat -c '%n %y' /var/lib/xen/save/g0 /var/log/xen/xl-g0.log >"$report/times"
+        xendomains-wait-disk start >"$report/not-named" 2>&1
+        xendomains-wait-disk start g0 >"$report/named" 2>&1
+        xl list >"$report/at-last"
+        ls -A /var/lib/xen/save >"$report/saved"
+    """,
+)
+
+
+def test_the_last_message_of_the_wait_and_list_say_how(boot: Boot) -> None:
+    assert boot.said(r"xendomains starts now; .*\(start them later with: xendomains-wait-disk start\).")
+    assert boot.text("list").endswith("(start them later with: xendomains-wait-disk start)\n")
+
+
+def test_a_dry_run_prints_the_commands_and_starts_nothing(boot: Boot) -> None:
+    commands = [f"xl create --quiet --defconfig /etc/xen/auto/{name}.cfg" for name in NAMES]
+    assert boot.text("dry-run").splitlines() == commands
+    assert not any(f"{name} " in boot.text("before") for name in NAMES)
+
+
+def test_all_of_them_are_started_once(boot: Boot) -> None:
+    assert all(f"{name} " in boot.text("after") for name in NAMES)
+    assert boot.text("started").splitlines() == [
+        *(f"guest {name} has been started." for name in NAMES),
+        "Guests: 10 started.",
+    ]
+    assert boot.text("again").splitlines()[-1] == "Guests: 10 running."
+
+
+def test_what_was_saved_since_the_boot_is_restored_if_it_is_named(boot: Boot) -> None:
+    assert "guest g0 is skipped: it has been started since the host booted" in boot.text("not-named")
+    assert boot.text("named").splitlines() == ["guest g0 has been restored.", "Guests: 1 restored."]
+    assert "g0 " in boot.text("at-last")
+    assert boot.text("saved") == ""
