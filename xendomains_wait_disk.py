@@ -111,6 +111,7 @@ STUCK_AFTER = 0.5  # a call that is silent for this long is stuck
 POLL_INTERVAL = 0.05  # for which the main thread pauses before it looks after calls that are silent
 MAX_THREADS = 64  # that make calls at the same time, besides those which are stuck
 LAST_RESORT = 30.0  # after which mdadm starts an array that is degraded (mdadm-last-resort@.timer)
+LATE_TIMER = 70.0  # by which systemd may start it later: AccuracySec= in systemd.timer(5), and a host that is busy
 SETTLED = 3.0  # after which udev is done with a device, unless it says otherwise
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
@@ -1640,7 +1641,10 @@ def when_it_starts(name: str, facts: StorageFacts) -> str:
     if not members:
         return "nothing starts it unless another member comes"
     waits = facts.uptime - max(member.initialized for member in members)
-    if waits < LAST_RESORT + SETTLED:
+    with suppress(OSError):
+        # udev may have seen them long before in the initramfs; mdadm writes its map when it adds one.
+        waits = min(waits, time.time() - os.stat(f"{RUN}/mdadm/map").st_mtime)
+    if waits < LAST_RESORT + LATE_TIMER:
         return f"mdadm starts it degraded after {LAST_RESORT:.0f} s"
     return f"mdadm has not started it degraded, though it waits for {waits:.0f} s"
 

@@ -434,6 +434,18 @@ def test_since_when_an_inactive_array_waits(host: Callable[[str], HostPaths], up
     assert missing(here, "/dev/md127")[0] == f"md array is inactive with vdd alone; {said}"
 
 
+def test_an_inactive_array_waits_since_mdadm_has_added_a_member(host: Callable[[str], HostPaths]) -> None:
+    """Which is long after udev saw it, if the initramfs has asked for a passphrase in between."""
+    here = host("md/inactive")
+    entry = Path(here.run) / "udev/data/b254:48"
+    entry.write_text(f"I:20000000\n{entry.read_text()}")
+    Path(here.proc, "uptime").write_text("320.00 1.00\n")
+    file = Path(here.run) / "mdadm/map"
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    assert missing(here, "/dev/md127")[0].endswith("; mdadm starts it degraded after 30 s")
+
+
 def test_an_array_that_runs_under_another_name(host: Callable[[str], HostPaths]) -> None:
     here = host("md/degraded")
     entry = Path(here.run) / "udev/data/b254:48"
