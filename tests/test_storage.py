@@ -431,6 +431,7 @@ def test_since_when_an_inactive_array_waits(host: Callable[[str], HostPaths], up
     entry = Path(here.run) / "udev/data/b254:48"
     entry.write_text(f"I:20000000\n{entry.read_text()}")
     Path(here.proc, "uptime").write_text(f"{uptime} 1.00\n")
+    os.utime(Path(here.run) / "mdadm/map", (0, 0))
     assert missing(here, "/dev/md127")[0] == f"md array is inactive with vdd alone; {said}"
 
 
@@ -440,9 +441,7 @@ def test_an_inactive_array_waits_since_mdadm_has_added_a_member(host: Callable[[
     entry = Path(here.run) / "udev/data/b254:48"
     entry.write_text(f"I:20000000\n{entry.read_text()}")
     Path(here.proc, "uptime").write_text("320.00 1.00\n")
-    file = Path(here.run) / "mdadm/map"
-    file.parent.mkdir(exist_ok=True)
-    file.touch()
+    (Path(here.run) / "mdadm/map").touch()
     assert missing(here, "/dev/md127")[0].endswith("; mdadm starts it degraded after 30 s")
 
 
