@@ -168,7 +168,7 @@ def test_a_guest_that_is_down_is_created_as_xendomains_does(late: StartHost, sta
 
 def test_what_is_created_has_a_session_of_its_own_and_no_input(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
-    late.let_xl(f"{{ pwd; readlink /proc/$$/fd/0; ps -o sid= -p $$; }} >{late.root}/seen")
+    late.let_xl(f"{{ pwd; readlink /proc/$$/fd/0; cut -d' ' -f6 /proc/$$/stat; }} >{late.root}/seen")
     start()
     directory, stdin, session = (late.root / "seen").read_text().split()
     assert (directory, stdin) == ("/", "/dev/null")
