@@ -1348,7 +1348,8 @@ class StorageFacts:
             options = ",".join(more[1:2]).split(",")
             at_boot = "noauto" not in options or "x-systemd.automount" in options
             plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
-        return plans
+        # No image comes with a tmpfs, such as tmp.mount's.
+        return {where: plan for where, plan in plans.items() if plan.source != "tmpfs"}
 
     def is_mounted_at_boot(self, where: str) -> bool:
         """Whether what is planned there is mounted at boot: a unit has to be wanted by another."""

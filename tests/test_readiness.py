@@ -78,8 +78,8 @@ class Mounts:
     def plan(self, where: Path, options: str = "defaults") -> None:
         self._write("etc/fstab", f"nas:/images {where} nfs {options} 0 0\n")
 
-    def unit(self, where: Path, wanted_by: str = "", more: str = "") -> None:
-        self._write("etc/systemd/system/images.mount", f"[Unit]\n{more}\n[Mount]\nWhat=nas:/images\nWhere={where}\n")
+    def unit(self, where: Path, wanted_by: str = "", more: str = "", what: str = "nas:/images") -> None:
+        self._write("etc/systemd/system/images.mount", f"[Unit]\n{more}\n[Mount]\nWhat={what}\nWhere={where}\n")
         if wanted_by:
             self._write(f"etc/systemd/system/{wanted_by}.wants/images.mount", "")
 
@@ -120,6 +120,12 @@ def test_an_image_where_something_is_still_to_be_mounted_is_another_one(mounts: 
 def test_a_mount_unit_that_is_started_at_boot_counts_as_well(mounts: Mounts, tmp_path: Path) -> None:
     mounts.unit(tmp_path / "images", "multi-user.target")
     assert "(images.mount mounts nas:/images there)" in image_status(mounts, tmp_path).reason
+
+
+def test_no_image_comes_with_a_tmpfs(mounts: Mounts, tmp_path: Path) -> None:
+    """tmp.mount is there but does nothing in a container."""
+    mounts.unit(tmp_path / "images", "multi-user.target", what="tmpfs")
+    assert image_status(mounts, tmp_path) == xwd.READY
 
 
 @pytest.mark.parametrize("options", ["noauto", "noauto,nofail"])
