@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
 """A logical volume on a LUN, to which the host logs in late: udev's event for the LUN activates the volume group.
 
-LVM has last seen its physical volume as that LUN, so that the wait can tell what is missing below it.
+LVM has last seen its physical volume as that LUN.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION, SERVE_VOLUME_GROUP, TARGET, TARGET_WITHOUT_CLONE
 from xenhost import Boot, Guest, Host
 
-ADVICE = f"iscsiadm -m node -T {TARGET} --login"
 HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",)),),
     files={"/etc/tgt/conf.d/group.conf": TARGET_WITHOUT_CLONE},
@@ -23,7 +22,7 @@ HOST = Host(
         iscsiadm --mode node --logout
         {RESUME_ACTIVATION}
     """,
-    late=f"until_said 'still waiting for /dev/vg/lv for web...'; sleep 10; {ADVICE}",
+    late=f"until_said 'still waiting for /dev/vg/lv for web...'; sleep 10; iscsiadm -m node -T {TARGET} --login",
     awaited=("/dev/vg/lv",),
 )
 
@@ -39,9 +38,9 @@ def test_the_wait_lasts_until_the_volume_is_active(boot: Boot) -> None:
 
 
 def test_it_is_told_which_layer_lacks_what(boot: Boot) -> None:
+    """Not that the LUN is one of the target, to which the host is not meant to log in by itself (node.startup)."""
     waiting = boot.entry(
         r"still waiting for /dev/vg/lv for web\.\.\. \(volume group vg lacks physical volume [\w-]+ "
-        r"\(last seen as /dev/sda\), according to /etc/lvm/backup/vg: "
-        rf"target {TARGET} at 127.0.0.1:3260 has no session; node.startup is manual\)"
+        r"\(last seen as /dev/sda\), according to /etc/lvm/backup/vg\)"
     )
-    assert (waiting["STATE"], waiting["HINT"]) == ("missing", ADVICE)
+    assert waiting["STATE"] == "missing"
