@@ -113,6 +113,7 @@ MAX_THREADS = 64  # that make calls at the same time, besides those which are st
 LAST_RESORT = 30.0  # after which mdadm starts an array that is degraded (mdadm-last-resort@.timer)
 LATE_TIMER = 70.0  # by which systemd may start it later: AccuracySec= in systemd.timer(5), and a host that is busy
 SETTLED = 3.0  # after which udev is done with a device, unless it says otherwise
+MAX_SAVE_END = 60.0  # that it may take to destroy a guest which has been saved
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
 MAX_REASON_AGE = 4.0  # of a reason that is said
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
@@ -4011,12 +4012,18 @@ def outcomes_of(
             result, reason = "skipped", f"it has been started since the host booted (try: {COMMAND} start {name})"
         elif lost:
             result, reason = "refused", lost[0]
-        elif kind == "saved" and guest.signature and name in logs and guest.signature[MODIFIED] < logs[name][-1]:
+        elif kind == "saved" and guest.signature and has_run_since(guest.signature[MODIFIED], logs.get(name)):
             result, reason = "refused", f"{file} is older than its last start (to give it up: rm {file})"
         else:
             result, reason = "waiting" if missing else "ready", join_limited(missing, MAX_LISTED)
         outcomes[name] = Outcome(guest, result, reason)
     return outcomes
+
+
+def has_run_since(saved: int, log: Sequence[int] | None) -> bool:
+    """Whether a guest has run since it was saved at this time in ns, according to its log."""
+    # When a guest has been saved, xl notes in the log that it was destroyed.
+    return log is not None and saved + MAX_SAVE_END * 1e9 < log[-1]
 
 
 def xl_logs() -> dict[str, list[int]]:

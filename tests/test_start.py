@@ -402,10 +402,18 @@ def test_a_saved_guest_that_is_older_than_its_last_start_is_not_used(late: Start
     late.guest("web", late.image("web"))
     file = late.saved("web", late.image("a"))
     os.utime(file, (time.time() - AGES, time.time() - AGES))
-    late.log("web", age=AGES - 60)
+    late.log("web", age=AGES - 2 * xwd.MAX_SAVE_END)
     assert start() == start("web") == xwd.EXIT_USAGE
     assert late.calls() == []
     assert f"guest web is not started: {file} is older than its last start (to give it up: rm {file}).\n" in start.said
+
+
+def test_a_saved_guest_whose_end_xl_has_logged_a_moment_later_is_used(late: StartHost, start: Start) -> None:
+    file = late.saved("web", late.image("a"))
+    os.utime(file, (time.time() - AGES, time.time() - AGES))
+    late.log("web", age=AGES - 2)
+    assert start("web") == xwd.EXIT_READY
+    assert not file.exists()
 
 
 def test_a_saved_guest_that_is_newer_is_used(late: StartHost, start: Start) -> None:

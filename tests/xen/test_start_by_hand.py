@@ -23,7 +23,7 @@ HOST = Host(
         xl list >"$report/after"
         xendomains-wait-disk start >"$report/again" 2>&1
 
-        # xl writes to the log of a guest when it has been saved. The file is still newer than that.
+        # xl writes to the log of a guest when it has been saved, which may be later than the file.
         wait_for_guest g0 200
         xl save g0 /var/lib/xen/save/g0
         stat -c '%n %y' /var/lib/xen/save/g0 /var/log/xen/xl-g0.log >"$report/times"
