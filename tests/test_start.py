@@ -412,7 +412,7 @@ def test_a_saved_guest_whose_end_xl_has_logged_a_moment_later_is_used(late: Star
     file = late.saved("web", late.image("a"))
     os.utime(file, (time.time() - AGES, time.time() - AGES))
     late.log("web", age=AGES - 2)
-    assert start("web") == xwd.EXIT_READY
+    assert start() == xwd.EXIT_READY
     assert not file.exists()
 
 
