@@ -96,7 +96,6 @@ MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volum
 MAX_CHAIN = 4  # layers in one sentence
 MAX_BACKING_FILES = 16  # behind an image
 QCOW_HEADER = 1 << 12  # of an image, in which the format of its backing file is named
-MAX_LINKS = 40  # on the way to a file, as in path_resolution(7)
 MAX_TIME = 7 * 86400.0  # that may be set
 MIN_PAUSE = 0.01  # between two looks, that may be set
 MIN_SLEEP = 0.02  # between two looks in a storm of events
@@ -1901,8 +1900,8 @@ def explain_file(match: re.Match[str], facts: StorageFacts) -> Problem | None:
         return None
     plan = facts.planned_mounts[where]
     pool = plan.source.partition("/")[0]
-    if "zfs-list.cache" in plan.file and pool not in list_names(f"{PROC}/spl/kstat/zfs"):
-        return Problem(f"{not_mounted(where, plan)}: pool {pool} is not imported", f"zpool import {pool}")
+    if "zfs-list.cache" in plan.file and (problem := check_imported(pool)):
+        return problem._replace(reason=f"{not_mounted(where, plan)}: {problem.reason}")
     return Problem(not_mounted(where, plan), f"systemctl status {where}", missing=path_of(plan.source))
 
 
@@ -1921,13 +1920,17 @@ def path_of(source: str) -> str:
 
 def udev_name(text: str) -> str:
     """A text as udev has it in the name of a link (encode_devnode_name)."""
-    return re.sub(r"[^\w#+.:=@-]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
+    return hex_escaped(r"[^\w#+.:=@-]", text)
 
 
 def unit_name(text: str) -> str:
     """A text as it is in the name of a unit: systemd.unit(5), "String escaping"."""
-    escaped = re.sub(r"[^a-zA-Z0-9:_./]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
-    return escaped.replace("/", "-")
+    return hex_escaped("[^a-zA-Z0-9:_./]", text).replace("/", "-")
+
+
+def hex_escaped(pattern: str, text: str) -> str:
+    """The text with each byte of the characters that match the pattern as \\xNN."""
+    return re.sub(pattern, lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
 
 
 def map_name(group: str, volume: str) -> str:
@@ -1943,8 +1946,7 @@ def portal_of(address: str, port: str) -> str:
 def explain_array(match: re.Match[str], facts: StorageFacts) -> Problem:
     """An md array by its name or its node; one that is inactive has no link with its name yet."""
     wanted = match["name"]
-    names = {wanted, wanted.removeprefix("md")}  # /dev/md/0 is /dev/md0
-    known = [array for array in facts.arrays if not names.isdisjoint(array.names)]
+    names, known = array_names(wanted), arrays_named(wanted, facts)
     uuids = {array.uuid for array in known if array.uuid}
     members = [device for device in facts.devices if is_member(device.properties, names, uuids)]
     nodes = {device.properties.get("MD_DEVICE", "") for device in members}.union(*(array.names for array in known))
@@ -1985,9 +1987,19 @@ def hex_digits(uuid: str) -> str:
     return re.sub("[^0-9a-f]", "", uuid.lower())
 
 
+def array_names(name: str) -> set[str]:
+    """The names that an md array with this one has: /dev/md/0 is /dev/md0."""
+    return {name, name.removeprefix("md")}
+
+
+def arrays_named(name: str, facts: StorageFacts) -> list[KnownArray]:
+    """The known arrays with this name."""
+    return [array for array in facts.arrays if not array_names(name).isdisjoint(array.names)]
+
+
 def is_in_mdadm_conf(name: str, facts: StorageFacts) -> bool:
     """Whether mdadm.conf gives an array this name."""
-    return any(name in array.names or name.removeprefix("md") in array.names for array in facts.arrays if array.file)
+    return any(array.file for array in arrays_named(name, facts))
 
 
 def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
@@ -2055,7 +2067,7 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     if volume not in group.volumes:
         return Problem(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
     disks = {key: group.disks[key] for key in disks_of(volume, group)} or group.disks
-    return explain_disks(name, volume, disks, facts) or explain_inactive_volume(name, volume, group, facts)
+    return explain_disks(name, disks, facts) or explain_inactive_volume(name, volume, group, facts)
 
 
 def disks_of(volume: str, group: VolumeGroup) -> set[str]:
@@ -2068,7 +2080,7 @@ def disks_of(volume: str, group: VolumeGroup) -> set[str]:
     return disks
 
 
-def explain_disks(group: str, volume: str, disks: Mapping[str, str], facts: StorageFacts) -> Problem | None:
+def explain_disks(group: str, disks: Mapping[str, str], facts: StorageFacts) -> Problem | None:
     """Which physical volumes are missing or cannot be used by LVM, of those that a volume needs."""
     lacking = []
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
@@ -2173,11 +2185,18 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Problem | None:
 
 
 def explain_zvol(match: re.Match[str], _: StorageFacts) -> Problem:
-    """A volume of ZFS, whose module keeps a directory for each imported pool."""
+    """A volume of ZFS."""
     pool = match["pool"]
-    if pool not in list_names(f"{PROC}/spl/kstat/zfs"):
-        return Problem(f"pool {pool} is not imported", f"zpool import {pool}")
-    return Problem(f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}")
+    absent = Problem(
+        f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}"
+    )
+    return check_imported(pool) or absent
+
+
+def check_imported(pool: str) -> Problem | None:
+    """A pool of ZFS that is not imported: its module keeps a directory for each that is."""
+    is_imported = pool in list_names(f"{PROC}/spl/kstat/zfs")
+    return None if is_imported else Problem(f"pool {pool} is not imported", f"zpool import {pool}")
 
 
 def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Problem:
@@ -2198,7 +2217,7 @@ def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Problem | None:
     return Problem(f"backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
 
 
-def explain_fc_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
+def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Problem:
     """A LUN behind a remote port of Fibre Channel (scsi_transport_fc.c)."""
     port, directory = match["port"], f"{SYS}/class/fc_remote_ports"
     states = {
@@ -2724,12 +2743,15 @@ class Watcher:
         return min(MAX_SILENCE, (deadline - self.clock.now()) / 3)
 
     def _read_files(self, deadline: float, facts: StorageFacts) -> None:
-        directories = self._list_directories(deadline, facts)
-        read = self._read_guests(directories, deadline, facts)
-        self._read_at = self.clock.now() + max(READ_INTERVAL, self.rest)
         known = self.known
-        if directories == known.directories and read == known.read:
+        directories = self._list_directories(deadline, facts)
+        files = self._read_guests(directories, deadline, facts)
+        self._read_at = self.clock.now() + max(READ_INTERVAL, self.rest)
+        if directories == known.directories and files == self._read:
             return
+        self._read = files
+        saved = [file for one in directories.values() if one.kind == "saved" for file in one.files]
+        read = with_starts(files, self.xendomains, " ".join(map(os.path.basename, saved)))
         guests = guests_named(read, self.names)
         needed = required_paths(guests)
         disks = {path: known.disks[path] if known.needed.get(path) == needed[path] else UNKNOWN for path in needed}
@@ -2772,9 +2794,7 @@ class Watcher:
                 answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
             if answer is not None:
                 guests[file] = unless_ignored(answer, self.settings)
-        self._read = guests
-        listing = " ".join(os.path.basename(file) for file, kind in files.items() if kind == "saved")
-        return with_starts(guests, self.xendomains, listing)
+        return guests
 
 
 def absent_devices(paths: Iterable[str]) -> set[str]:
@@ -3203,6 +3223,7 @@ class Reporter:
         self._started = started
         self._timeout = timeout
         self._snapshot = Snapshot()  # the last
+        self._lost: dict[str, str] = {}  # of its guests, see lost_guests()
         self._awaited: dict[str, Awaited] = {}
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
@@ -3215,16 +3236,19 @@ class Reporter:
 
     def report(self, snapshot: Snapshot) -> None:
         """Says what is new since the last snapshot."""
+        has_changed = snapshot is not self._snapshot
         messages = self._news(snapshot)
         now = self._clock.now()
-        if now >= self._reminder:
+        is_due = now >= self._reminder
+        if is_due:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
             self._lines = 0
             messages += self._reminders()
-        new = self._new_problems() + self._new_waits()
-        messages += limited(new, MAX_LINES - self._lines)
-        self._lines += len(new)
+        if has_changed or is_due:
+            new = self._new_problems() + self._new_waits()
+            messages += limited(new, MAX_LINES - self._lines)
+            self._lines += len(new)
         self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
         self._report_status()
 
@@ -3234,6 +3258,7 @@ class Reporter:
             return []
         was_awaited = self._awaited
         self._snapshot = snapshot
+        self._lost = lost_guests(snapshot)
         self._awaited = {one.path: one for one in snapshot.missing()}
         text = f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}."
         messages: list[Message] = [(DEBUG, text, {})]
@@ -3317,7 +3342,7 @@ class Reporter:
         messages = self._news(snapshot) + limited(self._new_problems())
         missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
-        lost = [snapshot.guests[file] for file in lost_guests(snapshot)]
+        lost = [snapshot.guests[file] for file in self._lost]
         down = {guest.domain.name for guest in lost if not guest.status.is_rejected()}
         guests = join_limited(sorted(down.union(*(one.domains for one in missing))), MAX_NAMES)
         # Whether they are meant to be guests is not known.
@@ -3371,10 +3396,7 @@ class Reporter:
                 for path, one in {**paths, **self._awaited}.items()
             ],
             "guests": [start_as_json(guest) for guest in self._snapshot.guests.values()],
-            "refused": [
-                {"source": well_formed(file), "error": well_formed(why)}
-                for file, why in lost_guests(self._snapshot).items()
-            ],
+            "refused": [{"source": well_formed(file), "error": well_formed(why)} for file, why in self._lost.items()],
         }
 
 
@@ -3441,7 +3463,7 @@ def start_later(names: set[str], patterns: Sequence[str]) -> str:
     """In parentheses, what starts these guests when their disks are there: the service if it is enabled, or you."""
     from shlex import quote
 
-    is_service = is_enabled(LATE_SERVICE, StorageFacts())
+    is_service = is_enabled(LATE_SERVICE)
     by_service = sorted(name for name in names if is_service and matches_any((name,), patterns))
     by_hand = sorted(names.difference(by_service))
     when = "its disk is there" if len(by_service) == 1 else "their disks are there"
@@ -3614,7 +3636,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[F
     facts = StorageFacts()
     uses, used = uses_of(snapshot, watcher), used_by_host(facts)
     # Cluster managers bring up storage themselves.
-    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti", facts)
+    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti")
     checks = [check_files(snapshot), check_sharing(uses)]
     checks += [check_units()] if snapshot.guests else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
@@ -3759,7 +3781,7 @@ def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
         yield use.finding(f"after a reboot {use.required.path} will be missing: {lack.reason}", lack.hint)
 
 
-def is_enabled(names: str, facts: StorageFacts) -> bool:
+def is_enabled(names: str) -> bool:
     """Whether a service whose name matches one of these is started at boot."""
     scripts = list_names(f"{ETC}/rc3.d", "S.*")
     for directory in list_names(f"{ETC}/systemd/system", r".*\.(wants|requires)"):
@@ -3788,7 +3810,7 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
         return why_not_opened(mapped, facts)
     if uuid.startswith("LVM-"):
         return why_not_activated(mapped, facts)
-    if name.startswith("drbd") and not is_enabled("drbd", facts):
+    if name.startswith("drbd") and not is_enabled("drbd"):
         return Problem("no service that brings up DRBD is enabled", "systemctl enable drbd.service")
     return None
 
