@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
+    from xml.etree.ElementTree import Element
 
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
@@ -611,11 +612,12 @@ class Disk(NamedTuple):
     script: str = ""
     cdrom: bool = False
     writes: bool = False
+    attached_by: str = ""  # what brings it to this host; empty: it is here
 
 
 @record
 class Domain(NamedTuple):
-    """A guest that xendomains is about to start (kind "auto") or to restore (kind "saved")."""
+    """A guest that is about to be created (kind "auto"), restored ("saved"), or started by libvirt ("libvirt")."""
 
     name: str
     source: str
@@ -786,7 +788,8 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
-    boot_files = () if type_in(settings) == "hvm" else boot_files_in(settings)
+    values = {key: value for key, (value, _) in settings.items()}
+    boot_files = () if type_in(settings) == "hvm" else boot_files_in(values)
     specifications, line = settings.get("disk", ([], 0))
     if isinstance(specifications, str):
         warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
@@ -823,9 +826,8 @@ def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
     return found[0] if found else "pv"
 
 
-def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
-    """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
-    values = {key: value for key, (value, _) in settings.items()}
+def boot_files_in(values: Mapping[str, Any]) -> tuple[Disk, ...]:
+    """The files that a PV or PVH guest is built from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
     keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
     # Where libxl looks for a name without a directory depends on how it was built.
     return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
@@ -861,16 +863,21 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
     if size > optional - 4:
         raise ConfigError(f"claims {size} bytes of configuration in {optional} bytes of optional data")
+    return os.fsdecode(read_saved(file, size, bool(flags & SAVED_STREAM_V2))), bool(flags & SAVED_JSON)
+
+
+def read_saved(file: IO[bytes], size: int, has_end: bool) -> bytes:
+    """The configuration that comes next in a file of a saved guest. Raises ConfigError if the file is incomplete."""
     if size > MAX_CONFIGURATION:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
     configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
-    if flags & SAVED_STREAM_V2:
+    if has_end:
         file.seek(-len(SAVED_END), os.SEEK_END)
         if file.read(len(SAVED_END)) != SAVED_END:
-            raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
-    return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
+            raise ConfigError("is incomplete, because the save failed or was ended, and cannot be restored")
+    return configuration.split(b"\0")[0]
 
 
 def domain_from_json(text: str, source: str, kind: str) -> Domain:
@@ -901,6 +908,65 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
     backend = str(disk.get("backend_domname") or disk.get("backend_domid") or "")
     values = {field: str(disk.get(key) or "") for field, key in keys.items()}
     return Disk(**values, backend=backend, cdrom=bool(disk.get("is_cdrom")), writes=bool(disk.get("readwrite")))
+
+
+# --- Configurations of libvirt: libvirt.org/formatdomain.html, and the header which virsh managedsave writes ---------
+# libxl_conf.h in libvirt's src/libxl: 16 bytes of magic, two 32-bit words, which are the version and the length of the
+# XML, and 40 bytes unused. Version 2 has a memory image as xl writes it.
+LIBVIRT_MAGIC = b"libvirt-xml\n \0 \r"
+LIBVIRT_HEADER = 64
+# What libvirt's Xen driver makes of the name of a driver: libxlMakeDisk() in libxl_conf.c.
+LIBVIRT_BACKENDS = {"file": "qdisk", "qemu": "qdisk", "tap2": "tap"}
+
+
+def saved_by_libvirt(file: IO[bytes]) -> str:
+    """The XML in a file that virsh managedsave wrote, read as saved_configuration() does. Raises ConfigError."""
+    header = file.read(LIBVIRT_HEADER)
+    if not header.startswith(LIBVIRT_MAGIC) or len(header) < LIBVIRT_HEADER:
+        raise ConfigError("was not written by virsh managedsave, or is damaged")
+    version, size = (int.from_bytes(header[at : at + 4], sys.byteorder) for at in (16, 20))
+    if version not in (1, 2):
+        raise ConfigError(f"has version {version} of libvirt's format, which is unknown")
+    return os.fsdecode(read_saved(file, size, version == 2))
+
+
+def domain_from_libvirt_xml(text: str, source: str, kind: str = "libvirt") -> Domain:
+    """The domain that libvirt's XML describes. Raises ConfigError if it is not XML, or describes no domain."""
+    from xml.etree import ElementTree
+
+    if "<!DOCTYPE" in text:  # only there can entities be declared
+        raise Unsupported("has a DOCTYPE, which libvirt does not write (remove it)")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        problem = str(error).partition(":")[0]
+        raise ConfigError(f"line {error.position[0]}: {problem} (virsh define FILE says more)") from None
+    except UnicodeEncodeError:
+        raise ConfigError("is not UTF-8") from None
+    name = root.findtext("name")
+    if root.tag != "domain" or not name:
+        raise ConfigError("describes no guest: a <domain> with a <name>")
+    disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
+    keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
+    values = {key: root.findtext(path) for key, path in keys.items()}
+    return Domain(name, source, kind, disks, (), () if root.findtext("os/type") == "hvm" else boot_files_in(values))
+
+
+def disk_from_libvirt_xml(disk: Element) -> Disk:
+    """A <disk> of libvirt."""
+    parts = {part.tag: part.attrib for part in disk}
+    source, driver, target = (parts.get(tag, {}) for tag in ("source", "driver", "target"))
+    kind, cdrom = disk.get("type", "file"), disk.get("device") == "cdrom"
+    return Disk(
+        target.get("dev", ""),
+        source.get({"block": "dev"}.get(kind, "file"), ""),
+        driver.get("type", "raw"),
+        parts.get("backenddomain", {}).get("name", ""),
+        LIBVIRT_BACKENDS.get(driver.get("name", ""), driver.get("name", "")),
+        cdrom=cdrom,
+        writes="readonly" not in parts and not cdrom,
+        attached_by="" if kind in ("block", "file") else f"libvirt (type {kind})",
+    )
 
 
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
@@ -1094,6 +1160,8 @@ def required_by(disk: Disk) -> Required:
     script = os.path.basename(disk.script)
     if disk.backend not in ("", "0", "Domain-0"):
         return Required(reason=f"the driver domain {disk.backend} holds it")
+    if disk.attached_by:
+        return Required(reason=f"{disk.attached_by} attaches it")
     if disk.format == "empty" or not disk.target:
         return Required(reason="the drive is empty")
     if script == "block-drbd":
