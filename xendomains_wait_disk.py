@@ -4150,7 +4150,7 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
     results = [outcome.result for outcome in outcomes]
     counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
     journal.log(INFO, f"Guests: {', '.join(counts) or 'none'}.")
-    if options.json:
+    if options.format == "json":
         import json
 
         rows = [
@@ -4171,9 +4171,6 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
-COMMANDS = ("wait", "list", "check", "last", "start")
-
-
 @record
 class Options(NamedTuple):
     """The command line; at boot there is nothing on it."""
@@ -4184,10 +4181,23 @@ class Options(NamedTuple):
     timeout: float | None = None
     verbose: int = 0
     quiet: bool = False
-    json: bool = False
+    format: str = ""  # json, nagios or prometheus, for programs
+    tree: bool = False
+    problems: bool = False
     reboot: bool = False
+    boot: str = ""
+    boots: bool = False
     dry_run: bool = False
     wait: float = 0.0
+
+
+COMMANDS = {
+    "wait": "wait for the disks of the guests that are about to start (the default)",
+    "list": "show guests, disks and their state, and what to do about those that are missing",
+    "check": "report everything that would keep guests from starting at the next boot",
+    "last": "show how the wait at boot went",
+    "start": "start the guests that are down and whose disks are ready",
+}
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -4208,41 +4218,61 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         epilog="Exit status: 0 every disk is ready, 1 timed out, 2 wrong usage or configuration, "
         "6 no settings of xendomains.",
     )
-    command_help = (
-        "wait: wait for the disks (the default); list: show them and how they are; "
-        "check: say what is wrong, and what the next boot will trip over; last: show how the last wait ended; "
-        "start: start the guests that are down and whose disks are ready"
-    )
-    timeout_help = "wait at most this long, as in 90 or 5min; 0: look once"
-    parser.add_argument("command", nargs="?", default="wait", choices=COMMANDS, help=command_help)
-    parser.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name or file name; without, all")
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
-    parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
-    parser.add_argument("--reboot", action="store_true", help="with check: what would not come back after a reboot")
-    parser.add_argument("--dry-run", action="store_true", help="with start: print the commands, and start nothing")
-    wait_help = "with start: wait for the disks of the others, without TIME as long as it takes"
-    parser.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
-    parser.add_argument("--json", action="store_true", help="with list, check, last and start: for programs")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; with list, what to do")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {name: commands.add_parser(name, help=text, description=f"{text}.") for name, text in COMMANDS.items()}
+    wait, listing, check, last, start = parsers.values()
+
+    wait.add_argument("--timeout", metavar="TIME", type=time_span, help="wait at most this long (5min); 0: look once")
+    start.add_argument("--dry-run", action="store_true", help="print the commands, and start nothing")
+    wait_help = "also wait for the disks of the others; without TIME as long as it takes"
+    start.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
+    for one in (wait, start):
+        loudness = one.add_mutually_exclusive_group()
+        loudness.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: say everything")
+        loudness.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
+    listing.add_argument("-v", "--verbose", action="count", default=0, help="show each disk, and what helps")
+    listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
+    check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
+    last.add_argument("-b", "--boot", metavar="OFFSET", default="", help="an earlier boot, as in journalctl: -1")
+    forms = {one: one.add_mutually_exclusive_group() for one in (listing, check, last, start)}
+    for one in forms.values():
+        one.add_argument("--json", dest="format", action="store_const", const="json", default="", help="print JSON")
+    nagios_help = "print a line for Nagios and its like, and end with the status of a plugin"
+    forms[check].add_argument("--nagios", dest="format", action="store_const", const="nagios", help=nagios_help)
+    prometheus_help = "print metrics for the textfile collector of Prometheus"
+    forms[last].add_argument(
+        "--prometheus", dest="format", action="store_const", const="prometheus", help=prometheus_help
+    )
+    forms[last].add_argument("--list", dest="boots", action="store_true", help="show a line for each boot")
+    forms[listing].add_argument("--tree", action="store_true", help="show the storage below each disk")
+    for one in (wait, listing, check, start):
+        one.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name, file name or shell pattern")
     try:
-        # argparse would take a guest that follows for its TIME.
-        arguments = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
-        options = parser.parse_intermixed_args(arguments)
+        options = Options(**vars(parser.parse_args(with_command(arguments, parser.error))))
     finally:
         show("", end="")  # help or version, which the end in run() would not write out
-    if options.json and options.command == "wait":
-        parser.error("--json goes with list, check, last and start")
-    if (options.dry_run or options.wait) and options.command != "start":
-        parser.error("--dry-run and --wait go with start")
     if options.dry_run and options.wait:
-        parser.error("--dry-run does not wait")
-    if options.reboot and options.command != "check":
-        parser.error("--reboot goes with check")
-    if options.guests and options.command == "last":
-        parser.error("last is of all guests")
-    return Options(**vars(options))
+        start.error("--dry-run does not wait")
+    return options
+
+
+def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> list[str]:
+    """The arguments with the command that they leave out, and what argparse does not understand as it is meant."""
+    # argparse would take a guest that follows for its TIME.
+    given = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
+    first = 2 if given[0] == "--config" else int(given[0].startswith("--config="))
+    rest = given[first:]
+    if rest and (rest[0] in COMMANDS or rest[0] in ("-h", "--help", "--version")):
+        return given
+    if rest and not rest[0].startswith("-"):
+        similar = closest(rest[0], list(COMMANDS))
+        meant = similar if similar.startswith("did you mean") else f"did you mean: {COMMAND} wait {rest[0]}?"
+        error(f"unknown command '{rest[0]}' ({meant})")
+    if command := next((one for one in rest if one in COMMANDS), ""):
+        error(f"options follow the command, as in {COMMAND} {command} {rest[0]}")
+    return [*given[:first], "wait", *rest]
 
 
 def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
@@ -4274,7 +4304,7 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         level = max(level, INFO)  # what became of the guests
     journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
-        return show_last_wait(journal, settings.late_domains, as_json=options.json)
+        return show_last_wait(journal, settings.late_domains, as_json=options.format == "json")
     clock.take_signals()
     limit = MAX_SOURCING
     if options.command == "wait":
@@ -4315,9 +4345,9 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequ
         return EXIT_USAGE
     if options.command == "check":
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
-        return show_findings(told, findings, snapshot, journal, as_json=options.json)
-    show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    if not options.json and (later := start_later(snapshot.waiting_guests(), watcher.settings.late_domains)):
+        return show_findings(told, findings, snapshot, journal, as_json=options.format == "json")
+    show(as_json(snapshot) if options.format == "json" else as_table(snapshot, with_hints=options.verbose > 0))
+    if not options.format and (later := start_later(snapshot.waiting_guests(), watcher.settings.late_domains)):
         show(later.strip())
     unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
     if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
