@@ -124,9 +124,12 @@ MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
 FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
 MAX_LINES = 1000  # said between two reminders, besides what was found
 MAX_NAMES = 100  # in one line
+MAX_NAMED = 3  # disks of one cause that are reported one by one
 MAX_LISTED = 4  # in one clause of a reason
 MAX_REASON = 1000  # characters, of why storage is missing
 MAX_CELL = 1000  # characters, of a table
+MAX_BAR = 30  # characters
+MIN_LAST_COLUMN = 30  # of a table on a terminal
 
 
 def record(declared: type[Found]) -> type[Found]:
@@ -468,6 +471,7 @@ class Xendomains(NamedTuple):
     save: str = ""  # directory of saved domains; empty: restores none
     warning: str = ""  # a sentence about its settings
     is_debians: bool = False  # else it is upstream's
+    file: str = ""  # its settings
 
 
 # Where Xen's own settings file puts them.
@@ -518,7 +522,7 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
     if not auto and not save:
         problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
-    return Xendomains(auto, save, warning, is_debians), problems
+    return Xendomains(auto, save, warning, is_debians, path), problems
 
 
 def is_absent(path: str) -> bool:
@@ -2697,12 +2701,17 @@ class Directory(NamedTuple):
 
 
 @record
-class Awaited(NamedTuple):
-    """A disk, a configuration, or a directory of configurations that is waited for, and the guests that need it."""
+class Need(NamedTuple):
+    """A disk, a configuration, or a directory of configurations, a guest that needs it, and how it is."""
 
     path: str
+    guest: str
     status: Status
-    domains: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is, however it is."""
+        return self.path, self.guest
 
 
 @record
@@ -2729,21 +2738,24 @@ class Snapshot(NamedTuple):
         directories, guests = self.directories.values(), self.guests.values()
         return any(one.status.is_awaited() for one in directories) or any(one.status.is_awaited() for one in guests)
 
+    def guest_status(self, guest: Guest) -> Status:
+        """How a guest is: as its file, unless something that it needs will not come, or is waited for."""
+        statuses = [guest.status, *map(self.disk_status, guest.required)]
+        bad = [one for one in statuses if one.is_rejected()] or [one for one in statuses if one.is_awaited()]
+        return bad[0] if bad else guest.status
+
     def waiting_guests(self) -> set[str]:
         """The names of the guests that cannot start yet."""
-        return {name for one in self.missing() if one.path not in self.directories for name in one.domains}
+        return {one.guest for one in self.missing() if one.path not in self.directories}
 
-    def missing(self) -> list[Awaited]:
-        """What the start of the guests still waits for, each path once."""
-        needed = [(path, one.status, f"the guests in {path}") for path, one in self.directories.items()]
+    def missing(self) -> list[Need]:
+        """What the start of the guests still waits for, each path once for a guest."""
+        needs = [Need(path, f"the guests in {path}", one.status) for path, one in self.directories.items()]
         for file, guest in self.guests.items():
-            needed.append((file, guest.status, guest.domain.name))
-            needed += [(one.path, self.disk_status(one), guest.domain.name) for one in guest.required if one.path]
-        found: dict[str, tuple[Status, dict[str, None]]] = {}
-        for path, status, domain in needed:
-            if status.is_awaited():
-                found.setdefault(path, (status, {}))[1][domain] = None
-        return [Awaited(path, status, tuple(domains)) for path, (status, domains) in found.items()]
+            name = guest.domain.name
+            needs.append(Need(file, name, guest.status))
+            needs += [Need(one.path, name, self.disk_status(one)) for one in guest.required if one.path]
+        return list(dict.fromkeys(need for need in needs if need.status.is_awaited()))
 
 
 class Watcher:
@@ -3280,9 +3292,9 @@ def connected_socket(address: str) -> Socket:
 
 
 class Reporter:
-    """Says what the snapshots show: to the journal what is news, to systemd and to a terminal how things stand.
+    """Says what the snapshots show: to the journal what is new, to systemd and to a terminal how things are.
 
-    What keeps coming and going is said once between two reminders, and so are at most MAX_LINES messages.
+    Disks that come and go are reported once between two reminders, and at most MAX_LINES messages are sent.
     """
 
     def __init__(self, journal: Journal, clock: Clock, started: float, timeout: float) -> None:
@@ -3291,16 +3303,15 @@ class Reporter:
         self._started = started
         self._timeout = timeout
         self._snapshot = Snapshot()  # the last
-        self._lost: dict[str, str] = {}  # of its guests, see lost_guests()
-        self._awaited: dict[str, Awaited] = {}
+        self._missing: list[Need] = []  # in it
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
         self._said: set[tuple[str, str]] = set()  # since the last reminder
-        self._lines = 0  # that were said since then, but for what was found
-        self._announced: dict[str, set[str]] = {}  # paths, and for which domains it was said that they are waited for
+        self._lines = 0  # sent since then, not counting what was found
+        self._announced: set[tuple[str, str]] = set()  # paths and guests for which it was said that they are missing
         self._status = ""
-        self._problems: dict[str, list[str]] = {}  # of files and directories, as they were said
-        self._found: dict[str, float] = {}  # seconds after which disks and the like were there
+        self._problems: dict[str, list[str]] = {}  # of files and directories, as they were reported
+        self._found: dict[str, float] = {}  # seconds after which paths were there
 
     def report(self, snapshot: Snapshot) -> None:
         """Says what is new since the last snapshot."""
@@ -3312,9 +3323,10 @@ class Reporter:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
             self._lines = 0
-            messages += self._reminders()
+            known = [one for one in self._missing if one.key in self._announced or one.status == UNKNOWN]
+            messages += limited(waiting_messages(known, "still waiting for"))
         if has_changed or is_due:
-            new = self._new_problems() + self._new_waits()
+            new = self._new_problems() + waiting_messages(self._new_waits(), "waiting for")
             messages += limited(new, MAX_LINES - self._lines)
             self._lines += len(new)
         self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
@@ -3324,20 +3336,20 @@ class Reporter:
         """What has been found since the last snapshot."""
         if snapshot is self._snapshot:
             return []
-        was_awaited = self._awaited
-        self._snapshot = snapshot
-        self._lost = lost_guests(snapshot)
-        self._awaited = {one.path: one for one in snapshot.missing()}
-        text = f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}."
-        messages: list[Message] = [(DEBUG, text, {})]
+        before, self._missing, self._snapshot = self._missing, snapshot.missing(), snapshot
+        paths = {one.path for one in self._missing}
+        messages: list[Message] = [(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(paths)}.", {})]
         seconds = round(self._clock.now() - self._started, 3)
-        for path in self._awaited:
-            self._found.pop(path, None)
-        for path, one in was_awaited.items():
-            if path not in self._awaited:
-                self._found[path] = seconds
-                if self._announced.pop(path, None):
-                    messages.append(found_message(one, snapshot, seconds))
+        found: dict[str, list[str]] = {}
+        for one in before:
+            if one.path not in paths:
+                found.setdefault(one.path, []).append(one.guest)
+        announced = {path for path, _ in self._announced}
+        messages += [found_message(*item, snapshot, seconds) for item in found.items() if item[0] in announced]
+        self._announced = {key for key in self._announced if key[0] in paths}
+        # What has gone again was not found.
+        self._found = {path: when for path, when in self._found.items() if path not in paths}
+        self._found.update(dict.fromkeys(found, seconds))
         return messages
 
     def _is_news(self, path: str, what: str) -> bool:
@@ -3362,39 +3374,24 @@ class Reporter:
             messages += [(WARNING, text, fields) for text in problems]
         return messages
 
-    def _new_waits(self) -> list[Message]:
-        """That something is waited for, unless it has only not been looked at yet."""
-        messages: list[Message] = []
-        for path, one in self._awaited.items():
-            announced = self._announced.get(path, set())
-            new = [domain for domain in one.domains if domain not in announced]
-            if new and one.status.state is not State.UNKNOWN and self._is_news(path, f"waiting for {new}"):
-                if self._lines + len(messages) < MAX_LINES:
-                    self._announced[path] = announced.union(new)
-                messages += [waiting_message(one, domain) for domain in new]
-        return messages
-
-    def _reminders(self) -> list[Message]:
-        """What is still missing, in groups of the same reason."""
-        groups: dict[str, list[Awaited]] = {}
-        for path, one in self._awaited.items():
-            if path in self._announced or one.status == UNKNOWN:
-                groups.setdefault(one.status.reason, []).append(one)
-        messages = []
-        for reason, group in groups.items():
-            if len(group) == 1:
-                messages += [waiting_message(group[0], domain) for domain in group[0].domains]
-            else:
-                text = f"still waiting for {in_numbers(group)}: {reason}"
-                messages.append((WARNING, text, {"REASON": reason}))
-        return limited(messages)
+    def _new_waits(self) -> list[Need]:
+        """What is missing and was not reported yet, unless it has only not been looked at yet."""
+        new = [
+            one
+            for one in self._missing
+            if one.key not in self._announced
+            and one.status.state is not State.UNKNOWN
+            and self._is_news(one.path, f"waiting for {one.guest}")
+        ]
+        self._announced.update(one.key for one in new)
+        return new
 
     def _report_status(self) -> None:
         # Where there was never anything to wait for, it stays empty.
         status = "Everything that the guests need is ready." if self._status else ""
-        if self._awaited:
+        if self._missing:
             seconds = self._clock.now() - self._started
-            status = f"Waiting for {in_short(list(self._awaited.values()))}"
+            status = f"Waiting for {in_short(self._missing)}"
             limit = f" of {format_time_span(self._timeout)}" if self._timeout < FOREVER else ""
             self._journal.progress(f"{seconds:.0f}s{limit}: {status}")
         if status != self._status:
@@ -3408,25 +3405,24 @@ class Reporter:
         `patterns` are those of [late] domains.
         """
         messages = self._news(snapshot) + limited(self._new_problems())
-        missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
-        lost = [snapshot.guests[file] for file in self._lost]
+        lost = [snapshot.guests[file] for file in lost_guests(snapshot)]
         down = {guest.domain.name for guest in lost if not guest.status.is_rejected()}
-        guests = join_limited(sorted(down.union(*(one.domains for one in missing))), MAX_NAMES)
+        guests = join_limited(sorted(down.union(one.guest for one in self._missing)), MAX_NAMES)
         # Whether they are meant to be guests is not known.
         files = [guest.domain.source for guest in lost if guest.status.is_rejected()]
         useless = [f"no guest starts from {join_limited(files, MAX_NAMES)}"] if files else []
         if stopped_by:
             result, level = "stopped", WARNING
-            waiting = f", still waiting for {in_short(missing)}" if missing else ""
+            waiting = f", still waiting for {in_short(self._missing)}" if self._missing else ""
             text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
-        elif missing:
+        elif self._missing:
             result, level = "timeout", ERR
-            messages += limited(timeout_messages(missing, self._timeout))
+            messages += limited(missing_messages(self._missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
             later = start_later(snapshot.waiting_guests(), patterns)
             text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + f"{later}."
-            notify(f"STATUS=Timed out waiting for {in_short(missing)}")
+            notify(f"STATUS=Timed out waiting for {in_short(self._missing)}")
         else:
             result, level = "ready", INFO
             text = f"Everything is ready for {size_of(snapshot)}."
@@ -3434,7 +3430,8 @@ class Reporter:
                 losses = [f"these guests will not come up: {guests}"] if down else []
                 text = f"No disk is missing, but {'; '.join(losses + useless)}."
             self._report_status()
-        fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
+        missing = len({one.path for one in self._missing})
+        fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(missing)}
         summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
         self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END, summary)
         return result
@@ -3442,10 +3439,6 @@ class Reporter:
     def as_last_wait(self, result: str) -> dict[str, Any]:
         """How the wait ended, for programs and the command `last`."""
         waited = self._clock.now() - self._started
-        paths = {path: Awaited(path, status, ()) for path, status in self._snapshot.disks.items()}
-        for guest in self._snapshot.guests.values():
-            for path in (required.path for required in guest.required if required.path):
-                paths[path] = paths[path]._replace(domains=(*paths[path].domains, guest.domain.name))
         return {
             "version": JSON_VERSION,
             "boot_id": read_text_file("/proc/sys/kernel/random/boot_id").strip(),
@@ -3453,29 +3446,69 @@ class Reporter:
             "waited": round(waited, 3),
             "timeout": self._timeout,
             "result": result,
-            "disks": [
-                {
-                    "path": well_formed(path),
-                    "domains": [well_formed(domain) for domain in one.domains],
-                    **status_as_json(one.status),
-                    "found_after": self._found.get(path),
-                }
-                # A configuration that is missing in the end is told of as a disk is.
-                for path, one in {**paths, **self._awaited}.items()
-            ],
-            "guests": [start_as_json(guest) for guest in self._snapshot.guests.values()],
-            "refused": [{"source": well_formed(file), "error": well_formed(why)} for file, why in self._lost.items()],
+            **as_record(self._snapshot, self._found),
         }
 
 
-def waiting_message(one: Awaited, domain: str) -> Message:
-    """That a domain's disk is waited for, and why; the first words are those of the script of 2017."""
-    return WARNING, f"still waiting for {one.path} for {domain}... ({one.status.reason})", fields_of(one, domain)
+@record
+class Cause(NamedTuple):
+    """Why something is missing, a command that helps, and all that is missing because of it."""
+
+    reason: str
+    hint: str
+    needs: Sequence[Need]
+
+    def size(self) -> str:
+        """How much that is, as in "88 disks of 48 guests"."""
+        return in_numbers(self.needs)
+
+    def text(self) -> str:
+        """The reason, and what helps."""
+        return f"{self.reason} (try: {self.hint})" if self.hint else self.reason
 
 
-def found_message(one: Awaited, snapshot: Snapshot, seconds: float) -> Message:
+def causes_of(needs: Iterable[Need]) -> list[Cause]:
+    """What is missing, by cause; the cause of most comes first."""
+    groups: dict[tuple[str, str], list[Need]] = {}
+    for need in needs:
+        groups.setdefault((need.status.reason, need.status.hint), []).append(need)
+    return sorted((Cause(*why, group) for why, group in groups.items()), key=lambda cause: -len(cause.needs))
+
+
+def waiting_messages(needs: Sequence[Need], words: str) -> list[Message]:
+    """That disks are waited for, and why. Where one is named, the words are those of the script of 2017."""
+    messages = []
+    for cause in causes_of(needs):
+        named, level = cause.needs, WARNING
+        if len(named) > MAX_NAMED:
+            fields = {"REASON": cause.reason, "HINT": cause.hint}
+            messages.append((WARNING, f"{words} {cause.size()}: {cause.text()}", fields))
+            level = INFO
+        for one in named:
+            text = f"still waiting for {one.path} for {one.guest}... ({cause.reason})"
+            messages.append((level, text, fields_of(one)))
+    return messages
+
+
+def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
+    """What is missing in the end, why, and what to do about it."""
+    still, after = ("still ", f" after {format_time_span(timeout)}") if timeout else ("", "")
+    messages = []
+    for cause in causes_of(needs):
+        level = ERR
+        if len(cause.needs) > MAX_NAMED:
+            fields = {"REASON": cause.reason, "HINT": cause.hint, "MESSAGE_ID": MESSAGE_MISSING}
+            messages.append((ERR, f"{cause.size()} are {still}missing{after}: {cause.text()}", fields))
+            level = INFO
+        for one in cause.needs:
+            words = "missing" if one.status.state is State.MISSING else "not ready"
+            text = f"{one.path} for {one.guest} is {still}{words}{after}: {cause.text()}"
+            messages.append((level, text, {**fields_of(one), "MESSAGE_ID": MESSAGE_MISSING}))
+    return messages
+
+
+def found_message(path: str, guests: Sequence[str], snapshot: Snapshot, seconds: float) -> Message:
     """That something is not waited for any more, in words of the script of 2017."""
-    path = one.path
     if path in snapshot.disks:
         text = f"disk {path} found"
     elif path in snapshot.guests:
@@ -3484,47 +3517,36 @@ def found_message(one: Awaited, snapshot: Snapshot, seconds: float) -> Message:
         text = f"directory {path} found"
     else:
         text = f"{path} is no longer needed"
-    fields = {"DISK": path, "DOMAIN": join_limited(one.domains, MAX_NAMES), "STATE": State.READY.value}
+    fields = {"DISK": path, "DOMAIN": join_limited(guests, MAX_NAMES), "STATE": State.READY.value}
     return WARNING, f"{text} (after {seconds:.0f} seconds)", fields
 
 
-def timeout_messages(missing: Sequence[Awaited], timeout: float) -> list[Message]:
-    """What is missing in the end, why, and what to do about it."""
-    after = f" after {format_time_span(timeout)}" if timeout else ""
-    messages = []
-    for one in missing:
-        words = "still missing" if one.status.state is State.MISSING else "still not ready"
-        advice = f" (try: {one.status.hint})" if one.status.hint else ""
-        for domain in one.domains:
-            text = f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}"
-            messages.append((ERR, text, {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}))
-    return messages
-
-
 def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
-    """As many of them as may be said, and how many more there are."""
+    """As many of them as may be sent, and how many more there are."""
     if not 0 < most < len(messages):
         return messages[: max(0, most)]
     text = f"There are {len(messages) - most} more messages like these; see `{COMMAND} list`."
     return [*messages[:most], (messages[0][0], text, {})]
 
 
-def fields_of(one: Awaited, domain: str) -> dict[str, str]:
+def fields_of(need: Need) -> dict[str, str]:
     """The fields for the journal."""
-    state, reason, hint, _ = one.status
-    return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason, "HINT": hint}
+    state, reason, hint, _ = need.status
+    return {"DISK": need.path, "DOMAIN": need.guest, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
-def in_numbers(missing: Sequence[Awaited]) -> str:
+def in_numbers(needs: Sequence[Need]) -> str:
     """How much is missing."""
-    guests = len({domain for one in missing for domain in one.domains})
-    return f"{counted(len(missing), 'disk')} of {counted(guests, 'guest')}"
+    disks, guests = ({need[field] for need in needs} for field in (0, 1))
+    return f"{counted(len(disks), 'disk')} of {counted(len(guests), 'guest')}"
 
 
-def in_short(missing: Sequence[Awaited]) -> str:
-    """How much is missing, and the first of it, on one line."""
-    names = [f"{one.path} for {join_limited(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
-    return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
+def in_short(needs: Sequence[Need]) -> str:
+    """How much is missing, and the first causes or disks, on one line."""
+    texts = [f"{one.path} for {one.guest} ({one.status.reason})" for one in needs]
+    if len(needs) > MAX_NAMED:
+        texts = [cause.reason for cause in causes_of(needs)]
+    return f"{in_numbers(needs)}: {join_limited(texts, MAX_NAMED)}"
 
 
 def start_later(names: set[str], patterns: Sequence[str]) -> str:
@@ -3577,42 +3599,37 @@ def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     return problems
 
 
-def as_json(snapshot: Snapshot) -> str:
-    """The snapshot for programs."""
-    import json
-
-    def disk_as_json(disk: Disk, required: Required) -> dict[str, str | None]:
-        path = well_formed(required.path) if required.path else None
-        about = {"vdev": well_formed(disk.vdev), "target": well_formed(disk.target), "path": path}
-        return {**about, **status_as_json(snapshot.disk_status(required))}
-
-    domains = [
-        {
-            **start_as_json(guest),
-            "kind": guest.domain.kind,
-            "error": None if guest.start.reason else well_formed(guest.status.reason) or None,
-            "refused": guest.status.state is State.REFUSED,
-            "disks": [disk_as_json(*pair) for pair in zip(guest.domain.needs(), guest.required)],
-        }
-        for guest in snapshot.guests.values()
-    ]
+# --- Records: the guests and what they need, in one form for JSON, tables and the record of a wait --------------------
+def as_record(snapshot: Snapshot, found: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """The guests and the directories that cannot be read, as JSON has them; `found` tells when each path was there."""
     directories = [
-        {"path": well_formed(path), "kind": kind, "state": status.state.value, "reason": well_formed(status.reason)}
-        for path, (kind, _, status, _) in snapshot.directories.items()
-        if status != READY
+        {"path": well_formed(path), "kind": one.kind, **status_as_json(one.status)}
+        for path, one in snapshot.directories.items()
+        if one.status != READY
     ]
-    statuses = [one.status for one in snapshot.directories.values()] + [one.status for one in snapshot.guests.values()]
-    ready = snapshot.is_complete() and not any(status.state is State.UNREADABLE for status in statuses)
-    return json.dumps(
-        {"version": JSON_VERSION, "ready": ready, "domains": domains, "directories": directories}, indent=2
-    )
+    guests = [guest_as_json(guest, snapshot, found) for guest in snapshot.guests.values()]
+    return {"guests": guests, "directories": directories}
 
 
-def start_as_json(guest: Guest) -> dict[str, str | None]:
+def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] | None) -> dict[str, Any]:
+    """A guest with its disks and the files that it boots from."""
+    rows = []
+    for disk, required in zip(guest.domain.needs(), guest.required):
+        about = {"vdev": disk.vdev, "target": disk.target, "path": required.path}
+        row: dict[str, Any] = {key: well_formed(value) or None for key, value in about.items()}
+        row.update(status_as_json(snapshot.disk_status(required)))
+        if found is not None:
+            row["found_after"] = found.get(required.path)
+        rows.append(row)
+    disks = len(guest.domain.disks)
+    status = status_as_json(snapshot.guest_status(guest))
+    return {**identity_as_json(guest), **status, "disks": rows[:disks], "boot_files": rows[disks:]}
+
+
+def identity_as_json(guest: Guest) -> dict[str, str]:
     """Which guest it is, and how xendomains starts it."""
-    how, reason, _ = guest.start
-    names = {"name": well_formed(guest.domain.name), "source": well_formed(guest.domain.source)}
-    return {**names, "start": how, "start_reason": well_formed(reason) or None}
+    name, source, kind, *_ = guest.domain
+    return {"name": well_formed(name), "kind": kind, "source": well_formed(source), "start": guest.start.how}
 
 
 def status_as_json(status: Status) -> dict[str, str | None]:
@@ -3626,36 +3643,6 @@ def well_formed(text: str) -> str:
     return text if text.isascii() else re.sub("[\ud800-\udfff]", lambda match: escaped(match.group()), text)
 
 
-def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
-    """The snapshot for people."""
-    rows = [("DOMAIN", "START", "VDEV", "DISK", "STATE", "REASON")]
-
-    def add(domain: str, start: str, vdev: str, path: str, status: Status) -> None:
-        hint = f" (try: {status.hint})" if with_hints and status.hint else ""
-        rows.append((domain, start, vdev, path, status.state.value, f"{status.reason}{hint}"))
-
-    for path, directory in snapshot.directories.items():
-        if directory.status.state is not State.READY:
-            add("-", "-", "-", path, directory.status)
-    for file, guest in snapshot.guests.items():
-        domain, how = guest.domain, guest.start.how
-        if guest.status.state is not State.READY:
-            add(domain.name, how, "-", file, guest.status)
-        elif not domain.needs():
-            rows.append((domain.name, how, "-", "-", "no disks", ""))
-        for disk, required in zip(domain.needs(), guest.required):
-            path = required.path or disk.target or "-"
-            add(domain.name, how, disk.vdev, path, snapshot.disk_status(required))
-    return in_columns(rows)
-
-
-def in_columns(rows: Sequence[Sequence[str]]) -> str:
-    """The rows of a table, each column as wide as its cells."""
-    cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
-
-
 def write_record(path: str, record: Mapping[str, Any]) -> None:
     """Puts it in the place of the record before. Raises OSError; the directory is made by the unit."""
     import json
@@ -3664,6 +3651,215 @@ def write_record(path: str, record: Mapping[str, Any]) -> None:
     with open(new, "w") as file:
         file.write(json.dumps(record))  # on one line: with indent=, it is not written in C
     os.replace(new, path)
+
+
+def problems_in(record: Mapping[str, Any]) -> list[Need]:
+    """What is missing or cannot be used, of each guest in a record: its disks, or else its file; and directories."""
+    needs = []
+    for guest in record["guests"]:
+        name = guest["name"]
+        disks = [disk for disk in guest["disks"] + guest["boot_files"] if is_trouble(disk)]
+        rows = [(disk["path"], disk) for disk in disks] or [(guest["source"], guest)]
+        needs += [need_from_json(path, name, row) for path, row in rows if is_trouble(row)]
+    return needs + [need_from_json(row["path"], f"the guests in {row['path']}", row) for row in record["directories"]]
+
+
+def is_trouble(row: Mapping[str, Any]) -> bool:
+    """Whether something with this state may keep a guest from starting."""
+    return State(row["state"]) not in (State.READY, State.SKIPPED)
+
+
+def need_from_json(path: str, guest: str, row: Mapping[str, Any]) -> Need:
+    """What status_as_json() was made from."""
+    return Need(path, guest, Status(State(row["state"]), row["reason"] or "", row["hint"] or ""))
+
+
+# --- Pictures: what list and last show to people ----------------------------------------------------------------------
+# SGR in ECMA-48: bold red for what is missing, yellow for what may still come, faint for what is left out.
+STATE_COLOURS = {
+    "ready": "32", "missing": "1;31", "not-ready": "1;33", "unknown": "1;33",
+    "skipped": "2", "refused": "1;31", "unreadable": "1;31",
+}  # fmt: skip
+
+
+@record
+class Screen(NamedTuple):
+    """Where a picture is shown: a terminal of so many columns, or a pipe (no columns), which gets all of it."""
+
+    columns: int = 0
+    has_colours: bool = False
+
+    def paint(self, text: str, colour: str) -> str:
+        """The text in a colour, as ECMA-48 has them (SGR)."""
+        return f"\033[{colour}m{text}\033[0m" if self.has_colours and colour else text
+
+
+def screen_of(stream: IO[str] | None) -> Screen:
+    """What is at the other end of a stream. $NO_COLOR: no-color.org."""
+    if stream is None or not stream.isatty():
+        return Screen()
+    from shutil import get_terminal_size
+
+    has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    return Screen(get_terminal_size().columns, has_colours)
+
+
+def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
+    """The causes, the guests and their state, for a terminal."""
+    causes = causes_of(problems_in(record))
+    numbers = {(cause.reason, cause.hint): number for number, cause in enumerate(causes, 1)}
+    rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "")]
+    for guest in record["guests"]:
+        rows.append((guest["name"], guest["start"], guest["state"], why_not_ready(guest, numbers)))
+    table = in_columns(rows, screen) if record["guests"] else []
+    return [line for cause in causes for line in [*picture_of_cause(cause, numbers, screen), ""]] + table
+
+
+def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> str:
+    """The disks that a guest lacks, by the numbers of their causes; or why it is left out."""
+    found: dict[int, list[str]] = {}
+    for disk in guest["disks"] + guest["boot_files"]:
+        if is_trouble(disk):
+            found.setdefault(numbers[disk["reason"] or "", disk["hint"] or ""], []).append(disk["vdev"])
+    if found:
+        return "; ".join(f"{', '.join(vdevs)}: see [{number}]" for number, vdevs in found.items())
+    if is_trouble(guest):
+        return f"see [{numbers[guest['reason'] or '', guest['hint'] or '']}]"
+    return guest["reason"] or ""
+
+
+def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], screen: Screen) -> list[str]:
+    """A block about what is wrong: why, what helps, and which disks and guests have it."""
+    label = f"[{numbers[cause.reason, cause.hint]}] "
+    named = [f"{one.path} ({one.guest})" for one in cause.needs]
+    texts = [cause.reason, f"{cause.size()}: {join_limited(named, MAX_NAMED)}"]
+    if len(named) == 1:
+        texts = [f"{named[0]}: {cause.reason}"]
+    texts[1:1] = [f"try: {cause.hint}"] if cause.hint else []
+    columns = max(screen.columns - len(label), 0)
+    lines = [line for text in texts for line in wrapped(printable(shortened(text, MAX_CELL)), columns)]
+    return [screen.paint(f"{label}{lines[0]}", "1"), *(f"{' ' * len(label)}{line}" for line in lines[1:])]
+
+
+def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: bool) -> list[str]:
+    """A line for each disk; a guest whose file cannot be used, or a directory, has one as well."""
+    rows: list[Sequence[str]] = [("GUEST", "START", "VDEV", "DISK", "STATE", "REASON")]
+
+    def add(guest: str, start: str, vdev: str, path: str, row: Mapping[str, Any]) -> None:
+        hint = f" (try: {row['hint']})" if with_hints and row["hint"] else ""
+        rows.append((guest, start, vdev, path, row["state"], f"{row['reason'] or ''}{hint}"))
+
+    for directory in record["directories"]:
+        add("-", "-", "-", directory["path"], directory)
+    for guest in record["guests"]:
+        disks = guest["disks"] + guest["boot_files"]
+        if not disks:
+            add(guest["name"], guest["start"], "-", "-" if guest["state"] == "ready" else guest["source"], guest)
+        for disk in disks:
+            add(guest["name"], guest["start"], disk["vdev"], disk["path"] or disk["target"] or "-", disk)
+    return in_columns(rows, screen)
+
+
+def footer_of_list(record: Mapping[str, Any], xendomains: Xendomains) -> str:
+    """How many guests there are in which state, and where that was read."""
+    states = [State(guest["state"]) for guest in record["guests"]]
+    words = {State.MISSING: "waiting for disks", State.NOT_READY: "waiting for disks", State.UNKNOWN: "not checked yet"}
+    counts: dict[str, int] = {}
+    for state in states:
+        word = words.get(state, state.value)
+        counts[word] = counts.get(word, 0) + 1
+    parts = ", ".join(f"{count} {word}" for word, count in counts.items())
+    places = " and ".join(place for place in (xendomains.auto, xendomains.save) if place)
+    total = f"{counted(len(states), 'guest')}{': ' if parts else ''}{parts}"
+    return f"{total}; read from {places} (settings: {xendomains.file})"
+
+
+def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
+    """How a wait went: the causes of what is missing, and when each disk was there, the slowest first."""
+    causes = causes_of(problems_in(record))
+    numbers = {(cause.reason, cause.hint): number for number, cause in enumerate(causes, 1)}
+    disks: dict[str, dict[str, Any]] = {}
+    for guest in record["guests"]:
+        for disk in (one for one in guest["disks"] + guest["boot_files"] if one["path"]):
+            disks.setdefault(disk["path"], {**disk, "guests": []})["guests"].append(guest["name"])
+    for need in problems_in(record):
+        one = {**status_as_json(need.status), "found_after": None, "guests": [need.guest]}
+        disks.setdefault(need.path, one)
+    ordered = sorted(disks.items(), key=lambda item: -seconds_of(item[1]))
+    rows: list[Sequence[str]] = [("AFTER", "DISK", "GUESTS", "STATE", "")]
+    longest = max([record["waited"], 1.0])
+    for path, disk in ordered:
+        seconds = seconds_of(disk)
+        after = "-" if seconds == float("inf") else f"{seconds:.0f}s"
+        bar = "#" * round(min(seconds / longest, 1) * MAX_BAR)
+        text = bar if screen.columns and seconds < float("inf") else disk["reason"] or ""
+        if screen.columns and is_trouble(disk):
+            text = f"see [{numbers[disk['reason'] or '', disk['hint'] or '']}]"
+        rows.append((after, path, join_limited(disk["guests"], MAX_LISTED), disk["state"], text))
+    lines = [line for cause in causes for line in [*picture_of_cause(cause, numbers, screen), ""]]
+    return (lines if screen.columns else []) + in_columns(rows, screen)
+
+
+def seconds_of(disk: Mapping[str, Any]) -> float:
+    """After how long a disk was there: 0 at once, infinity not at all."""
+    return float("inf") if is_trouble(disk) else float(disk["found_after"] or 0)
+
+
+def in_columns(rows: Sequence[Sequence[str]], screen: Screen) -> list[str]:
+    """The lines of a table, each column as wide as its cells; on a terminal no wider than that.
+
+    What does not fit is cut in the middle, and in the last column wrapped.
+    """
+    cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
+    widths = [max(columns_of(row[column]) for row in cells) for column in range(len(cells[0]))]
+    last = widths.pop()
+    while screen.columns and max(widths) > 8 and head_of(widths) + min(last, MIN_LAST_COLUMN) > screen.columns:
+        widths[widths.index(max(widths))] -= 1
+    room = max(screen.columns - head_of(widths), 8) if screen.columns else 0
+    lines = []
+    for row in cells:
+        head = ""
+        for title, cell, width in zip(cells[0], row, widths):
+            cell = cut(cell, width)
+            colour = STATE_COLOURS.get(cell, "") if title == "STATE" else ""
+            head += screen.paint(cell, colour) + " " * (width - columns_of(cell) + 2)
+        first, *more = wrapped(row[-1], room)
+        lines.append(f"{head}{first}".rstrip())
+        lines += [" " * head_of(widths) + line for line in more]
+    return lines
+
+
+def head_of(widths: Sequence[int]) -> int:
+    """The columns of a terminal before the last column of a table."""
+    return sum(widths) + 2 * len(widths)
+
+
+def cut(cell: str, columns: int) -> str:
+    """A cell of at most so many columns, without its middle if it has more."""
+    kept = len(cell)
+    while columns_of(cell) > columns:
+        kept -= 1
+        cell = f"{cell[: kept // 2]}…{cell[-(kept // 2) :]}" if kept > 1 else ""
+    return cell
+
+
+def wrapped(text: str, columns: int) -> list[str]:
+    """The lines of a text of at most so many columns; of 0 columns, one line."""
+    if not columns or columns_of(text) <= columns:
+        return [text]
+    from textwrap import wrap
+
+    # textwrap counts characters; where some are wide, lines of half as many fit.
+    return wrap(text, columns if columns_of(text) == len(text) else max(columns // 2, 1), break_on_hyphens=False)
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal the text takes: Unicode's annex 11."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(one) else 2 if east_asian_width(one) in "WF" else 1 for one in text)
 
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
@@ -4218,12 +4414,12 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
     results = [outcome.result for outcome in outcomes]
     counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
     journal.log(INFO, f"Guests: {', '.join(counts) or 'none'}.")
-    if options.json:
+    if options.format == "json":
         import json
 
         rows = [
             {
-                **start_as_json(guest),
+                **identity_as_json(guest),
                 "result": result,
                 "reason": well_formed(reason) or None,
                 "command": well_formed(start_command(guest)),
@@ -4239,9 +4435,6 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
-COMMANDS = ("wait", "list", "check", "last", "start")
-
-
 @record
 class Options(NamedTuple):
     """The command line; at boot there is nothing on it."""
@@ -4252,10 +4445,23 @@ class Options(NamedTuple):
     timeout: float | None = None
     verbose: int = 0
     quiet: bool = False
-    json: bool = False
+    format: str = ""  # json, nagios or prometheus, for programs
+    tree: bool = False
+    problems: bool = False
     reboot: bool = False
+    boot: str = ""
+    boots: bool = False
     dry_run: bool = False
     wait: float = 0.0
+
+
+COMMANDS = {
+    "wait": "wait for the disks of the guests that are about to start (the default)",
+    "list": "show guests, disks and their state, and what to do about those that are missing",
+    "check": "report everything that would keep guests from starting at the next boot",
+    "last": "show how the wait at boot went",
+    "start": "start the guests that are down and whose disks are ready",
+}
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -4276,41 +4482,61 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         epilog="Exit status: 0 every disk is ready, 1 timed out, 2 wrong usage or configuration, "
         "6 no settings of xendomains.",
     )
-    command_help = (
-        "wait: wait for the disks (the default); list: show them and how they are; "
-        "check: say what is wrong, and what the next boot will trip over; last: show how the last wait ended; "
-        "start: start the guests that are down and whose disks are ready"
-    )
-    timeout_help = "wait at most this long, as in 90 or 5min; 0: look once"
-    parser.add_argument("command", nargs="?", default="wait", choices=COMMANDS, help=command_help)
-    parser.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name or file name; without, all")
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
-    parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
-    parser.add_argument("--reboot", action="store_true", help="with check: what would not come back after a reboot")
-    parser.add_argument("--dry-run", action="store_true", help="with start: print the commands, and start nothing")
-    wait_help = "with start: wait for the disks of the others, without TIME as long as it takes"
-    parser.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
-    parser.add_argument("--json", action="store_true", help="with list, check, last and start: for programs")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; with list, what to do")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {name: commands.add_parser(name, help=text, description=f"{text}.") for name, text in COMMANDS.items()}
+    wait, listing, check, last, start = parsers.values()
+
+    wait.add_argument("--timeout", metavar="TIME", type=time_span, help="wait at most this long (5min); 0: look once")
+    start.add_argument("--dry-run", action="store_true", help="print the commands, and start nothing")
+    wait_help = "also wait for the disks of the others; without TIME as long as it takes"
+    start.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
+    for one in (wait, start):
+        loudness = one.add_mutually_exclusive_group()
+        loudness.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: say everything")
+        loudness.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
+    listing.add_argument("-v", "--verbose", action="count", default=0, help="show each disk, and what helps")
+    listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
+    check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
+    last.add_argument("-b", "--boot", metavar="OFFSET", default="", help="an earlier boot, as in journalctl: -1")
+    forms = {one: one.add_mutually_exclusive_group() for one in (listing, check, last, start)}
+    for form in forms.values():
+        form.add_argument("--json", dest="format", action="store_const", const="json", default="", help="print JSON")
+    nagios_help = "print a line for Nagios and its like, and end with the status of a plugin"
+    forms[check].add_argument("--nagios", dest="format", action="store_const", const="nagios", help=nagios_help)
+    prometheus_help = "print metrics for the textfile collector of Prometheus"
+    forms[last].add_argument(
+        "--prometheus", dest="format", action="store_const", const="prometheus", help=prometheus_help
+    )
+    forms[last].add_argument("--list", dest="boots", action="store_true", help="show a line for each boot")
+    forms[listing].add_argument("--tree", action="store_true", help="show the storage below each disk")
+    for one in (wait, listing, check, start):
+        one.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name, file name or shell pattern")
     try:
-        # argparse would take a guest that follows for its TIME.
-        arguments = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
-        options = parser.parse_intermixed_args(arguments)
+        options = Options(**vars(parser.parse_args(with_command(arguments, parser.error))))
     finally:
         show("", end="")  # help or version, which the end in run() would not write out
-    if options.json and options.command == "wait":
-        parser.error("--json goes with list, check, last and start")
-    if (options.dry_run or options.wait) and options.command != "start":
-        parser.error("--dry-run and --wait go with start")
     if options.dry_run and options.wait:
-        parser.error("--dry-run does not wait")
-    if options.reboot and options.command != "check":
-        parser.error("--reboot goes with check")
-    if options.guests and options.command == "last":
-        parser.error("last is of all guests")
-    return Options(**vars(options))
+        start.error("--dry-run does not wait")
+    return options
+
+
+def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> list[str]:
+    """The arguments with the command that they leave out, and what argparse does not understand as it is meant."""
+    # argparse would take a guest that follows for its TIME.
+    given = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
+    first = 2 if given[0] == "--config" else int(given[0].startswith("--config="))
+    rest = given[first:]
+    if rest and (rest[0] in COMMANDS or rest[0] in ("-h", "--help", "--version")):
+        return given
+    if rest and not rest[0].startswith("-"):
+        similar = closest(rest[0], list(COMMANDS))
+        meant = similar if similar.startswith("did you mean") else f"did you mean: {COMMAND} wait {rest[0]}?"
+        error(f"unknown command '{rest[0]}' ({meant})")
+    if command := next((one for one in rest if one in COMMANDS), ""):
+        error(f"options follow the command, as in {COMMAND} {command} {rest[0]}")
+    return [*given[:first], "wait", *rest]
 
 
 def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
@@ -4342,7 +4568,7 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         level = max(level, INFO)  # what became of the guests
     journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
     if options.command == "last":
-        return show_last_wait(journal, settings.late_domains, as_json=options.json)
+        return show_last_wait(journal, settings.late_domains, options)
     clock.take_signals()
     limit = MAX_SOURCING
     if options.command == "wait":
@@ -4383,14 +4609,31 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequ
         return EXIT_USAGE
     if options.command == "check":
         findings = findings_of(snapshot, watcher, reboot=options.reboot)
-        return show_findings(told, findings, snapshot, journal, as_json=options.json)
-    show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    if not options.json and (later := start_later(snapshot.waiting_guests(), watcher.settings.late_domains)):
-        show(later.strip())
+        return show_findings(told, findings, snapshot, journal, as_json=options.format == "json")
+    show_list(snapshot, watcher, options)
     unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
     if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
+
+
+def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
+    """Prints the guests: for programs, into a pipe a line for each disk, and on a terminal the causes first."""
+    record, screen = as_record(snapshot), screen_of(sys.stdout)
+    if options.problems:
+        record["guests"] = [guest for guest in record["guests"] if is_trouble(guest)]
+    if options.format:
+        import json
+
+        states = {one["state"] for one in record["guests"] + record["directories"]}
+        ready = snapshot.is_complete() and State.UNREADABLE.value not in states
+        show(json.dumps({"version": JSON_VERSION, "ready": ready, **record}, indent=2))
+    elif not screen.columns or options.verbose:
+        show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
+    else:
+        later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
+        footer = f"{footer_of_list(as_record(snapshot), watcher.xendomains)}{later}"
+        show("\n".join([*picture_of_list(record, screen), "", *wrapped(footer, screen.columns)]))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
@@ -4417,7 +4660,8 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
         clock.release_signals()
     result = reporter.log_end(watcher.known, stopped.number if stopped else 0, watcher.settings.late_domains)
     try:
-        if not watcher.names:  # of a few guests it would take the place of all
+        # It is of the boot: a wait by hand has no directory from systemd, and one for a few guests is not of all.
+        if "RUNTIME_DIRECTORY" in os.environ and not watcher.names:
             write_record(LAST_WAIT, reporter.as_last_wait(result))
     except OSError as error:
         journal.log(DEBUG, f"{LAST_WAIT} cannot be written ({error_text(error)}).")
@@ -4463,29 +4707,82 @@ def show_findings(
     return EXIT_READY if is_ok else EXIT_USAGE
 
 
-def show_last_wait(journal: Journal, patterns: Sequence[str], *, as_json: bool) -> int:
-    """Prints how the last wait ended; returns the status with which it ended."""
+def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) -> int:
+    """Prints how the wait at boot went; returns the status with which it ended."""
     import json
 
+    screen = screen_of(sys.stdout)
+    if options.boots or options.boot not in ("", "0"):
+        return show_earlier_waits(journal, options, screen)
     try:
         text = read_file(LAST_WAIT, MAX_EVIDENCE).decode()
         last = json.loads(text)
-        if not as_json:
-            rows = [("DISK", "DOMAINS", "STATE", "FOUND AFTER", "REASON")]
-            for disk in last["disks"]:
-                after = "" if disk["found_after"] is None else f"{disk['found_after']:.0f}s"
-                domains = join_limited(disk["domains"], MAX_LISTED)
-                rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
-            rows += [(one["source"], "-", "not started", "", one["error"]) for one in last["refused"]]
+        if options.format == "prometheus":
+            text = "\n".join(metrics_of(last))
+        elif not options.format:
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
-            awaited = {name for one in last["disks"] if State(one["state"]) in AWAITED for name in one["domains"]}
-            later = start_later(awaited & {one["name"] for one in last["guests"]}, patterns)
-            text = f"{last['started']}: {last['result']} after {waited} of {timeout}{later}\n{in_columns(rows)}"
+            lost = {one["name"] for one in last["guests"] if State(one["state"]) in AWAITED}
+            head = f"{last['started']}: {last['result']} after {waited} of {timeout}{start_later(lost, patterns)}"
+            text = "\n".join([*wrapped(head, screen.columns), *picture_of_last(last, screen)])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        journal.log(ERR, f"{LAST_WAIT}, which a wait leaves at its end, cannot be read ({error_text(error)}).")
+        journal.log(ERR, f"No wait recorded since boot ({LAST_WAIT}: {error_text(error)}).")
         return EXIT_USAGE
     show(text)
     return EXIT_READY if last["result"] == "ready" else EXIT_TIMED_OUT
+
+
+def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> int:
+    """Prints how the waits at earlier boots went, as far as the journal has kept their messages."""
+    boots = output_of("journalctl", "--quiet", "--no-pager", "--list-boots")
+    numbers = {boot: number for number, boot in re.findall(r"^ *(-?[0-9]+) ([0-9a-f]{32}) ", boots, re.MULTILINE)}
+    choice = [f"MESSAGE_ID={MESSAGE_SUMMARY}"] if options.boots else [f"--boot={options.boot}", "--priority=warning"]
+    entries = journal_entries(*choice, f"SYSLOG_IDENTIFIER={COMMAND}")
+    if not entries:
+        journal.log(ERR, f"The journal has no message of {COMMAND} of that boot.")
+        return EXIT_USAGE
+    if not options.boots:
+        show("\n".join(printable(str(entry["MESSAGE"])) for entry in entries))
+        return EXIT_READY
+    rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE")]
+    for entry in entries:
+        ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(entry["__REALTIME_TIMESTAMP"]) / 1e6))
+        number = numbers.get(entry["_BOOT_ID"], "?")
+        waited = format_time_span(float(entry["WAITED_SEC"]))
+        rows.append((number, ended, entry["RESULT"], waited, entry["MISSING"], entry["MESSAGE"]))
+    show("\n".join(in_columns(rows, screen)))
+    return EXIT_READY
+
+
+def journal_entries(*matches: str) -> list[dict[str, Any]]:
+    """What the journal has of this, as in `journalctl -o json`: https://systemd.io/JOURNAL_EXPORT_FORMATS."""
+    import json
+
+    with suppress(ValueError):
+        lines = output_of("journalctl", "--quiet", "--no-pager", "--output=json", *matches).splitlines()
+        return [json.loads(line) for line in lines]
+    return []
+
+
+def metrics_of(last: Mapping[str, Any]) -> Iterator[str]:
+    """The record of a wait, for Prometheus: its text-based exposition format."""
+    disks = {disk["path"]: disk for one in last["guests"] for disk in one["disks"] + one["boot_files"] if disk["path"]}
+    states = {"guest": [one["state"] for one in last["guests"]], "disk": [one["state"] for one in disks.values()]}
+    values = {
+        "waited_seconds": last["waited"],
+        "timeout_seconds": last["timeout"],
+        "ok": int(last["result"] == "ready"),
+    }
+    for name, value in values.items():
+        yield f"# TYPE xendomains_wait_{name} gauge"
+        yield f"xendomains_wait_{name} {value}"
+    for kind, found in states.items():
+        yield f"# TYPE xendomains_wait_{kind}s gauge"
+        yield from (f'xendomains_wait_{kind}s{{state="{one.value}"}} {found.count(one.value)}' for one in State)
+    yield "# TYPE xendomains_wait_disk_found_after_seconds gauge"
+    for path, disk in disks.items():
+        if disk["found_after"] is not None:
+            label = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            yield f'xendomains_wait_disk_found_after_seconds{{path="{label}"}} {disk["found_after"]}'
 
 
 def size_of(snapshot: Snapshot) -> str:
