@@ -54,6 +54,8 @@ CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
 LATE_SERVICE = "xendomains-late.service"
 XL_LOGS = "/var/log/xen"
+LIBVIRT_SAVES = "/var/lib/libvirt/libxl/save"
+LIBVIRT_LOGS = "/var/log/libvirt/libxl"
 STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
 LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
 NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
@@ -224,6 +226,7 @@ class Settings(NamedTuple):
     xendomains: tuple[str, ...] = ("/etc/sysconfig/xendomains", "/etc/default/xendomains", "/etc/conf.d/xendomains")
     auto: str = ""
     save: str = ""
+    libvirt: str = "/etc/libvirt/libxl/autostart"
     first: float = 0.1
     longest: float = 1.0
     factor: float = 2.0
@@ -312,6 +315,7 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
     "paths.xendomains": ("xendomains", check_path, True),
     "paths.auto": ("auto", check_path, False),
     "paths.save": ("save", check_path, False),
+    "paths.libvirt": ("libvirt", check_path, False),
     "polling.first": ("first", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.longest": ("longest", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.factor": ("factor", check_factor, False),
@@ -472,6 +476,7 @@ class Xendomains(NamedTuple):
     warning: str = ""  # a sentence about its settings
     is_debians: bool = False  # else it is upstream's
     file: str = ""  # its settings
+    libvirt: str = ""  # directory of the guests that libvirt starts; empty: none
 
 
 # Where Xen's own settings file puts them.
@@ -495,10 +500,13 @@ BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
-    Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
-    A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
+    Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6, Debian's
+    starts no guest. A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
+    libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
+    if path is None and libvirt:
+        return Xendomains(libvirt=libvirt), []
     if path is None:
         return None, [f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests."]
     problems = []
@@ -520,9 +528,9 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    if not auto and not save:
+    if not auto and not save and not libvirt:
         problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
-    return Xendomains(auto, save, warning, is_debians, path), problems
+    return Xendomains(auto, save, warning, is_debians, path, libvirt), problems
 
 
 def is_absent(path: str) -> bool:
@@ -629,6 +637,7 @@ class Domain(NamedTuple):
     disks: tuple[Disk, ...] = ()
     warnings: tuple[str, ...] = ()
     boot_files: tuple[Disk, ...] = ()  # with their key for a vdev
+    saved: str = ""  # the file with which libvirt will restore it
 
     def needs(self) -> tuple[Disk, ...]:
         """What has to be there before it can start."""
@@ -934,7 +943,24 @@ def saved_by_libvirt(file: IO[bytes]) -> str:
     return os.fsdecode(read_saved(file, size, version == 2))
 
 
-def domain_from_libvirt_xml(text: str, source: str, kind: str = "libvirt") -> Domain:
+def managed_save_of(path: str) -> str:
+    """Where libvirt saves the guest with this file: both have the guest's name."""
+    return f"{LIBVIRT_SAVES}/{os.path.basename(path)[: -len('.xml')]}.save"
+
+
+def read_libvirt_domain(path: str) -> Domain:
+    """The domain in a file of libvirt, or in its managed save, if there is one. Raises OSError and ConfigError."""
+    saved = managed_save_of(path)
+    if is_absent(saved):
+        return domain_from_libvirt_xml(os.fsdecode(read_file(path)), path)
+    try:
+        with open_regular_file(saved) as file:
+            return domain_from_libvirt_xml(saved_by_libvirt(file), path)._replace(saved=saved)
+    except ConfigError as error:
+        raise type(error)(f"has the managed save {saved}, which {error}") from None
+
+
+def domain_from_libvirt_xml(text: str, source: str) -> Domain:
     """The domain that libvirt's XML describes. Raises ConfigError if it is not XML, or describes no domain."""
     from xml.etree import ElementTree
 
@@ -953,7 +979,9 @@ def domain_from_libvirt_xml(text: str, source: str, kind: str = "libvirt") -> Do
     disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
     keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
     values = {key: root.findtext(path) for key, path in keys.items()}
-    return Domain(name, source, kind, disks, (), () if root.findtext("os/type") == "hvm" else boot_files_in(values))
+    return Domain(
+        name, source, "libvirt", disks, (), () if root.findtext("os/type") == "hvm" else boot_files_in(values)
+    )
 
 
 def disk_from_libvirt_xml(disk: Element) -> Disk:
@@ -2562,8 +2590,10 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # As long as it was not read, a saved guest is taken to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
-        start = Start("restore" if is_saved else "create")
-        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+        start = Start("restore" if is_saved or guest.domain.saved else "create")
+        if guest.domain.kind == "libvirt":
+            pass  # whatever xendomains does
+        elif re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
             start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
         elif not is_saved and comes_up and name in taken:
             start = taken[name]
@@ -2838,8 +2868,9 @@ class Watcher:
         self.known = Snapshot(directories, guests, disks, read, needed)
 
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
-        """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
-        kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
+        """The directories with their files, those of saved guests first, as xendomains starts them."""
+        auto, save, *_, libvirt = self.xendomains
+        kinds = {path: kind for path, kind in ((save, "saved"), (auto, "auto"), (libvirt, "libvirt")) if path}
         known = {
             path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
         }
@@ -2996,27 +3027,42 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
+def signature_of(path: str) -> tuple[int, ...]:
+    """What tells whether a file is as it was. Raises OSError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def read_domain(path: str, kind: str, is_debians: bool) -> Domain | None:
+    """The domain that a file configures; nothing if it is skipped at boot. Raises OSError and ConfigError."""
+    if kind == "libvirt":
+        return read_libvirt_domain(path) if path.endswith(".xml") else None
+    if kind == "auto":
+        return domain_from_xl_config(os.fsdecode(read_file(path)), path, kind)
+    if not os.path.isfile(path):
+        return None
+    with open_regular_file(path) as file:
+        if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
+            return None
+        file.seek(0)
+        text, is_json = saved_configuration(file)
+    return (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
+
+
 def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        signature = signature_of(path)
+        if kind == "libvirt" and not is_absent(managed_save_of(path)):
+            signature += signature_of(managed_save_of(path))
         if signature == before.signature:
             return before
         unread = unread._replace(signature=signature)
-        if kind == "auto":
-            text, is_json = os.fsdecode(read_file(path)), False
-        elif not stat.S_ISREG(status.st_mode):
+        if (domain := read_domain(path, kind, is_debians)) is None:
             return None
-        else:
-            with open_regular_file(path) as file:
-                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
-                    return None
-                file.seek(0)
-                text, is_json = saved_configuration(file)
-        domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
         unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
