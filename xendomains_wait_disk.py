@@ -69,6 +69,7 @@ EXIT_READY = 0
 EXIT_TIMED_OUT = 1
 EXIT_USAGE = 2
 EXIT_NO_XENDOMAINS = 6
+NAGIOS_UNKNOWN = 3
 
 # syslog(3)
 ERR, WARNING, INFO, DEBUG = 3, 4, 6, 7
@@ -367,7 +368,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in SETTINGS_KEYS or isinstance(value, dict):
-            problems.append(f"{path}: {name} is unknown and ignored ({closest(name, list(SETTINGS_KEYS))}).")
+            problems.append(f"{path}: {place_of_key(name, lines)} is unknown and ignored ({advice_on_key(name)}).")
             continue
         field, check, takes_several = SETTINGS_KEYS[name]
         values = [value] if isinstance(value, str) else value
@@ -378,8 +379,35 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
             if checked:
                 changes[field] = tuple(checked) if takes_several else checked[0]
         except ConfigError as error:
-            problems.append(f"{path}: {name} {error}; the default is used.")
+            problems.append(f"{path}: {place_of_key(name, lines)} {error}; the default is used.")
     return Settings()._replace(**changes), problems
+
+
+def key_as_written(name: str) -> str:
+    """A key as people find it in the file: paths.auto is [paths] auto."""
+    section, _, key = name.rpartition(".")
+    return f"[{section}] {key}" if section else key
+
+
+def place_of_key(name: str, lines: Sequence[str]) -> str:
+    """The line that sets a key, and the key."""
+    found, section = 0, ""
+    for number, line in enumerate(lines, 1):
+        words = line.strip()
+        if words.startswith("["):
+            section = words.strip("[] \t")
+        elif f"{section}.{words.partition('=')[0].strip()}".lstrip(".") == name:
+            found = number
+    return f"line {found}: {key_as_written(name)}" if found else key_as_written(name)
+
+
+def advice_on_key(name: str) -> str:
+    """What somebody meant who wrote an unknown key: the same in another section, or one like it."""
+    for known in SETTINGS_KEYS:
+        section, _, key = known.rpartition(".")
+        if key == name.rpartition(".")[2]:
+            return f"it belongs under [{section}]" if section else "it belongs before the first section"
+    return closest(key_as_written(name), list(map(key_as_written, SETTINGS_KEYS)))
 
 
 def closest(name: str, known: Sequence[str]) -> str:
@@ -2874,7 +2902,10 @@ class Watcher:
         known = {
             path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
         }
-        calls: dict[str, Call] = {path: partial(list_directory, path, before, facts) for path, before in known.items()}
+        setting = "[paths] auto" if self.settings.auto else "XENDOMAINS_AUTO"
+        calls: dict[str, Call] = {
+            path: partial(list_directory, path, before, setting, facts) for path, before in known.items()
+        }
         answers = self.calls.run("list", calls, deadline, self._patience(deadline))
         directories = {}
         for path, before in known.items():
@@ -2948,20 +2979,28 @@ def updated_status(before: Status, answer: Status | Exception, *, is_last: bool)
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
-    """Those with one of these names, or if there is none, with a file of this name, or else but for its extension."""
+    """Those with one of these names or patterns; if there is none, with a file of this name, or but for its extension."""
     chosen: set[str] = set()
     for name in names:
-        by_name = {file for file, guest in guests.items() if guest.domain.name == name}
-        by_file = {file for file in guests if os.path.basename(file) == name}
-        by_stem = {file for file in guests if os.path.splitext(os.path.basename(file))[0] == name}
+        by_name = {file for file, guest in guests.items() if is_named(guest.domain.name, name)}
+        by_file = {file for file in guests if is_named(os.path.basename(file), name)}
+        by_stem = {file for file in guests if is_named(os.path.splitext(os.path.basename(file))[0], name)}
         # A file that cannot be read yet may be that guest's.
         unread = {file for file, guest in guests.items() if guest.status.is_awaited()}
         chosen |= by_name or by_file or by_stem or unread
     return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
-def list_directory(path: str, before: Directory, facts: StorageFacts) -> Directory | None:
-    """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual."""
+def is_named(name: str, pattern: str) -> bool:
+    """Whether this is the name that was asked for, or matches it as a shell pattern."""
+    return name == pattern or matches_any((name,), (pattern,))
+
+
+def list_directory(path: str, before: Directory, setting: str, facts: StorageFacts) -> Directory | None:
+    """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual.
+
+    `setting` is what names the directory.
+    """
     try:
         with os.scandir(path) as found:
             names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
@@ -2971,7 +3010,7 @@ def list_directory(path: str, before: Directory, facts: StorageFacts) -> Directo
         status = status_of_unreadable(path, error, before.status, facts)
         # Xen's own are there once they are needed; xendomains makes the one where it saves guests.
         if status is None and path != DEFAULT_AUTO and before.kind == "auto":
-            status = Status(State.UNREADABLE, "does not exist; correct XENDOMAINS_AUTO, or make it")
+            status = Status(State.UNREADABLE, f"does not exist; correct {setting}, or make it")
         return Directory(before.kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
     return Directory(before.kind, [os.path.join(path, name) for name in first], warning=warning)
@@ -3921,10 +3960,12 @@ class Finding(NamedTuple):
     vdev: str = ""
 
     def text(self) -> str:
-        """It in a sentence."""
-        guest = f"guest {self.guest}{f', {self.vdev}' if self.vdev else ''}: " if self.guest else ""
-        file = f"{self.file}: " if self.file else ""
-        return f"{file}{guest}{self.problem}{f' (fix: {self.fix})' if self.fix else ''}."
+        """A line about it, below the name of the file."""
+        about = [f"guest {self.guest}"] if self.guest else []
+        about += [self.vdev] if self.vdev else []
+        where = f"{', '.join(about)}: " if about else ""
+        fix = f" (fix: {self.fix})" if self.fix else ""
+        return f"  {'error' if self.is_error else 'warning'}: {printable(f'{where}{self.problem}{fix}')}"
 
 
 @record
@@ -3941,19 +3982,21 @@ class Use(NamedTuple):
         return Finding(problem, fix, is_error, self.guest.domain.source, self.guest.domain.name, self.disk.vdev)
 
 
-def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[Finding]:
+def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[Finding]:
     """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
     facts = StorageFacts()
-    uses, used = uses_of(snapshot, watcher), used_by_host(facts)
+    uses = uses_of(snapshot, watcher)
     # Cluster managers bring up storage themselves.
-    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti")
-    checks = [check_files(snapshot), check_sharing(uses)]
-    checks += [check_units()] if snapshot.guests else []
+    reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
+    checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot), check_sharing(uses)]
+    checks += [check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
+    checks += [check_units()] if snapshot.guests and not watcher.names else []
+    swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        checks += [check_use(use, used, facts)]
+        checks += [check_name(use, facts), check_host_use(use, swaps, facts)]
         checks += [check_reboot(use, facts)] if reboot and snapshot.disk_status(use.required) == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
-    return [one for one in found if not watcher.names or one.file in snapshot.guests]
+    return [one for one in found if not watcher.names or not one.file or one.file in snapshot.guests]
 
 
 def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[Use]:
@@ -3990,12 +4033,12 @@ def check_files(snapshot: Snapshot) -> Iterator[Finding]:
         if directory.warning:
             yield Finding(directory.warning, file=path)
         if directory.status != READY:
-            awaited = "; the boot would wait for it" if directory.status.is_awaited() else ""
+            awaited = "; the next boot will wait for this" if directory.status.is_awaited() else ""
             yield Finding(directory.status.reason + awaited, "", not awaited, path)
     for file, guest in snapshot.guests.items():
         yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
         if guest.status.is_awaited():
-            yield Finding(f"{guest.status.reason}; the boot would wait for it", file=file)
+            yield Finding(f"{guest.status.reason}; the next boot will wait for this", file=file)
         elif guest.start.instead == "create":
             yield Finding(guest.start.reason, "", True, file, guest.domain.name)
     for file, why in lost_guests(snapshot).items():
@@ -4003,19 +4046,76 @@ def check_files(snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
 
 
+def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -> Iterator[Finding]:
+    """Disks that are missing or not ready now, and if the name may be mistyped, the closest that exists."""
+    taken = {use.place for use in uses}
+    bad = [use for use in uses if use.guest.domain.source in snapshot.guests]
+    bad = [use for use in bad if snapshot.disk_status(use.required).is_awaited()]
+    missing = [use.required.path for use in bad if snapshot.disk_status(use.required).state is State.MISSING]
+    calls: dict[str, Call] = {path: partial(closest_path, path, taken) for path in missing}
+    similar = watcher.calls.run("closest", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+    uses_of_need = {
+        Need(use.required.path, use.guest.domain.name, snapshot.disk_status(use.required)): use for use in bad
+    }
+    for cause in causes_of(uses_of_need):
+        if len(cause.needs) > MAX_NAMED:
+            yield Finding(f"{cause.size()} are missing: {cause.reason}", cause.hint, is_error=True)
+            continue
+        for need in cause.needs:
+            other = similar.get(need.path)
+            fix = f"did you mean {other}?" if isinstance(other, str) and other else cause.hint
+            words = "missing" if need.status.state is State.MISSING else "not ready"
+            yield uses_of_need[need].finding(f"{need.path} is {words}: {cause.reason}", fix, is_error=True)
+
+
+def closest_path(path: str, taken: Container[str]) -> str:
+    """The path most like one that does not exist, unless a guest has that already; or nothing. May block."""
+    from difflib import get_close_matches
+
+    parent, name = os.path.split(path)
+    if os.path.exists(path):
+        return path
+    parent = closest_path(parent, taken)
+    similar = get_close_matches(name, list_names(parent), 1, 0.75) if parent else []
+    found = os.path.join(parent, *similar)
+    return found if similar and place_of(found) not in taken else ""
+
+
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
-    """Disks that two guests write, or of which one guest writes a part."""
-    writers: dict[str, list[Use]] = {}
-    for use in (use for use in uses if use.disk.writes):
-        writers.setdefault(use.place, []).append(use)
-    for place, sharing in writers.items():
-        above = [other for name in devices_above(place) for other in writers.get(name, ())]
+    """Disks that two guests have and one of them writes, or of which one guest writes a part: Xen's block script."""
+    by_place: dict[str, list[Use]] = {}
+    for use in uses:
+        by_place.setdefault(use.place, []).append(use)
+    for place, sharing in by_place.items():
+        above = [other for name in devices_above(place) for other in by_place.get(name, ())]
         for use in sharing:
             # The saved and the configured form of a guest are one.
-            names = {one.guest.domain.name for one in (*sharing, *above)} - {use.guest.domain.name}
-            if names:
-                problem = f"{use.required.path} is written by guest {join_limited(sorted(names), MAX_LISTED)} as well"
-                yield use.finding(problem, "give each guest a disk of its own", is_error=True)
+            others = [one for one in (*sharing, *above) if one.guest.domain.name != use.guest.domain.name]
+            writers, readers = (
+                {one.guest.domain.name for one in others if one.disk.writes is w} for w in (True, False)
+            )
+            if writers:
+                problem = f"{use.required.path} is also written to by guest {join_limited(sorted(writers), MAX_LISTED)}"
+            elif readers and use.disk.writes:
+                problem = f"{use.required.path} is also used by guest {join_limited(sorted(readers), MAX_LISTED)}"
+            else:
+                continue
+            yield use.finding(f"{problem}, and Xen refuses to share it", "give each guest its own disk", is_error=True)
+
+
+def check_patterns(snapshot: Snapshot, settings: Settings, file: str) -> Iterator[Finding]:
+    """Patterns in [ignore] that match nothing."""
+    guests = [guest for guest in snapshot.read.values() if not guest.status.is_awaited()]
+    if len(guests) < len(snapshot.read) or snapshot.awaits_files():
+        return  # they may match what cannot be read yet
+    domains = [name for guest in guests for name in (guest.domain.name, os.path.basename(guest.domain.source))]
+    needs = [(required_by(disk).path, disk.target) for guest in guests for disk in guest.domain.needs()]
+    disks = [name for path, target in needs for name in (path, older_path(path), target)]
+    ignored = [("domains", one, domains) for one in settings.ignored_domains]
+    ignored += [("disks", one, disks) for one in settings.ignored_disks]
+    for key, pattern, names in ignored:
+        if not matches_any(names, (pattern,)):
+            yield Finding(f"[ignore] {key} {quoted(pattern)} matches nothing", "correct or remove it", file=file)
 
 
 def check_units() -> Iterator[Finding]:
@@ -4039,21 +4139,29 @@ UNSTABLE_NAME = f"/dev/((sd|hd|vd|xvd)[a-z]{{1,3}}[0-9]*|(md12[0-9]|({NUMBERED})
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_use(use: Use, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
-    """What a guest needs: its name, and whether this host uses it."""
+def check_name(use: Use, facts: StorageFacts) -> Iterator[Finding]:
+    """A name that may be another disk's after a reboot."""
     path = use.required.path
-    if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], facts):
+    match = re.fullmatch(UNSTABLE_NAME, path)
+    if match and not is_in_mdadm_conf(match[1], facts):
         links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
-        yield use.finding(f"{path} may be another disk after a reboot", f"write {stable}" if stable else "")
-    if not use.disk.writes:
-        return
-    fix, places = "give the guest a disk of its own", [use.place, *devices_above(use.place)]
-    if taken := next((place for place in places if place in used), ""):
-        what = path if taken == use.place else f"{device_path(taken)} on {path}"
-        yield use.finding(f"{what} {used[taken]} on this host", fix, is_error=True)
-    elif parts := [device_path(one) for one in holders_of(use.place)]:
+        fix = f"write {stable}" if stable else ""
+        yield use.finding(f"{path} may refer to a different disk after a reboot", fix)
+
+
+def check_host_use(use: Use, swaps: Container[str], facts: StorageFacts) -> Iterator[Finding]:
+    """A disk that this host itself uses: Xen's block script refuses one that is mounted, or written if it is read."""
+    path, fix, writes = use.required.path, "give the guest its own disk", use.disk.writes
+    for place in [use.place, *devices_above(use.place)]:
+        what = path if place == use.place else f"{device_path(place)} on {path}"
+        mounted = [where for where, is_written in facts.mounted.get(place, ()) if writes or is_written]
+        if mounted or (writes and place in swaps):
+            taken = f"is mounted on {mounted[-1]}" if mounted else "is swap space"
+            yield use.finding(f"{what} {taken} on this host", fix, is_error=True)
+            return
+    if writes and (parts := [device_path(one) for one in holders_of(use.place)]):
         yield use.finding(f"{path} is part of {join_limited(parts, MAX_LISTED)} on this host", fix)
 
 
@@ -4072,13 +4180,6 @@ def holders_of(name: str) -> list[str]:
     uuids = {one: attribute(f"{SYS}/class/block/{one}", "dm/uuid") for one in devices_above(name)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
     return [one for one in list_names(f"{SYS}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
-
-
-def used_by_host(facts: StorageFacts) -> dict[str, str]:
-    """The devices that this host itself uses, and what for."""
-    used = {name: f"is mounted on {places[-1][0]}" for name, places in facts.mounted.items()}
-    swaps = (os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps"))
-    return {**used, **dict.fromkeys(swaps, "is swap space")}
 
 
 def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
@@ -4621,41 +4722,47 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
         notify(extended_timeout(settings.timeout))
     xendomains, more_problems = read_xendomains(settings, clock, limit)
-    problems += level_problems + more_problems
-    for problem in problems:
-        journal.log(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
-    if xendomains is None:
+    told = [finding_of_settings(text, settings, options) for text in (*problems, *level_problems, *more_problems)]
+    if xendomains is not None and xendomains.warning:
+        told.append(finding_of_settings(xendomains.warning, settings, options)._replace(is_error=False))
+    for finding in told if options.command != "check" else ():
+        text = f"{finding.file}: {finding.problem}." if finding.file else f"{finding.problem}."
+        journal.log(ERR if finding.is_error else WARNING, text, MESSAGE_ID=MESSAGE_SETTINGS)
+    if xendomains is None and options.command != "check" and not options.format:
         return EXIT_NO_XENDOMAINS
-    if xendomains.warning:
-        journal.log(WARNING, xendomains.warning, MESSAGE_ID=MESSAGE_SETTINGS)
 
     if options.command == "start":
         # The boot may be told to ignore guests because they start later.
-        watcher = Watcher(xendomains, settings._replace(ignored_domains=()), clock)
+        watcher = Watcher(xendomains or Xendomains(), settings._replace(ignored_domains=()), clock)
         watcher.rest, watcher.shares = START_REST, bool(options.guests)
         try:
             return start_guests(watcher, options, journal, started)
         except ConfigError as error:
             journal.log(ERR, f"{error}.")
             return EXIT_USAGE
-    watcher = Watcher(xendomains, settings, clock, options.guests)
+    watcher = Watcher(xendomains or Xendomains(), settings, clock, options.guests)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
-    told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
-    told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
-    return show_guests(watcher, options, journal, told)
+    status = show_guests(watcher, options, journal, told)
+    return EXIT_NO_XENDOMAINS if xendomains is None and options.format != "nagios" else status
+
+
+def finding_of_settings(text: str, settings: Settings, options: Options) -> Finding:
+    """A sentence about our settings or those of xendomains, which begins with the file."""
+    files = [options.config or CONFFILE, *settings.xendomains]
+    file = next((file for file in files if text.startswith((f"{file}:", f"{file} "))), "")
+    return Finding(text[len(file) :].lstrip(": ").rstrip("."), is_error=True, file=file)
 
 
 def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequence[Finding]) -> int:
-    """What list and check print; returns the exit status. `told` is what was said about the settings."""
+    """What list and check print; returns the exit status. `told` is what is wrong with the settings."""
     snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
-        return EXIT_USAGE
+        return NAGIOS_UNKNOWN if options.format == "nagios" else EXIT_USAGE
     if options.command == "check":
-        findings = findings_of(snapshot, watcher, reboot=options.reboot)
-        return show_findings(told, findings, snapshot, journal, as_json=options.format == "json")
+        return show_findings([*told, *findings_of(snapshot, watcher, options)], snapshot, options)
     show_list(snapshot, watcher, options)
     unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
     if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
@@ -4728,12 +4835,13 @@ def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
     return ""
 
 
-def show_findings(
-    told: Sequence[Finding], findings: Sequence[Finding], snapshot: Snapshot, journal: Journal, *, as_json: bool
-) -> int:
-    """Says everything wrong that was not told before, or prints all of it as JSON; returns the exit status."""
-    is_ok = not any(finding.is_error for finding in (*told, *findings))
-    if as_json:
+def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Options) -> int:
+    """Prints everything wrong, errors first; returns the exit status."""
+    errors = [finding for finding in findings if finding.is_error]
+    warnings = [finding for finding in findings if not finding.is_error]
+    counts = [f"{counted(len(errors), 'error')}, {counted(len(warnings), 'warning')} in {size_of(snapshot)}"]
+    lines = [f"{counts[0]}." if findings else f"No problems found ({size_of(snapshot)})."]
+    if options.format == "json":
         import json
 
         keys = ("file", "guest", "vdev", "problem", "fix")
@@ -4742,15 +4850,32 @@ def show_findings(
                 "severity": "error" if finding.is_error else "warning",
                 **{key: well_formed(getattr(finding, key)) or None for key in keys},
             }
-            for finding in (*told, *findings)
+            for finding in (*errors, *warnings)
         ]
-        show(json.dumps({"version": JSON_VERSION, "ok": is_ok, "findings": rows}, indent=2))
+        lines = [json.dumps({"version": JSON_VERSION, "ok": not errors, "findings": rows}, indent=2)]
+    elif options.format == "nagios":
+        return show_for_nagios(errors, warnings, snapshot)
     else:
-        for finding in findings:
-            journal.log(ERR if finding.is_error else WARNING, finding.text())
-        if not findings and not told:
-            show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
-    return EXIT_READY if is_ok else EXIT_USAGE
+        by_file: dict[str, list[str]] = {}
+        for finding in (*errors, *warnings):
+            by_file.setdefault(finding.file, []).append(finding.text())
+        screen = screen_of(sys.stdout)
+        for file, texts in reversed(by_file.items()):
+            lines[:0] = [f"{screen.paint(printable(file or 'This host'), '1')}:", *texts]
+    show("\n".join(lines))
+    return EXIT_USAGE if errors else EXIT_READY
+
+
+def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snapshot: Snapshot) -> int:
+    """Prints a line for Nagios, and returns the status of a plugin: the guidelines of monitoring-plugins.org."""
+    states = [snapshot.guest_status(guest).state for guest in snapshot.guests.values()]
+    ready = states.count(State.READY)
+    status = 2 if errors else 1 if warnings else 0
+    first = next((f": {one.problem}" for one in (*errors, *warnings)), "")
+    text = f"{('OK', 'WARNING', 'CRITICAL')[status]} - {ready} of {counted(len(states), 'guest')} ready{first}"
+    data = f"ready={ready};;;0;{len(states)} errors={len(errors)};;;0 warnings={len(warnings)};;;0"
+    show(f"XENDOMAINS {printable(shortened(text, MAX_REASON)).replace('|', '/')} | {data}")
+    return status
 
 
 def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) -> int:
