@@ -2880,7 +2880,7 @@ def updated_status(before: Status, answer: Status | Exception, *, is_last: bool)
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
-    """Those with one of these names or patterns; if there is none, with a file of this name, or but for its extension."""
+    """Those with one of these names or patterns; if there is none, with such a file, or one but for its extension."""
     chosen: set[str] = set()
     for name in names:
         by_name = {file for file, guest in guests.items() if is_named(guest.domain.name, name)}
