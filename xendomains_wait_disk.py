@@ -1628,8 +1628,9 @@ def iscsi_session(name: str) -> tuple[str, str, str]:
     directory = f"{SYS}/class/iscsi_session/session{session[1]}"
     connections = f"{SYS}/class/iscsi_connection"
     connection = "".join(list_names(connections, f"connection{session[1]}:.*")[:1])
-    portal = [attribute(f"{connections}/{connection}", f"persistent_{key}") for key in ("address", "port")]
-    return attribute(directory, "targetname"), portal_of(*portal), attribute(directory, "state")
+    address, port = (attribute(f"{connections}/{connection}", f"persistent_{key}") for key in ("address", "port"))
+    portal = portal_of(address, port) if address else "an unknown portal"
+    return attribute(directory, "targetname"), portal, attribute(directory, "state")
 
 
 def session_layer(target: str, portal: str, state: str | None, facts: StorageFacts) -> Layer:
@@ -1913,6 +1914,12 @@ def needed_layer(path: str, facts: StorageFacts) -> Layer:
     return found[0] if found else stacked(path, "path", Problem(f"{path} does not exist"))
 
 
+def absent_layer(path: str, kind: str, problem: Problem, *below: Layer) -> Layer:
+    """What is missing at a path; the problem is its own only if nothing is wrong with what it needs."""
+    layer = stacked(path, kind, problem, *below)
+    return layer if layer.cause is problem else layer._replace(problem=None)
+
+
 def explain_file(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
     where = longest_above(match[0], facts.planned_mounts)
@@ -2003,7 +2010,7 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     for name in list_names(f"{SYS}/class/block", "md[0-9]+"):
         if name in nodes or not set(members).isdisjoint(list_names(f"{device_directory(name)}/slaves")):
             problem = Problem(f"{array} runs as {name}, under another name", f"mdadm --detail /dev/{name}")
-            return stacked(match[0], "md array", problem, facts.layer(name))
+            return absent_layer(match[0], "md array", problem, facts.layer(name))
     if members:
         reason = f"{array} is not assembled (members present: {join_limited(members, MAX_LISTED)})"
         hint = "mdadm --assemble --scan"
@@ -2056,7 +2063,7 @@ def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | Non
         return None
     hint = f"udevadm trigger --action=change /sys/class/block/{name}"
     problem = Problem(f"{mapped} is active as {name}, but udev has made no link to it", hint)
-    return stacked(match[0], "link", problem, facts.layer(name))
+    return absent_layer(match[0], "link", problem, facts.layer(name))
 
 
 def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2065,7 +2072,7 @@ def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None
     if not (name := facts.device_at(whole)):
         return None
     problem = Problem(f"{whole} has no partition {match['number']}", f"lsblk {whole}")
-    return stacked(match[0], "partition", problem, facts.layer(name))
+    return absent_layer(match[0], "partition", problem, facts.layer(name))
 
 
 def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2117,7 +2124,7 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         problem = Problem(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
         return stacked(match[0], "LVM volume", problem)
     below = group_layer(name, disks_of(volume, group), facts)
-    return stacked(match[0], "LVM volume", explain_inactive_volume(name, volume, group, facts), below)
+    return absent_layer(match[0], "LVM volume", explain_inactive_volume(name, volume, group, facts), below)
 
 
 def explain_inactive_volume(name: str, volume: str, group: VolumeGroup, facts: StorageFacts) -> Problem:
@@ -2203,7 +2210,7 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
     target, portal = match["target"], match["portal"]
     reason = f"iSCSI target {target} at {portal} has no LUN {match['lun']}, though there is a session"
     session = session_layer(target, portal, facts.iscsi_sessions.get(target), facts)
-    return stacked(match[0], "LUN", Problem(reason, "iscsiadm -m session --rescan"), session)
+    return absent_layer(match[0], "LUN", Problem(reason, "iscsiadm -m session --rescan"), session)
 
 
 def explain_lun(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2235,7 +2242,7 @@ def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
     pool, volume = match["pool"], match["volume"]
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
     problem = Problem(reason, f"zfs list -r -o name,keystatus {pool}")
-    return stacked(match[0], "ZFS volume", problem, pool_layer(pool))
+    return absent_layer(match[0], "ZFS volume", problem, pool_layer(pool))
 
 
 def pool_layer(pool: str) -> Layer:
@@ -2530,10 +2537,11 @@ def storage_of(required: Required, facts: StorageFacts) -> Layer:
     The one to blame, if any, is the layer whose problem is the cause of the first.
     """
     layer = named_layer(check_layers(required, facts)[1], facts)
-    if [layer.name] != [one.name for one in layer.below]:
-        return layer
-    (only,) = layer.below
-    return only._replace(problem=only.problem or layer.problem, cause=layer.cause)
+    for one in layer.below:
+        # The same once more, of which the path is the name; LVM has two for a volume.
+        if one.name == layer.name or one.kind == "LVM volume":
+            return one._replace(name=layer.name, problem=one.problem or layer.problem, cause=layer.cause)
+    return layer
 
 
 def named_layer(layer: Layer, facts: StorageFacts, above: str = "") -> Layer:

@@ -200,6 +200,24 @@ def test_the_chain_is_followed(tmp_path: Path) -> None:
     assert image(web) == xwd.READY
 
 
+def test_the_layers_of_an_image_are_its_mount_and_the_chain(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.mount(tmp_path / "images")
+    web = qcow2(tmp_path / "images" / "web.qcow2", "one.qcow2", "qcow2")
+    one = qcow2(tmp_path / "images" / "one.qcow2", "base.img", "raw")
+    base = tmp_path / "images" / "base.img"
+    mounts.paths.use()
+    layer = xwd.storage_of(xwd.Required(str(web), format="qcow2"), xwd.StorageFacts())
+    mount, behind = layer.below
+    assert [(one.kind, one.name) for one in (layer, mount, behind, *behind.below)] == [
+        ("file", str(web)),
+        ("mount", str(tmp_path / "images")),
+        ("backing file", str(one)),
+        ("backing file", str(base)),
+    ]
+    assert layer.cause is behind.below[0].problem
+    assert layer.cause == xwd.Problem(f"backing file {base} does not exist")
+
+
 def test_what_a_guest_can_write_is_not_followed(tmp_path: Path) -> None:
     qcow2(tmp_path / "base.img", "/nowhere")
     assert image(qcow2(tmp_path / "web.qcow2", "base.img", "raw")) == xwd.READY

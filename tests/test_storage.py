@@ -530,13 +530,14 @@ def test_drbd_9_by_its_status(host: Callable[[str], HostPaths], monkeypatch: pyt
         '"peer-role": "Secondary"', '"peer-role": "Primary"'
     )
     said["unknown"] = ""
+    outdated = "and the peer has one that is Outdated"
     reasons = {}
     for name, text in said.items():
         monkeypatch.setattr(xwd, "output_of", lambda *_, text=text: text)
         reasons[name] = usable(here, "drbd1")
     assert reasons == {
         **dict.fromkeys(said, ""),
-        "Inconsistent, the peer Outdated": "/dev/drbd1: DRBD's disk is Inconsistent, and the peer has one that is Outdated",
+        "Inconsistent, the peer Outdated": f"/dev/drbd1: DRBD's disk is Inconsistent, {outdated}",
         "Primary on the peer": "DRBD is Secondary, and its peer is Primary",
     }
 
@@ -758,6 +759,152 @@ def test_tables_that_name_each_other_come_to_an_end(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "crypttab").write_text("one /dev/mapper/two\ntwo /dev/mapper/one\n")
     assert missing(paths_below(tmp_path), "/dev/mapper/one")[0] == "/dev/mapper/one does not exist"
+
+
+# The layers of a disk, as list --tree shows them
+
+
+def tree(layer: xwd.Layer) -> list[str]:
+    """The layers as lines, each with what is wrong with it; an arrow marks the one to blame."""
+
+    def lines(one: xwd.Layer, indent: str) -> Iterator[str]:
+        reason = f": {one.problem.reason}" if one.problem else ""
+        arrow = "-> " if one.problem and one.problem is layer.cause else ""
+        yield f"{indent}{arrow}{one.kind} {one.name}{reason}"
+        for below in one.below:
+            yield from lines(below, indent + "  ")
+
+    return [*lines(layer, "")]
+
+
+def tree_of_device(host: HostPaths, number: str) -> list[str]:
+    """The layers of the device with this number."""
+    host.use()
+    facts = xwd.StorageFacts()
+    layer = xwd.check_block_device(os.makedev(*map(int, number.split(":"))), WRITES, facts)
+    return tree(xwd.named_layer(layer.below[0], facts))
+
+
+def tree_of_path(host: HostPaths, path: str) -> list[str]:
+    """The layers that should be at a path."""
+    host.use()
+    return tree(xwd.storage_of(Required(path), xwd.StorageFacts()))
+
+
+def put_volume_on_map(host: HostPaths) -> None:
+    """Has the map be the physical volume of volume group vg."""
+    slaves = Path(host.sys) / "devices/virtual/block/dm-0/slaves"
+    if slaves.exists():
+        (slaves / "sda").unlink()
+        (slaves / "dm-1").mkdir()
+    backup = Path(host.etc) / "lvm" / "backup" / "vg"
+    backup.write_text(re.sub('device = ".*"', 'device = "/dev/mapper/mpatha"', backup.read_text()))
+
+
+def test_tree_of_a_volume_on_multipath_on_iscsi(host: Callable[[str], HostPaths]) -> None:
+    here = host("multipath/map")
+    put_volume_on_map(here)
+    assert tree_of_device(here, "253:0") == [
+        "LVM volume /dev/vg/lv",
+        "  volume group vg",
+        "    multipath map /dev/mapper/mpatha",
+        "      path /dev/sdc",
+        f"        iSCSI session {TARGET}:map at 127.0.0.1:3260",
+        "      path /dev/sdd",
+        f"        iSCSI session {TARGET}:map at 127.0.0.2:3260",
+    ]
+
+
+def test_tree_of_the_same_when_the_sessions_have_failed(host: Callable[[str], HostPaths]) -> None:
+    here = host("iscsi/failed")
+    put_volume_on_map(here)
+    failed = f"the session with iSCSI target {TARGET}:map at {{}} has failed"
+    assert tree_of_device(here, "253:0") == [
+        "LVM volume /dev/vg/lv",
+        "  volume group vg",
+        "    multipath map /dev/mapper/mpatha: /dev/mapper/mpatha: no usable path",
+        "      path /dev/sdc: /dev/sdc: SCSI device is transport-offline",
+        f"        -> iSCSI session {TARGET}:map at 127.0.0.1:3260: {failed.format('127.0.0.1:3260')}",
+        "      path /dev/sdd: /dev/sdd: SCSI device is transport-offline",
+        f"        iSCSI session {TARGET}:map at 127.0.0.2:3260: {failed.format('127.0.0.2:3260')}",
+    ]
+
+
+def test_tree_of_the_same_without_a_session(host: Callable[[str], HostPaths]) -> None:
+    here = logs_in_at_boot(host("multipath/no-path"))
+    shutil.rmtree(f"{here.etc}/iscsi/nodes/{TARGET}:group")
+    shutil.rmtree(f"{here.etc}/iscsi/nodes/{TARGET}:map/127.0.0.2,3260,1")
+    put_volume_on_map(here)
+    physical_volume = f"{pv_of(here, 'vg')} (last seen as /dev/mapper/mpatha)"
+    wwid = (Path(here.etc) / "multipath" / "wwids").read_text().strip().strip("/")
+    portal = "127.0.0.1:3260"
+    assert tree_of_path(here, "/dev/vg/lv") == [
+        "LVM volume /dev/vg/lv: does not exist, nor does the directory /dev/vg",
+        f"  volume group vg: volume group vg lacks physical volume {physical_volume}",
+        f"    physical volume {physical_volume}: is missing",
+        f"      multipath map /dev/mapper/mpatha: multipath map mpatha has no path to {wwid}",
+        f"        -> iSCSI session {TARGET}:map at {portal}: "
+        f"no session with iSCSI target {TARGET}:map at {portal} (node.startup is automatic)",
+    ]
+
+
+def test_tree_of_an_array(host: Callable[[str], HostPaths]) -> None:
+    assert tree_of_device(host("md/degraded"), "9:127") == ["md array /dev/md127", "  disk /dev/vdd"]
+    assert tree_of_path(host("md/inactive"), "/dev/md/mirror") == [
+        "md array /dev/md/mirror: does not exist, nor does the directory /dev/md",
+        f"  -> md array /dev/md127: {INACTIVE_ARRAY}; mdadm will start it degraded after 30 s",
+        "    disk /dev/vdd",
+    ]
+
+
+def test_tree_of_an_image_on_nfs(host: Callable[[str], HostPaths], tmp_path: Path) -> None:
+    here = host("mount/failed")
+    assert tree_of_path(here, "/srv/images/web.img") == [
+        "file /srv/images/web.img: does not exist, nor does the directory /srv/images",
+        "  -> mount /srv/images: /srv/images is not mounted (/etc/fstab mounts 192.0.2.1:/srv/export there)",
+        "    NFS server 192.0.2.1",
+    ]
+    image = tmp_path / "images" / "web.img"
+    image.parent.mkdir()
+    image.write_text("content")
+    with open(f"{here.proc}/self/mountinfo", "a") as file:
+        file.write(f"98 25 0:98 / {image.parent} rw,relatime shared:1 - nfs4 192.0.2.1:/srv/export rw\n")
+    assert tree_of_path(here, str(image)) == [
+        f"file {image}",
+        f"  mount {image.parent}",
+        "    NFS server 192.0.2.1",
+    ]
+
+
+def test_tree_of_a_crypt_volume(host: Callable[[str], HostPaths]) -> None:
+    here = host("luks/closed")
+    reason = "crypt volume secret is not opened (it is in /etc/crypttab, which has the option noauto)"
+    assert tree_of_path(here, "/dev/mapper/secret") == [
+        f"-> crypt volume /dev/mapper/secret: {reason}",
+        "  disk /dev/vde",
+    ]
+
+
+def test_tree_of_a_mirror_that_does_without_a_leg_blames_nothing(tmp_path: Path) -> None:
+    here = made_up(tmp_path, sda={"device/state": "offline"}, sdb={}, md0=array("raid1", "sda sdb"))
+    assert tree_of_device(here, "7:2") == [
+        "md array /dev/md0",
+        "  disk /dev/sda: /dev/sda: SCSI device is offline",
+        "  disk /dev/sdb",
+    ]
+
+
+def test_tree_of_loop_device_and_partition(tmp_path: Path) -> None:
+    here = made_up(
+        tmp_path,
+        loop0={"loop/backing_file": "/srv/web.img"},
+        loop0p1={"parent": "loop0", "partition": "1"},
+    )
+    assert tree_of_device(here, "7:1") == [
+        "partition /dev/loop0p1",
+        "  loop device /dev/loop0",
+        "    file /srv/web.img",
+    ]
 
 
 # Made up: what no recorded host has
