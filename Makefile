@@ -17,7 +17,9 @@ SBINDIR = $(PREFIX)/sbin
 SYSCONFDIR = /etc
 MANDIR = $(PREFIX)/share/man
 DATADIR = $(PREFIX)/share/xendomains-wait-disk
-COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
+BASHCOMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
+ZSHCOMPLETIONDIR = $(PREFIX)/share/zsh/site-functions
+FISHCOMPLETIONDIR = $(PREFIX)/share/fish/vendor_completions.d
 UNITDIR = $(PREFIX)/lib/systemd/system
 PRESETDIR = $(PREFIX)/lib/systemd/system-preset
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
@@ -41,7 +43,7 @@ PRESET = 90-xendomains-wait-disk.preset
 CATALOG = xendomains-wait-disk.catalog
 PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk packaging/changelogs tests/bench tests/demo tests/skipped \
     tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
-SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/bash-completion/xendomains-wait-disk \
+SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/xendomains-wait-disk.bash \
     packaging/dist packaging/release packaging/debian/build packaging/debian/tests/command packaging/debian/tests/unit \
     packaging/debian/xendomains-wait-disk.postinst packaging/rpm/build tests/packages/all tests/packages/common \
     tests/packages/deb tests/packages/dist tests/packages/lintian tests/packages/pip tests/packages/rpm \
@@ -109,6 +111,8 @@ lint: setup-check ## style, types, oldest Python, shell scripts
 	MYPYPATH=tests/xen:tests $(VENV_PYTHON) -m mypy --scripts-are-modules $(XEN_PYTHON_FILES)
 	.venv/bin/vermin --no-tips -t=3.9- $(MODULE) bin/xendomains-wait-disk
 	shellcheck -x $(SHELL_FILES)
+	zsh -n packaging/completions/_xendomains-wait-disk
+	fish --no-execute packaging/completions/xendomains-wait-disk.fish
 
 format: setup-check ## lay out the Python files as lint wants them
 	$(VENV_PYTHON) -m ruff check --select I --fix .
@@ -184,14 +188,18 @@ install-files:
 	install -p -m 644 schema/*.json '$(DESTDIR)$(DATADIR)'
 	install -D -p -m 644 man/xendomains-wait-disk.8 '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8'
 	install -D -p -m 644 man/xen-wait-disk.conf.5 '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5'
-	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
+	install -D -p -m 644 packaging/completions/xendomains-wait-disk.bash '$(DESTDIR)$(BASHCOMPLETIONDIR)/xendomains-wait-disk'
+	install -D -p -m 644 packaging/completions/_xendomains-wait-disk '$(DESTDIR)$(ZSHCOMPLETIONDIR)/_xendomains-wait-disk'
+	install -D -p -m 644 packaging/completions/xendomains-wait-disk.fish \
+	    '$(DESTDIR)$(FISHCOMPLETIONDIR)/xendomains-wait-disk.fish'
 
 uninstall: ## remove what install installed, but for settings that were edited
 	rm -f '$(DESTDIR)$(PURELIB)/$(MODULE)' '$(DESTDIR)$(PURELIB)'/__pycache__/$(MODULE:.py=).*.pyc \
 	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)' $(patsubst %,'$(DESTDIR)$(UNITDIR)/%',$(UNITS)) \
 	    '$(DESTDIR)$(PRESETDIR)/$(PRESET)' '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)' \
 	    '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8' '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5' \
-	    '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk' $(patsubst schema/%,'$(DESTDIR)$(DATADIR)/%',$(wildcard schema/*))
+	    '$(DESTDIR)$(BASHCOMPLETIONDIR)/xendomains-wait-disk' '$(DESTDIR)$(ZSHCOMPLETIONDIR)/_xendomains-wait-disk' \
+	    '$(DESTDIR)$(FISHCOMPLETIONDIR)/xendomains-wait-disk.fish' $(patsubst schema/%,'$(DESTDIR)$(DATADIR)/%',$(wildcard schema/*))
 	-rmdir '$(DESTDIR)$(DATADIR)'
 	-rmdir -p --ignore-fail-on-non-empty '$(DESTDIR)$(dir $(REPLACED))'
 	! cmp -s etc/xen-wait-disk.conf '$(DESTDIR)$(CONFFILE)' || rm '$(DESTDIR)$(CONFFILE)'
