@@ -76,7 +76,7 @@ help: ## list what make can do here (the default)
 setup: ## install the Debian packages that demo and check need, or FOR='xen packages' what those do; asks sudo
 	@tests/setup --install $(FOR)
 
-demo: setup-demo ## show the program at work on a made-up host; ten seconds
+demo: setup-demo ## show the program at work on two made-up hosts; ten seconds
 	@$(PYTHON) tests/demo
 
 check: lint test ## what has to pass before a change is taken: lint and test
