@@ -41,8 +41,8 @@ CONFFILE = $(SYSCONFDIR)/xen-wait-disk.conf
 UNITS = xendomains-wait-disk.service xendomains-late.service
 PRESET = 90-xendomains-wait-disk.preset
 CATALOG = xendomains-wait-disk.catalog
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk packaging/changelogs tests/bench tests/demo tests/skipped \
-    tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk docs/pictures packaging/changelogs tests/bench tests/demo \
+    tests/skipped tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/xendomains-wait-disk.bash \
     packaging/dist packaging/release packaging/debian/build packaging/debian/tests/command packaging/debian/tests/unit \
     packaging/debian/xendomains-wait-disk.postinst packaging/rpm/build tests/packages/all tests/packages/common \
@@ -64,9 +64,9 @@ BUILD_TESTS = $(patsubst %,tests/test_%.py,settings xendomains xl_config require
 
 export PYTHON REPORTS
 
-SETUPS = $(addprefix setup-,demo check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
+SETUPS = $(addprefix setup-,demo pictures check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
-.PHONY: help setup demo check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
+.PHONY: help setup demo pictures check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
     lint format test fuzz coverage mutation lock dist deb rpm release test-build \
     install install-module install-files uninstall clean $(SETUPS)
 
@@ -78,6 +78,9 @@ setup: ## install the Debian packages that demo and check need, or FOR='xen pack
 
 demo: setup-demo ## show the program at work on two made-up hosts; ten seconds
 	@$(PYTHON) tests/demo
+
+pictures: setup-pictures ## draw docs/*.svg anew, from docs/*.dot and the output of demo
+	@$(PYTHON) docs/pictures
 
 check: lint test ## what has to pass before a change is taken: lint and test
 
