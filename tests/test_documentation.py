@@ -25,7 +25,6 @@ COMMAND_PAGE = ROOT / "man" / "xendomains-wait-disk.8"
 SETTINGS_PAGE = ROOT / "man" / "xen-wait-disk.conf.5"
 PAGES = [COMMAND_PAGE, SETTINGS_PAGE]
 CONFFILE = ROOT / "etc" / "xen-wait-disk.conf"
-COMPLETION = ROOT / "packaging" / "bash-completion" / "xendomains-wait-disk"
 CATALOG = ROOT / "packaging" / "systemd" / "xendomains-wait-disk.catalog"
 TEXTS = [text for directory in (".", "docs", "tests", "tests/xen") for text in (ROOT / directory).glob("*.md")]
 PROMISES = (ROOT / "tests" / "README.md").read_text()
@@ -105,46 +104,6 @@ def test_the_page_has_every_command_and_state() -> None:
     )
     assert disks == states - {"unreadable"}
     assert directories <= states
-
-
-def complete(*words: str, directory: Path = ROOT) -> list[str]:
-    """What bash offers for the last of these words."""
-    script = f'. "{COMPLETION}"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _xendomains_wait_disk' + (
-        '; (( ${#COMPREPLY[@]} )) && printf "%s\\n" "${COMPREPLY[@]}"; complete -p xendomains-wait-disk >&2'
-    )
-    process = subprocess.run(
-        ["bash", "--norc", "-c", script, "bash", xwd.COMMAND, *words],
-        capture_output=True, text=True, cwd=directory, check=True,
-    )  # fmt: skip
-    assert process.stderr == "complete -F _xendomains_wait_disk xendomains-wait-disk\n", words
-    return process.stdout.splitlines()
-
-
-def test_completion_has_every_option_and_command() -> None:
-    assert set(complete("-")) == set(options(usage()))
-    assert set(complete("")) == commands(usage())
-
-
-def test_completion_completes_what_was_begun() -> None:
-    assert complete("--ti") == ["--timeout"]
-    assert complete("--json", "li") == ["list"]
-    assert complete("list", "--j") == ["--json"]
-
-
-def test_completion_offers_one_command_only() -> None:
-    assert complete("list", "") == []
-
-
-def test_completion_offers_files_for_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "a file.conf").touch()
-    assert complete("--config", "a", directory=tmp_path) == ["a file.conf"]
-    assert complete("--config", "=", directory=tmp_path) == ["a file.conf"]
-    assert complete("--config", "=", "a", directory=tmp_path) == ["a file.conf"]
-
-
-def test_completion_offers_times_that_are_times() -> None:
-    offered = complete("--timeout", "")
-    assert offered and all(xwd.parse_time_span(time_span) >= 0 for time_span in offered)
 
 
 # Settings
