@@ -2386,6 +2386,7 @@ class State(Enum):
 
 
 AWAITED = (State.MISSING, State.NOT_READY, State.UNKNOWN)
+FINE = (State.READY, State.SKIPPED)
 
 
 @record
@@ -3768,7 +3769,7 @@ def problems_in(record: Mapping[str, Any]) -> list[Need]:
 
 def is_trouble(row: Mapping[str, Any]) -> bool:
     """Whether something with this state may keep a guest from starting."""
-    return State(row["state"]) not in (State.READY, State.SKIPPED)
+    return State(row["state"]) not in FINE
 
 
 def need_from_json(path: str, guest: str, row: Mapping[str, Any]) -> Need:
@@ -3790,6 +3791,7 @@ class Screen(NamedTuple):
 
     columns: int = 0
     has_colours: bool = False
+    branches: tuple[str, str, str] = ("|-", "`-", "| ")  # of a tree
 
     def paint(self, text: str, colour: str) -> str:
         """The text in a colour, as ECMA-48 has them (SGR)."""
@@ -3798,12 +3800,15 @@ class Screen(NamedTuple):
 
 def screen_of(stream: IO[str] | None) -> Screen:
     """What is at the other end of a stream. $NO_COLOR: no-color.org."""
+    screen = Screen()
+    if (getattr(stream, "encoding", None) or "").lower() == "utf-8":
+        screen = Screen(branches=("├─", "└─", "│ "))
     if stream is None or not stream.isatty():
-        return Screen()
+        return screen
     from shutil import get_terminal_size
 
     has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
-    return Screen(get_terminal_size().columns, has_colours)
+    return screen._replace(columns=get_terminal_size().columns, has_colours=has_colours)
 
 
 def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
@@ -3841,6 +3846,38 @@ def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], scree
     columns = max(screen.columns - len(label), 0)
     lines = [line for text in texts for line in wrapped(printable(shortened(text, MAX_CELL)), columns)]
     return [screen.paint(f"{label}{lines[0]}", "1"), *(f"{' ' * len(label)}{line}" for line in lines[1:])]
+
+
+def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Screen) -> list[str]:
+    """The guests, their disks, and below each what it lies on, as `lsblk -s` shows it; what is to blame is marked."""
+    rows: list[Sequence[str]] = [("NAME", "KIND", "STATE")]
+    for guest in snapshot.guests.values():
+        status = snapshot.guest_status(guest)
+        rows.append((guest.domain.name, "guest", guest.status.reason or status.state.value))
+        pairs = list(zip(guest.domain.needs(), guest.required))
+        for disk, required in pairs:
+            status = snapshot.disk_status(required)
+            unknown = Layer(required.path or disk.target or "-", "", Problem(status.reason or status.state.value))
+            layer = layers.get(required.path, unknown)
+            is_last = required is pairs[-1][1]
+            rows += rows_of_layer(layer._replace(name=f"{disk.vdev}  {layer.name}"), "", is_last, layer.cause, screen)
+    return in_columns(rows, screen)
+
+
+def rows_of_layer(
+    layer: Layer, indent: str, is_last: bool, cause: Problem | None, screen: Screen
+) -> Iterator[Sequence[str]]:
+    """A layer and what is below it, in a tree whose last branch at this level it may be."""
+    branch, last_branch, trunk = screen.branches
+    problem, state = layer.problem, State.READY.value
+    if problem is not None:
+        state = f"{problem.reason}  <-- try: {problem.hint}" if problem == cause and problem.hint else problem.reason
+    elif layer.cause is not None:
+        state = "-"
+    yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
+    indent += "  " if is_last else trunk
+    for one in layer.below:
+        yield from rows_of_layer(one, indent, one is layer.below[-1], cause, screen)
 
 
 def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: bool) -> list[str]:
@@ -4787,20 +4824,30 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequ
 
 def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     """Prints the guests: for programs, into a pipe a line for each disk, and on a terminal the causes first."""
-    record, screen = as_record(snapshot), screen_of(sys.stdout)
     if options.problems:
-        record["guests"] = [guest for guest in record["guests"] if is_trouble(guest)]
+        guests = snapshot.guests.items()
+        snapshot = snapshot._replace(
+            guests={file: one for file, one in guests if snapshot.guest_status(one).state not in FINE}
+        )
+    record, screen = as_record(snapshot), screen_of(sys.stdout)
     if options.format:
         import json
 
         states = {one["state"] for one in record["guests"] + record["directories"]}
         ready = snapshot.is_complete() and State.UNREADABLE.value not in states
         show(json.dumps({"version": JSON_VERSION, "ready": ready, **record}, indent=2))
+    elif options.tree:
+        calls: dict[str, Call] = {
+            path: partial(storage_of, one, StorageFacts()) for path, one in snapshot.needed.items()
+        }
+        layers = watcher.calls.run("tree", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+        found = {path: layer for path, layer in layers.items() if isinstance(layer, Layer)}
+        show("\n".join(picture_of_tree(snapshot, found, screen)))
     elif not screen.columns or options.verbose:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
-        footer = f"{footer_of_list(as_record(snapshot), watcher.xendomains)}{later}"
+        footer = f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}{later}"
         show("\n".join([*picture_of_list(record, screen), "", *wrapped(footer, screen.columns)]))
 
 
