@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
+    from xml.etree.ElementTree import Element
 
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
@@ -53,6 +54,8 @@ CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
 LATE_SERVICE = "xendomains-late.service"
 XL_LOGS = "/var/log/xen"
+LIBVIRT_SAVES = "/var/lib/libvirt/libxl/save"
+LIBVIRT_LOGS = "/var/log/libvirt/libxl"
 STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
 LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
 NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
@@ -223,6 +226,7 @@ class Settings(NamedTuple):
     xendomains: tuple[str, ...] = ("/etc/sysconfig/xendomains", "/etc/default/xendomains", "/etc/conf.d/xendomains")
     auto: str = ""
     save: str = ""
+    libvirt: str = "/etc/libvirt/libxl/autostart"
     first: float = 0.1
     longest: float = 1.0
     factor: float = 2.0
@@ -311,6 +315,7 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
     "paths.xendomains": ("xendomains", check_path, True),
     "paths.auto": ("auto", check_path, False),
     "paths.save": ("save", check_path, False),
+    "paths.libvirt": ("libvirt", check_path, False),
     "polling.first": ("first", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.longest": ("longest", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.factor": ("factor", check_factor, False),
@@ -498,6 +503,7 @@ class Xendomains(NamedTuple):
     warning: str = ""  # a sentence about its settings
     is_debians: bool = False  # else it is upstream's
     file: str = ""  # its settings
+    libvirt: str = ""  # directory of the guests that libvirt starts; empty: none
 
 
 # Where Xen's own settings file puts them.
@@ -521,10 +527,13 @@ BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
-    Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
-    A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
+    Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6, Debian's
+    starts no guest. A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
+    libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
+    if path is None and libvirt:
+        return Xendomains(libvirt=libvirt), []
     if path is None:
         return None, [f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests."]
     problems = []
@@ -546,9 +555,9 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    if not auto and not save:
+    if not auto and not save and not libvirt:
         problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
-    return Xendomains(auto, save, warning, is_debians, path), problems
+    return Xendomains(auto, save, warning, is_debians, path, libvirt), problems
 
 
 def is_absent(path: str) -> bool:
@@ -642,11 +651,12 @@ class Disk(NamedTuple):
     script: str = ""
     cdrom: bool = False
     writes: bool = False
+    attached_by: str = ""  # what brings it to this host; empty: it is here
 
 
 @record
 class Domain(NamedTuple):
-    """A guest that xendomains is about to start (kind "auto") or to restore (kind "saved")."""
+    """A guest that is about to be created (kind "auto"), restored ("saved"), or started by libvirt ("libvirt")."""
 
     name: str
     source: str
@@ -654,6 +664,7 @@ class Domain(NamedTuple):
     disks: tuple[Disk, ...] = ()
     warnings: tuple[str, ...] = ()
     boot_files: tuple[Disk, ...] = ()  # with their key for a vdev
+    saved: str = ""  # the file with which libvirt will restore it
 
     def needs(self) -> tuple[Disk, ...]:
         """What has to be there before it can start."""
@@ -817,7 +828,8 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
-    boot_files = () if type_in(settings) == "hvm" else boot_files_in(settings)
+    values = {key: value for key, (value, _) in settings.items()}
+    boot_files = () if type_in(settings) == "hvm" else boot_files_in(values)
     specifications, line = settings.get("disk", ([], 0))
     if isinstance(specifications, str):
         warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
@@ -854,9 +866,8 @@ def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
     return found[0] if found else "pv"
 
 
-def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
-    """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
-    values = {key: value for key, (value, _) in settings.items()}
+def boot_files_in(values: Mapping[str, Any]) -> tuple[Disk, ...]:
+    """The files that a PV or PVH guest is built from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
     keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
     # Where libxl looks for a name without a directory depends on how it was built.
     return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
@@ -892,16 +903,21 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
     if size > optional - 4:
         raise ConfigError(f"claims {size} bytes of configuration in {optional} bytes of optional data")
+    return os.fsdecode(read_saved(file, size, bool(flags & SAVED_STREAM_V2))), bool(flags & SAVED_JSON)
+
+
+def read_saved(file: IO[bytes], size: int, has_end: bool) -> bytes:
+    """The configuration that comes next in a file of a saved guest. Raises ConfigError if the file is incomplete."""
     if size > MAX_CONFIGURATION:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
     configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
-    if flags & SAVED_STREAM_V2:
+    if has_end:
         file.seek(-len(SAVED_END), os.SEEK_END)
         if file.read(len(SAVED_END)) != SAVED_END:
-            raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
-    return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
+            raise ConfigError("is incomplete, because the save failed or was ended, and cannot be restored")
+    return configuration.split(b"\0")[0]
 
 
 def domain_from_json(text: str, source: str, kind: str) -> Domain:
@@ -932,6 +948,84 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
     backend = str(disk.get("backend_domname") or disk.get("backend_domid") or "")
     values = {field: str(disk.get(key) or "") for field, key in keys.items()}
     return Disk(**values, backend=backend, cdrom=bool(disk.get("is_cdrom")), writes=bool(disk.get("readwrite")))
+
+
+# --- Configurations of libvirt: libvirt.org/formatdomain.html, and the header which virsh managedsave writes ---------
+# libxl_conf.h in libvirt's src/libxl: 16 bytes of magic, two 32-bit words, which are the version and the length of the
+# XML, and 40 bytes unused. Version 2 has a memory image as xl writes it.
+LIBVIRT_MAGIC = b"libvirt-xml\n \0 \r"
+LIBVIRT_HEADER = 64
+# What libvirt's Xen driver makes of the name of a driver: libxlMakeDisk() in libxl_conf.c.
+LIBVIRT_BACKENDS = {"file": "qdisk", "qemu": "qdisk", "tap2": "tap"}
+
+
+def saved_by_libvirt(file: IO[bytes]) -> str:
+    """The XML in a file that virsh managedsave wrote, read as saved_configuration() does. Raises ConfigError."""
+    header = file.read(LIBVIRT_HEADER)
+    if not header.startswith(LIBVIRT_MAGIC) or len(header) < LIBVIRT_HEADER:
+        raise ConfigError("was not written by virsh managedsave, or is damaged")
+    version, size = (int.from_bytes(header[at : at + 4], sys.byteorder) for at in (16, 20))
+    if version not in (1, 2):
+        raise ConfigError(f"has version {version} of libvirt's format, which is unknown")
+    return os.fsdecode(read_saved(file, size, version == 2))
+
+
+def managed_save_of(path: str) -> str:
+    """Where libvirt saves the guest with this file: both have the guest's name."""
+    return f"{LIBVIRT_SAVES}/{os.path.basename(path)[: -len('.xml')]}.save"
+
+
+def read_libvirt_domain(path: str) -> Domain:
+    """The domain in a file of libvirt, or in its managed save, if there is one. Raises OSError and ConfigError."""
+    saved = managed_save_of(path)
+    if is_absent(saved):
+        return domain_from_libvirt_xml(os.fsdecode(read_file(path)), path)
+    try:
+        with open_regular_file(saved) as file:
+            return domain_from_libvirt_xml(saved_by_libvirt(file), path)._replace(saved=saved)
+    except ConfigError as error:
+        raise type(error)(f"has the managed save {saved}, which {error}") from None
+
+
+def domain_from_libvirt_xml(text: str, source: str) -> Domain:
+    """The domain that libvirt's XML describes. Raises ConfigError if it is not XML, or describes no domain."""
+    from xml.etree import ElementTree
+
+    if "<!DOCTYPE" in text:  # only there can entities be declared
+        raise Unsupported("has a DOCTYPE, which libvirt does not write (remove it)")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        problem = str(error).partition(":")[0]
+        raise ConfigError(f"line {error.position[0]}: {problem} (virsh define FILE says more)") from None
+    except UnicodeEncodeError:
+        raise ConfigError("is not UTF-8") from None
+    name = root.findtext("name")
+    if root.tag != "domain" or not name:
+        raise ConfigError("describes no guest: a <domain> with a <name>")
+    disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
+    keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
+    values = {key: root.findtext(path) for key, path in keys.items()}
+    return Domain(
+        name, source, "libvirt", disks, (), () if root.findtext("os/type") == "hvm" else boot_files_in(values)
+    )
+
+
+def disk_from_libvirt_xml(disk: Element) -> Disk:
+    """A <disk> of libvirt."""
+    parts = {part.tag: part.attrib for part in disk}
+    source, driver, target = (parts.get(tag, {}) for tag in ("source", "driver", "target"))
+    kind, cdrom = disk.get("type", "file"), disk.get("device") == "cdrom"
+    return Disk(
+        target.get("dev", ""),
+        source.get({"block": "dev"}.get(kind, "file"), ""),
+        driver.get("type", "raw"),
+        parts.get("backenddomain", {}).get("name", ""),
+        LIBVIRT_BACKENDS.get(driver.get("name", ""), driver.get("name", "")),
+        cdrom=cdrom,
+        writes="readonly" not in parts and not cdrom,
+        attached_by="" if kind in ("block", "file") else f"libvirt (type {kind})",
+    )
 
 
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
@@ -1125,6 +1219,8 @@ def required_by(disk: Disk) -> Required:
     script = os.path.basename(disk.script)
     if disk.backend not in ("", "0", "Domain-0"):
         return Required(reason=f"the driver domain {disk.backend} holds it")
+    if disk.attached_by:
+        return Required(reason=f"{disk.attached_by} attaches it")
     if disk.format == "empty" or not disk.target:
         return Required(reason="the drive is empty")
     if script == "block-drbd":
@@ -2654,8 +2750,10 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # As long as it was not read, a saved guest is taken to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
-        start = Start("restore" if is_saved else "create")
-        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+        start = Start("restore" if is_saved or guest.domain.saved else "create")
+        if guest.domain.kind == "libvirt":
+            pass  # whatever xendomains does
+        elif re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
             start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
         elif not is_saved and comes_up and name in taken:
             start = taken[name]
@@ -2930,8 +3028,9 @@ class Watcher:
         self.known = Snapshot(directories, guests, disks, read, needed)
 
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
-        """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
-        kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
+        """The directories with their files, those of saved guests first, as xendomains starts them."""
+        auto, save, *_, libvirt = self.xendomains
+        kinds = {path: kind for path, kind in ((save, "saved"), (auto, "auto"), (libvirt, "libvirt")) if path}
         known = {
             path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
         }
@@ -3099,27 +3198,42 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
+def signature_of(path: str) -> tuple[int, ...]:
+    """What tells whether a file is as it was. Raises OSError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def read_domain(path: str, kind: str, is_debians: bool) -> Domain | None:
+    """The domain that a file configures; nothing if it is skipped at boot. Raises OSError and ConfigError."""
+    if kind == "libvirt":
+        return read_libvirt_domain(path) if path.endswith(".xml") else None
+    if kind == "auto":
+        return domain_from_xl_config(os.fsdecode(read_file(path)), path, kind)
+    if not os.path.isfile(path):
+        return None
+    with open_regular_file(path) as file:
+        if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
+            return None
+        file.seek(0)
+        text, is_json = saved_configuration(file)
+    return (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
+
+
 def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        signature = signature_of(path)
+        if kind == "libvirt" and not is_absent(managed_save_of(path)):
+            signature += signature_of(managed_save_of(path))
         if signature == before.signature:
             return before
         unread = unread._replace(signature=signature)
-        if kind == "auto":
-            text, is_json = os.fsdecode(read_file(path)), False
-        elif not stat.S_ISREG(status.st_mode):
+        if (domain := read_domain(path, kind, is_debians)) is None:
             return None
-        else:
-            with open_regular_file(path) as file:
-                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
-                    return None
-                file.seek(0)
-                text, is_json = saved_configuration(file)
-        domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
         unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
