@@ -99,7 +99,6 @@ FOREVER = 1e9  # a wait without end, in seconds that systemd takes
 MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory image behind a saved configuration
 MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
-MAX_CHAIN = 4  # layers in one sentence
 MAX_BACKING_FILES = 16  # behind an image
 QCOW_HEADER = 1 << 12  # of an image, in which the format of its backing file is named
 MAX_TIME = 7 * 86400.0  # that may be set
@@ -1273,29 +1272,33 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
 
 
 # --- Storage below a disk: what a device stands on, and which layer lacks what ---------------------------------------
-# A device is always named as the kernel does (sda, dm-0), and what does not exist by its path.
 @record
 class Problem(NamedTuple):
-    """Why a device or path cannot be used or does not exist, and a command that helps.
+    """Why a layer cannot be used, and a command that helps.
 
-    The reason continues a sentence that begins with the device or path. If it is about something else, `device` is the
-    kernel's name of that, or `missing` the path below that is missing.
+    The reason names the layer, unless that is the disk's own path: all disks that have one cause get the same text.
     """
 
     reason: str
     hint: str = ""
-    device: str = ""
-    missing: str = ""
     is_readable: bool = False  # it can be used by a guest that only reads
 
 
 @record
 class Layer(NamedTuple):
-    """A device, or a path that does not exist: what is wrong with it or with what it needs, and what it stands on."""
+    """A path, a device, or something else that a disk needs, such as a volume group or a mount."""
 
-    name: str
-    problem: Problem | None = None
+    name: str  # of a device the kernel's (sda, dm-0), see storage_of()
+    kind: str = ""  # such as "LVM volume"; nothing for a device until storage_of()
+    problem: Problem | None = None  # its own
     below: tuple[Layer, ...] = ()
+    cause: Problem | None = None  # why it cannot be used: the problem of the deepest layer that it needs
+
+
+def stacked(name: str, kind: str, problem: Problem | None, *below: Layer) -> Layer:
+    """A layer that needs everything below it."""
+    causes = [layer.cause for layer in below if layer.cause]
+    return Layer(name, kind, problem, below, causes[0] if causes else problem)
 
 
 @record
@@ -1338,15 +1341,6 @@ class PlannedMount(NamedTuple):
 
 
 @record
-class FileSystem(NamedTuple):
-    """Where it is mounted, whether it is read-only, and if another one is to be mounted in it at boot, where."""
-
-    place: str
-    is_read_only: bool  # itself: the unit's sandbox makes every mount read-only for us
-    planned: str
-
-
-@record
 class DrbdState(NamedTuple):
     """A DRBD device, and the best of its peers, in the words of drbdsetup(8)."""
 
@@ -1358,6 +1352,19 @@ class DrbdState(NamedTuple):
     is_version_9: bool = False
 
 
+def once(find: Callable[[StorageFacts, str], Found]) -> Callable[[StorageFacts, str], Found]:
+    """Makes a method of StorageFacts find out each thing once."""
+
+    def known(self: StorageFacts, key: str) -> Found:
+        values = self.known.setdefault(find.__name__, {})
+        if key not in values:
+            values[key] = find(self, key)
+        found: Found = values[key]
+        return found
+
+    return known
+
+
 class StorageFacts:
     """What one look finds out about storage: each thing once, however many disks lie on the same devices."""
 
@@ -1367,43 +1374,41 @@ class StorageFacts:
         # For what takes long to find: since Python 3.12, cached_property does not keep threads apart.
         self.lock = RLock()
         self.numbers: dict[str, str] = {}  # of devices whose number is known, such as "8:0"
-        self._layers: dict[str, Layer] = {}
-        self._devices: dict[str, Device | None] = {}
-        self._texts: dict[str, str] = {}
-        self._tables: dict[str, list[list[str]]] = {}
-        self._groups: dict[str, VolumeGroup | None] = {}
-        self._file_systems: dict[str, FileSystem] = {}
+        self.known: dict[str, dict[str, Any]] = {}  # see once()
+        self.paths: dict[str, tuple[Layer, ...]] = {}  # see find()
 
+    @once
     def layer(self, name: str) -> Layer:
         """A device with all that it stands on."""
-        if name not in self._layers:
-            self._layers[name] = check_device(name, self)
-        return self._layers[name]
+        return check_device(name, self)
+
+    def find(self, path: str) -> tuple[Layer, ...]:
+        """The device at a path below /dev, or what is known of what should be there: one layer, or none."""
+        with self.lock:
+            if path not in self.paths:
+                self.paths[path] = ()  # a table may say of a device that it needs itself
+                self.paths[path] = explain_path(path, self)
+            return self.paths[path]
 
     def udev_device(self, name: str) -> Device | None:
         """What udev knows about a device; nothing if it does not know it."""
         return self.udev_entry(self.numbers.get(name) or attribute(device_directory(name), "dev"))
 
+    @once
     def udev_entry(self, number: str) -> Device | None:
         """The device with this number, such as "8:0"."""
-        if number not in self._devices:
-            self._devices[number] = read_udev_device(number)
-        return self._devices[number]
+        return read_udev_device(number)
 
+    @once
     def text(self, path: str) -> str:
         """What is in a file, see read_text_file()."""
-        if path not in self._texts:
-            self._texts[path] = read_text_file(path)
-        return self._texts[path]
+        return read_text_file(path)
 
+    @once
     def table(self, path: str) -> list[list[str]]:
         """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
-        if path not in self._tables:
-            lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
-            self._tables[path] = [
-                [unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]
-            ]
-        return self._tables[path]
+        lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
+        return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
 
     @cached_property
     def devices(self) -> list[Device]:
@@ -1436,16 +1441,22 @@ class StorageFacts:
         by_id = {words[0]: words for words in mounts}
         return [words for words in mounts if not is_bound_to_itself(words, by_id.get(words[1], words))]
 
-    def file_system_of(self, directory: str) -> FileSystem:
-        """The file system that holds this directory, and the one that is still to be mounted there."""
-        if directory not in self._file_systems:
-            real = os.path.realpath(directory)
-            where = longest_above(real, [words[4] for words in self.mounts])
-            options = [words[-1] for words in self.mounts if words[4] == where][-1].split(",") if where else []
-            planned = longest_above(real, self.planned_mounts)
-            is_missing = where != "" and len(planned) > len(where) and self.is_mounted_at_boot(planned)
-            self._file_systems[directory] = FileSystem(where, "ro" in options, planned if is_missing else "")
-        return self._file_systems[directory]
+    @once
+    def mount_above(self, directory: str) -> Layer:
+        """The file system that holds a directory; or the one that should be mounted there by now, and is not."""
+        real = os.path.realpath(directory)
+        where = longest_above(real, [words[4] for words in self.mounts])
+        planned = longest_above(real, self.planned_mounts)
+        if where and len(planned) > len(where) and self.is_mounted_at_boot(planned):
+            return unmounted_layer(planned, self)
+        words = next((words for words in reversed(self.mounts) if words[4] == where), [])
+        problem = None
+        # The unit's sandbox makes every mount read-only for us, but not the file system itself.
+        if words and "ro" in words[-1].split(","):
+            reason = f"{where} is mounted read-only, and the guest writes to it"
+            problem = Problem(reason, f"mount -o remount,rw {where}", is_readable=True)
+        below = mounted_layers(words, self) if words and self.explains else ()
+        return Layer(where, "mount", problem, below, problem)
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
@@ -1516,11 +1527,16 @@ class StorageFacts:
         names = list_names(f"{SYS}/class/block", "dm-[0-9]+")
         return {attribute(device_directory(name), "dm/name"): name for name in names}
 
+    @once
     def volume_group(self, name: str) -> VolumeGroup | None:
         """A volume group as vgcfgbackup(8) has it; nothing if there is no backup."""
-        if name not in self._groups:
-            self._groups[name] = read_volume_group(self.text(f"{ETC}/lvm/backup/{name}"))
-        return self._groups[name]
+        return read_volume_group(self.text(f"{ETC}/lvm/backup/{name}"))
+
+    @once
+    def physical_volumes(self, group: str) -> dict[str, Layer]:
+        """The physical volumes of a volume group, by the names that they have in its backup."""
+        backup = self.volume_group(group)
+        return {key: physical_volume_layer(text, self) for key, text in backup.disks.items()} if backup else {}
 
     @cached_property
     def uptime(self) -> float:
@@ -1556,6 +1572,18 @@ class StorageFacts:
                 portal = portal_of(record.get("conn[0].address", ""), record.get("conn[0].port", ""))
                 nodes[record["name"], portal] = record.get("startup", "unknown")
         return nodes
+
+    @cached_property
+    def likely_sessions(self) -> tuple[Layer, ...]:
+        """The session that a missing LUN probably needs, if its path does not name the target."""
+        nodes, sessions = self.iscsi_nodes.items(), self.iscsi_sessions
+        # A target to which the host does not log in at boot is no evidence.
+        absent = {target: portal for (target, portal), start in nodes if target not in sessions and start in AT_BOOT}
+        if len(absent) < 2:
+            return tuple(session_layer(target, portal, None, self) for target, portal in absent.items())
+        targets = join_limited(sorted(absent), MAX_LISTED)
+        reason = f"no session with iSCSI targets {targets}, one of which probably has the LUN"
+        return (stacked(targets, "iSCSI session", Problem(reason, "iscsiadm -m node --login")),)
 
     @cached_property
     def drbd_states(self) -> dict[str, DrbdState]:
@@ -1679,12 +1707,24 @@ def device_path(name: str) -> str:
 
 
 # What is there: a device, and all that it stands on.
-def check_device(name: str, facts: StorageFacts, promotes: bool = False) -> Layer:
+def check_device(name: str, facts: StorageFacts) -> Layer:
     """A block device with all that it stands on, down to the leaves, and what is wrong with it."""
     below = tuple(map(facts.layer, devices_below(name)))
-    problem = check_kernel_state(name, facts) or check_driver(name, facts)
-    problem = problem or check_lower_devices(name, below) or check_drbd_role(name, promotes, facts)
-    return Layer(name, problem or check_udev(name, facts), below)
+    bad = tuple(layer for layer in below if layer.cause)
+    problem = check_kernel_state(name, facts)
+    degraded = attribute(device_directory(name), "md/degraded") if name.startswith("md") else ""
+    if bad or not below or degraded not in ("", "0"):
+        word, usable, needed = redundant_members(name, below)
+        if word and usable >= needed:
+            bad = ()
+        elif word:
+            few = f"only {usable} of the {needed} {word}s it needs can be used" if usable else f"no usable {word}"
+            problem = problem or Problem(few, MEMBER_HINTS[word].format(device_path(name)))
+    if problem := problem or check_udev(name, facts):
+        problem = problem._replace(reason=f"{device_path(name)}: {problem.reason}")
+    others = other_layers_below(name, facts) if problem or facts.explains else ()
+    to_blame = bad + others if problem else bad
+    return stacked(name, "", problem, *to_blame)._replace(below=below + others)
 
 
 def devices_below(name: str) -> list[str]:
@@ -1697,33 +1737,77 @@ def devices_below(name: str) -> list[str]:
     return below
 
 
+def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
+    """What else a device stands on: the session of a LUN, the file of a loop device."""
+    directory = device_directory(name)
+    if name.startswith("loop"):
+        file = attribute(directory, "loop/backing_file")
+        return (Layer(file, "file"),) if file else ()
+    if name.startswith("dm-"):
+        group, volume = split_map_name(attribute(directory, "dm/name"))
+        return (group_layer(group, (), facts),) if "-missing_" in volume and facts.volume_group(group) else ()
+    target, portal, state = iscsi_session(name) if name.startswith("sd") else ("", "", "")
+    return (session_layer(target, portal, state, facts),) if target else ()
+
+
+def iscsi_session(name: str) -> tuple[str, str, str]:
+    """The target and portal of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
+    # …/host2/session1/target2:0:0/2:0:0:1/block/sda
+    session = re.search(r"/session([0-9]+)/", os.path.realpath(device_directory(name)))
+    if session is None:
+        return "", "", ""
+    directory = f"{SYS}/class/iscsi_session/session{session[1]}"
+    connections = f"{SYS}/class/iscsi_connection"
+    connection = "".join(list_names(connections, f"connection{session[1]}:.*")[:1])
+    address, port = (attribute(f"{connections}/{connection}", f"persistent_{key}") for key in ("address", "port"))
+    portal = portal_of(address, port) if address else "an unknown portal"
+    return attribute(directory, "targetname"), portal, attribute(directory, "state")
+
+
+def session_layer(target: str, portal: str, state: str | None, facts: StorageFacts) -> Layer:
+    """The session with an iSCSI target, and what is wrong with it; without a state there is none."""
+    what, startup = f"iSCSI target {target} at {portal}", facts.iscsi_nodes.get((target, portal))
+    problem = None
+    if state is None and startup:
+        reason = f"no session with {what} (node.startup is {startup})"
+        problem = Problem(reason, f"iscsiadm -m node -T {target} --login")
+    elif state is None:
+        reason = f"no session with {what} (open-iscsi has no record of it)"
+        problem = Problem(reason, f"iscsiadm -m discovery -t sendtargets -p {portal}")
+    elif state not in ("", "LOGGED_IN"):
+        problem = Problem(f"the session with {what} has failed", "iscsiadm -m session -P 1")
+    return stacked(f"{target} at {portal}", "iSCSI session", problem)
+
+
 def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
     """What is wrong with a device according to the kernel, whatever lies below it."""
     directory = device_directory(name)
     size = attribute(directory, "size")
     if not size:
-        return Problem("it was removed", device=name)
+        return Problem("has been removed")
+    for names, check in DRIVERS:
+        if name.startswith(names) and (problem := check(name, facts)):
+            return problem
     for names, key, usable, reason in DEVICE_STATES:
         if re.match(names, name):
             value = size if key == "size" else attribute(directory, key)
             if not re.fullmatch(usable, value):
-                return explain_state(Problem(reason.format(value), device=name), value, facts)
+                return Problem(reason.format(value))
     return None
 
 
 # The kernel's names of devices, an attribute of theirs, the values with which they can be used, else what is wrong.
 # Sources: the drivers in Linux, and the attributes that systemd's 99-systemd.rules looks at. Weighed were the states of
 # SCSI (scsi_sysfs.c: also created, quiesce, offline, cancel, deleted), NVMe (also new, resetting, connecting, deleting,
-# dead), md (md.rst: read-auto and readonly can be read, write-pending and active-idle used), loop (a file that was
-# deleted can be used), nbd (which keeps its pid while it connects anew), bcache (whose device is there while it can be
-# used), rbd, virtio, mmc and ZFS (which show none for a device; but see DRIVERS).
+# dead), loop (a file that was deleted can be used), nbd (which keeps its pid while it connects anew), bcache (whose
+# device is there while it can be used), rbd, virtio, mmc and ZFS (which show none for a device; but see DRIVERS).
 DEVICE_STATES = (
-    ("sd", "device/state", "|running", "the kernel calls it {}"),
+    # When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing.
+    ("sd", "device/state", "|running", "SCSI device is {}"),
     ("nvme", "device/state", "|live", "its NVMe controller is not live"),
-    ("md", "md/array_state", "(?!clear|inactive|suspended|broken).*", "md array is {}"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
     # lvchange --activationmode partial puts one in the place of what is missing; to read it fails (lv_manip.c).
-    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "stands in for a physical volume that is missing"),
+    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "stands in for a missing physical volume"),
     ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
     ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
     ("drbd", "size", "(?!0$).*", "DRBD device has size 0: it has no disk and no peer"),
@@ -1731,59 +1815,31 @@ DEVICE_STATES = (
 )
 
 
-def explain_state(problem: Problem, state: str, facts: StorageFacts) -> Problem:
-    """What more is known about a device that the kernel calls unusable, and a command that helps."""
-    if problem.device.startswith("sd"):
-        # When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing.
-        target, session = iscsi_session(problem.device)
-        if session not in ("", "LOGGED_IN"):
-            reason = f"{problem.reason}: its iSCSI session with {target} has failed"
-            return problem._replace(reason=reason, hint="iscsiadm -m session -P 1")
-    if problem.reason.startswith("md array"):
-        return explain_inactive_array(problem.device, state, facts)
-    return problem
-
-
-def iscsi_session(name: str) -> tuple[str, str]:
-    """The target of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
-    # …/host2/session1/target2:0:0/2:0:0:1/block/sda
-    session = re.search(r"/(session[0-9]+)/", os.path.realpath(device_directory(name)))
-    directory = f"{SYS}/class/iscsi_session/{session[1]}" if session else ""
-    return attribute(directory, "targetname"), attribute(directory, "state")
-
-
-def explain_inactive_array(name: str, state: str, facts: StorageFacts) -> Problem:
-    """An md array that is not active, and its members. How many it needs, sysfs does not say then."""
-    members = list_names(f"{device_directory(name)}/slaves")
-    reason = f"md array is {'empty' if state == 'clear' else state}"
-    if members:
-        reason += f" with {join_limited(members, MAX_LISTED)}"
-    if len(members) == 1:
-        reason += " alone"
+def check_array(name: str, facts: StorageFacts) -> Problem | None:
+    """An md array that is not active (md.rst), and its members. How many it needs, sysfs does not say then."""
+    state = attribute(device_directory(name), "md/array_state")
+    if state not in ("clear", "inactive", "suspended", "broken"):  # read-auto and write-pending can be used
+        return None
     if state != "inactive":
-        return Problem(reason, f"mdadm --detail /dev/{name}", name)
-    if facts.explains:
-        reason += f"; {when_it_starts(name, facts)}"
-    return Problem(reason, f"mdadm --run /dev/{name}", name)
+        return Problem(f"md array is {'empty' if state == 'clear' else state}", f"mdadm --detail /dev/{name}")
+    members = list_names(f"{device_directory(name)}/slaves")
+    present = f" (only {join_limited(members, MAX_LISTED)} present)" if members else ""
+    starts = f"; {when_it_starts(name, facts)}" if facts.explains else ""
+    return Problem(f"md array is inactive{present}{starts}", f"mdadm --run /dev/{name}")
 
 
 def when_it_starts(name: str, facts: StorageFacts) -> str:
     """What becomes of an inactive md array: mdadm's udev rules start mdadm-last-resort@.timer for an unsafe one."""
     members = [one for one in facts.devices_with(name, "MD_DEVICE") if one.properties.get("MD_STARTED") == "unsafe"]
     if not members:
-        return "nothing starts it unless another member comes"
+        return "nothing will start it unless another member appears"
     waits = facts.uptime - max(member.initialized for member in members)
     with suppress(OSError):
         # udev may have seen them long before in the initramfs; mdadm writes its map when it adds one.
         waits = min(waits, time.time() - os.stat(f"{RUN}/mdadm/map").st_mtime)
     if waits < LAST_RESORT + LATE_TIMER:
-        return f"mdadm starts it degraded after {LAST_RESORT:.0f} s"
-    return f"mdadm has not started it degraded, though it waits for {waits:.0f} s"
-
-
-def check_driver(name: str, facts: StorageFacts) -> Problem | None:
-    """What is wrong with a device whose driver shows more than an attribute."""
-    return next((check(name, facts) for names, check in DRIVERS if name.startswith(names)), None)
+        return f"mdadm will start it degraded after {LAST_RESORT:.0f} s"
+    return f"mdadm has not started it degraded in {waits:.0f} s"
 
 
 def check_nvme(name: str, _: StorageFacts) -> Problem | None:
@@ -1798,11 +1854,11 @@ def check_nvme(name: str, _: StorageFacts) -> Problem | None:
     if disk is None or not controllers:
         return None
     if not live:
-        return Problem("none of its NVMe controllers is live", "nvme list-subsys", name)
+        return Problem("none of its NVMe controllers is live", "nvme list-subsys")
     paths = [f"{one}/{path}" for one in live for path in list_names(one, f"{disk[1]}c[0-9]+{disk[2]}")]
     states = [attribute(path, "ana_state") for path in paths]
     if states and not {"", "optimized", "non-optimized"}.intersection(states):
-        return Problem(f"its NVMe paths are {join_limited(states, MAX_LISTED)}", "nvme list-subsys", name)
+        return Problem(f"its NVMe paths are {join_limited(states, MAX_LISTED)}", "nvme list-subsys")
     return None
 
 
@@ -1811,7 +1867,7 @@ def check_zvol(name: str, facts: StorageFacts) -> Problem | None:
     device = facts.udev_device(name)
     pools = [link.split("/")[3] for link in device.links if link.startswith("/dev/zvol/")] if device else []
     if pools and facts.text(f"{PROC}/spl/kstat/zfs/{pools[0]}/state").strip() == "SUSPENDED":
-        return Problem(f"ZFS pool {pools[0]} is suspended", f"zpool clear {pools[0]}", name)
+        return Problem(f"ZFS pool {pools[0]} is suspended", f"zpool clear {pools[0]}")
     return None
 
 
@@ -1819,11 +1875,15 @@ def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
     """A DRBD device with good data neither here nor at its peer, or which does no I/O."""
     state = drbd_state(name, facts)
     if state.stopped:
-        return Problem(f"DRBD does no I/O: {state.stopped}", "drbdadm status", name)
+        return Problem(f"DRBD does no I/O: {state.stopped}", "drbdadm status")
     if state.disk not in ("UpToDate", "Consistent") and state.peer_disk != "UpToDate":
         peer = "is not connected" if state.peer_disk in ("", "DUnknown") else f"has one that is {state.peer_disk}"
-        return Problem(f"DRBD's disk is {state.disk}, and the peer {peer}", "drbdadm status", name)
+        return Problem(f"DRBD's disk is {state.disk}, and the peer {peer}", "drbdadm status")
     return None
+
+
+# What the kernel's names of devices begin with, and what looks at the state of their driver.
+DRIVERS = (("md", check_array), ("drbd", check_drbd), ("nvme", check_nvme), ("zd", check_zvol))
 
 
 def drbd_state(name: str, facts: StorageFacts) -> DrbdState:
@@ -1831,28 +1891,6 @@ def drbd_state(name: str, facts: StorageFacts) -> DrbdState:
     with facts.lock:
         states = facts.drbd_states
     return states.get(name[len("drbd") :].partition("p")[0], DrbdState())
-
-
-def check_drbd_role(name: str, promotes: bool, facts: StorageFacts) -> Problem | None:
-    """A DRBD device that is not Primary, and which nothing makes so when a guest starts."""
-    state = drbd_state(name, facts) if name.startswith("drbd") else DrbdState()
-    if state.role == "Primary":
-        return None
-    resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
-    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
-    is_shared = facts.shares and any("allow-two-primaries" in text for text in resources.values())
-    # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
-    promotes |= state.is_version_9 and not re.search(r"auto-promote\s+no\b", resources.get(resource, ""))
-    if promotes and (state.peer_role != "Primary" or is_shared):
-        return None
-    if state.peer_role == "Primary":
-        return Problem(f"DRBD is {state.role}, and its peer is Primary", "drbdadm status", name)
-    peer = ", and its peer is not connected" if state.peer_role == "Unknown" else ""
-    return Problem(f"DRBD is {state.role}{peer}", f"drbdadm primary {resource}", name)
-
-
-# What the kernel's names of devices begin with, and what looks at the state of their driver.
-DRIVERS = (("drbd", check_drbd), ("nvme", check_nvme), ("zd", check_zvol))
 
 
 def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
@@ -1883,27 +1921,6 @@ def has_minor(configuration: str, minor: str) -> bool:
     return re.search(rf"(minor\s+|/dev/drbd){minor}\b", configuration) is not None
 
 
-def check_lower_devices(name: str, below: Sequence[Layer]) -> Problem | None:
-    """What is wrong with what this one stands on: there is too little that holds the same data, or anything else."""
-    bad = {layer.name: layer.problem for layer in below if layer.problem}
-    degraded = attribute(device_directory(name), "md/degraded") if name.startswith("md") else ""
-    if below and not bad and degraded in ("", "0"):
-        return None
-    word, usable, needed = redundant_members(name, [layer.name for layer in below], bad)
-    first, problem = next(iter(bad.items()), ("", Problem("")))
-    if not word and not bad:
-        return None
-    if not word:
-        # Only the layer that is to blame is named.
-        place = f"{device_path(first)} below it: " if problem.device == first else ""
-        return problem._replace(reason=place + problem.reason)
-    if usable >= needed:
-        return None
-    few = f"no {word} of it" if usable == 0 else f"{usable} of the {needed} {word}s that it needs"
-    why = f"; {device_path(first)}: {problem.reason}" if bad else ""
-    return Problem(f"{few} can be used{why}", problem.hint or MEMBER_HINTS[word].format(device_path(name)), name)
-
-
 MEMBER_HINTS = {
     "path": "multipath -ll",
     "leg": "lvs --all --options +devices",
@@ -1911,31 +1928,33 @@ MEMBER_HINTS = {
 }
 
 
-def redundant_members(name: str, below: Sequence[str], bad: Container[str]) -> tuple[str, int, int]:
+def redundant_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     """What those devices are called that hold the same data, how many of them can be used, and how many are needed.
 
     Without a name there is no redundancy, and everything below is needed.
     """
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
+    good = [layer.name for layer in below if not layer.cause]
     if uuid.startswith("mpath-"):
-        return "path", sum(one not in bad for one in below), 1
+        return "path", len(good), 1
     if name.startswith("md"):
-        return array_members(name, below, bad)
-    legs = [one for one in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(one))]
+        return array_members(name, below)
+    legs = [layer.name for layer in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(layer.name))]
     if not legs:
         return "", 0, 0
     # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
     size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
-    return "leg", sum(one not in bad for one in legs), -(-size // max(leg, 1))
+    return "leg", sum(one in good for one in legs), -(-size // max(leg, 1))
 
 
-def array_members(name: str, below: Sequence[str], bad: Container[str]) -> tuple[str, int, int]:
+def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     """The same of an md array: md(4), and Documentation/admin-guide/md.rst in Linux."""
     directory = f"{device_directory(name)}/md"
     level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
     total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
-    members = [one for one in list_names(directory, "dev-.+") if one[len("dev-") :] not in bad]
-    members = [f"{directory}/{one}" for one in members if "in_sync" in attribute(f"{directory}/{one}", "state")]
+    bad = [f"dev-{layer.name}" for layer in below if layer.cause]
+    members = [f"{directory}/{one}" for one in list_names(directory, "dev-.+") if one not in bad]
+    members = [one for one in members if "in_sync" in attribute(one, "state")]
     if level == "raid10" and layout == "258" and total % 2 == 0:  # two copies, side by side
         pairs = {int(attribute(member, "slot") or 0) // 2 for member in members}
         return "mirrored pair", len(pairs), total // 2
@@ -1951,16 +1970,16 @@ def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem
     # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
     # (udev-worker.c; `udevadm wait` looks at the same).
     if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
-        return Problem("udev has not finished with it", "udevadm settle", name)
+        return Problem("udev has not finished processing it", "udevadm settle")
     if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
-        return Problem("multipathd uses none of its paths", "multipath -ll", name)
+        return Problem("multipathd uses none of its paths", "multipath -ll")
     if not is_disk or properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
         return None
     if device and was_activated_without_udev(device, facts):
         return None
     if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":
         return Problem("is one path of a multipath device; use the multipath device instead", "multipath -ll")
-    return Problem("udev says that it is not ready (SYSTEMD_READY=0)")
+    return Problem("udev has set SYSTEMD_READY=0 for it")
 
 
 def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
@@ -1996,49 +2015,79 @@ def was_activated_without_udev(device: Device, facts: StorageFacts) -> bool:
 
 
 # What is missing: a function for each kind of path, from evidence in /etc and in udev's database.
-def explain_missing(path: str, facts: StorageFacts) -> Problem:
-    """Why there is nothing at a path, down to the layer that is the cause, and what to do about that. May block."""
-    target = os.path.realpath(path)
-    reasons = [f"is a link to {target}, which does not exist"] if os.path.islink(path) else []
-    hint = ""
-    with facts.lock:
-        layers = [explain_path(target, facts)]
-    for layer in layers:
-        if layer.problem:
-            reasons.append(layer.problem.reason)
-            hint = layer.problem.hint or hint
-            layers += layer.below if layer.problem.missing else ()
-    parent = os.path.dirname(path)
-    plain = "does not exist" if os.path.isdir(parent) else f"does not exist, nor does the directory {parent}"
-    return Problem(": ".join(reasons[:MAX_CHAIN])[:MAX_REASON] or plain, hint[:MAX_REASON])
+def explain_missing(path: str, facts: StorageFacts) -> Layer:
+    """A path at which there is nothing, on what is known of the layers that should be there. May block."""
+    if not facts.explains:
+        return stacked(path, "path", Problem("does not exist"))
+    target, parent = os.path.realpath(path), os.path.dirname(path)
+    reason = "does not exist"
+    if os.path.islink(path):
+        reason = f"is a link to {target}, which does not exist"
+    elif not os.path.isdir(parent):
+        reason = f"does not exist, nor does the directory {parent}"
+    return stacked(path, "path", Problem(reason), *facts.find(target))
 
 
-def explain_path(path: str, facts: StorageFacts, depth: int = MAX_CHAIN) -> Layer:
-    """The device at a path; or if there is none, what the first row says that knows anything, and what it blames."""
+def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
+    """The device at a path; or if there is none, what the first row says that knows anything; or nothing."""
     if name := facts.device_at(path):
-        return facts.layer(name)
-    found = ((explain, re.fullmatch(pattern, path)) for pattern, explain in EXPLANATIONS)
-    problem = next(filter(None, (explain(match, facts) for explain, match in found if match)), None)
-    missing = problem.missing if problem and depth > 1 else ""
-    return Layer(path, problem, (explain_path(missing, facts, depth - 1),) if missing else ())
+        return (facts.layer(name),)
+    for pattern, explain in EXPLANATIONS:
+        match = re.fullmatch(pattern, path)
+        if layer := explain(match, facts) if match else None:
+            return (layer,)
+    return ()
 
 
-def explain_file(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+def needed_layer(path: str, facts: StorageFacts) -> Layer:
+    """The device at a path; or if there is none, that it is missing and what is known of that."""
+    found = facts.find(path)
+    return found[0] if found else stacked(path, "path", Problem(f"{path} does not exist"))
+
+
+def absent_layer(path: str, kind: str, problem: Problem, *below: Layer) -> Layer:
+    """What is missing at a path; the problem is its own only if nothing is wrong with what it needs."""
+    layer = stacked(path, kind, problem, *below)
+    return layer if layer.cause is problem else layer._replace(problem=None)
+
+
+def explain_file(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
     where = longest_above(match[0], facts.planned_mounts)
     # Where systemd mounts on demand, autofs is mounted until then.
     if where in ("", "/", *(os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words)):
         return None
+    return stacked(match[0], "file", None, unmounted_layer(where, facts))
+
+
+def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
+    """A file system that is not mounted, and what it is on."""
     plan = facts.planned_mounts[where]
-    pool = plan.source.partition("/")[0]
-    if "zfs-list.cache" in plan.file and (problem := check_imported(pool)):
-        return problem._replace(reason=f"{not_mounted(where, plan)}: {problem.reason}")
-    return Problem(not_mounted(where, plan), f"systemctl status {where}", missing=path_of(plan.source))
+    reason = f"{where} is not mounted ({plan.file} mounts {plan.source} there)"
+    path, below = path_of(plan.source), source_layers(plan.source)
+    if not facts.explains:
+        below = ()
+    elif "zfs-list.cache" in plan.file:
+        below = (pool_layer(plan.source.partition("/")[0]),)
+    elif path:
+        below = (needed_layer(path, facts),)
+    return stacked(where, "mount", Problem(reason, f"systemctl start {where}"), *below)
 
 
-def not_mounted(where: str, plan: PlannedMount) -> str:
-    """Says so."""
-    return f"{where} is not mounted ({plan.file} mounts {plan.source} there)"
+def source_layers(source: str) -> tuple[Layer, ...]:
+    """The server of a network file system, as mount.nfs(8) and mount.cifs(8) have it."""
+    server = re.match(r"//(?P<cifs>[^/]+)|(?P<nfs>[^/]+):/", source)
+    if server is None:
+        return ()
+    return (Layer(server["cifs"] or server["nfs"], "CIFS server" if server["cifs"] else "NFS server"),)
+
+
+def mounted_layers(words: Sequence[str], facts: StorageFacts) -> tuple[Layer, ...]:
+    """What the mount in this line of mountinfo is on: a device, or a server."""
+    # btrfs has a number of its own, and only the source tells the device.
+    link, source = f"{SYS}/dev/block/{words[2]}", words[words.index("-") + 2]
+    name = os.path.basename(os.path.realpath(link)) if os.path.exists(link) else facts.device_at(source)
+    return (facts.layer(name),) if name else source_layers(source)
 
 
 def path_of(source: str) -> str:
@@ -2069,35 +2118,39 @@ def map_name(group: str, volume: str) -> str:
     return f"{group.replace('-', '--')}-{volume.replace('-', '--')}"
 
 
+def split_map_name(mapped: str) -> tuple[str, str]:
+    """The volume group and the volume of such a name."""
+    group, _, volume = re.sub("([^-])-([^-])", r"\1/\2", mapped, count=1).partition("/")
+    return group.replace("--", "-"), volume.replace("--", "-")
+
+
 def portal_of(address: str, port: str) -> str:
     """A portal as udev writes it in by-path links, and iscsiadm takes it."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def explain_array(match: re.Match[str], facts: StorageFacts) -> Problem:
+def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An md array by its name or its node; one that is inactive has no link with its name yet."""
     wanted = match["name"]
     names, known = array_names(wanted), arrays_named(wanted, facts)
     uuids = {array.uuid for array in known if array.uuid}
-    members = [device for device in facts.devices if is_member(device.properties, names, uuids)]
-    nodes = {device.properties.get("MD_DEVICE", "") for device in members}.union(*(array.names for array in known))
+    members = [device.name for device in facts.devices if is_member(device.properties, names, uuids)]
+    nodes = {device.properties.get("MD_DEVICE", "") for device in facts.devices if device.name in members}
+    nodes = nodes.union(*(array.names for array in known))
+    array, below, hint = f"md array {wanted}", tuple(map(facts.layer, members)), "mdadm --examine --scan"
     for name in list_names(f"{SYS}/class/block", "md[0-9]+"):
-        if name in nodes or not {one.name for one in members}.isdisjoint(
-            list_names(f"{device_directory(name)}/slaves")
-        ):
-            if problem := facts.layer(name).problem:
-                reason = problem.reason.replace(
-                    "md array", f"array {wanted} ({name})" if wanted != name else "md array"
-                )
-                return problem._replace(reason=reason)
-            return Problem(f"array {wanted} runs as {name}, under another name", f"mdadm --detail /dev/{name}")
+        if name in nodes or not set(members).isdisjoint(list_names(f"{device_directory(name)}/slaves")):
+            problem = Problem(f"{array} runs as {name}, under another name", f"mdadm --detail /dev/{name}")
+            return absent_layer(match[0], "md array", problem, facts.layer(name))
     if members:
-        found = join_limited([device.name for device in members], MAX_LISTED)
-        return Problem(f"array {wanted} is not assembled; its members include {found}", "mdadm --assemble --scan")
-    if known and known[0].container:
-        return Problem(f"array {wanted} lies in container {known[0].container}", missing=known[0].container)
-    listed = f"though {known[0].file} lists it" if known else "and mdadm.conf does not list it"
-    return Problem(f"no member of array {wanted} found, {listed}", "mdadm --examine --scan")
+        reason = f"{array} is not assembled (members present: {join_limited(members, MAX_LISTED)})"
+        hint = "mdadm --assemble --scan"
+    elif known and known[0].container:
+        reason, below = f"{array} lacks its container", (needed_layer(known[0].container, facts),)
+    else:
+        listed = f"though {known[0].file} lists it" if known else "and mdadm.conf does not list it"
+        reason = f"no member of {array} found, {listed}"
+    return stacked(match[0], "md array", Problem(reason, hint), *below)
 
 
 def is_member(properties: Mapping[str, str], names: Container[str], uuids: Container[str]) -> bool:
@@ -2133,72 +2186,92 @@ def is_in_mdadm_conf(name: str, facts: StorageFacts) -> bool:
     return any(array.file for array in arrays_named(name, facts))
 
 
-def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A map or volume that is there, but has no link."""
-    name = facts.maps.get(match["name"] or map_name(match["group"] or "", match["volume"] or ""))
+    mapped = match["name"] or map_name(match["group"] or "", match["volume"] or "")
+    name = facts.maps.get(mapped)
     if not name:
         return None
     hint = f"udevadm trigger --action=change /sys/class/block/{name}"
-    return Problem(f"is active as {name}, but udev has made no link to it", hint)
+    problem = Problem(f"{mapped} is active as {name}, but udev has made no link to it", hint)
+    return absent_layer(match[0], "link", problem, facts.layer(name))
 
 
-def explain_partition(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A partition of a disk, array or map that is there."""
-    whole, number = match["whole"], match["number"]
+    whole = match["whole"]
     if not (name := facts.device_at(whole)):
         return None
-    return facts.layer(name).problem or Problem(f"{whole} is there, but has no partition {number}", f"lsblk {whole}")
+    problem = Problem(f"{whole} has no partition {match['number']}", f"lsblk {whole}")
+    return absent_layer(match[0], "partition", problem, facts.layer(name))
 
 
-def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """What systemd sets up by a table: crypttab(5), integritytab(5), veritytab(5)."""
     name = match["name"]
     for kind in ("crypt", "integrity", "verity"):
         source, options = facts.device_table(kind).get(name, ("", []))
         if source:
-            device = facts.device_at(path_of(source))
-            noauto = " (option noauto)" if "noauto" in options else ""
-            there = f"/dev/{device} is there" if device else f"{source} is missing"
-            hint = f"systemctl start 'systemd-{kind}setup@{unit_name(name)}'"
-            reason = f"is not opened; its device {there}{noauto}, according to /etc/{kind}tab"
-            return Problem(reason, hint, missing="" if device else path_of(source))
+            noauto = ", which has the option noauto" if "noauto" in options else ""
+            reason = f"{kind} volume {name} is not opened (it is in /etc/{kind}tab{noauto})"
+            problem = Problem(reason, f"systemctl start 'systemd-{kind}setup@{unit_name(name)}'")
+            path = path_of(source)
+            return stacked(match[0], f"{kind} volume", problem, *([needed_layer(path, facts)] if path else []))
     return None
 
 
-def explain_map(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A multipath map by its alias, the name it is bound to, or its WWID: multipath.conf(5)."""
     name = match["name"]
-    wwid, file = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else "", "wwids"
+    wwid = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else ""
     for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
-        wwid, file = (bound, "bindings") if alias == name else (wwid, file)
+        wwid = bound if alias == name else wwid
     for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", facts.text(f"{ETC}/multipath.conf")):
         keys = dict(re.findall(r'^\s*(wwid|alias)\s+"?([^"\s]+)', entry, re.MULTILINE))
-        wwid, file = (keys.get("wwid", ""), "multipath.conf") if keys.get("alias") == name else (wwid, file)
+        wwid = keys.get("wwid", "") if keys.get("alias") == name else wwid
     if not wwid:
         return None
     paths = [one for one in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
     if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
-        return Problem(
-            f"{join_limited(names, MAX_LISTED)} can be paths to {wwid}, and there is no map", "multipath -v2"
-        )
-    return Problem(f"no path to {wwid} is there, according to multipath's {file}", "multipath -v2", missing=ANY_LUN)
+        reason = f"no multipath map of {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
+        return stacked(match[0], "multipath map", Problem(reason, "multipath -v2"), *map(facts.layer, names))
+    problem = Problem(f"multipath map {name} has no path to {wwid}", "multipath -v2")
+    return stacked(match[0], "multipath map", problem, *facts.likely_sessions)
 
 
-def explain_volume(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A logical volume: LVM's backup tells what it lies on, and udev which of that is there."""
     name, volume = match["group"], match["volume"]
     if is_mapped := match[0].startswith("/dev/mapper/"):
-        name, volume = name.replace("--", "-"), volume.replace("--", "-")
+        name, volume = split_map_name(f"{name}-{volume}")
     file, group = f"/etc/lvm/backup/{name}", facts.volume_group(name)
     if group is None:
         # Others have names of two parts as well.
         if is_mapped or not list_names(f"{ETC}/lvm/backup") or os.path.isdir(f"/dev/{name}"):
             return None
-        return Problem(f"volume group {name} is unknown here (no {file})", "vgs")
+        unknown = Problem(f"volume group {name} is unknown here (no {file})", "vgs")
+        return stacked(match[0], "LVM volume", None, stacked(name, "volume group", unknown))
     if volume not in group.volumes:
-        return Problem(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
-    disks = {key: group.disks[key] for key in disks_of(volume, group)} or group.disks
-    return explain_disks(name, disks, facts) or explain_inactive_volume(name, volume, group, facts)
+        problem = Problem(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
+        return stacked(match[0], "LVM volume", problem)
+    below = group_layer(name, disks_of(volume, group), facts)
+    return absent_layer(match[0], "LVM volume", explain_inactive_volume(name, volume, group, facts), below)
+
+
+def explain_inactive_volume(name: str, volume: str, group: VolumeGroup, facts: StorageFacts) -> Problem:
+    """Why a volume is not active though its disks are there, according to the flags of LVM's backup."""
+    pool = backup_value(group.volumes[volume], "thin_pool")
+    lock = backup_value(group.text, "lock_type")
+    if re.search('^[ \t]*status = .*"EXPORTED"', group.text, re.MULTILINE):
+        return Problem(f"volume group {name} is exported", f"vgimport {name}")
+    if lock in ("sanlock", "dlm"):
+        return Problem(f"volume group {name} is shared ({lock}) and not activated", f"vgchange --lockstart {name}")
+    if has_flag(group.volumes[volume], "ACTIVATION_SKIP"):
+        return Problem(f"LVM volume {name}/{volume} has the activation skip flag", f"lvchange -ay -K {name}/{volume}")
+    if pool and f"{map_name(name, pool)}-tpool" not in facts.maps:
+        hint = f"vgchange -ay {name} || lvconvert --repair {name}/{pool}"
+        return Problem(f"thin pool {name}/{pool} is not activated", hint)
+    return Problem(f"volume group {name} is complete, but has volumes that are not activated", f"vgchange -ay {name}")
 
 
 def disks_of(volume: str, group: VolumeGroup) -> set[str]:
@@ -2211,31 +2284,45 @@ def disks_of(volume: str, group: VolumeGroup) -> set[str]:
     return disks
 
 
-def explain_disks(group: str, disks: Mapping[str, str], facts: StorageFacts) -> Problem | None:
-    """Which physical volumes are missing or cannot be used by LVM, of those that a volume needs."""
-    lacking = []
+def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer:
+    """A volume group with those of its physical volumes that are needed, or with all; which of them it lacks."""
+    disks = facts.physical_volumes(name)
+    below = [layer for key, layer in disks.items() if key in needed] or [*disks.values()]
+    lacking = [f"{layer.name}" for layer in disks.values() if layer.problem is MISSING]
+    problem = None
+    if MISSING in [layer.problem for layer in below]:
+        problem = Problem(f"volume group {name} lacks physical volume {join_limited(lacking, MAX_LISTED)}")
+    return stacked(name, "volume group", problem, *below)
+
+
+def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
+    """A physical volume in LVM's backup, on the device that holds it; what is wrong with it is its group's problem."""
+    uuid, device, ident = (backup_value(text, key) for key in ("id", "device", "device_id"))
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
-    for text in disks.values():
-        uuid, device, ident = (backup_value(text, key) for key in ("id", "device", "device_id"))
-        found = {one.name: one.properties for one in facts.devices_with(uuid, "ID_FS_UUID")}
-        # All the paths of a multipath device are one disk.
-        holders = [name for name, has in found.items() if has.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
-        if len(holders) > 1:
-            reason = f"{join_limited(holders, MAX_LISTED)} carry the same PV UUID (a LUN and its clone?)"
-            return Problem(reason, "vgimportclone /dev/CLONE")
-        if holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
-            reason = f"{holders[0]} is hidden from LVM: it is not in /etc/lvm/devices/system.devices"
-            return Problem(reason, f"lvmdevices --adddev {device_path(holders[0])}")
-        lacking += [] if holders else [(uuid, device, ident)]
-    if not lacking:
-        return None
+    found = facts.devices_with(uuid, "ID_FS_UUID")
+    # All the paths of a multipath device are one disk.
+    holders = [one.name for one in found if one.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
+    problem = None
+    if len(holders) > 1:
+        reason = f"{join_limited(holders, MAX_LISTED)} carry the same PV UUID (a LUN and its clone?)"
+        problem = Problem(reason, "vgimportclone /dev/CLONE")
+    elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
+        path = device_path(holders[0])
+        problem = Problem(
+            f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)", f"lvmdevices --adddev {path}"
+        )
+    if holders:
+        return stacked(uuid, "physical volume", problem, *map(facts.layer, holders))
     # LVM writes "[unknown]" where it has not seen the device either.
-    names = [f"{uuid} (last seen as {device})" if device.startswith("/") else uuid for uuid, device, _ in lacking]
-    _, missing, ident = lacking[0]
-    if missing.startswith(ANY_LUN):  # of which the name may be another one today
-        missing = "" if re.search("ATA|^eui|^nvme", ident) else ANY_LUN
-    reason = f"volume group {group} lacks physical volume {join_limited(names, MAX_LISTED)}"
-    return Problem(f"{reason}, according to /etc/lvm/backup/{group}", missing=missing)
+    name = f"{uuid} (last seen as {device})" if device.startswith("/") else uuid
+    if device.startswith(ANY_LUN):  # of which the name may be another one today
+        below = () if re.search("ATA|^eui|^nvme", ident) else facts.likely_sessions
+    else:
+        below = tuple(one for one in facts.find(device) if one.cause)  # what is there now may be another disk
+    return stacked(name, "physical volume", None, *below)._replace(problem=MISSING)
+
+
+MISSING = Problem("is missing")  # of a physical volume: the reason is that of its group
 
 
 def backup_value(text: str, key: str) -> str:
@@ -2244,63 +2331,25 @@ def backup_value(text: str, key: str) -> str:
     return found[1] if found else ""
 
 
-def explain_inactive_volume(name: str, volume: str, group: VolumeGroup, facts: StorageFacts) -> Problem:
-    """Why a volume is not active though its disks are there, according to the flags of LVM's backup."""
-    pool = backup_value(group.volumes[volume], "thin_pool")
-    lock = backup_value(group.text, "lock_type")
-    if re.search('^[ \t]*status = .*"EXPORTED"', group.text, re.MULTILINE):
-        return Problem(f"volume group {name} is exported", f"vgimport {name}")
-    if lock in ("sanlock", "dlm"):
-        reason = f"volume group {name} is shared ({lock}), and this volume is not activated"
-        return Problem(reason, f"vgchange --lockstart {name}")
-    if has_flag(group.volumes[volume], "ACTIVATION_SKIP"):
-        return Problem(
-            "this volume is not activated: it has the activation skip flag", f"lvchange -ay -K {name}/{volume}"
-        )
-    if pool and f"{map_name(name, pool)}-tpool" not in facts.maps:
-        reason = f"volume group {name} is complete, but neither this volume nor its thin pool {pool} is activated"
-        return Problem(reason, f"vgchange -ay {name} || lvconvert --repair {name}/{pool}")
-    return Problem(f"volume group {name} is complete, but this volume is not activated", f"vgchange -ay {name}")
-
-
 def has_flag(text: str, flag: str) -> bool:
     """Whether a volume or group in LVM's backup has this flag."""
     return re.search(rf'^[ \t]*flags = .*"{flag}"', text, re.MULTILINE) is not None
 
 
-def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Problem:
+def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
     """A LUN of an iSCSI target, by its path."""
     target, portal = match["target"], match["portal"]
-    state = facts.iscsi_sessions.get(target)
-    if state is None:
-        return without_session(target, portal, facts)
-    if state != "LOGGED_IN":
-        return Problem(f"the session with target {target} at {portal} has failed", "iscsiadm -m session -P 1")
-    return Problem(
-        f"target {target} has a session, but at {portal} no LUN {match['lun']}", "iscsiadm -m session --rescan"
-    )
+    reason = f"iSCSI target {target} at {portal} has no LUN {match['lun']}, though there is a session"
+    session = session_layer(target, portal, facts.iscsi_sessions.get(target), facts)
+    return absent_layer(match[0], "LUN", Problem(reason, "iscsiadm -m session --rescan"), session)
 
 
-def explain_lun(_: re.Match[str], facts: StorageFacts) -> Problem | None:
-    """A SCSI disk, by a name that does not say of which target it was; those to log in to at boot are likely."""
-    nodes, sessions = facts.iscsi_nodes.items(), facts.iscsi_sessions
-    absent = {target: portal for (target, portal), start in nodes if target not in sessions and start in AT_BOOT}
-    if len(absent) == 1:
-        return without_session(*absent.popitem(), facts)
-    reason = f"probably a LUN of one of these targets without a session: {join_limited(sorted(absent), MAX_LISTED)}"
-    return Problem(reason, "iscsiadm -m node --login") if absent else None
+def explain_lun(match: re.Match[str], facts: StorageFacts) -> Layer | None:
+    """A SCSI disk, by a name that does not say of which target it was."""
+    return stacked(match[0], "LUN", None, *facts.likely_sessions) if facts.likely_sessions else None
 
 
-def without_session(target: str, portal: str, facts: StorageFacts) -> Problem:
-    """A target to which the host has not logged in."""
-    reason = f"target {target} at {portal} has no session"
-    if startup := facts.iscsi_nodes.get((target, portal)):
-        return Problem(f"{reason}; node.startup is {startup}", f"iscsiadm -m node -T {target} --login")
-    reason += ", nor is it among the nodes of open-iscsi"
-    return Problem(reason, f"iscsiadm -m discovery -t sendtargets -p {portal}")
-
-
-def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A DRBD device, by its resource, its number or its lower disk: it is there when the resource is up."""
     resources, minor, disk = facts.drbd_resources, match["minor"], match["disk"]
     of_disk = rf'disk\s+"?/dev/{re.escape(disk or "")}[";\s]'
@@ -2308,71 +2357,79 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Problem | None:
     for one, text in resources.items():
         if (minor and has_minor(text, minor)) or (disk and re.search(of_disk, text)):
             name = one
-    if name not in resources:
-        return Problem(f"no resource {name or 'for it'} is in /etc/drbd.conf or what that includes", "drbdadm dump")
     names = list_names(f"{SYS}/class/block", "drbd.*")
-    is_up = any(has_minor(resources[name], one[len("drbd") :]) for one in names)
-    return None if is_up else Problem(f"resource {name} is not up", f"drbdadm up {name}")
+    if name not in resources:
+        reason = f"no DRBD resource {name or 'for this device'} in /etc/drbd.conf and what it includes"
+        problem = Problem(reason, "drbdadm dump")
+    elif any(has_minor(resources[name], one[len("drbd") :]) for one in names):
+        return None
+    else:
+        problem = Problem(f"DRBD resource {name} is not up", f"drbdadm up {name}")
+    return stacked(match[0], "DRBD device", problem)
 
 
-def explain_zvol(match: re.Match[str], _: StorageFacts) -> Problem:
+def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
     """A volume of ZFS."""
-    pool = match["pool"]
-    absent = Problem(
-        f"pool {pool} has no such volume, or its key is not loaded", f"zfs list -r -o name,keystatus {pool}"
-    )
-    return check_imported(pool) or absent
+    pool, volume = match["pool"], match["volume"]
+    reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
+    problem = Problem(reason, f"zfs list -r -o name,keystatus {pool}")
+    return absent_layer(match[0], "ZFS volume", problem, pool_layer(pool))
 
 
-def check_imported(pool: str) -> Problem | None:
-    """A pool of ZFS that is not imported: its module keeps a directory for each that is."""
+def pool_layer(pool: str) -> Layer:
+    """A pool of ZFS, which may not be imported: its module keeps a directory for each that is."""
     is_imported = pool in list_names(f"{PROC}/spl/kstat/zfs")
-    return None if is_imported else Problem(f"pool {pool} is not imported", f"zpool import {pool}")
+    absent = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
+    return stacked(pool, "ZFS pool", None if is_imported else absent)
 
 
-def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Problem:
+def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An image of Ceph: rbdmap(8)."""
     image = match["image"]
+    problem = Problem(f"Ceph image {image} is not mapped, nor in /etc/ceph/rbdmap", f"rbd device map {image}")
     if image in (words[0] for words in facts.table(f"{ETC}/ceph/rbdmap")):
-        return Problem("is in /etc/ceph/rbdmap, but not mapped", "systemctl restart rbdmap.service")
-    return Problem("is not mapped, and not in /etc/ceph/rbdmap", f"rbd device map {image}")
+        reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
+        problem = Problem(reason, "systemctl restart rbdmap.service")
+    return stacked(match[0], "Ceph image", problem)
 
 
-def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Problem | None:
+def explain_bcache(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A bcache device: those whose cache is missing are not there (Documentation/admin-guide/bcache.rst in Linux)."""
     backing = [one.name for one in facts.devices_with("bcache", "ID_FS_TYPE")]
     stopped = [one for one in backing if attribute(f"{device_directory(one)}/bcache", "running") == "0"]
     if not stopped:
         return None
     hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
-    return Problem(f"backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
+    problem = Problem(f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
+    return stacked(match[0], "bcache device", problem, *map(facts.layer, stopped))
 
 
-def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Problem:
+def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
     """A LUN behind a remote port of Fibre Channel (scsi_transport_fc.c)."""
-    port, directory = match["port"], f"{SYS}/class/fc_remote_ports"
-    states = {
-        attribute(f"{directory}/{one}", "port_name"): attribute(f"{directory}/{one}", "port_state")
-        for one in list_names(directory)
-    }
-    if port in states:
-        lun = f"no LUN {match['lun']}" if states[port] == "Online" else f"is {states[port]}"
-        return Problem(f"remote port {port} {'has ' if 'LUN' in lun else ''}{lun}", "rescan-scsi-bus.sh")
-    hosts = {one: attribute(f"{SYS}/class/fc_host/{one}", "port_state") for one in list_names(f"{SYS}/class/fc_host")}
-    ours = join_limited([f"{host} is {state}" for host, state in hosts.items()], MAX_LISTED)
-    return Problem(f"remote port {port} is not seen{f'; {ours}' if ours else ''}", "lsscsi --hosts --transport")
+    port, ports, hosts = match["port"], f"{SYS}/class/fc_remote_ports", f"{SYS}/class/fc_host"
+    remote = [f"{ports}/{one}" for one in list_names(ports) if attribute(f"{ports}/{one}", "port_name") == port]
+    state = attribute(remote[0], "port_state") if remote else ""
+    ours = [f"{one} is {attribute(f'{hosts}/{one}', 'port_state')}" for one in list_names(hosts)]
+    if not remote:
+        here = f" ({join_limited(ours, MAX_LISTED)})" if ours else ""
+        problem = Problem(f"Fibre Channel port {port} is not seen{here}", "lsscsi --hosts --transport")
+    elif state == "Online":
+        problem = Problem(f"Fibre Channel port {port} has no LUN {match['lun']}", "rescan-scsi-bus.sh")
+    else:
+        problem = Problem(f"Fibre Channel port {port} is {state}", "rescan-scsi-bus.sh")
+    return stacked(match[0], "LUN", problem)
 
 
-def explain_link(match: re.Match[str], facts: StorageFacts) -> Problem | None:
+def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A link by what a block device holds or is."""
     tag, value = match["tag"].upper(), match["value"]
     if facts.devices_with(value, TAGS[tag]):
         return None
-    missing = f"/dev/mapper/{value[len('dm-name-') :]}" if value.startswith("dm-name-") else ""
-    if tag != "ID" or value.startswith(("scsi-", "wwn-")):
-        missing = ANY_LUN
     hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
-    return Problem(f"no block device has this {tag}", hint, missing=missing)
+    below = facts.likely_sessions if tag != "ID" or value.startswith(("scsi-", "wwn-")) else ()
+    if value.startswith("dm-name-"):
+        below = facts.find(f"/dev/mapper/{value[len('dm-name-') :]}")
+    return stacked(match[0], "link", Problem(f"no block device has {tag} {value}", hint), *below)
 
 
 # The links that udev makes below /dev/disk, and the property that each is made of; by-id is made of many.
@@ -2387,7 +2444,7 @@ NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # dir
 AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 ANY_LUN = "/dev/sd"  # what the names of SCSI disks begin with
 
-EXPLANATIONS: Sequence[tuple[str, Callable[[re.Match[str], StorageFacts], Problem | None]]] = (
+EXPLANATIONS: Sequence[tuple[str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
     (
         "(?P<whole>/dev/([svh]d[a-z]+|md/.*[^0-9]|.*[0-9](?=p)|.+(?=-part)))(-part|p)?(?P<number>[0-9]+)",
         explain_partition,
@@ -2401,7 +2458,7 @@ EXPLANATIONS: Sequence[tuple[str, Callable[[re.Match[str], StorageFacts], Proble
         "/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|/by-disk/(?P<disk>.+)|(?P<minor>[0-9]+))",
         explain_drbd,
     ),
-    ("/dev/zvol/(?P<pool>[^/]+)/.+", explain_zvol),
+    ("/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+)", explain_zvol),
     ("/dev/rbd/(?P<image>.+)", explain_rbd),
     ("/dev/bcache[0-9]+(p[0-9]+)?", explain_bcache),
     (r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
@@ -2428,6 +2485,7 @@ class State(Enum):
 
 
 AWAITED = (State.MISSING, State.NOT_READY, State.UNKNOWN)
+FINE = (State.READY, State.SKIPPED)
 
 
 @record
@@ -2458,33 +2516,44 @@ def check_disk(required: Required, facts: StorageFacts) -> Status:
 
     Why a path does not exist is found only if the facts are for that.
     """
+    return status_of(*check_layers(required, facts))
+
+
+def status_of(state: State, layer: Layer) -> Status:
+    """The status of a disk on these layers, which is ready unless something is wrong with them."""
+    if layer.cause is None:
+        return READY
+    return Status(state, layer.cause.reason[:MAX_REASON], layer.cause.hint[:MAX_REASON], layer.cause.is_readable)
+
+
+def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]:
+    """The layers of a disk, and its state if something is wrong with them. May block."""
     path = existing_path(required.path)
     try:
         status = os.stat(path)
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
-            problem = check_file(path, status.st_size, required, facts)
-        elif kind == stat.S_IFBLK:
-            problem = check_block_device(status.st_rdev, required, facts).problem
-        else:
-            problem = Problem(f"is {FILE_KINDS[kind]}, neither a block device nor a regular file")
+            return State.NOT_READY, check_file(path, status.st_size, required, facts)
+        if kind == stat.S_IFBLK:
+            return State.NOT_READY, check_block_device(status.st_rdev, required._replace(path=path), facts)
+        problem = Problem(f"is {FILE_KINDS[kind]}, neither a block device nor a regular file")
     except (FileNotFoundError, NotADirectoryError):
-        if required.is_boot_file and os.path.isdir(os.path.dirname(path)) and not explain_path(path, facts).problem:
-            return Status(State.REFUSED, "does not exist, although its file system is mounted")
-        if not facts.explains:
-            return ABSENT
-        return Status(State.MISSING, *explain_missing(path, facts)[:2])
+        if required.is_boot_file and os.path.isdir(os.path.dirname(path)) and not facts.find(path):
+            return State.REFUSED, stacked(path, "file", Problem("does not exist, although its file system is mounted"))
+        return State.MISSING, explain_missing(path, facts)
     except (OSError, ValueError) as error:
-        problem = Problem(f"cannot be checked: {error_text(error)}{mount_of(path, error, facts)}")
-    return Status(State.NOT_READY, problem.reason, problem.hint, problem.is_readable) if problem else READY
+        problem = explain_error(path, error, facts)
+    return State.NOT_READY, stacked(path, "path", problem)
 
 
-def mount_of(path: str, error: Exception, facts: StorageFacts) -> str:
-    """What is to be mounted above a path, if the error is one of an automount, FUSE or NFS that has no server."""
+def explain_error(path: str, error: Exception, facts: StorageFacts) -> Problem:
+    """A path that cannot be looked at; what should be mounted there, if an automount, FUSE or NFS has no server."""
     is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
     where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
-    plan = facts.planned_mounts[where] if where not in ("", "/") else None
-    return f"; {plan.file} mounts {plan.source} on {where}" if plan else ""
+    if where in ("", "/"):
+        return Problem(f"cannot be checked: {error_text(error)}")
+    plan = facts.planned_mounts[where]
+    return Problem(f"{where}: {error_text(error)} ({plan.file} mounts {plan.source} there)")
 
 
 GONE_ERRORS = (errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN)
@@ -2496,14 +2565,35 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
         name = os.path.basename(os.readlink(device_link(number)))
     except FileNotFoundError:
         mounted = os.path.isdir(f"{SYS}/dev/block")
-        why = "the kernel has no such block device" if mounted else f"{SYS}, which tells of it, is not mounted"
-        return Layer("", Problem(f"is a device file, but {why}"))
+        why = "the kernel has no such block device" if mounted else f"{SYS}, which describes it, is not mounted"
+        return stacked(required.path, "device node", Problem(f"is a device file, but {why}"))
     facts.numbers[name] = f"{os.major(number)}:{os.minor(number)}"
-    layer = check_device(name, facts, promotes=True) if required.promotes else facts.layer(name)
-    problem = layer.problem or check_mounted(name, required, facts) or check_writable(name, required)
-    if problem is None and udev_runs():
-        problem = check_udev(name, facts, is_disk=True)
-    return layer._replace(problem=problem)
+    layer = facts.layer(name)
+    problem = None
+    if layer.cause is None:
+        problem = check_mounted(name, required, facts) or check_writable(name, required)
+        problem = problem or check_drbd_role(name, required, facts)
+        if problem is None and udev_runs():
+            problem = check_udev(name, facts, is_disk=True)
+    return stacked(required.path, "device node", problem, layer)
+
+
+def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Problem | None:
+    """A DRBD device that is not Primary, and which nothing makes so when a guest starts."""
+    state = drbd_state(name, facts) if name.startswith("drbd") else DrbdState()
+    if state.role == "Primary":
+        return None
+    resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
+    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
+    is_shared = facts.shares and any("allow-two-primaries" in text for text in resources.values())
+    # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
+    promotes = state.is_version_9 and not re.search(r"auto-promote\s+no\b", resources.get(resource, ""))
+    if (promotes or required.promotes) and (state.peer_role != "Primary" or is_shared):
+        return None
+    if state.peer_role == "Primary":
+        return Problem(f"DRBD is {state.role}, and its peer is Primary", "drbdadm status")
+    peer = ", and its peer is not connected" if state.peer_role == "Unknown" else ""
+    return Problem(f"DRBD is {state.role}{peer}", f"drbdadm primary {resource}")
 
 
 def check_writable(name: str, required: Required) -> Problem | None:
@@ -2511,21 +2601,8 @@ def check_writable(name: str, required: Required) -> Problem | None:
     # DRBD 9 is read-only until it is opened to write.
     if not required.writes or name.startswith("drbd") or attribute(device_directory(name), "ro") != "1":
         return None
-    uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
-    command = next(command for kind, command in READ_WRITE_COMMANDS if re.match(kind, uuid or name))
-    hint = f"{command} {device_path(name)}"
-    return Problem("is read-only, and the guest writes to it", hint, name, is_readable=True)
-
-
-# What the kernel's name of a device or device-mapper's UUID begins with, and what makes it writable or tells more.
-READ_WRITE_COMMANDS = (
-    ("md", "mdadm --readwrite"),
-    ("LVM-", "lvchange -prw"),
-    ("CRYPT-", "cryptsetup status"),
-    ("zd", "zfs get readonly"),
-    ("rbd", "rbd device unmap"),
-    ("", "blockdev --setrw"),
-)
+    hint = f"{device_kind(name)[2]} {device_path(name)}"
+    return Problem("is read-only, and the guest writes to it", hint, is_readable=True)
 
 
 def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
@@ -2534,46 +2611,44 @@ def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem
     for where, is_written in places:
         if is_written or required.writes:
             reason = f"is mounted on {where} on this host, and Xen refuses to share it"
-            return Problem(reason, f"umount {where}", name, is_readable=not is_written)
+            return Problem(reason, f"umount {where}", is_readable=not is_written)
     return None
 
 
-def check_file(path: str, size: int, required: Required, facts: StorageFacts) -> Problem | None:
-    """What is wrong with a regular file: it is empty, in the wrong file system, or lacks a backing file. May block."""
+def check_file(path: str, size: int, required: Required, facts: StorageFacts) -> Layer:
+    """A regular file: it may be empty, in the wrong file system, or lack a backing file. May block."""
+    mount = facts.mount_above(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
+    if mount.cause and (required.writes or not mount.cause.is_readable):
+        return stacked(path, "file", None, mount)
     if size == 0:
-        return Problem("is empty: it has 0 bytes")
-    file_system = facts.file_system_of(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
-    if where := file_system.planned:
-        return Problem(f"is there, but {not_mounted(where, facts.planned_mounts[where])}", f"systemctl start {where}")
-    if required.format in ("qcow", "qcow2") and (problem := check_backing_file(path, required.format)):
-        return problem
-    if required.writes and file_system.is_read_only:
-        reason = f"lies in {file_system.place}, which is mounted read-only, and the guest writes to it"
-        return Problem(reason, f"mount -o remount,rw {file_system.place}", is_readable=True)
-    return None
+        return stacked(path, "file", Problem("is empty: it has 0 bytes"))._replace(below=(mount,))
+    image = image_layer(path, "file", required.format, facts, MAX_BACKING_FILES)
+    return image._replace(below=(mount, *image.below))
 
 
-def check_backing_file(path: str, file_format: str) -> Problem | None:
-    """An image that lacks the file behind it, or one of those behind that: QEMU's docs/interop/qcow2.rst. May block.
+def image_layer(path: str, kind: str, image_format: str, facts: StorageFacts, depth: int) -> Layer:
+    """An image on the files behind it: QEMU's docs/interop/qcow2.rst. May block.
 
     The chain is followed as far as the images say that the next one is qcow2, because a guest can write anything to a
     raw image; what their owner may read only is taken for complete.
     """
-    for _ in range(MAX_BACKING_FILES):
-        header = read_part(path, 0, QCOW_HEADER)
-        if header and not header.startswith(b"QFI\xfb"):
-            return Problem(f"cannot be opened: {path} is not a {file_format} image")
-        offset, length = int.from_bytes(header[8:16], "big"), int.from_bytes(header[16:20], "big")
-        name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
-        # "json:…" and "nbd://…" are no files.
-        if not name or re.match("[a-z+]+:", name):
-            return None
-        path = os.path.join(os.path.dirname(path), name)
-        if not os.path.exists(path):
-            return Problem(f"needs its backing file {path}, which does not exist")
-        if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" not in header:
-            return None
-    return None
+    if image_format not in ("qcow", "qcow2") or depth == 0:
+        return Layer(path, kind)
+    header = read_part(path, 0, QCOW_HEADER)
+    if header and not header.startswith(b"QFI\xfb"):
+        return stacked(path, kind, Problem(f"{path} is not a {image_format} image"))
+    offset, length = int.from_bytes(header[8:16], "big"), int.from_bytes(header[16:20], "big")
+    name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
+    # "json:…" and "nbd://…" are no files.
+    if not name or re.match("[a-z+]+:", name):
+        return Layer(path, kind)
+    behind = os.path.join(os.path.dirname(path), name)
+    if os.path.exists(behind):
+        next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
+        return stacked(path, kind, None, image_layer(behind, "backing file", next_format, facts, depth - 1))
+    problem = Problem(f"backing file {behind} does not exist")
+    known = facts.find(os.path.realpath(behind)) if facts.explains else ()
+    return stacked(path, kind, None, stacked(behind, "backing file", problem, *known))
 
 
 def read_part(path: str, offset: int, length: int) -> bytes:
@@ -2586,6 +2661,63 @@ def read_part(path: str, offset: int, length: int) -> bytes:
         return os.pread(descriptor, length, offset)
     finally:
         os.close(descriptor)
+
+
+def storage_of(required: Required, facts: StorageFacts) -> Layer:
+    """The layers of a disk by the names that people know: its path, and what that lies on. May block.
+
+    The one to blame, if any, is the layer whose problem is the cause of the first.
+    """
+    layer = named_layer(check_layers(required, facts)[1], facts)
+    for one in layer.below:
+        # The same once more, of which the path is the name; LVM has two for a volume.
+        if one.name == layer.name or one.kind == "LVM volume":
+            return one._replace(name=layer.name, problem=one.problem or layer.problem, cause=layer.cause)
+    return layer
+
+
+def named_layer(layer: Layer, facts: StorageFacts, above: str = "") -> Layer:
+    """The layer, on those below it, by the names that people know; `above` is the kind of the one above it."""
+    name, kind, below = layer.name, layer.kind, layer.below
+    if not kind:
+        name, kind = device_path(layer.name), device_kind(layer.name)[1]
+        if kind == "disk" and below:
+            kind = "LUN"
+        if kind in ("disk", "LUN") and above == "multipath map":
+            kind = "path"
+        if kind == "LVM volume" and above != kind:
+            group, volume = split_map_name(os.path.basename(name))
+            name, below = f"/dev/{group}/{volume}", (Layer(group, "volume group", None, below),)
+    shown = tuple(named_layer(one, facts, above if kind == "volume group" else kind) for one in below)
+    return layer._replace(name=name, kind=kind, below=shown)
+
+
+def device_kind(name: str) -> tuple[str, str, str]:
+    """The row of DEVICE_KINDS for a device."""
+    uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
+    row = next(row for row in DEVICE_KINDS if re.match(row[0], uuid or name))
+    is_partition = os.path.exists(f"{device_directory(name)}/partition")
+    return (row[0], "partition", row[2]) if is_partition else row
+
+
+# What the kernel's name of a device or device-mapper's UUID begins with, what people call it, and the command that
+# makes it writable or tells why it is not.
+DEVICE_KINDS = (
+    ("md", "md array", "mdadm --readwrite"),
+    ("LVM-", "LVM volume", "lvchange -prw"),
+    ("mpath-", "multipath map", "blockdev --setrw"),
+    ("part[0-9]+-", "partition", "blockdev --setrw"),
+    ("CRYPT-", "crypt volume", "cryptsetup status"),
+    ("dm-", "device-mapper device", "blockdev --setrw"),
+    ("loop", "loop device", "blockdev --setrw"),
+    ("drbd", "DRBD device", "blockdev --setrw"),
+    ("nbd", "nbd device", "blockdev --setrw"),
+    ("bcache", "bcache device", "blockdev --setrw"),
+    ("zd", "ZFS volume", "zfs get readonly"),
+    ("rbd", "Ceph image", "rbd device unmap"),
+    ("sr", "CD drive", "blockdev --setrw"),
+    ("", "disk", "blockdev --setrw"),
+)
 
 
 # --- Guests: which ones xendomains starts, and how -------------------------------------------------------------------
@@ -2982,7 +3114,7 @@ def updated_status(before: Status, answer: Status | Exception, *, is_last: bool)
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
-    """Those with one of these names or patterns; if there is none, with a file of this name, or but for its extension."""
+    """Those with one of these names or patterns; if there is none, with such a file, or one but for its extension."""
     chosen: set[str] = set()
     for name in names:
         by_name = {file for file, guest in guests.items() if is_named(guest.domain.name, name)}
@@ -3029,7 +3161,7 @@ def status_of_unreadable(path: str, error: OSError, before: Status, facts: Stora
         if not os.path.islink(path):
             return None
         if facts.explains:
-            return Status(State.MISSING, *explain_missing(path, facts)[:2])
+            return status_of(State.MISSING, explain_missing(path, facts))
         return before if before.state is State.MISSING else ABSENT
     lasts = error.errno in LASTING_ERRORS
     advice = " (run it as root)" if error.errno == errno.EACCES and os.geteuid() != 0 else ""
@@ -3754,7 +3886,7 @@ def problems_in(record: Mapping[str, Any]) -> list[Need]:
 
 def is_trouble(row: Mapping[str, Any]) -> bool:
     """Whether something with this state may keep a guest from starting."""
-    return State(row["state"]) not in (State.READY, State.SKIPPED)
+    return State(row["state"]) not in FINE
 
 
 def need_from_json(path: str, guest: str, row: Mapping[str, Any]) -> Need:
@@ -3776,6 +3908,7 @@ class Screen(NamedTuple):
 
     columns: int = 0
     has_colours: bool = False
+    branches: tuple[str, str, str] = ("|-", "`-", "| ")  # of a tree
 
     def paint(self, text: str, colour: str) -> str:
         """The text in a colour, as ECMA-48 has them (SGR)."""
@@ -3784,12 +3917,15 @@ class Screen(NamedTuple):
 
 def screen_of(stream: IO[str] | None) -> Screen:
     """What is at the other end of a stream. $NO_COLOR: no-color.org."""
+    screen = Screen()
+    if (getattr(stream, "encoding", None) or "").lower() == "utf-8":
+        screen = Screen(branches=("├─", "└─", "│ "))
     if stream is None or not stream.isatty():
-        return Screen()
+        return screen
     from shutil import get_terminal_size
 
     has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
-    return Screen(get_terminal_size().columns, has_colours)
+    return screen._replace(columns=get_terminal_size().columns, has_colours=has_colours)
 
 
 def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
@@ -3827,6 +3963,38 @@ def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], scree
     columns = max(screen.columns - len(label), 0)
     lines = [line for text in texts for line in wrapped(printable(shortened(text, MAX_CELL)), columns)]
     return [screen.paint(f"{label}{lines[0]}", "1"), *(f"{' ' * len(label)}{line}" for line in lines[1:])]
+
+
+def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Screen) -> list[str]:
+    """The guests, their disks, and below each what it lies on, as `lsblk -s` shows it; what is to blame is marked."""
+    rows: list[Sequence[str]] = [("NAME", "KIND", "STATE")]
+    for guest in snapshot.guests.values():
+        status = snapshot.guest_status(guest)
+        rows.append((guest.domain.name, "guest", guest.status.reason or status.state.value))
+        pairs = list(zip(guest.domain.needs(), guest.required))
+        for disk, required in pairs:
+            status = snapshot.disk_status(required)
+            unknown = Layer(required.path or disk.target or "-", "", Problem(status.reason or status.state.value))
+            layer = layers.get(required.path, unknown)
+            is_last = required is pairs[-1][1]
+            rows += rows_of_layer(layer._replace(name=f"{disk.vdev}  {layer.name}"), "", is_last, layer.cause, screen)
+    return in_columns(rows, screen)
+
+
+def rows_of_layer(
+    layer: Layer, indent: str, is_last: bool, cause: Problem | None, screen: Screen
+) -> Iterator[Sequence[str]]:
+    """A layer and what is below it, in a tree whose last branch at this level it may be."""
+    branch, last_branch, trunk = screen.branches
+    problem, state = layer.problem, State.READY.value
+    if problem is not None:
+        state = f"{problem.reason}  <-- try: {problem.hint}" if problem == cause and problem.hint else problem.reason
+    elif layer.cause is not None:
+        state = "-"
+    yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
+    indent += "  " if is_last else trunk
+    for one in layer.below:
+        yield from rows_of_layer(one, indent, one is layer.below[-1], cause, screen)
 
 
 def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: bool) -> list[str]:
@@ -4249,9 +4417,7 @@ def why_not_opened(mapped: str, facts: StorageFacts) -> Problem | None:
 
 def why_not_activated(mapped: str, facts: StorageFacts) -> Problem | None:
     """What keeps LVM from activating a volume at boot: lvm.conf(5), and the flags that lvchange(8) sets."""
-    group, volume = (
-        part.replace("--", "-") for part in re.sub("([^-])-([^-])", r"\1/\2", mapped, count=1).partition("/")[::2]
-    )
+    group, volume = split_map_name(mapped)
     text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
     activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
     named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
@@ -4798,20 +4964,30 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequ
 
 def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     """Prints the guests: for programs, into a pipe a line for each disk, and on a terminal the causes first."""
-    record, screen = as_record(snapshot), screen_of(sys.stdout)
     if options.problems:
-        record["guests"] = [guest for guest in record["guests"] if is_trouble(guest)]
+        guests = snapshot.guests.items()
+        snapshot = snapshot._replace(
+            guests={file: one for file, one in guests if snapshot.guest_status(one).state not in FINE}
+        )
+    record, screen = as_record(snapshot), screen_of(sys.stdout)
     if options.format:
         import json
 
         states = {one["state"] for one in record["guests"] + record["directories"]}
         ready = snapshot.is_complete() and State.UNREADABLE.value not in states
         show(json.dumps({"version": JSON_VERSION, "ready": ready, **record}, indent=2))
+    elif options.tree:
+        calls: dict[str, Call] = {
+            path: partial(storage_of, one, StorageFacts()) for path, one in snapshot.needed.items()
+        }
+        layers = watcher.calls.run("tree", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+        found = {path: layer for path, layer in layers.items() if isinstance(layer, Layer)}
+        show("\n".join(picture_of_tree(snapshot, found, screen)))
     elif not screen.columns or options.verbose:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
-        footer = f"{footer_of_list(as_record(snapshot), watcher.xendomains)}{later}"
+        footer = f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}{later}"
         show("\n".join([*picture_of_list(record, screen), "", *wrapped(footer, screen.columns)]))
 
 

@@ -21,7 +21,7 @@ from recorded import HostPaths, paths_below
 import xendomains_wait_disk as xwd
 
 LABEL = "läbel"
-INACTIVE = "md array is inactive; nothing starts it unless another member comes"
+INACTIVE = "md array is inactive; nothing will start it unless another member appears"
 NOTHING = xwd.Required()
 NO_UDEV = HostPaths(run="/nowhere")
 
@@ -98,7 +98,7 @@ def image_status(mounts: Mounts, tmp_path: Path, *, writes: bool = True) -> xwd.
 
 def test_an_image_in_a_file_system_that_is_read_only_is_for_readers(mounts: Mounts, tmp_path: Path) -> None:
     mounts.mount(tmp_path / "images", "ro,errors=continue")
-    reason = f"lies in {tmp_path}/images, which is mounted read-only, and the guest writes to it"
+    reason = f"{tmp_path}/images is mounted read-only, and the guest writes to it"
     status = image_status(mounts, tmp_path)
     assert (status.state, status.reason, status.is_readable) == (xwd.State.NOT_READY, reason, True)
     assert image_status(mounts, tmp_path, writes=False) == xwd.READY
@@ -111,7 +111,7 @@ def test_the_sandbox_makes_no_file_system_read_only(mounts: Mounts, tmp_path: Pa
 
 def test_an_image_where_something_is_still_to_be_mounted_is_another_one(mounts: Mounts, tmp_path: Path) -> None:
     mounts.plan(tmp_path / "images")
-    reason = f"is there, but {tmp_path}/images is not mounted (/etc/fstab mounts nas:/images there)"
+    reason = f"{tmp_path}/images is not mounted (/etc/fstab mounts nas:/images there)"
     assert image_status(mounts, tmp_path)[:2] == (xwd.State.NOT_READY, reason)
     mounts.mount(tmp_path / "images")
     assert image_status(mounts, tmp_path) == xwd.READY
@@ -181,7 +181,7 @@ def image(path: Path, image_format: str = "qcow2") -> xwd.Status:
 
 
 def lacks(path: Path) -> xwd.Status:
-    return not_ready(f"needs its backing file {path}, which does not exist")
+    return not_ready(f"backing file {path} does not exist")
 
 
 def test_an_image_needs_its_backing_file(tmp_path: Path) -> None:
@@ -200,6 +200,24 @@ def test_the_chain_is_followed(tmp_path: Path) -> None:
     assert image(web) == xwd.READY
 
 
+def test_the_layers_of_an_image_are_its_mount_and_the_chain(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.mount(tmp_path / "images")
+    web = qcow2(tmp_path / "images" / "web.qcow2", "one.qcow2", "qcow2")
+    one = qcow2(tmp_path / "images" / "one.qcow2", "base.img", "raw")
+    base = tmp_path / "images" / "base.img"
+    mounts.paths.use()
+    layer = xwd.storage_of(xwd.Required(str(web), format="qcow2"), xwd.StorageFacts())
+    mount, behind = layer.below
+    assert [(one.kind, one.name) for one in (layer, mount, behind, *behind.below)] == [
+        ("file", str(web)),
+        ("mount", str(tmp_path / "images")),
+        ("backing file", str(one)),
+        ("backing file", str(base)),
+    ]
+    assert layer.cause is behind.below[0].problem
+    assert layer.cause == xwd.Problem(f"backing file {base} does not exist")
+
+
 def test_what_a_guest_can_write_is_not_followed(tmp_path: Path) -> None:
     qcow2(tmp_path / "base.img", "/nowhere")
     assert image(qcow2(tmp_path / "web.qcow2", "base.img", "raw")) == xwd.READY
@@ -209,7 +227,7 @@ def test_what_a_guest_can_write_is_not_followed(tmp_path: Path) -> None:
 
 def test_an_image_that_is_no_qcow2_cannot_be_opened(tmp_path: Path) -> None:
     fill(tmp_path / "web.qcow2")
-    assert image(tmp_path / "web.qcow2") == not_ready(f"cannot be opened: {tmp_path}/web.qcow2 is not a qcow2 image")
+    assert image(tmp_path / "web.qcow2") == not_ready(f"{tmp_path}/web.qcow2 is not a qcow2 image")
 
 
 @pytest.mark.parametrize("backing", ["nbd://server/base", 'json:{"driver":"rbd"}'])
@@ -336,7 +354,7 @@ class Machine:
 
     def look(self, required: xwd.Required = NOTHING) -> xwd.Status:
         self.paths().use()
-        problem = xwd.check_block_device(self.NUMBER, required, xwd.StorageFacts()).problem
+        problem = xwd.check_block_device(self.NUMBER, required, xwd.StorageFacts()).cause
         return not_ready(problem.reason) if problem else xwd.READY
 
 
@@ -358,7 +376,7 @@ def machine(tmp_path: Path) -> Machine:
         ("loop7", {}, "loop device has no file"),
         ("sda", {"size": "0"}, "has size 0"),
         ("md127p1", {"size": "0"}, "has size 0"),
-        ("sda", {"device__state": "transport-offline"}, "the kernel calls it transport-offline"),
+        ("sda", {"device__state": "transport-offline"}, "SCSI device is transport-offline"),
         ("nvme0n1", {"device__state": "connecting"}, "its NVMe controller is not live"),
     ],
 )
@@ -366,7 +384,7 @@ def test_what_the_kernel_says_is_not_ready(
     machine: Machine, name: str, attributes: dict[str, str], reason: str
 ) -> None:
     machine.device(name, **attributes)  # type: ignore[arg-type]
-    assert machine.look() == not_ready(reason)
+    assert machine.look() == not_ready(f"/dev/{name}: {reason}")
 
 
 @pytest.mark.parametrize(
@@ -399,7 +417,7 @@ def test_a_device_file_without_a_device_is_not_ready(machine: Machine) -> None:
 def test_a_device_that_udev_has_not_finished_with_is_not_ready(machine: Machine) -> None:
     machine.device("sda")
     machine.udev(finished=False)
-    assert machine.look() == not_ready("udev has not finished with it")
+    assert machine.look() == not_ready("udev has not finished processing it")
 
 
 def test_a_device_that_udev_has_finished_with_is_ready(machine: Machine) -> None:
@@ -412,7 +430,7 @@ def test_a_device_whose_programs_udev_still_runs_is_not_ready(machine: Machine) 
     """systemd 256 and newer write the entry before that."""
     machine.device("sda")
     machine.udev("ID_PROCESSING=1", "ID_FS_TYPE=ext4")
-    assert machine.look() == not_ready("udev has not finished with it")
+    assert machine.look() == not_ready("/dev/sda: udev has not finished processing it")
 
 
 def test_a_device_whose_programs_udev_has_run_is_ready(machine: Machine) -> None:
@@ -424,7 +442,7 @@ def test_a_device_whose_programs_udev_has_run_is_ready(machine: Machine) -> None
 def test_what_udev_says_is_read_up_to_a_limit(machine: Machine) -> None:
     machine.device("sda")
     machine.udev(*(f"KEY_{number}={'x' * 1000}" for number in range(60)), "SYSTEMD_READY=0")
-    assert machine.look() == not_ready("udev says that it is not ready (SYSTEMD_READY=0)")
+    assert machine.look() == not_ready("udev has set SYSTEMD_READY=0 for it")
     sparse(machine.database / "b259:77")
     assert machine.look() == xwd.READY
 
@@ -432,7 +450,7 @@ def test_what_udev_says_is_read_up_to_a_limit(machine: Machine) -> None:
 def test_a_device_that_udev_calls_not_ready_is_not(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=LVM-abc", "SYSTEMD_READY=0")
-    assert machine.look() == not_ready("udev says that it is not ready (SYSTEMD_READY=0)")
+    assert machine.look() == not_ready("udev has set SYSTEMD_READY=0 for it")
 
 
 WITHOUT_UDEV = ("SYSTEMD_READY=0", *(f"DM_UDEV_DISABLE_{what}_FLAG=1" for what in ("DM_RULES", "OTHER_RULES")))
@@ -539,10 +557,10 @@ def test_a_loop_device_becomes_ready_with_a_file_behind_it(tmp_path: Path) -> No
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     device = loop_device()
-    assert look(device) == not_ready("loop device has no file")
+    assert look(device) == not_ready(f"{device}: loop device has no file")
     with attached(device, image):
         assert look(device) == xwd.READY
-    wait_until(lambda: look(device) == not_ready("loop device has no file"))
+    wait_until(lambda: look(device) == not_ready(f"{device}: loop device has no file"))
 
 
 @as_root
@@ -551,7 +569,7 @@ def test_a_loop_device_of_size_0_is_not_ready(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.touch()
     with attached(loop_device(), image) as device:
-        assert look(device) == not_ready("has size 0")
+        assert look(device) == not_ready(f"{device}: has size 0")
 
 
 @as_root
