@@ -3237,6 +3237,8 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
         if (domain := read_domain(path, kind, is_debians)) is None:
             return None
     except OSError as error:
+        if kind == "libvirt" and isinstance(error, FileNotFoundError):
+            return None  # libvirt looks for the files, and then for links to them
         unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
