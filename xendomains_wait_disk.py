@@ -528,8 +528,9 @@ BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
-    Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6, Debian's
-    starts no guest. A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
+    Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6,
+    Debian's starts no guest. A file that cannot be read, or not be sourced within `limit` seconds, counts as if it held
+    Xen's own defaults.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
     libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
@@ -2991,9 +2992,8 @@ class Watcher:
         for path, answer in answers.items():
             disks[path] = updated_status(disks[path], answer, is_last=recheck_ready)
         if recheck_ready or self.clock.now() >= self._explain_at:
-            silent = {path for path, answer in answers.items() if isinstance(answer, Exception)}
-            awaited = [path for path in checked if disks[path].state in (State.MISSING, State.NOT_READY)]
-            disks.update(self._explain([path for path in awaited if path not in silent], deadline))
+            silent = [path for path, answer in answers.items() if isinstance(answer, Exception)]
+            disks.update(self._explain({path: disks[path] for path in checked if path not in silent}, deadline))
         if disks != self.known.disks:
             self.known = self.known._replace(disks=disks)
         return self.known
@@ -3004,9 +3004,10 @@ class Watcher:
         self._turn = first + MAX_RECHECKED
         return ready[first : self._turn]
 
-    def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
-        """How these disks are, and why."""
+    def _explain(self, disks: Mapping[str, Status], deadline: float) -> dict[str, Status]:
+        """How those of these disks are that are not ready, and why."""
         spent = time.process_time()
+        paths = [path for path, status in disks.items() if status.state in (State.MISSING, State.NOT_READY)]
         answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
         # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
         seconds = (time.process_time() - spent) / MAX_REASON_SHARE
@@ -3362,15 +3363,14 @@ def shortened(text: str, longest: int) -> str:
 class Journal:
     """Where messages go: to systemd's journal with fields, or to standard error.
 
-    Nobody may hold up the boot by not reading: unless it is to be `patient`, a message that cannot be delivered soon
-    is dropped, and later it is said how many were. Each method raises Stopped if a signal comes meanwhile.
+    Nobody may hold up the boot by not reading: a message that cannot be delivered soon is dropped, and later it is said
+    how many were. Each method raises Stopped if a signal comes meanwhile.
     """
 
-    def __init__(self, level: int, stream: IO[str] | None, clock: Clock, *, patient: bool = False) -> None:
+    def __init__(self, level: int, stream: IO[str] | None, clock: Clock) -> None:
         self.level = level
         self._stream = stream
         self._clock = clock
-        self._patient = patient
         self._dropped = 0
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
@@ -3439,8 +3439,7 @@ class Journal:
 
     def _can_write(self, descriptor: int, seconds: float) -> bool:
         """Whether the reader takes something soon."""
-        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING / 2)
-        end = self._clock.now() + seconds
+        end = self._clock.now() + min(seconds, MAX_SENDING / 2)
         while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
             if self._clock.now() >= end:
                 return False
@@ -4477,6 +4476,9 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     ConfigError if xl does not work here or a name is wrong.
     """
     clock, deadline = watcher.clock, started + options.wait
+    # The boot may be told to ignore guests because they start later; and all files have to be read to find saved ones.
+    watcher = Watcher(watcher.xendomains, watcher.settings._replace(ignored_domains=()), clock)
+    watcher.rest, watcher.shares = START_REST, bool(options.guests)
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
     # The events are collected from before the first look on.
     events = block_events() if options.wait else None
@@ -4869,6 +4871,8 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
                 level = parse_log_level(environment[name])
             except ConfigError as error:
                 problems.append(f"${name} {error}; it is ignored.")
+    if options.command == "start":
+        level = max(level, INFO)  # what became of the guests
     if options.quiet:
         level = ERR
     elif options.verbose:
@@ -4881,64 +4885,59 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     started = clock.now()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
-    if options.timeout is not None:
-        settings = settings._replace(timeout=options.timeout)
     level, level_problems = log_level(settings, options, os.environ)
-    if options.command == "start" and not options.quiet:
-        level = max(level, INFO)  # what became of the guests
-    journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
+    journal = Journal(level, sys.stderr, clock)
     if options.command == "last":
         return show_last_wait(journal, settings.late_domains, options)
     clock.take_signals()
     limit = MAX_SOURCING
     if options.command == "wait":
-        limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
-        notify(extended_timeout(settings.timeout))
+        timeout = settings.timeout if options.timeout is None else options.timeout
+        settings, limit = settings._replace(timeout=timeout), min(MAX_SOURCING, max(timeout, 0.5))
+        notify(extended_timeout(timeout))
     xendomains, more_problems = read_xendomains(settings, clock, limit)
-    told = [finding_of_settings(text, settings, options) for text in (*problems, *level_problems, *more_problems)]
-    if xendomains is not None and xendomains.warning:
-        told.append(finding_of_settings(xendomains.warning, settings, options)._replace(is_error=False))
-    for finding in told if options.command != "check" else ():
-        text = f"{finding.file}: {finding.problem}." if finding.file else f"{finding.problem}."
-        journal.log(ERR if finding.is_error else WARNING, text, MESSAGE_ID=MESSAGE_SETTINGS)
+    findings = settings_findings([*problems, *level_problems, *more_problems], xendomains, settings, options)
+    if options.command != "check":  # which prints them
+        for finding in findings:
+            text = f"{finding.file}: {finding.problem}." if finding.file else f"{finding.problem}."
+            journal.log(ERR if finding.is_error else WARNING, text, MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None and options.command != "check" and not options.format:
         return EXIT_NO_XENDOMAINS
-
-    if options.command == "start":
-        # The boot may be told to ignore guests because they start later.
-        watcher = Watcher(xendomains or Xendomains(), settings._replace(ignored_domains=()), clock)
-        watcher.rest, watcher.shares = START_REST, bool(options.guests)
-        try:
-            return start_guests(watcher, options, journal, started)
-        except ConfigError as error:
-            journal.log(ERR, f"{error}.")
-            return EXIT_USAGE
     watcher = Watcher(xendomains or Xendomains(), settings, clock, options.guests)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
-    status = show_guests(watcher, options, journal, told)
+    if options.command == "start":
+        return start_guests(watcher, options, journal, started)
+    status = show_guests(watcher, options, journal, findings)
     return EXIT_NO_XENDOMAINS if xendomains is None and options.format != "nagios" else status
 
 
-def finding_of_settings(text: str, settings: Settings, options: Options) -> Finding:
-    """A sentence about our settings or those of xendomains, which begins with the file."""
+def settings_findings(
+    problems: Sequence[str], xendomains: Xendomains | None, settings: Settings, options: Options
+) -> list[Finding]:
+    """What is wrong with our settings and those of xendomains: sentences that begin with the file."""
     files = [options.config or CONFFILE, *settings.xendomains]
-    file = next((file for file in files if text.startswith((f"{file}:", f"{file} "))), "")
-    return Finding(text[len(file) :].lstrip(": ").rstrip("."), is_error=True, file=file)
+    warnings = [xendomains.warning] if xendomains and xendomains.warning else []
+    findings = []
+    for text in (*problems, *warnings):
+        file = next((file for file in files if text.startswith((f"{file}:", f"{file} "))), "")
+        problem = text[len(file) :].lstrip(": ").rstrip(".")
+        findings.append(Finding(problem, is_error=text not in warnings, file=file))
+    return findings
 
 
-def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequence[Finding]) -> int:
-    """What list and check print; returns the exit status. `told` is what is wrong with the settings."""
+def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: Sequence[Finding]) -> int:
+    """What list and check print; returns the exit status. `findings` is what is wrong with the settings."""
     snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
         return NAGIOS_UNKNOWN if options.format == "nagios" else EXIT_USAGE
     if options.command == "check":
-        return show_findings([*told, *findings_of(snapshot, watcher, options)], snapshot, options)
+        return show_findings([*findings, *findings_of(snapshot, watcher, options)], snapshot, options)
     show_list(snapshot, watcher, options)
     unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
-    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
+    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in findings):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 
@@ -5177,7 +5176,7 @@ def run() -> NoReturn:
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
     except ConfigError as error:
-        failure = f"{error}."
+        status, failure = EXIT_USAGE, f"{error}."
     except MemoryError:
         failure = "there is not enough memory to go on. What is missing is not waited for."
     except (ImportError, OSError) as error:
