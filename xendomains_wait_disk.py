@@ -3,8 +3,8 @@
 """Wait, at boot, for the disks of the Xen guests that are about to start.
 
 xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose disk is not
-there yet fails to start and stays down. This program runs just before: it finds the disks which those guests need, and
-returns when all of them are ready or when the timeout is over.
+there yet fails to start and stays down. This program runs just before: it finds the disks that those guests need, and
+returns when all of them are ready, or when the timeout expires.
 
 The module reads from top to bottom in the order in which the data flows, a section for each step. Every time is in
 seconds, unless its name says otherwise.
@@ -27,9 +27,9 @@ from enum import Enum
 from functools import cached_property, partial
 from itertools import islice
 
-# What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, pyudev,
-# socket and tenacity together take several times as long as all that the common boot does. typing alone is a quarter of
-# the start, so only type checkers import it.
+# A boot at which every disk is present does not need argparse, configobj, pyudev, socket and tenacity, which together
+# take several times as long to import as such a boot takes; they are imported where they are used. typing alone is a
+# quarter of the start, so only type checkers import it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
@@ -62,7 +62,7 @@ NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
 LOCKS = f"{STATE_DIRECTORY}/start"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
-# Where this host tells about its storage.
+# Where the state of this host's storage is found.
 SYS, RUN, PROC, ETC, VAR, USR = "/sys", "/run", "/proc", "/etc", "/var", "/usr"
 
 EXIT_READY = 0
@@ -99,8 +99,8 @@ MAX_FILES = 4096  # in one of xendomains' directories; where there are more, the
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
 MAX_BACKING_FILES = 16  # behind an image
 QCOW_HEADER = 1 << 12  # of an image, in which the format of its backing file is named
-MAX_TIME = 7 * 86400.0  # that may be set
-MIN_PAUSE = 0.01  # between two looks, that may be set
+MAX_TIME = 7 * 86400.0  # that may be configured
+MIN_PAUSE = 0.01  # between two looks, that may be configured
 MIN_SLEEP = 0.02  # between two looks in a storm of events
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # and of looking once
@@ -149,16 +149,16 @@ class ConfigError(ValueError):
 
 
 class Unsupported(ConfigError):
-    """The same, though xl would take it."""
+    """Like ConfigError, for something that xl itself accepts."""
 
 
 def quoted(text: str) -> str:
-    """Text from a file, cut to what fits into a message."""
+    """Text from a file, in quotes, cut to what fits into a message."""
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
 
 
 def join_limited(texts: Sequence[str], most: int) -> str:
-    """The first of them, and how many more there are."""
+    """The first `most` of the texts, and how many more there are."""
     more = [f"{len(texts) - most} more"] if len(texts) > most else []
     return ", ".join([*texts[:most], *more])
 
@@ -189,11 +189,11 @@ def open_regular_file(path: str) -> IO[bytes]:
 
 
 def why_not_trusted(path: str, status: os.stat_result) -> str:
-    """Why somebody other than root and the caller may have written the file, and what to do about it; or nothing."""
+    """Why someone other than root and the caller may have changed the file, and how to fix that; or nothing."""
     if status.st_uid not in (0, os.geteuid()):
         return f"it belongs to user {status.st_uid}, not to root (fix: chown root {path})"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"others than its owner may write it (fix: chmod go-w {path})"
+        return f"it is writable by group or others (fix: chmod go-w {path})"
     return ""
 
 
@@ -220,7 +220,7 @@ def error_text(error: Exception) -> str:
 # --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
 @record
 class Settings(NamedTuple):
-    """What /etc/xen-wait-disk.conf says; a value not given there is the default below."""
+    """The settings in /etc/xen-wait-disk.conf; one that it does not set is as below."""
 
     timeout: float = 300.0
     log_level: int = WARNING
@@ -334,7 +334,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
     """
     try:
         lines = os.fsdecode(read_file(path, MAX_SETTINGS)).lstrip("\ufeff").splitlines()
-        # In the file as it is shipped there is nothing that configobj, which is slow to import, would have to read.
+        # The file as shipped sets nothing, so configobj, which is slow to import, is not needed for it.
         headings = ("", "[paths]", "[polling]", "[ignore]", "[late]")
         if all(line.strip() in headings or line.lstrip().startswith("#") for line in lines):
             return Settings(), []
@@ -411,7 +411,7 @@ def advice_on_key(name: str) -> str:
 
 
 def closest(name: str, known: Sequence[str]) -> str:
-    """A hint for somebody who wrote an unknown name."""
+    """A suggestion for an unknown name."""
     from difflib import get_close_matches
 
     similar = get_close_matches(name, known, 1)
@@ -430,12 +430,12 @@ class Stopped(Exception):
 
 
 class Clock:
-    """The time, the pauses of the main thread, and what ends one early.
+    """The time, the pauses of the main thread, and what ends a pause early.
 
     Handlers only record a signal; pause() alone turns it into Stopped.
 
     `slept` is how long the main thread has paused so far: the time that others had to answer. It grows in each pause by
-    no more than was asked for, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
+    no more than was asked for, so nothing seems slow because this program was stopped (SIGSTOP, a suspended host).
     """
 
     def __init__(self) -> None:
@@ -497,7 +497,7 @@ class Clock:
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
 @record
 class Xendomains(NamedTuple):
-    """What xendomains will do when it starts."""
+    """What xendomains does when it starts."""
 
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
@@ -520,7 +520,7 @@ builtin printf '%s\0' "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "
 """
 SOURCED_FIELDS = 4
 
-# What systemd gives xendomains. Nothing of ours is handed on: BASH_ENV, SHELLOPTS and the like change what bash does.
+# As systemd starts xendomains. Nothing of ours is passed on: BASH_ENV, SHELLOPTS and the like change what bash does.
 BASH = "/bin/bash"
 BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -542,7 +542,7 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     warning = ""
     try:
         if distrust := why_not_trusted(path, os.stat(path)):
-            warning = f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count."
+            warning = f"{path}: {distrust}; xendomains runs it as root anyway, so its settings are used."
         read_file(path)
         complaint, auto, save, restore = source_xendomains(path, clock, limit)
     except (OSError, ConfigError) as error:
@@ -551,7 +551,7 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
         taken = f"{settings.auto or auto} and {settings.save or save}"
         problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
     if complaint:
-        problems.append(f"{path} has a syntax error ({complaint}); what stands before it counts.")
+        problems.append(f"{path} has a syntax error ({complaint}); only the settings before the error take effect.")
     is_debians = is_read_by_debians(path)
     restores = restore != "" if is_debians else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
@@ -618,7 +618,7 @@ def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
             data = os.read(reading, MAX_CONFIGURATION)
             printed += data
             if not data:
-                raise ConfigError("ends the shell that reads it")
+                raise ConfigError("makes the shell that sources it exit")
             if len(printed) > MAX_CONFIGURATION:
                 raise ConfigError(f"makes bash print more than {MAX_CONFIGURATION} bytes")
     finally:
@@ -777,7 +777,7 @@ XL_ESCAPES = {
 
 
 def xl_string(token: Token) -> str:
-    """What stands between the quotes, with backslash escapes replaced."""
+    """The text between the quotes, with backslash escapes replaced."""
 
     def replaced(match: re.Match[str]) -> str:
         number, character = match.groups()
@@ -1043,15 +1043,15 @@ DISK_WORDS = {
 DISK_WORDS_GIVEN_ONCE = ("format", "backendtype", "specification")
 DISK_STRINGS = ("backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk")
 DISK_KEYS = {*DISK_WORDS, *DISK_STRINGS, "target", "colo-port"}
-# trusted, untrusted and grant_usage are unknown to xl 4.17; what stands there is a parameter like any other.
-# What begins with suse is SUSE's, of libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
+# xl 4.17 does not know trusted, untrusted and grant_usage, and takes them for positional parameters. SUSE's xl has
+# suse-diskcache-disable-flush: libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
 DISK_FLAGS = {
     "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
     "suse-diskcache-disable-flush",
 }  # fmt: skip
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
-# dmmd and npiv are SUSE's as well, of xen.libxl.dmmd.patch; script=block-dmmd may stand beside them.
+# dmmd and npiv are SUSE's as well (xen.libxl.dmmd.patch), together with script=block-dmmd.
 DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu", "dmmd", "npiv")
 DISK_PREFIXES = DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES
 
@@ -1064,15 +1064,15 @@ DISK_VDEV_AND_TYPE = r"[a-z0-9]+:[a-z0-9]"
 def parse_disk(specification: str) -> Disk:
     """The disk in one item of an xl.cfg's disk list. Raises ConfigError exactly where xl does.
 
-    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; of its rules the one that matches most wins.
-    Two differences: what is too long for any path or script is refused, and so is a line break, of which each of xl's
-    rules makes something else.
+    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; the rule that matches most wins.
+    Two differences: what is too long for any path or script is refused, and so is a line break, which each of xl's
+    rules takes differently.
     """
     if len(specification) > MAX_DISK_SPECIFICATION:
         raise Unsupported(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
     if "\n" in specification:
         raise Unsupported("has a line break in it; write it without")
-    words = DiskWords()
+    parser = DiskParser()
     rest = specification
     while rest := rest.lstrip(" \t"):
         positional, comma, after = rest.partition(",")
@@ -1081,27 +1081,27 @@ def parse_disk(specification: str) -> Disk:
         match = re.match(DISK_PREFIX_OR_KEY, rest)
         prefix, key = match.groups() if match else (None, None)
         if prefix and (prefix in DISK_PREFIXES or not re.match(DISK_VDEV_AND_TYPE, rest)):
-            words.set_prefix(prefix)
+            parser.set_prefix(prefix)
             after = rest[len(prefix) + 1 :]
         elif key == "target":
-            words.set_string("target", rest[len("target=") :].removesuffix(","))
+            parser.set_string("target", rest[len("target=") :].removesuffix(","))
             after = ""
         elif key and (key in DISK_KEYS or rest[len(key) + 1 :][:1] not in ("", ",")):
             value, _, after = rest[len(key) + 1 :].partition(",")
-            words.set_key(key, value)
+            parser.set_key(key, value)
         elif positional in DISK_FLAGS:
-            words.cdrom = words.cdrom or positional == "cdrom"
+            parser.cdrom = parser.cdrom or positional == "cdrom"
         elif positional or comma:
-            words.set_positional(positional)
+            parser.set_positional(positional)
         elif len(rest) == 1:
             break  # xl reports bad syntax together with what follows it, and here nothing does
         else:
             raise ConfigError(f"bad syntax at {quoted(rest)}")
         rest = after
-    return words.disk()
+    return parser.disk()
 
 
-class DiskWords:
+class DiskParser:
     """The parts of a disk specification that have been read so far. Each method raises ConfigError where xl would."""
 
     def __init__(self) -> None:
@@ -1255,9 +1255,9 @@ def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> R
     if required.path:
         names = (domain.name, os.path.basename(domain.source))
         if matches_any(names, settings.ignored_domains):
-            return Required(reason="[ignore] domains names its domain")
+            return Required(reason="ignored: guest matches [ignore] domains")
         if matches_any((required.path, older_path(required.path), disk.target), settings.ignored_disks):
-            return Required(reason="[ignore] disks names it")
+            return Required(reason="ignored: matches [ignore] disks")
     return required
 
 
@@ -2788,7 +2788,7 @@ def word_in(listing: str, name: str) -> str:
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
 class NoResponse(Exception):
-    """What a call brings that has been silent for a while."""
+    """The result of a call that has been silent for a while."""
 
     def __init__(self) -> None:
         super().__init__("no response; is its file server down?")
@@ -3190,7 +3190,7 @@ def unread_guest(file: str, kind: str) -> Guest:
 def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     """The guest; skipped, if its file is waited for and the administrator wants that ignored."""
     if guest.status.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
-        return guest._replace(status=Status(State.SKIPPED, "[ignore] domains names its file"))
+        return guest._replace(status=Status(State.SKIPPED, "ignored: file matches [ignore] domains"))
     return guest
 
 
