@@ -17,7 +17,9 @@ SBINDIR = $(PREFIX)/sbin
 SYSCONFDIR = /etc
 MANDIR = $(PREFIX)/share/man
 DATADIR = $(PREFIX)/share/xendomains-wait-disk
-COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
+BASHCOMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
+ZSHCOMPLETIONDIR = $(PREFIX)/share/zsh/site-functions
+FISHCOMPLETIONDIR = $(PREFIX)/share/fish/vendor_completions.d
 UNITDIR = $(PREFIX)/lib/systemd/system
 PRESETDIR = $(PREFIX)/lib/systemd/system-preset
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
@@ -39,9 +41,9 @@ CONFFILE = $(SYSCONFDIR)/xen-wait-disk.conf
 UNITS = xendomains-wait-disk.service xendomains-late.service
 PRESET = 90-xendomains-wait-disk.preset
 CATALOG = xendomains-wait-disk.catalog
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk packaging/changelogs tests/bench tests/demo tests/skipped \
-    tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
-SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/bash-completion/xendomains-wait-disk \
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk docs/pictures packaging/changelogs tests/bench tests/demo \
+    tests/skipped tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
+SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/xendomains-wait-disk.bash \
     packaging/dist packaging/release packaging/debian/build packaging/debian/tests/command packaging/debian/tests/unit \
     packaging/debian/xendomains-wait-disk.postinst packaging/rpm/build tests/packages/all tests/packages/common \
     tests/packages/deb tests/packages/dist tests/packages/lintian tests/packages/pip tests/packages/rpm \
@@ -53,7 +55,7 @@ XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-ini
 
 # What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
 # source_xendomains() and kill_group(), which kill a group of processes; changed a little, that may be the wrong one.
-MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
+MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskParser*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
     '*explain_*' '*StorageFacts*' '*attribute*' '*udev_*' '*required*' '*x_matches*' '*x_read_*' '*x_list_*' \
     '*status_*' '*guest*' '*absent_*' '*Watcher*' '*Snapshot*' '*BlockingCalls*' '*sleep_until*' '*drain*'
 
@@ -62,9 +64,9 @@ BUILD_TESTS = $(patsubst %,tests/test_%.py,settings xendomains xl_config require
 
 export PYTHON REPORTS
 
-SETUPS = $(addprefix setup-,demo check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
+SETUPS = $(addprefix setup-,demo pictures check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
-.PHONY: help setup demo check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
+.PHONY: help setup demo pictures check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
     lint format test fuzz coverage mutation lock dist deb rpm release test-build \
     install install-module install-files uninstall clean $(SETUPS)
 
@@ -74,8 +76,11 @@ help: ## list what make can do here (the default)
 setup: ## install the Debian packages that demo and check need, or FOR='xen packages' what those do; asks sudo
 	@tests/setup --install $(FOR)
 
-demo: setup-demo ## show the program at work on a made-up host; ten seconds
+demo: setup-demo ## show the program at work on two made-up hosts; ten seconds
 	@$(PYTHON) tests/demo
+
+pictures: setup-pictures ## draw docs/*.svg anew, from docs/*.dot and the output of demo
+	@$(PYTHON) docs/pictures
 
 check: lint test ## what has to pass before a change is taken: lint and test
 
@@ -109,6 +114,8 @@ lint: setup-check ## style, types, oldest Python, shell scripts
 	MYPYPATH=tests/xen:tests $(VENV_PYTHON) -m mypy --scripts-are-modules $(XEN_PYTHON_FILES)
 	.venv/bin/vermin --no-tips -t=3.9- $(MODULE) bin/xendomains-wait-disk
 	shellcheck -x $(SHELL_FILES)
+	zsh -n packaging/completions/_xendomains-wait-disk
+	fish --no-execute packaging/completions/xendomains-wait-disk.fish
 
 format: setup-check ## lay out the Python files as lint wants them
 	$(VENV_PYTHON) -m ruff check --select I --fix .
@@ -184,14 +191,18 @@ install-files:
 	install -p -m 644 schema/*.json '$(DESTDIR)$(DATADIR)'
 	install -D -p -m 644 man/xendomains-wait-disk.8 '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8'
 	install -D -p -m 644 man/xen-wait-disk.conf.5 '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5'
-	install -D -p -m 644 packaging/bash-completion/xendomains-wait-disk '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk'
+	install -D -p -m 644 packaging/completions/xendomains-wait-disk.bash '$(DESTDIR)$(BASHCOMPLETIONDIR)/xendomains-wait-disk'
+	install -D -p -m 644 packaging/completions/_xendomains-wait-disk '$(DESTDIR)$(ZSHCOMPLETIONDIR)/_xendomains-wait-disk'
+	install -D -p -m 644 packaging/completions/xendomains-wait-disk.fish \
+	    '$(DESTDIR)$(FISHCOMPLETIONDIR)/xendomains-wait-disk.fish'
 
 uninstall: ## remove what install installed, but for settings that were edited
 	rm -f '$(DESTDIR)$(PURELIB)/$(MODULE)' '$(DESTDIR)$(PURELIB)'/__pycache__/$(MODULE:.py=).*.pyc \
 	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)' $(patsubst %,'$(DESTDIR)$(UNITDIR)/%',$(UNITS)) \
 	    '$(DESTDIR)$(PRESETDIR)/$(PRESET)' '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)' \
 	    '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8' '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5' \
-	    '$(DESTDIR)$(COMPLETIONDIR)/xendomains-wait-disk' $(patsubst schema/%,'$(DESTDIR)$(DATADIR)/%',$(wildcard schema/*))
+	    '$(DESTDIR)$(BASHCOMPLETIONDIR)/xendomains-wait-disk' '$(DESTDIR)$(ZSHCOMPLETIONDIR)/_xendomains-wait-disk' \
+	    '$(DESTDIR)$(FISHCOMPLETIONDIR)/xendomains-wait-disk.fish' $(patsubst schema/%,'$(DESTDIR)$(DATADIR)/%',$(wildcard schema/*))
 	-rmdir '$(DESTDIR)$(DATADIR)'
 	-rmdir -p --ignore-fail-on-non-empty '$(DESTDIR)$(dir $(REPLACED))'
 	! cmp -s etc/xen-wait-disk.conf '$(DESTDIR)$(CONFFILE)' || rm '$(DESTDIR)$(CONFFILE)'

@@ -3,8 +3,8 @@
 """Wait, at boot, for the disks of the Xen guests that are about to start.
 
 xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose disk is not
-there yet fails to start and stays down. This program runs just before: it finds the disks which those guests need, and
-returns when all of them are ready or when the timeout is over.
+there yet fails to start and stays down. This program runs just before: it finds the disks that those guests need, and
+returns when all of them are ready, or when the timeout expires.
 
 The module reads from top to bottom in the order in which the data flows, a section for each step. Every time is in
 seconds, unless its name says otherwise.
@@ -27,15 +27,16 @@ from enum import Enum
 from functools import cached_property, partial
 from itertools import islice
 
-# What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, pyudev,
-# socket and tenacity together take several times as long as all that the common boot does. typing alone is a quarter of
-# the start, so only type checkers import it.
+# A boot at which every disk is present does not need argparse, configobj, pyudev, socket and tenacity, which together
+# take several times as long to import as such a boot takes; they are imported where they are used. typing alone is a
+# quarter of the start, so only type checkers import it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
+    from xml.etree.ElementTree import Element
 
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
@@ -53,19 +54,22 @@ CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
 LATE_SERVICE = "xendomains-late.service"
 XL_LOGS = "/var/log/xen"
+LIBVIRT_SAVES = "/var/lib/libvirt/libxl/save"
+LIBVIRT_LOGS = "/var/log/libvirt/libxl"
 STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
 LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
 NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
 LOCKS = f"{STATE_DIRECTORY}/start"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
-# Where this host tells about its storage.
+# Where the state of this host's storage is found.
 SYS, RUN, PROC, ETC, VAR, USR = "/sys", "/run", "/proc", "/etc", "/var", "/usr"
 
 EXIT_READY = 0
 EXIT_TIMED_OUT = 1
 EXIT_USAGE = 2
 EXIT_NO_XENDOMAINS = 6
+NAGIOS_UNKNOWN = 3
 
 # syslog(3)
 ERR, WARNING, INFO, DEBUG = 3, 4, 6, 7
@@ -95,13 +99,14 @@ MAX_FILES = 4096  # in one of xendomains' directories; where there are more, the
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
 MAX_BACKING_FILES = 16  # behind an image
 QCOW_HEADER = 1 << 12  # of an image, in which the format of its backing file is named
-MAX_TIME = 7 * 86400.0  # that may be set
-MIN_PAUSE = 0.01  # between two looks, that may be set
+MAX_TIME = 7 * 86400.0  # that may be configured
+MIN_PAUSE = 0.01  # between two looks, that may be configured
 MIN_SLEEP = 0.02  # between two looks in a storm of events
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # and of looking once
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
+MAX_RECHECKED = 32  # ready disks that are checked again in one look, which takes some milliseconds
 MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
 MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
@@ -122,9 +127,12 @@ MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
 FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
 MAX_LINES = 1000  # said between two reminders, besides what was found
 MAX_NAMES = 100  # in one line
+MAX_NAMED = 3  # disks of one cause that are reported one by one
 MAX_LISTED = 4  # in one clause of a reason
 MAX_REASON = 1000  # characters, of why storage is missing
 MAX_CELL = 1000  # characters, of a table
+MAX_BAR = 30  # characters
+MIN_LAST_COLUMN = 30  # of a table on a terminal
 
 
 def record(declared: type[Found]) -> type[Found]:
@@ -141,16 +149,16 @@ class ConfigError(ValueError):
 
 
 class Unsupported(ConfigError):
-    """The same, though xl would take it."""
+    """Like ConfigError, for something that xl itself accepts."""
 
 
 def quoted(text: str) -> str:
-    """Text from a file, cut to what fits into a message."""
+    """Text from a file, in quotes, cut to what fits into a message."""
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
 
 
 def join_limited(texts: Sequence[str], most: int) -> str:
-    """The first of them, and how many more there are."""
+    """The first `most` of the texts, and how many more there are."""
     more = [f"{len(texts) - most} more"] if len(texts) > most else []
     return ", ".join([*texts[:most], *more])
 
@@ -181,11 +189,11 @@ def open_regular_file(path: str) -> IO[bytes]:
 
 
 def why_not_trusted(path: str, status: os.stat_result) -> str:
-    """Why somebody other than root and the caller may have written the file, and what to do about it; or nothing."""
+    """Why someone other than root and the caller may have changed the file, and how to fix that; or nothing."""
     if status.st_uid not in (0, os.geteuid()):
         return f"it belongs to user {status.st_uid}, not to root (fix: chown root {path})"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"others than its owner may write it (fix: chmod go-w {path})"
+        return f"it is writable by group or others (fix: chmod go-w {path})"
     return ""
 
 
@@ -212,13 +220,14 @@ def error_text(error: Exception) -> str:
 # --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
 @record
 class Settings(NamedTuple):
-    """What /etc/xen-wait-disk.conf says; a value not given there is the default below."""
+    """The settings in /etc/xen-wait-disk.conf; one that it does not set is as below."""
 
     timeout: float = 300.0
     log_level: int = WARNING
     xendomains: tuple[str, ...] = ("/etc/sysconfig/xendomains", "/etc/default/xendomains", "/etc/conf.d/xendomains")
     auto: str = ""
     save: str = ""
+    libvirt: str = "/etc/libvirt/libxl/autostart"
     first: float = 0.1
     longest: float = 1.0
     factor: float = 2.0
@@ -307,6 +316,7 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
     "paths.xendomains": ("xendomains", check_path, True),
     "paths.auto": ("auto", check_path, False),
     "paths.save": ("save", check_path, False),
+    "paths.libvirt": ("libvirt", check_path, False),
     "polling.first": ("first", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.longest": ("longest", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.factor": ("factor", check_factor, False),
@@ -324,7 +334,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
     """
     try:
         lines = os.fsdecode(read_file(path, MAX_SETTINGS)).lstrip("\ufeff").splitlines()
-        # In the file as it is shipped there is nothing that configobj, which is slow to import, would have to read.
+        # The file as shipped sets nothing, so configobj, which is slow to import, is not needed for it.
         headings = ("", "[paths]", "[polling]", "[ignore]", "[late]")
         if all(line.strip() in headings or line.lstrip().startswith("#") for line in lines):
             return Settings(), []
@@ -358,7 +368,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in SETTINGS_KEYS or isinstance(value, dict):
-            problems.append(f"{path}: {name} is unknown and ignored ({closest(name, list(SETTINGS_KEYS))}).")
+            problems.append(f"{path}: {place_of_key(name, lines)} is unknown and ignored ({advice_on_key(name)}).")
             continue
         field, check, takes_several = SETTINGS_KEYS[name]
         values = [value] if isinstance(value, str) else value
@@ -369,12 +379,39 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
             if checked:
                 changes[field] = tuple(checked) if takes_several else checked[0]
         except ConfigError as error:
-            problems.append(f"{path}: {name} {error}; the default is used.")
+            problems.append(f"{path}: {place_of_key(name, lines)} {error}; the default is used.")
     return Settings()._replace(**changes), problems
 
 
+def key_as_written(name: str) -> str:
+    """A key as people find it in the file: paths.auto is [paths] auto."""
+    section, _, key = name.rpartition(".")
+    return f"[{section}] {key}" if section else key
+
+
+def place_of_key(name: str, lines: Sequence[str]) -> str:
+    """The line that sets a key, and the key."""
+    found, section = 0, ""
+    for number, line in enumerate(lines, 1):
+        words = line.strip()
+        if words.startswith("["):
+            section = words.strip("[] \t")
+        elif f"{section}.{words.partition('=')[0].strip()}".lstrip(".") == name:
+            found = number
+    return f"line {found}: {key_as_written(name)}" if found else key_as_written(name)
+
+
+def advice_on_key(name: str) -> str:
+    """What somebody meant who wrote an unknown key: the same in another section, or one like it."""
+    for known in SETTINGS_KEYS:
+        section, _, key = known.rpartition(".")
+        if key == name.rpartition(".")[2]:
+            return f"it belongs under [{section}]" if section else "it belongs before the first section"
+    return closest(key_as_written(name), list(map(key_as_written, SETTINGS_KEYS)))
+
+
 def closest(name: str, known: Sequence[str]) -> str:
-    """A hint for somebody who wrote an unknown name."""
+    """A suggestion for an unknown name."""
     from difflib import get_close_matches
 
     similar = get_close_matches(name, known, 1)
@@ -393,12 +430,12 @@ class Stopped(Exception):
 
 
 class Clock:
-    """The time, the pauses of the main thread, and what ends one early.
+    """The time, the pauses of the main thread, and what ends a pause early.
 
     Handlers only record a signal; pause() alone turns it into Stopped.
 
     `slept` is how long the main thread has paused so far: the time that others had to answer. It grows in each pause by
-    no more than was asked for, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
+    no more than was asked for, so nothing seems slow because this program was stopped (SIGSTOP, a suspended host).
     """
 
     def __init__(self) -> None:
@@ -460,12 +497,14 @@ class Clock:
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
 @record
 class Xendomains(NamedTuple):
-    """What xendomains will do when it starts."""
+    """What xendomains does when it starts."""
 
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
     warning: str = ""  # a sentence about its settings
     is_debians: bool = False  # else it is upstream's
+    file: str = ""  # its settings
+    libvirt: str = ""  # directory of the guests that libvirt starts; empty: none
 
 
 # Where Xen's own settings file puts them.
@@ -481,7 +520,7 @@ builtin printf '%s\0' "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "
 """
 SOURCED_FIELDS = 4
 
-# What systemd gives xendomains. Nothing of ours is handed on: BASH_ENV, SHELLOPTS and the like change what bash does.
+# As systemd starts xendomains. Nothing of ours is passed on: BASH_ENV, SHELLOPTS and the like change what bash does.
 BASH = "/bin/bash"
 BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -489,17 +528,21 @@ BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
-    Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
-    A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
+    Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6,
+    Debian's starts no guest. A file that cannot be read, or not be sourced within `limit` seconds, counts as if it held
+    Xen's own defaults.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
+    libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
+    if path is None and libvirt:
+        return Xendomains(libvirt=libvirt), []
     if path is None:
         return None, [f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests."]
     problems = []
     warning = ""
     try:
         if distrust := why_not_trusted(path, os.stat(path)):
-            warning = f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count."
+            warning = f"{path}: {distrust}; xendomains runs it as root anyway, so its settings are used."
         read_file(path)
         complaint, auto, save, restore = source_xendomains(path, clock, limit)
     except (OSError, ConfigError) as error:
@@ -508,15 +551,15 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
         taken = f"{settings.auto or auto} and {settings.save or save}"
         problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
     if complaint:
-        problems.append(f"{path} has a syntax error ({complaint}); what stands before it counts.")
+        problems.append(f"{path} has a syntax error ({complaint}); only the settings before the error take effect.")
     is_debians = is_read_by_debians(path)
     restores = restore != "" if is_debians else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    if not auto and not save:
+    if not auto and not save and not libvirt:
         problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
-    return Xendomains(auto, save, warning, is_debians), problems
+    return Xendomains(auto, save, warning, is_debians, path, libvirt), problems
 
 
 def is_absent(path: str) -> bool:
@@ -575,7 +618,7 @@ def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
             data = os.read(reading, MAX_CONFIGURATION)
             printed += data
             if not data:
-                raise ConfigError("ends the shell that reads it")
+                raise ConfigError("makes the shell that sources it exit")
             if len(printed) > MAX_CONFIGURATION:
                 raise ConfigError(f"makes bash print more than {MAX_CONFIGURATION} bytes")
     finally:
@@ -610,11 +653,12 @@ class Disk(NamedTuple):
     script: str = ""
     cdrom: bool = False
     writes: bool = False
+    attached_by: str = ""  # what brings it to this host; empty: it is here
 
 
 @record
 class Domain(NamedTuple):
-    """A guest that xendomains is about to start (kind "auto") or to restore (kind "saved")."""
+    """A guest that is about to be created (kind "auto"), restored ("saved"), or started by libvirt ("libvirt")."""
 
     name: str
     source: str
@@ -622,6 +666,7 @@ class Domain(NamedTuple):
     disks: tuple[Disk, ...] = ()
     warnings: tuple[str, ...] = ()
     boot_files: tuple[Disk, ...] = ()  # with their key for a vdev
+    saved: str = ""  # the file with which libvirt will restore it
 
     def needs(self) -> tuple[Disk, ...]:
         """What has to be there before it can start."""
@@ -732,7 +777,7 @@ XL_ESCAPES = {
 
 
 def xl_string(token: Token) -> str:
-    """What stands between the quotes, with backslash escapes replaced."""
+    """The text between the quotes, with backslash escapes replaced."""
 
     def replaced(match: re.Match[str]) -> str:
         number, character = match.groups()
@@ -785,7 +830,8 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
-    boot_files = () if type_in(settings) == "hvm" else boot_files_in(settings)
+    values = {key: value for key, (value, _) in settings.items()}
+    boot_files = () if type_in(settings) == "hvm" else boot_files_in(values)
     specifications, line = settings.get("disk", ([], 0))
     if isinstance(specifications, str):
         warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
@@ -822,9 +868,8 @@ def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
     return found[0] if found else "pv"
 
 
-def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
-    """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
-    values = {key: value for key, (value, _) in settings.items()}
+def boot_files_in(values: Mapping[str, Any]) -> tuple[Disk, ...]:
+    """The files that a PV or PVH guest is built from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
     keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
     # Where libxl looks for a name without a directory depends on how it was built.
     return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
@@ -860,16 +905,21 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
     if size > optional - 4:
         raise ConfigError(f"claims {size} bytes of configuration in {optional} bytes of optional data")
+    return os.fsdecode(read_saved(file, size, bool(flags & SAVED_STREAM_V2))), bool(flags & SAVED_JSON)
+
+
+def read_saved(file: IO[bytes], size: int, has_end: bool) -> bytes:
+    """The configuration that comes next in a file of a saved guest. Raises ConfigError if the file is incomplete."""
     if size > MAX_CONFIGURATION:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
     configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
-    if flags & SAVED_STREAM_V2:
+    if has_end:
         file.seek(-len(SAVED_END), os.SEEK_END)
         if file.read(len(SAVED_END)) != SAVED_END:
-            raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
-    return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
+            raise ConfigError("is incomplete, because the save failed or was ended, and cannot be restored")
+    return configuration.split(b"\0")[0]
 
 
 def domain_from_json(text: str, source: str, kind: str) -> Domain:
@@ -902,6 +952,84 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
     return Disk(**values, backend=backend, cdrom=bool(disk.get("is_cdrom")), writes=bool(disk.get("readwrite")))
 
 
+# --- Configurations of libvirt: libvirt.org/formatdomain.html, and the header which virsh managedsave writes ---------
+# libxl_conf.h in libvirt's src/libxl: 16 bytes of magic, two 32-bit words, which are the version and the length of the
+# XML, and 40 bytes unused. Version 2 has a memory image as xl writes it.
+LIBVIRT_MAGIC = b"libvirt-xml\n \0 \r"
+LIBVIRT_HEADER = 64
+# What libvirt's Xen driver makes of the name of a driver: libxlMakeDisk() in libxl_conf.c.
+LIBVIRT_BACKENDS = {"file": "qdisk", "qemu": "qdisk", "tap2": "tap"}
+
+
+def saved_by_libvirt(file: IO[bytes]) -> str:
+    """The XML in a file that virsh managedsave wrote, read as saved_configuration() does. Raises ConfigError."""
+    header = file.read(LIBVIRT_HEADER)
+    if not header.startswith(LIBVIRT_MAGIC) or len(header) < LIBVIRT_HEADER:
+        raise ConfigError("was not written by virsh managedsave, or is damaged")
+    version, size = (int.from_bytes(header[at : at + 4], sys.byteorder) for at in (16, 20))
+    if version not in (1, 2):
+        raise ConfigError(f"has version {version} of libvirt's format, which is unknown")
+    return os.fsdecode(read_saved(file, size, version == 2))
+
+
+def managed_save_of(path: str) -> str:
+    """Where libvirt saves the guest with this file: both have the guest's name."""
+    return f"{LIBVIRT_SAVES}/{os.path.basename(path)[: -len('.xml')]}.save"
+
+
+def read_libvirt_domain(path: str) -> Domain:
+    """The domain in a file of libvirt, or in its managed save, if there is one. Raises OSError and ConfigError."""
+    saved = managed_save_of(path)
+    if is_absent(saved):
+        return domain_from_libvirt_xml(os.fsdecode(read_file(path)), path)
+    try:
+        with open_regular_file(saved) as file:
+            return domain_from_libvirt_xml(saved_by_libvirt(file), path)._replace(saved=saved)
+    except ConfigError as error:
+        raise type(error)(f"has the managed save {saved}, which {error}") from None
+
+
+def domain_from_libvirt_xml(text: str, source: str) -> Domain:
+    """The domain that libvirt's XML describes. Raises ConfigError if it is not XML, or describes no domain."""
+    from xml.etree import ElementTree
+
+    if "<!DOCTYPE" in text:  # only there can entities be declared
+        raise Unsupported("has a DOCTYPE, which libvirt does not write (remove it)")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        problem = str(error).partition(":")[0]
+        raise ConfigError(f"line {error.position[0]}: {problem} (virsh define FILE says more)") from None
+    except UnicodeEncodeError:
+        raise ConfigError("is not UTF-8") from None
+    name = root.findtext("name")
+    if root.tag != "domain" or not name:
+        raise ConfigError("describes no guest: a <domain> with a <name>")
+    disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
+    keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
+    values = {key: root.findtext(path) for key, path in keys.items()}
+    return Domain(
+        name, source, "libvirt", disks, (), () if root.findtext("os/type") == "hvm" else boot_files_in(values)
+    )
+
+
+def disk_from_libvirt_xml(disk: Element) -> Disk:
+    """A <disk> of libvirt."""
+    parts = {part.tag: part.attrib for part in disk}
+    source, driver, target = (parts.get(tag, {}) for tag in ("source", "driver", "target"))
+    kind, cdrom = disk.get("type", "file"), disk.get("device") == "cdrom"
+    return Disk(
+        target.get("dev", ""),
+        source.get({"block": "dev"}.get(kind, "file"), ""),
+        driver.get("type", "raw"),
+        parts.get("backenddomain", {}).get("name", ""),
+        LIBVIRT_BACKENDS.get(driver.get("name", ""), driver.get("name", "")),
+        cdrom=cdrom,
+        writes="readonly" not in parts and not cdrom,
+        attached_by="" if kind in ("block", "file") else f"libvirt (type {kind})",
+    )
+
+
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
 # The parameters that take one of a few words, and those of them which must not be given again with another word.
 DISK_WORDS = {
@@ -915,15 +1043,15 @@ DISK_WORDS = {
 DISK_WORDS_GIVEN_ONCE = ("format", "backendtype", "specification")
 DISK_STRINGS = ("backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk")
 DISK_KEYS = {*DISK_WORDS, *DISK_STRINGS, "target", "colo-port"}
-# trusted, untrusted and grant_usage are unknown to xl 4.17; what stands there is a parameter like any other.
-# What begins with suse is SUSE's, of libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
+# xl 4.17 does not know trusted, untrusted and grant_usage, and takes them for positional parameters. SUSE's xl has
+# suse-diskcache-disable-flush: libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
 DISK_FLAGS = {
     "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
     "suse-diskcache-disable-flush",
 }  # fmt: skip
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
-# dmmd and npiv are SUSE's as well, of xen.libxl.dmmd.patch; script=block-dmmd may stand beside them.
+# dmmd and npiv are SUSE's as well (xen.libxl.dmmd.patch), together with script=block-dmmd.
 DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu", "dmmd", "npiv")
 DISK_PREFIXES = DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES
 
@@ -936,15 +1064,15 @@ DISK_VDEV_AND_TYPE = r"[a-z0-9]+:[a-z0-9]"
 def parse_disk(specification: str) -> Disk:
     """The disk in one item of an xl.cfg's disk list. Raises ConfigError exactly where xl does.
 
-    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; of its rules the one that matches most wins.
-    Two differences: what is too long for any path or script is refused, and so is a line break, of which each of xl's
-    rules makes something else.
+    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; the rule that matches most wins.
+    Two differences: what is too long for any path or script is refused, and so is a line break, which each of xl's
+    rules takes differently.
     """
     if len(specification) > MAX_DISK_SPECIFICATION:
         raise Unsupported(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
     if "\n" in specification:
         raise Unsupported("has a line break in it; write it without")
-    words = DiskWords()
+    parser = DiskParser()
     rest = specification
     while rest := rest.lstrip(" \t"):
         positional, comma, after = rest.partition(",")
@@ -953,27 +1081,27 @@ def parse_disk(specification: str) -> Disk:
         match = re.match(DISK_PREFIX_OR_KEY, rest)
         prefix, key = match.groups() if match else (None, None)
         if prefix and (prefix in DISK_PREFIXES or not re.match(DISK_VDEV_AND_TYPE, rest)):
-            words.set_prefix(prefix)
+            parser.set_prefix(prefix)
             after = rest[len(prefix) + 1 :]
         elif key == "target":
-            words.set_string("target", rest[len("target=") :].removesuffix(","))
+            parser.set_string("target", rest[len("target=") :].removesuffix(","))
             after = ""
         elif key and (key in DISK_KEYS or rest[len(key) + 1 :][:1] not in ("", ",")):
             value, _, after = rest[len(key) + 1 :].partition(",")
-            words.set_key(key, value)
+            parser.set_key(key, value)
         elif positional in DISK_FLAGS:
-            words.cdrom = words.cdrom or positional == "cdrom"
+            parser.cdrom = parser.cdrom or positional == "cdrom"
         elif positional or comma:
-            words.set_positional(positional)
+            parser.set_positional(positional)
         elif len(rest) == 1:
             break  # xl reports bad syntax together with what follows it, and here nothing does
         else:
             raise ConfigError(f"bad syntax at {quoted(rest)}")
         rest = after
-    return words.disk()
+    return parser.disk()
 
 
-class DiskWords:
+class DiskParser:
     """The parts of a disk specification that have been read so far. Each method raises ConfigError where xl would."""
 
     def __init__(self) -> None:
@@ -1093,6 +1221,8 @@ def required_by(disk: Disk) -> Required:
     script = os.path.basename(disk.script)
     if disk.backend not in ("", "0", "Domain-0"):
         return Required(reason=f"the driver domain {disk.backend} holds it")
+    if disk.attached_by:
+        return Required(reason=f"{disk.attached_by} attaches it")
     if disk.format == "empty" or not disk.target:
         return Required(reason="the drive is empty")
     if script == "block-drbd":
@@ -1125,9 +1255,9 @@ def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> R
     if required.path:
         names = (domain.name, os.path.basename(domain.source))
         if matches_any(names, settings.ignored_domains):
-            return Required(reason="[ignore] domains names its domain")
+            return Required(reason="ignored: guest matches [ignore] domains")
         if matches_any((required.path, older_path(required.path), disk.target), settings.ignored_disks):
-            return Required(reason="[ignore] disks names it")
+            return Required(reason="ignored: matches [ignore] disks")
     return required
 
 
@@ -2354,6 +2484,7 @@ class State(Enum):
 
 
 AWAITED = (State.MISSING, State.NOT_READY, State.UNKNOWN)
+FINE = (State.READY, State.SKIPPED)
 
 
 @record
@@ -2621,8 +2752,10 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # As long as it was not read, a saved guest is taken to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
-        start = Start("restore" if is_saved else "create")
-        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+        start = Start("restore" if is_saved or guest.domain.saved else "create")
+        if guest.domain.kind == "libvirt":
+            pass  # whatever xendomains does
+        elif re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
             start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
         elif not is_saved and comes_up and name in taken:
             start = taken[name]
@@ -2655,7 +2788,7 @@ def word_in(listing: str, name: str) -> str:
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
 class NoResponse(Exception):
-    """What a call brings that has been silent for a while."""
+    """The result of a call that has been silent for a while."""
 
     def __init__(self) -> None:
         super().__init__("no response; is its file server down?")
@@ -2760,12 +2893,17 @@ class Directory(NamedTuple):
 
 
 @record
-class Awaited(NamedTuple):
-    """A disk, a configuration, or a directory of configurations that is waited for, and the guests that need it."""
+class Need(NamedTuple):
+    """A disk, a configuration, or a directory of configurations, a guest that needs it, and how it is."""
 
     path: str
+    guest: str
     status: Status
-    domains: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is, however it is."""
+        return self.path, self.guest
 
 
 @record
@@ -2792,21 +2930,24 @@ class Snapshot(NamedTuple):
         directories, guests = self.directories.values(), self.guests.values()
         return any(one.status.is_awaited() for one in directories) or any(one.status.is_awaited() for one in guests)
 
+    def guest_status(self, guest: Guest) -> Status:
+        """How a guest is: as its file, unless something that it needs will not come, or is waited for."""
+        statuses = [guest.status, *map(self.disk_status, guest.required)]
+        bad = [one for one in statuses if one.is_rejected()] or [one for one in statuses if one.is_awaited()]
+        return bad[0] if bad else guest.status
+
     def waiting_guests(self) -> set[str]:
         """The names of the guests that cannot start yet."""
-        return {name for one in self.missing() if one.path not in self.directories for name in one.domains}
+        return {one.guest for one in self.missing() if one.path not in self.directories}
 
-    def missing(self) -> list[Awaited]:
-        """What the start of the guests still waits for, each path once."""
-        needed = [(path, one.status, f"the guests in {path}") for path, one in self.directories.items()]
+    def missing(self) -> list[Need]:
+        """What the start of the guests still waits for, each path once for a guest."""
+        needs = [Need(path, f"the guests in {path}", one.status) for path, one in self.directories.items()]
         for file, guest in self.guests.items():
-            needed.append((file, guest.status, guest.domain.name))
-            needed += [(one.path, self.disk_status(one), guest.domain.name) for one in guest.required if one.path]
-        found: dict[str, tuple[Status, dict[str, None]]] = {}
-        for path, status, domain in needed:
-            if status.is_awaited():
-                found.setdefault(path, (status, {}))[1][domain] = None
-        return [Awaited(path, status, tuple(domains)) for path, (status, domains) in found.items()]
+            name = guest.domain.name
+            needs.append(Need(file, name, guest.status))
+            needs += [Need(one.path, name, self.disk_status(one)) for one in guest.required if one.path]
+        return list(dict.fromkeys(need for need in needs if need.status.is_awaited()))
 
 
 class Watcher:
@@ -2826,12 +2967,13 @@ class Watcher:
         self.shares = True  # see StorageFacts
         self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
         self._read_at = self._explain_at = float("-inf")  # when to do it again
+        self._turn = 0  # of the ready disks, which one is checked again next
 
     def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
         """What there is now, until `deadline` at the latest; the snapshot of before if nothing has changed.
 
-        Reads only files that have changed, and checks only disks that were not ready; with `recheck_ready` all disks,
-        because one may have gone again. Raises Stopped if a signal comes.
+        Reads only files that have changed, and checks the disks that were not ready, and some that were, each in its
+        turn, because it may have gone again; with `recheck_ready` all disks. Raises Stopped if a signal comes.
         """
         if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
             explains = recheck_ready or self.clock.now() >= self._explain_at
@@ -2841,23 +2983,31 @@ class Watcher:
     def check_disks(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
         """Like look(), without directories and configurations."""
         disks = dict(self.known.disks)
-        checked = [path for path, status in disks.items() if recheck_ready or status != READY]
+        ready = [path for path, status in disks.items() if status == READY]
+        checked = [path for path, status in disks.items() if status != READY]
+        checked += ready if recheck_ready else self._in_turn(ready)
         absent = absent_devices(path for path in checked if disks[path].state is State.MISSING)
         patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
         answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
         for path, answer in answers.items():
             disks[path] = updated_status(disks[path], answer, is_last=recheck_ready)
         if recheck_ready or self.clock.now() >= self._explain_at:
-            silent = {path for path, answer in answers.items() if isinstance(answer, Exception)}
-            awaited = [path for path in checked if disks[path].state in (State.MISSING, State.NOT_READY)]
-            disks.update(self._explain([path for path in awaited if path not in silent], deadline))
+            silent = [path for path, answer in answers.items() if isinstance(answer, Exception)]
+            disks.update(self._explain({path: disks[path] for path in checked if path not in silent}, deadline))
         if disks != self.known.disks:
             self.known = self.known._replace(disks=disks)
         return self.known
 
-    def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
-        """How these disks are, and why."""
+    def _in_turn(self, ready: Sequence[str]) -> Sequence[str]:
+        """Those of the ready disks that are checked again in this look."""
+        first = self._turn if self._turn < len(ready) else 0
+        self._turn = first + MAX_RECHECKED
+        return ready[first : self._turn]
+
+    def _explain(self, disks: Mapping[str, Status], deadline: float) -> dict[str, Status]:
+        """How those of these disks are that are not ready, and why."""
         spent = time.process_time()
+        paths = [path for path, status in disks.items() if status.state in (State.MISSING, State.NOT_READY)]
         answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
         # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
         seconds = (time.process_time() - spent) / MAX_REASON_SHARE
@@ -2889,12 +3039,16 @@ class Watcher:
         self.known = Snapshot(directories, guests, disks, read, needed)
 
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
-        """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
-        kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
+        """The directories with their files, those of saved guests first, as xendomains starts them."""
+        auto, save, *_, libvirt = self.xendomains
+        kinds = {path: kind for path, kind in ((save, "saved"), (auto, "auto"), (libvirt, "libvirt")) if path}
         known = {
             path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
         }
-        calls: dict[str, Call] = {path: partial(list_directory, path, before, facts) for path, before in known.items()}
+        setting = "[paths] auto" if self.settings.auto else "XENDOMAINS_AUTO"
+        calls: dict[str, Call] = {
+            path: partial(list_directory, path, before, setting, facts) for path, before in known.items()
+        }
         answers = self.calls.run("list", calls, deadline, self._patience(deadline))
         directories = {}
         for path, before in known.items():
@@ -2968,20 +3122,28 @@ def updated_status(before: Status, answer: Status | Exception, *, is_last: bool)
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
-    """Those with one of these names, or if there is none, with a file of this name, or else but for its extension."""
+    """Those with one of these names or patterns; if there is none, with such a file, or one but for its extension."""
     chosen: set[str] = set()
     for name in names:
-        by_name = {file for file, guest in guests.items() if guest.domain.name == name}
-        by_file = {file for file in guests if os.path.basename(file) == name}
-        by_stem = {file for file in guests if os.path.splitext(os.path.basename(file))[0] == name}
+        by_name = {file for file, guest in guests.items() if is_named(guest.domain.name, name)}
+        by_file = {file for file in guests if is_named(os.path.basename(file), name)}
+        by_stem = {file for file in guests if is_named(os.path.splitext(os.path.basename(file))[0], name)}
         # A file that cannot be read yet may be that guest's.
         unread = {file for file, guest in guests.items() if guest.status.is_awaited()}
         chosen |= by_name or by_file or by_stem or unread
     return {file: guest for file, guest in guests.items() if file in chosen} if names else guests
 
 
-def list_directory(path: str, before: Directory, facts: StorageFacts) -> Directory | None:
-    """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual."""
+def is_named(name: str, pattern: str) -> bool:
+    """Whether this is the name that was asked for, or matches it as a shell pattern."""
+    return name == pattern or matches_any((name,), (pattern,))
+
+
+def list_directory(path: str, before: Directory, setting: str, facts: StorageFacts) -> Directory | None:
+    """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual.
+
+    `setting` is what names the directory.
+    """
     try:
         with os.scandir(path) as found:
             names = (entry.name for entry in found if not entry.name.startswith(".") and entry.name != LOST_AND_FOUND)
@@ -2991,7 +3153,7 @@ def list_directory(path: str, before: Directory, facts: StorageFacts) -> Directo
         status = status_of_unreadable(path, error, before.status, facts)
         # Xen's own are there once they are needed; xendomains makes the one where it saves guests.
         if status is None and path != DEFAULT_AUTO and before.kind == "auto":
-            status = Status(State.UNREADABLE, "does not exist; correct XENDOMAINS_AUTO, or make it")
+            status = Status(State.UNREADABLE, f"does not exist; correct {setting}, or make it")
         return Directory(before.kind, status=status) if status else None
     warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
     return Directory(before.kind, [os.path.join(path, name) for name in first], warning=warning)
@@ -3028,7 +3190,7 @@ def unread_guest(file: str, kind: str) -> Guest:
 def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     """The guest; skipped, if its file is waited for and the administrator wants that ignored."""
     if guest.status.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
-        return guest._replace(status=Status(State.SKIPPED, "[ignore] domains names its file"))
+        return guest._replace(status=Status(State.SKIPPED, "ignored: file matches [ignore] domains"))
     return guest
 
 
@@ -3047,27 +3209,42 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
+def signature_of(path: str) -> tuple[int, ...]:
+    """What tells whether a file is as it was. Raises OSError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def read_domain(path: str, kind: str, is_debians: bool) -> Domain | None:
+    """The domain that a file configures; nothing if it is skipped at boot. Raises OSError and ConfigError."""
+    if kind == "libvirt":
+        return read_libvirt_domain(path) if path.endswith(".xml") else None
+    if kind == "auto":
+        return domain_from_xl_config(os.fsdecode(read_file(path)), path, kind)
+    if not os.path.isfile(path):
+        return None
+    with open_regular_file(path) as file:
+        if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
+            return None
+        file.seek(0)
+        text, is_json = saved_configuration(file)
+    return (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
+
+
 def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        signature = signature_of(path)
+        if kind == "libvirt" and not is_absent(managed_save_of(path)):
+            signature += signature_of(managed_save_of(path))
         if signature == before.signature:
             return before
         unread = unread._replace(signature=signature)
-        if kind == "auto":
-            text, is_json = os.fsdecode(read_file(path)), False
-        elif not stat.S_ISREG(status.st_mode):
+        if (domain := read_domain(path, kind, is_debians)) is None:
             return None
-        else:
-            with open_regular_file(path) as file:
-                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
-                    return None
-                file.seek(0)
-                text, is_json = saved_configuration(file)
-        domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
         unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
@@ -3114,9 +3291,6 @@ def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) 
         snapshot = watcher.look(end_of_look(deadline, clock))
         if clock.now() >= deadline:
             return watcher.check_disks(end_of_look(deadline, clock), recheck_ready=True)
-        if snapshot.is_complete():
-            # What became ready first may have gone again.
-            snapshot = watcher.look(end_of_look(deadline, clock), recheck_ready=True)
         if not snapshot.is_complete():
             report(snapshot)
         return snapshot
@@ -3189,15 +3363,14 @@ def shortened(text: str, longest: int) -> str:
 class Journal:
     """Where messages go: to systemd's journal with fields, or to standard error.
 
-    Nobody may hold up the boot by not reading: unless it is to be `patient`, a message that cannot be delivered soon
-    is dropped, and later it is said how many were. Each method raises Stopped if a signal comes meanwhile.
+    Nobody may hold up the boot by not reading: a message that cannot be delivered soon is dropped, and later it is said
+    how many were. Each method raises Stopped if a signal comes meanwhile.
     """
 
-    def __init__(self, level: int, stream: IO[str] | None, clock: Clock, *, patient: bool = False) -> None:
+    def __init__(self, level: int, stream: IO[str] | None, clock: Clock) -> None:
         self.level = level
         self._stream = stream
         self._clock = clock
-        self._patient = patient
         self._dropped = 0
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
@@ -3266,8 +3439,7 @@ class Journal:
 
     def _can_write(self, descriptor: int, seconds: float) -> bool:
         """Whether the reader takes something soon."""
-        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING / 2)
-        end = self._clock.now() + seconds
+        end = self._clock.now() + min(seconds, MAX_SENDING / 2)
         while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
             if self._clock.now() >= end:
                 return False
@@ -3343,9 +3515,9 @@ def connected_socket(address: str) -> Socket:
 
 
 class Reporter:
-    """Says what the snapshots show: to the journal what is news, to systemd and to a terminal how things stand.
+    """Says what the snapshots show: to the journal what is new, to systemd and to a terminal how things are.
 
-    What keeps coming and going is said once between two reminders, and so are at most MAX_LINES messages.
+    Disks that come and go are reported once between two reminders, and at most MAX_LINES messages are sent.
     """
 
     def __init__(self, journal: Journal, clock: Clock, started: float, timeout: float) -> None:
@@ -3354,16 +3526,15 @@ class Reporter:
         self._started = started
         self._timeout = timeout
         self._snapshot = Snapshot()  # the last
-        self._lost: dict[str, str] = {}  # of its guests, see lost_guests()
-        self._awaited: dict[str, Awaited] = {}
+        self._missing: list[Need] = []  # in it
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
         self._said: set[tuple[str, str]] = set()  # since the last reminder
-        self._lines = 0  # that were said since then, but for what was found
-        self._announced: dict[str, set[str]] = {}  # paths, and for which domains it was said that they are waited for
+        self._lines = 0  # sent since then, not counting what was found
+        self._announced: set[tuple[str, str]] = set()  # paths and guests for which it was said that they are missing
         self._status = ""
-        self._problems: dict[str, list[str]] = {}  # of files and directories, as they were said
-        self._found: dict[str, float] = {}  # seconds after which disks and the like were there
+        self._problems: dict[str, list[str]] = {}  # of files and directories, as they were reported
+        self._found: dict[str, float] = {}  # seconds after which paths were there
 
     def report(self, snapshot: Snapshot) -> None:
         """Says what is new since the last snapshot."""
@@ -3375,9 +3546,10 @@ class Reporter:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
             self._lines = 0
-            messages += self._reminders()
+            known = [one for one in self._missing if one.key in self._announced or one.status == UNKNOWN]
+            messages += limited(waiting_messages(known, "still waiting for"))
         if has_changed or is_due:
-            new = self._new_problems() + self._new_waits()
+            new = self._new_problems() + waiting_messages(self._new_waits(), "waiting for")
             messages += limited(new, MAX_LINES - self._lines)
             self._lines += len(new)
         self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
@@ -3387,20 +3559,20 @@ class Reporter:
         """What has been found since the last snapshot."""
         if snapshot is self._snapshot:
             return []
-        was_awaited = self._awaited
-        self._snapshot = snapshot
-        self._lost = lost_guests(snapshot)
-        self._awaited = {one.path: one for one in snapshot.missing()}
-        text = f"Looked at {size_of(snapshot)}; still missing: {len(self._awaited)}."
-        messages: list[Message] = [(DEBUG, text, {})]
+        before, self._missing, self._snapshot = self._missing, snapshot.missing(), snapshot
+        paths = {one.path for one in self._missing}
+        messages: list[Message] = [(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(paths)}.", {})]
         seconds = round(self._clock.now() - self._started, 3)
-        for path in self._awaited:
-            self._found.pop(path, None)
-        for path, one in was_awaited.items():
-            if path not in self._awaited:
-                self._found[path] = seconds
-                if self._announced.pop(path, None):
-                    messages.append(found_message(one, snapshot, seconds))
+        found: dict[str, list[str]] = {}
+        for one in before:
+            if one.path not in paths:
+                found.setdefault(one.path, []).append(one.guest)
+        announced = {path for path, _ in self._announced}
+        messages += [found_message(*item, snapshot, seconds) for item in found.items() if item[0] in announced]
+        self._announced = {key for key in self._announced if key[0] in paths}
+        # What has gone again was not found.
+        self._found = {path: when for path, when in self._found.items() if path not in paths}
+        self._found.update(dict.fromkeys(found, seconds))
         return messages
 
     def _is_news(self, path: str, what: str) -> bool:
@@ -3425,39 +3597,24 @@ class Reporter:
             messages += [(WARNING, text, fields) for text in problems]
         return messages
 
-    def _new_waits(self) -> list[Message]:
-        """That something is waited for, unless it has only not been looked at yet."""
-        messages: list[Message] = []
-        for path, one in self._awaited.items():
-            announced = self._announced.get(path, set())
-            new = [domain for domain in one.domains if domain not in announced]
-            if new and one.status.state is not State.UNKNOWN and self._is_news(path, f"waiting for {new}"):
-                if self._lines + len(messages) < MAX_LINES:
-                    self._announced[path] = announced.union(new)
-                messages += [waiting_message(one, domain) for domain in new]
-        return messages
-
-    def _reminders(self) -> list[Message]:
-        """What is still missing, in groups of the same reason."""
-        groups: dict[str, list[Awaited]] = {}
-        for path, one in self._awaited.items():
-            if path in self._announced or one.status == UNKNOWN:
-                groups.setdefault(one.status.reason, []).append(one)
-        messages = []
-        for reason, group in groups.items():
-            if len(group) == 1:
-                messages += [waiting_message(group[0], domain) for domain in group[0].domains]
-            else:
-                text = f"still waiting for {in_numbers(group)}: {reason}"
-                messages.append((WARNING, text, {"REASON": reason}))
-        return limited(messages)
+    def _new_waits(self) -> list[Need]:
+        """What is missing and was not reported yet, unless it has only not been looked at yet."""
+        new = [
+            one
+            for one in self._missing
+            if one.key not in self._announced
+            and one.status.state is not State.UNKNOWN
+            and self._is_news(one.path, f"waiting for {one.guest}")
+        ]
+        self._announced.update(one.key for one in new)
+        return new
 
     def _report_status(self) -> None:
         # Where there was never anything to wait for, it stays empty.
         status = "Everything that the guests need is ready." if self._status else ""
-        if self._awaited:
+        if self._missing:
             seconds = self._clock.now() - self._started
-            status = f"Waiting for {in_short(list(self._awaited.values()))}"
+            status = f"Waiting for {in_short(self._missing)}"
             limit = f" of {format_time_span(self._timeout)}" if self._timeout < FOREVER else ""
             self._journal.progress(f"{seconds:.0f}s{limit}: {status}")
         if status != self._status:
@@ -3471,25 +3628,24 @@ class Reporter:
         `patterns` are those of [late] domains.
         """
         messages = self._news(snapshot) + limited(self._new_problems())
-        missing = list(self._awaited.values())
         seconds = self._clock.now() - self._started
-        lost = [snapshot.guests[file] for file in self._lost]
+        lost = [snapshot.guests[file] for file in lost_guests(snapshot)]
         down = {guest.domain.name for guest in lost if not guest.status.is_rejected()}
-        guests = join_limited(sorted(down.union(*(one.domains for one in missing))), MAX_NAMES)
+        guests = join_limited(sorted(down.union(one.guest for one in self._missing)), MAX_NAMES)
         # Whether they are meant to be guests is not known.
         files = [guest.domain.source for guest in lost if guest.status.is_rejected()]
         useless = [f"no guest starts from {join_limited(files, MAX_NAMES)}"] if files else []
         if stopped_by:
             result, level = "stopped", WARNING
-            waiting = f", still waiting for {in_short(missing)}" if missing else ""
+            waiting = f", still waiting for {in_short(self._missing)}" if self._missing else ""
             text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
-        elif missing:
+        elif self._missing:
             result, level = "timeout", ERR
-            messages += limited(timeout_messages(missing, self._timeout))
+            messages += limited(missing_messages(self._missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
             later = start_later(snapshot.waiting_guests(), patterns)
             text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + f"{later}."
-            notify(f"STATUS=Timed out waiting for {in_short(missing)}")
+            notify(f"STATUS=Timed out waiting for {in_short(self._missing)}")
         else:
             result, level = "ready", INFO
             text = f"Everything is ready for {size_of(snapshot)}."
@@ -3497,7 +3653,8 @@ class Reporter:
                 losses = [f"these guests will not come up: {guests}"] if down else []
                 text = f"No disk is missing, but {'; '.join(losses + useless)}."
             self._report_status()
-        fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(len(missing))}
+        missing = len({one.path for one in self._missing})
+        fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(missing)}
         summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
         self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END, summary)
         return result
@@ -3505,10 +3662,6 @@ class Reporter:
     def as_last_wait(self, result: str) -> dict[str, Any]:
         """How the wait ended, for programs and the command `last`."""
         waited = self._clock.now() - self._started
-        paths = {path: Awaited(path, status, ()) for path, status in self._snapshot.disks.items()}
-        for guest in self._snapshot.guests.values():
-            for path in (required.path for required in guest.required if required.path):
-                paths[path] = paths[path]._replace(domains=(*paths[path].domains, guest.domain.name))
         return {
             "version": JSON_VERSION,
             "boot_id": read_text_file("/proc/sys/kernel/random/boot_id").strip(),
@@ -3516,29 +3669,69 @@ class Reporter:
             "waited": round(waited, 3),
             "timeout": self._timeout,
             "result": result,
-            "disks": [
-                {
-                    "path": well_formed(path),
-                    "domains": [well_formed(domain) for domain in one.domains],
-                    **status_as_json(one.status),
-                    "found_after": self._found.get(path),
-                }
-                # A configuration that is missing in the end is told of as a disk is.
-                for path, one in {**paths, **self._awaited}.items()
-            ],
-            "guests": [start_as_json(guest) for guest in self._snapshot.guests.values()],
-            "refused": [{"source": well_formed(file), "error": well_formed(why)} for file, why in self._lost.items()],
+            **as_record(self._snapshot, self._found),
         }
 
 
-def waiting_message(one: Awaited, domain: str) -> Message:
-    """That a domain's disk is waited for, and why; the first words are those of the script of 2017."""
-    return WARNING, f"still waiting for {one.path} for {domain}... ({one.status.reason})", fields_of(one, domain)
+@record
+class Cause(NamedTuple):
+    """Why something is missing, a command that helps, and all that is missing because of it."""
+
+    reason: str
+    hint: str
+    needs: Sequence[Need]
+
+    def size(self) -> str:
+        """How much that is, as in "88 disks of 48 guests"."""
+        return in_numbers(self.needs)
+
+    def text(self) -> str:
+        """The reason, and what helps."""
+        return f"{self.reason} (try: {self.hint})" if self.hint else self.reason
 
 
-def found_message(one: Awaited, snapshot: Snapshot, seconds: float) -> Message:
+def causes_of(needs: Iterable[Need]) -> list[Cause]:
+    """What is missing, by cause; the cause of most comes first."""
+    groups: dict[tuple[str, str], list[Need]] = {}
+    for need in needs:
+        groups.setdefault((need.status.reason, need.status.hint), []).append(need)
+    return sorted((Cause(*why, group) for why, group in groups.items()), key=lambda cause: -len(cause.needs))
+
+
+def waiting_messages(needs: Sequence[Need], words: str) -> list[Message]:
+    """That disks are waited for, and why. Where one is named, the words are those of the script of 2017."""
+    messages = []
+    for cause in causes_of(needs):
+        named, level = cause.needs, WARNING
+        if len(named) > MAX_NAMED:
+            fields = {"REASON": cause.reason, "HINT": cause.hint}
+            messages.append((WARNING, f"{words} {cause.size()}: {cause.text()}", fields))
+            level = INFO
+        for one in named:
+            text = f"still waiting for {one.path} for {one.guest}... ({cause.reason})"
+            messages.append((level, text, fields_of(one)))
+    return messages
+
+
+def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
+    """What is missing in the end, why, and what to do about it."""
+    still, after = ("still ", f" after {format_time_span(timeout)}") if timeout else ("", "")
+    messages = []
+    for cause in causes_of(needs):
+        level = ERR
+        if len(cause.needs) > MAX_NAMED:
+            fields = {"REASON": cause.reason, "HINT": cause.hint, "MESSAGE_ID": MESSAGE_MISSING}
+            messages.append((ERR, f"{cause.size()} are {still}missing{after}: {cause.text()}", fields))
+            level = INFO
+        for one in cause.needs:
+            words = "missing" if one.status.state is State.MISSING else "not ready"
+            text = f"{one.path} for {one.guest} is {still}{words}{after}: {cause.text()}"
+            messages.append((level, text, {**fields_of(one), "MESSAGE_ID": MESSAGE_MISSING}))
+    return messages
+
+
+def found_message(path: str, guests: Sequence[str], snapshot: Snapshot, seconds: float) -> Message:
     """That something is not waited for any more, in words of the script of 2017."""
-    path = one.path
     if path in snapshot.disks:
         text = f"disk {path} found"
     elif path in snapshot.guests:
@@ -3547,47 +3740,36 @@ def found_message(one: Awaited, snapshot: Snapshot, seconds: float) -> Message:
         text = f"directory {path} found"
     else:
         text = f"{path} is no longer needed"
-    fields = {"DISK": path, "DOMAIN": join_limited(one.domains, MAX_NAMES), "STATE": State.READY.value}
+    fields = {"DISK": path, "DOMAIN": join_limited(guests, MAX_NAMES), "STATE": State.READY.value}
     return WARNING, f"{text} (after {seconds:.0f} seconds)", fields
 
 
-def timeout_messages(missing: Sequence[Awaited], timeout: float) -> list[Message]:
-    """What is missing in the end, why, and what to do about it."""
-    after = f" after {format_time_span(timeout)}" if timeout else ""
-    messages = []
-    for one in missing:
-        words = "still missing" if one.status.state is State.MISSING else "still not ready"
-        advice = f" (try: {one.status.hint})" if one.status.hint else ""
-        for domain in one.domains:
-            text = f"{one.path} for {domain} is {words}{after}: {one.status.reason}{advice}"
-            messages.append((ERR, text, {**fields_of(one, domain), "MESSAGE_ID": MESSAGE_MISSING}))
-    return messages
-
-
 def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
-    """As many of them as may be said, and how many more there are."""
+    """As many of them as may be sent, and how many more there are."""
     if not 0 < most < len(messages):
         return messages[: max(0, most)]
     text = f"There are {len(messages) - most} more messages like these; see `{COMMAND} list`."
     return [*messages[:most], (messages[0][0], text, {})]
 
 
-def fields_of(one: Awaited, domain: str) -> dict[str, str]:
+def fields_of(need: Need) -> dict[str, str]:
     """The fields for the journal."""
-    state, reason, hint, _ = one.status
-    return {"DISK": one.path, "DOMAIN": domain, "STATE": state.value, "REASON": reason, "HINT": hint}
+    state, reason, hint, _ = need.status
+    return {"DISK": need.path, "DOMAIN": need.guest, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
-def in_numbers(missing: Sequence[Awaited]) -> str:
+def in_numbers(needs: Sequence[Need]) -> str:
     """How much is missing."""
-    guests = len({domain for one in missing for domain in one.domains})
-    return f"{counted(len(missing), 'disk')} of {counted(guests, 'guest')}"
+    disks, guests = ({need[field] for need in needs} for field in (0, 1))
+    return f"{counted(len(disks), 'disk')} of {counted(len(guests), 'guest')}"
 
 
-def in_short(missing: Sequence[Awaited]) -> str:
-    """How much is missing, and the first of it, on one line."""
-    names = [f"{one.path} for {join_limited(one.domains, 3)} ({one.status.reason})" for one in missing[:3]]
-    return f"{in_numbers(missing)}: {', '.join(names)}{', …' if len(missing) > 3 else ''}"
+def in_short(needs: Sequence[Need]) -> str:
+    """How much is missing, and the first causes or disks, on one line."""
+    texts = [f"{one.path} for {one.guest} ({one.status.reason})" for one in needs]
+    if len(needs) > MAX_NAMED:
+        texts = [cause.reason for cause in causes_of(needs)]
+    return f"{in_numbers(needs)}: {join_limited(texts, MAX_NAMED)}"
 
 
 def start_later(names: set[str], patterns: Sequence[str]) -> str:
@@ -3640,42 +3822,37 @@ def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
     return problems
 
 
-def as_json(snapshot: Snapshot) -> str:
-    """The snapshot for programs."""
-    import json
-
-    def disk_as_json(disk: Disk, required: Required) -> dict[str, str | None]:
-        path = well_formed(required.path) if required.path else None
-        about = {"vdev": well_formed(disk.vdev), "target": well_formed(disk.target), "path": path}
-        return {**about, **status_as_json(snapshot.disk_status(required))}
-
-    domains = [
-        {
-            **start_as_json(guest),
-            "kind": guest.domain.kind,
-            "error": None if guest.start.reason else well_formed(guest.status.reason) or None,
-            "refused": guest.status.state is State.REFUSED,
-            "disks": [disk_as_json(*pair) for pair in zip(guest.domain.needs(), guest.required)],
-        }
-        for guest in snapshot.guests.values()
-    ]
+# --- Records: the guests and what they need, in one form for JSON, tables and the record of a wait --------------------
+def as_record(snapshot: Snapshot, found: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """The guests and the directories that cannot be read, as JSON has them; `found` tells when each path was there."""
     directories = [
-        {"path": well_formed(path), "kind": kind, "state": status.state.value, "reason": well_formed(status.reason)}
-        for path, (kind, _, status, _) in snapshot.directories.items()
-        if status != READY
+        {"path": well_formed(path), "kind": one.kind, **status_as_json(one.status)}
+        for path, one in snapshot.directories.items()
+        if one.status != READY
     ]
-    statuses = [one.status for one in snapshot.directories.values()] + [one.status for one in snapshot.guests.values()]
-    ready = snapshot.is_complete() and not any(status.state is State.UNREADABLE for status in statuses)
-    return json.dumps(
-        {"version": JSON_VERSION, "ready": ready, "domains": domains, "directories": directories}, indent=2
-    )
+    guests = [guest_as_json(guest, snapshot, found) for guest in snapshot.guests.values()]
+    return {"guests": guests, "directories": directories}
 
 
-def start_as_json(guest: Guest) -> dict[str, str | None]:
+def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] | None) -> dict[str, Any]:
+    """A guest with its disks and the files that it boots from."""
+    rows = []
+    for disk, required in zip(guest.domain.needs(), guest.required):
+        about = {"vdev": disk.vdev, "target": disk.target, "path": required.path}
+        row: dict[str, Any] = {key: well_formed(value) or None for key, value in about.items()}
+        row.update(status_as_json(snapshot.disk_status(required)))
+        if found is not None:
+            row["found_after"] = found.get(required.path)
+        rows.append(row)
+    disks = len(guest.domain.disks)
+    status = status_as_json(snapshot.guest_status(guest))
+    return {**identity_as_json(guest), **status, "disks": rows[:disks], "boot_files": rows[disks:]}
+
+
+def identity_as_json(guest: Guest) -> dict[str, str]:
     """Which guest it is, and how xendomains starts it."""
-    how, reason, _ = guest.start
-    names = {"name": well_formed(guest.domain.name), "source": well_formed(guest.domain.source)}
-    return {**names, "start": how, "start_reason": well_formed(reason) or None}
+    name, source, kind, *_ = guest.domain
+    return {"name": well_formed(name), "kind": kind, "source": well_formed(source), "start": guest.start.how}
 
 
 def status_as_json(status: Status) -> dict[str, str | None]:
@@ -3689,36 +3866,6 @@ def well_formed(text: str) -> str:
     return text if text.isascii() else re.sub("[\ud800-\udfff]", lambda match: escaped(match.group()), text)
 
 
-def as_table(snapshot: Snapshot, *, with_hints: bool = False) -> str:
-    """The snapshot for people."""
-    rows = [("DOMAIN", "START", "VDEV", "DISK", "STATE", "REASON")]
-
-    def add(domain: str, start: str, vdev: str, path: str, status: Status) -> None:
-        hint = f" (try: {status.hint})" if with_hints and status.hint else ""
-        rows.append((domain, start, vdev, path, status.state.value, f"{status.reason}{hint}"))
-
-    for path, directory in snapshot.directories.items():
-        if directory.status.state is not State.READY:
-            add("-", "-", "-", path, directory.status)
-    for file, guest in snapshot.guests.items():
-        domain, how = guest.domain, guest.start.how
-        if guest.status.state is not State.READY:
-            add(domain.name, how, "-", file, guest.status)
-        elif not domain.needs():
-            rows.append((domain.name, how, "-", "-", "no disks", ""))
-        for disk, required in zip(domain.needs(), guest.required):
-            path = required.path or disk.target or "-"
-            add(domain.name, how, disk.vdev, path, snapshot.disk_status(required))
-    return in_columns(rows)
-
-
-def in_columns(rows: Sequence[Sequence[str]]) -> str:
-    """The rows of a table, each column as wide as its cells."""
-    cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
-
-
 def write_record(path: str, record: Mapping[str, Any]) -> None:
     """Puts it in the place of the record before. Raises OSError; the directory is made by the unit."""
     import json
@@ -3727,6 +3874,251 @@ def write_record(path: str, record: Mapping[str, Any]) -> None:
     with open(new, "w") as file:
         file.write(json.dumps(record))  # on one line: with indent=, it is not written in C
     os.replace(new, path)
+
+
+def problems_in(record: Mapping[str, Any]) -> list[Need]:
+    """What is missing or cannot be used, of each guest in a record: its disks, or else its file; and directories."""
+    needs = []
+    for guest in record["guests"]:
+        name = guest["name"]
+        disks = [disk for disk in guest["disks"] + guest["boot_files"] if is_trouble(disk)]
+        rows = [(disk["path"], disk) for disk in disks] or [(guest["source"], guest)]
+        needs += [need_from_json(path, name, row) for path, row in rows if is_trouble(row)]
+    return needs + [need_from_json(row["path"], f"the guests in {row['path']}", row) for row in record["directories"]]
+
+
+def is_trouble(row: Mapping[str, Any]) -> bool:
+    """Whether something with this state may keep a guest from starting."""
+    return State(row["state"]) not in FINE
+
+
+def need_from_json(path: str, guest: str, row: Mapping[str, Any]) -> Need:
+    """What status_as_json() was made from."""
+    return Need(path, guest, Status(State(row["state"]), row["reason"] or "", row["hint"] or ""))
+
+
+# --- Pictures: what list and last show to people ----------------------------------------------------------------------
+# SGR in ECMA-48: bold red for what is missing, yellow for what may still come, faint for what is left out.
+STATE_COLOURS = {
+    "ready": "32", "missing": "1;31", "not-ready": "1;33", "unknown": "1;33",
+    "skipped": "2", "refused": "1;31", "unreadable": "1;31",
+}  # fmt: skip
+
+
+@record
+class Screen(NamedTuple):
+    """Where a picture is shown: a terminal of so many columns, or a pipe (no columns), which gets all of it."""
+
+    columns: int = 0
+    has_colours: bool = False
+    branches: tuple[str, str, str] = ("|-", "`-", "| ")  # of a tree
+
+    def paint(self, text: str, colour: str) -> str:
+        """The text in a colour, as ECMA-48 has them (SGR)."""
+        return f"\033[{colour}m{text}\033[0m" if self.has_colours and colour else text
+
+
+def screen_of(stream: IO[str] | None) -> Screen:
+    """What is at the other end of a stream. $NO_COLOR: no-color.org."""
+    screen = Screen()
+    if (getattr(stream, "encoding", None) or "").lower() == "utf-8":
+        screen = Screen(branches=("├─", "└─", "│ "))
+    if stream is None or not stream.isatty():
+        return screen
+    from shutil import get_terminal_size
+
+    has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    return screen._replace(columns=get_terminal_size().columns, has_colours=has_colours)
+
+
+def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
+    """The causes, the guests and their state, for a terminal."""
+    causes = causes_of(problems_in(record))
+    numbers = {(cause.reason, cause.hint): number for number, cause in enumerate(causes, 1)}
+    rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "")]
+    for guest in record["guests"]:
+        rows.append((guest["name"], guest["start"], guest["state"], why_not_ready(guest, numbers)))
+    table = in_columns(rows, screen) if record["guests"] else []
+    return [line for cause in causes for line in [*picture_of_cause(cause, numbers, screen), ""]] + table
+
+
+def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> str:
+    """The disks that a guest lacks, by the numbers of their causes; or why it is left out."""
+    found: dict[int, list[str]] = {}
+    for disk in guest["disks"] + guest["boot_files"]:
+        if is_trouble(disk):
+            found.setdefault(numbers[disk["reason"] or "", disk["hint"] or ""], []).append(disk["vdev"])
+    if found:
+        return "; ".join(f"{', '.join(vdevs)}: see [{number}]" for number, vdevs in found.items())
+    if is_trouble(guest):
+        return f"see [{numbers[guest['reason'] or '', guest['hint'] or '']}]"
+    return guest["reason"] or ""
+
+
+def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], screen: Screen) -> list[str]:
+    """A block about what is wrong: why, what helps, and which disks and guests have it."""
+    label = f"[{numbers[cause.reason, cause.hint]}] "
+    named = [f"{one.path} ({one.guest})" for one in cause.needs]
+    texts = [cause.reason, f"{cause.size()}: {join_limited(named, MAX_NAMED)}"]
+    if len(named) == 1:
+        texts = [f"{named[0]}: {cause.reason}"]
+    texts[1:1] = [f"try: {cause.hint}"] if cause.hint else []
+    columns = max(screen.columns - len(label), 0)
+    lines = [line for text in texts for line in wrapped(printable(shortened(text, MAX_CELL)), columns)]
+    return [screen.paint(f"{label}{lines[0]}", "1"), *(f"{' ' * len(label)}{line}" for line in lines[1:])]
+
+
+def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Screen) -> list[str]:
+    """The guests, their disks, and below each what it lies on, as `lsblk -s` shows it; what is to blame is marked."""
+    rows: list[Sequence[str]] = [("NAME", "KIND", "STATE")]
+    for guest in snapshot.guests.values():
+        status = snapshot.guest_status(guest)
+        rows.append((guest.domain.name, "guest", guest.status.reason or status.state.value))
+        pairs = list(zip(guest.domain.needs(), guest.required))
+        for disk, required in pairs:
+            status = snapshot.disk_status(required)
+            unknown = Layer(required.path or disk.target or "-", "", Problem(status.reason or status.state.value))
+            layer = layers.get(required.path, unknown)
+            is_last = required is pairs[-1][1]
+            rows += rows_of_layer(layer._replace(name=f"{disk.vdev}  {layer.name}"), "", is_last, layer.cause, screen)
+    return in_columns(rows, screen)
+
+
+def rows_of_layer(
+    layer: Layer, indent: str, is_last: bool, cause: Problem | None, screen: Screen
+) -> Iterator[Sequence[str]]:
+    """A layer and what is below it, in a tree whose last branch at this level it may be."""
+    branch, last_branch, trunk = screen.branches
+    problem, state = layer.problem, State.READY.value
+    if problem is not None:
+        state = f"{problem.reason}  <-- try: {problem.hint}" if problem == cause and problem.hint else problem.reason
+    elif layer.cause is not None:
+        state = "-"
+    yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
+    indent += "  " if is_last else trunk
+    for one in layer.below:
+        yield from rows_of_layer(one, indent, one is layer.below[-1], cause, screen)
+
+
+def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: bool) -> list[str]:
+    """A line for each disk; a guest whose file cannot be used, or a directory, has one as well."""
+    rows: list[Sequence[str]] = [("GUEST", "START", "VDEV", "DISK", "STATE", "REASON")]
+
+    def add(guest: str, start: str, vdev: str, path: str, row: Mapping[str, Any]) -> None:
+        hint = f" (try: {row['hint']})" if with_hints and row["hint"] else ""
+        rows.append((guest, start, vdev, path, row["state"], f"{row['reason'] or ''}{hint}"))
+
+    for directory in record["directories"]:
+        add("-", "-", "-", directory["path"], directory)
+    for guest in record["guests"]:
+        disks = guest["disks"] + guest["boot_files"]
+        if not disks:
+            add(guest["name"], guest["start"], "-", "-" if guest["state"] == "ready" else guest["source"], guest)
+        for disk in disks:
+            add(guest["name"], guest["start"], disk["vdev"], disk["path"] or disk["target"] or "-", disk)
+    return in_columns(rows, screen)
+
+
+def footer_of_list(record: Mapping[str, Any], xendomains: Xendomains) -> str:
+    """How many guests there are in which state, and where that was read."""
+    states = [State(guest["state"]) for guest in record["guests"]]
+    words = {State.MISSING: "waiting for disks", State.NOT_READY: "waiting for disks", State.UNKNOWN: "not checked yet"}
+    counts: dict[str, int] = {}
+    for state in states:
+        word = words.get(state, state.value)
+        counts[word] = counts.get(word, 0) + 1
+    parts = ", ".join(f"{count} {word}" for word, count in counts.items())
+    places = " and ".join(place for place in (xendomains.auto, xendomains.save) if place)
+    total = f"{counted(len(states), 'guest')}{': ' if parts else ''}{parts}"
+    return f"{total}; read from {places} (settings: {xendomains.file})"
+
+
+def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
+    """How a wait went: the causes of what is missing, and when each disk was there, the slowest first."""
+    causes = causes_of(problems_in(record))
+    numbers = {(cause.reason, cause.hint): number for number, cause in enumerate(causes, 1)}
+    disks: dict[str, dict[str, Any]] = {}
+    for guest in record["guests"]:
+        for disk in (one for one in guest["disks"] + guest["boot_files"] if one["path"]):
+            disks.setdefault(disk["path"], {**disk, "guests": []})["guests"].append(guest["name"])
+    for need in problems_in(record):
+        one = {**status_as_json(need.status), "found_after": None, "guests": [need.guest]}
+        disks.setdefault(need.path, one)
+    ordered = sorted(disks.items(), key=lambda item: -seconds_of(item[1]))
+    rows: list[Sequence[str]] = [("AFTER", "DISK", "GUESTS", "STATE", "")]
+    longest = max([record["waited"], 1.0])
+    for path, disk in ordered:
+        seconds = seconds_of(disk)
+        after = "-" if seconds == float("inf") else f"{seconds:.0f}s"
+        bar = "#" * round(min(seconds / longest, 1) * MAX_BAR)
+        text = bar if screen.columns and seconds < float("inf") else disk["reason"] or ""
+        if screen.columns and is_trouble(disk):
+            text = f"see [{numbers[disk['reason'] or '', disk['hint'] or '']}]"
+        rows.append((after, path, join_limited(disk["guests"], MAX_LISTED), disk["state"], text))
+    lines = [line for cause in causes for line in [*picture_of_cause(cause, numbers, screen), ""]]
+    return (lines if screen.columns else []) + in_columns(rows, screen)
+
+
+def seconds_of(disk: Mapping[str, Any]) -> float:
+    """After how long a disk was there: 0 at once, infinity not at all."""
+    return float("inf") if is_trouble(disk) else float(disk["found_after"] or 0)
+
+
+def in_columns(rows: Sequence[Sequence[str]], screen: Screen) -> list[str]:
+    """The lines of a table, each column as wide as its cells; on a terminal no wider than that.
+
+    What does not fit is cut in the middle, and in the last column wrapped.
+    """
+    cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
+    widths = [max(columns_of(row[column]) for row in cells) for column in range(len(cells[0]))]
+    last = widths.pop()
+    while screen.columns and max(widths) > 8 and head_of(widths) + min(last, MIN_LAST_COLUMN) > screen.columns:
+        widths[widths.index(max(widths))] -= 1
+    room = max(screen.columns - head_of(widths), 8) if screen.columns else 0
+    lines = []
+    for row in cells:
+        head = ""
+        for title, cell, width in zip(cells[0], row, widths):
+            cell = cut(cell, width)
+            colour = STATE_COLOURS.get(cell, "") if title == "STATE" else ""
+            head += screen.paint(cell, colour) + " " * (width - columns_of(cell) + 2)
+        first, *more = wrapped(row[-1], room)
+        lines.append(f"{head}{first}".rstrip())
+        lines += [" " * head_of(widths) + line for line in more]
+    return lines
+
+
+def head_of(widths: Sequence[int]) -> int:
+    """The columns of a terminal before the last column of a table."""
+    return sum(widths) + 2 * len(widths)
+
+
+def cut(cell: str, columns: int) -> str:
+    """A cell of at most so many columns, without its middle if it has more."""
+    kept = len(cell)
+    while columns_of(cell) > columns:
+        kept -= 1
+        cell = f"{cell[: kept // 2]}…{cell[-(kept // 2) :]}" if kept > 1 else ""
+    return cell
+
+
+def wrapped(text: str, columns: int) -> list[str]:
+    """The lines of a text of at most so many columns; of 0 columns, one line."""
+    if not columns or columns_of(text) <= columns:
+        return [text]
+    from textwrap import wrap
+
+    # textwrap counts characters; where some are wide, lines of half as many fit.
+    return wrap(text, columns if columns_of(text) == len(text) else max(columns // 2, 1), break_on_hyphens=False)
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal the text takes: Unicode's annex 11."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(one) else 2 if east_asian_width(one) in "WF" else 1 for one in text)
 
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
@@ -3742,10 +4134,12 @@ class Finding(NamedTuple):
     vdev: str = ""
 
     def text(self) -> str:
-        """It in a sentence."""
-        guest = f"guest {self.guest}{f', {self.vdev}' if self.vdev else ''}: " if self.guest else ""
-        file = f"{self.file}: " if self.file else ""
-        return f"{file}{guest}{self.problem}{f' (fix: {self.fix})' if self.fix else ''}."
+        """A line about it, below the name of the file."""
+        about = [f"guest {self.guest}"] if self.guest else []
+        about += [self.vdev] if self.vdev else []
+        where = f"{', '.join(about)}: " if about else ""
+        fix = f" (fix: {self.fix})" if self.fix else ""
+        return f"  {'error' if self.is_error else 'warning'}: {printable(f'{where}{self.problem}{fix}')}"
 
 
 @record
@@ -3762,19 +4156,21 @@ class Use(NamedTuple):
         return Finding(problem, fix, is_error, self.guest.domain.source, self.guest.domain.name, self.disk.vdev)
 
 
-def findings_of(snapshot: Snapshot, watcher: Watcher, *, reboot: bool) -> list[Finding]:
+def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[Finding]:
     """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
     facts = StorageFacts()
-    uses, used = uses_of(snapshot, watcher), used_by_host(facts)
+    uses = uses_of(snapshot, watcher)
     # Cluster managers bring up storage themselves.
-    reboot = reboot and not is_enabled("pacemaker|linstor|ganeti")
-    checks = [check_files(snapshot), check_sharing(uses)]
-    checks += [check_units()] if snapshot.guests else []
+    reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
+    checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot), check_sharing(uses)]
+    checks += [check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
+    checks += [check_units()] if snapshot.guests and not watcher.names else []
+    swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        checks += [check_use(use, used, facts)]
+        checks += [check_name(use, facts), check_host_use(use, swaps, facts)]
         checks += [check_reboot(use, facts)] if reboot and snapshot.disk_status(use.required) == READY else []
     found = dict.fromkeys(finding for findings in checks for finding in findings)
-    return [one for one in found if not watcher.names or one.file in snapshot.guests]
+    return [one for one in found if not watcher.names or not one.file or one.file in snapshot.guests]
 
 
 def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[Use]:
@@ -3811,12 +4207,12 @@ def check_files(snapshot: Snapshot) -> Iterator[Finding]:
         if directory.warning:
             yield Finding(directory.warning, file=path)
         if directory.status != READY:
-            awaited = "; the boot would wait for it" if directory.status.is_awaited() else ""
+            awaited = "; the next boot will wait for this" if directory.status.is_awaited() else ""
             yield Finding(directory.status.reason + awaited, "", not awaited, path)
     for file, guest in snapshot.guests.items():
         yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
         if guest.status.is_awaited():
-            yield Finding(f"{guest.status.reason}; the boot would wait for it", file=file)
+            yield Finding(f"{guest.status.reason}; the next boot will wait for this", file=file)
         elif guest.start.instead == "create":
             yield Finding(guest.start.reason, "", True, file, guest.domain.name)
     for file, why in lost_guests(snapshot).items():
@@ -3824,19 +4220,76 @@ def check_files(snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
 
 
+def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -> Iterator[Finding]:
+    """Disks that are missing or not ready now, and if the name may be mistyped, the closest that exists."""
+    taken = {use.place for use in uses}
+    bad = [use for use in uses if use.guest.domain.source in snapshot.guests]
+    bad = [use for use in bad if snapshot.disk_status(use.required).is_awaited()]
+    missing = [use.required.path for use in bad if snapshot.disk_status(use.required).state is State.MISSING]
+    calls: dict[str, Call] = {path: partial(closest_path, path, taken) for path in missing}
+    similar = watcher.calls.run("closest", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+    uses_of_need = {
+        Need(use.required.path, use.guest.domain.name, snapshot.disk_status(use.required)): use for use in bad
+    }
+    for cause in causes_of(uses_of_need):
+        if len(cause.needs) > MAX_NAMED:
+            yield Finding(f"{cause.size()} are missing: {cause.reason}", cause.hint, is_error=True)
+            continue
+        for need in cause.needs:
+            other = similar.get(need.path)
+            fix = f"did you mean {other}?" if isinstance(other, str) and other else cause.hint
+            words = "missing" if need.status.state is State.MISSING else "not ready"
+            yield uses_of_need[need].finding(f"{need.path} is {words}: {cause.reason}", fix, is_error=True)
+
+
+def closest_path(path: str, taken: Container[str]) -> str:
+    """The path most like one that does not exist, unless a guest has that already; or nothing. May block."""
+    from difflib import get_close_matches
+
+    parent, name = os.path.split(path)
+    if os.path.exists(path):
+        return path
+    parent = closest_path(parent, taken)
+    similar = get_close_matches(name, list_names(parent), 1, 0.75) if parent else []
+    found = os.path.join(parent, *similar)
+    return found if similar and place_of(found) not in taken else ""
+
+
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
-    """Disks that two guests write, or of which one guest writes a part."""
-    writers: dict[str, list[Use]] = {}
-    for use in (use for use in uses if use.disk.writes):
-        writers.setdefault(use.place, []).append(use)
-    for place, sharing in writers.items():
-        above = [other for name in devices_above(place) for other in writers.get(name, ())]
+    """Disks that two guests have and one of them writes, or of which one guest writes a part: Xen's block script."""
+    by_place: dict[str, list[Use]] = {}
+    for use in uses:
+        by_place.setdefault(use.place, []).append(use)
+    for place, sharing in by_place.items():
+        above = [other for name in devices_above(place) for other in by_place.get(name, ())]
         for use in sharing:
             # The saved and the configured form of a guest are one.
-            names = {one.guest.domain.name for one in (*sharing, *above)} - {use.guest.domain.name}
-            if names:
-                problem = f"{use.required.path} is written by guest {join_limited(sorted(names), MAX_LISTED)} as well"
-                yield use.finding(problem, "give each guest a disk of its own", is_error=True)
+            others = [one for one in (*sharing, *above) if one.guest.domain.name != use.guest.domain.name]
+            writers, readers = (
+                {one.guest.domain.name for one in others if one.disk.writes is w} for w in (True, False)
+            )
+            if writers:
+                problem = f"{use.required.path} is also written to by guest {join_limited(sorted(writers), MAX_LISTED)}"
+            elif readers and use.disk.writes:
+                problem = f"{use.required.path} is also used by guest {join_limited(sorted(readers), MAX_LISTED)}"
+            else:
+                continue
+            yield use.finding(f"{problem}, and Xen refuses to share it", "give each guest its own disk", is_error=True)
+
+
+def check_patterns(snapshot: Snapshot, settings: Settings, file: str) -> Iterator[Finding]:
+    """Patterns in [ignore] that match nothing."""
+    guests = [guest for guest in snapshot.read.values() if not guest.status.is_awaited()]
+    if len(guests) < len(snapshot.read) or snapshot.awaits_files():
+        return  # they may match what cannot be read yet
+    domains = [name for guest in guests for name in (guest.domain.name, os.path.basename(guest.domain.source))]
+    needs = [(required_by(disk).path, disk.target) for guest in guests for disk in guest.domain.needs()]
+    disks = [name for path, target in needs for name in (path, older_path(path), target)]
+    ignored = [("domains", one, domains) for one in settings.ignored_domains]
+    ignored += [("disks", one, disks) for one in settings.ignored_disks]
+    for key, pattern, names in ignored:
+        if not matches_any(names, (pattern,)):
+            yield Finding(f"[ignore] {key} {quoted(pattern)} matches nothing", "correct or remove it", file=file)
 
 
 def check_units() -> Iterator[Finding]:
@@ -3860,21 +4313,29 @@ UNSTABLE_NAME = f"/dev/((sd|hd|vd|xvd)[a-z]{{1,3}}[0-9]*|(md12[0-9]|({NUMBERED})
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_use(use: Use, used: Mapping[str, str], facts: StorageFacts) -> Iterator[Finding]:
-    """What a guest needs: its name, and whether this host uses it."""
+def check_name(use: Use, facts: StorageFacts) -> Iterator[Finding]:
+    """A name that may be another disk's after a reboot."""
     path = use.required.path
-    if (match := re.fullmatch(UNSTABLE_NAME, path)) and not is_in_mdadm_conf(match[1], facts):
+    match = re.fullmatch(UNSTABLE_NAME, path)
+    if match and not is_in_mdadm_conf(match[1], facts):
         links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
-        yield use.finding(f"{path} may be another disk after a reboot", f"write {stable}" if stable else "")
-    if not use.disk.writes:
-        return
-    fix, places = "give the guest a disk of its own", [use.place, *devices_above(use.place)]
-    if taken := next((place for place in places if place in used), ""):
-        what = path if taken == use.place else f"{device_path(taken)} on {path}"
-        yield use.finding(f"{what} {used[taken]} on this host", fix, is_error=True)
-    elif parts := [device_path(one) for one in holders_of(use.place)]:
+        fix = f"write {stable}" if stable else ""
+        yield use.finding(f"{path} may refer to a different disk after a reboot", fix)
+
+
+def check_host_use(use: Use, swaps: Container[str], facts: StorageFacts) -> Iterator[Finding]:
+    """A disk that this host itself uses: Xen's block script refuses one that is mounted, or written if it is read."""
+    path, fix, writes = use.required.path, "give the guest its own disk", use.disk.writes
+    for place in [use.place, *devices_above(use.place)]:
+        what = path if place == use.place else f"{device_path(place)} on {path}"
+        mounted = [where for where, is_written in facts.mounted.get(place, ()) if writes or is_written]
+        if mounted or (writes and place in swaps):
+            taken = f"is mounted on {mounted[-1]}" if mounted else "is swap space"
+            yield use.finding(f"{what} {taken} on this host", fix, is_error=True)
+            return
+    if writes and (parts := [device_path(one) for one in holders_of(use.place)]):
         yield use.finding(f"{path} is part of {join_limited(parts, MAX_LISTED)} on this host", fix)
 
 
@@ -3893,13 +4354,6 @@ def holders_of(name: str) -> list[str]:
     uuids = {one: attribute(f"{SYS}/class/block/{one}", "dm/uuid") for one in devices_above(name)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
     return [one for one in list_names(f"{SYS}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
-
-
-def used_by_host(facts: StorageFacts) -> dict[str, str]:
-    """The devices that this host itself uses, and what for."""
-    used = {name: f"is mounted on {places[-1][0]}" for name, places in facts.mounted.items()}
-    swaps = (os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps"))
-    return {**used, **dict.fromkeys(swaps, "is swap space")}
 
 
 def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
@@ -4022,6 +4476,9 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     ConfigError if xl does not work here or a name is wrong.
     """
     clock, deadline = watcher.clock, started + options.wait
+    # The boot may be told to ignore guests because they start later; and all files have to be read to find saved ones.
+    watcher = Watcher(watcher.xendomains, watcher.settings._replace(ignored_domains=()), clock)
+    watcher.rest, watcher.shares = START_REST, bool(options.guests)
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
     # The events are collected from before the first look on.
     events = block_events() if options.wait else None
@@ -4279,12 +4736,12 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
     results = [outcome.result for outcome in outcomes]
     counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
     journal.log(INFO, f"Guests: {', '.join(counts) or 'none'}.")
-    if options.json:
+    if options.format == "json":
         import json
 
         rows = [
             {
-                **start_as_json(guest),
+                **identity_as_json(guest),
                 "result": result,
                 "reason": well_formed(reason) or None,
                 "command": well_formed(start_command(guest)),
@@ -4300,9 +4757,6 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
-COMMANDS = ("wait", "list", "check", "last", "start")
-
-
 @record
 class Options(NamedTuple):
     """The command line; at boot there is nothing on it."""
@@ -4313,10 +4767,23 @@ class Options(NamedTuple):
     timeout: float | None = None
     verbose: int = 0
     quiet: bool = False
-    json: bool = False
+    format: str = ""  # json, nagios or prometheus, for programs
+    tree: bool = False
+    problems: bool = False
     reboot: bool = False
+    boot: str = ""
+    boots: bool = False
     dry_run: bool = False
     wait: float = 0.0
+
+
+COMMANDS = {
+    "wait": "wait for the disks of the guests that are about to start (the default)",
+    "list": "show guests, disks and their state, and what to do about those that are missing",
+    "check": "report everything that would keep guests from starting at the next boot",
+    "last": "show how the wait at boot went",
+    "start": "start the guests that are down and whose disks are ready",
+}
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -4337,41 +4804,61 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         epilog="Exit status: 0 every disk is ready, 1 timed out, 2 wrong usage or configuration, "
         "6 no settings of xendomains.",
     )
-    command_help = (
-        "wait: wait for the disks (the default); list: show them and how they are; "
-        "check: say what is wrong, and what the next boot will trip over; last: show how the last wait ended; "
-        "start: start the guests that are down and whose disks are ready"
-    )
-    timeout_help = "wait at most this long, as in 90 or 5min; 0: look once"
-    parser.add_argument("command", nargs="?", default="wait", choices=COMMANDS, help=command_help)
-    parser.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name or file name; without, all")
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
-    parser.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
-    parser.add_argument("--reboot", action="store_true", help="with check: what would not come back after a reboot")
-    parser.add_argument("--dry-run", action="store_true", help="with start: print the commands, and start nothing")
-    wait_help = "with start: wait for the disks of the others, without TIME as long as it takes"
-    parser.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
-    parser.add_argument("--json", action="store_true", help="with list, check, last and start: for programs")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; with list, what to do")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {name: commands.add_parser(name, help=text, description=f"{text}.") for name, text in COMMANDS.items()}
+    wait, listing, check, last, start = parsers.values()
+
+    wait.add_argument("--timeout", metavar="TIME", type=time_span, help="wait at most this long (5min); 0: look once")
+    start.add_argument("--dry-run", action="store_true", help="print the commands, and start nothing")
+    wait_help = "also wait for the disks of the others; without TIME as long as it takes"
+    start.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
+    for one in (wait, start):
+        loudness = one.add_mutually_exclusive_group()
+        loudness.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: say everything")
+        loudness.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
+    listing.add_argument("-v", "--verbose", action="count", default=0, help="show each disk, and what helps")
+    listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
+    check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
+    last.add_argument("-b", "--boot", metavar="OFFSET", default="", help="an earlier boot, as in journalctl: -1")
+    forms = {one: one.add_mutually_exclusive_group() for one in (listing, check, last, start)}
+    for form in forms.values():
+        form.add_argument("--json", dest="format", action="store_const", const="json", default="", help="print JSON")
+    nagios_help = "print a line for Nagios and its like, and end with the status of a plugin"
+    forms[check].add_argument("--nagios", dest="format", action="store_const", const="nagios", help=nagios_help)
+    prometheus_help = "print metrics for the textfile collector of Prometheus"
+    forms[last].add_argument(
+        "--prometheus", dest="format", action="store_const", const="prometheus", help=prometheus_help
+    )
+    forms[last].add_argument("--list", dest="boots", action="store_true", help="show a line for each boot")
+    forms[listing].add_argument("--tree", action="store_true", help="show the storage below each disk")
+    for one in (wait, listing, check, start):
+        one.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name, file name or shell pattern")
     try:
-        # argparse would take a guest that follows for its TIME.
-        arguments = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
-        options = parser.parse_intermixed_args(arguments)
+        options = Options(**vars(parser.parse_args(with_command(arguments, parser.error))))
     finally:
         show("", end="")  # help or version, which the end in run() would not write out
-    if options.json and options.command == "wait":
-        parser.error("--json goes with list, check, last and start")
-    if (options.dry_run or options.wait) and options.command != "start":
-        parser.error("--dry-run and --wait go with start")
     if options.dry_run and options.wait:
-        parser.error("--dry-run does not wait")
-    if options.reboot and options.command != "check":
-        parser.error("--reboot goes with check")
-    if options.guests and options.command == "last":
-        parser.error("last is of all guests")
-    return Options(**vars(options))
+        start.error("--dry-run does not wait")
+    return options
+
+
+def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> list[str]:
+    """The arguments with the command that they leave out, and what argparse does not understand as it is meant."""
+    # argparse would take a guest that follows for its TIME.
+    given = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
+    first = 2 if given[0] == "--config" else int(given[0].startswith("--config="))
+    rest = given[first:]
+    if rest and (rest[0] in COMMANDS or rest[0] in ("-h", "--help", "--version")):
+        return given
+    if rest and not rest[0].startswith("-"):
+        similar = closest(rest[0], list(COMMANDS))
+        meant = similar if similar.startswith("did you mean") else f"did you mean: {COMMAND} wait {rest[0]}?"
+        error(f"unknown command '{rest[0]}' ({meant})")
+    if command := next((one for one in rest if one in COMMANDS), ""):
+        error(f"options follow the command, as in {COMMAND} {command} {rest[0]}")
+    return [*given[:first], "wait", *rest]
 
 
 def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
@@ -4384,6 +4871,8 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
                 level = parse_log_level(environment[name])
             except ConfigError as error:
                 problems.append(f"${name} {error}; it is ignored.")
+    if options.command == "start":
+        level = max(level, INFO)  # what became of the guests
     if options.quiet:
         level = ERR
     elif options.verbose:
@@ -4396,62 +4885,90 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     started = clock.now()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
-    if options.timeout is not None:
-        settings = settings._replace(timeout=options.timeout)
     level, level_problems = log_level(settings, options, os.environ)
-    if options.command == "start" and not options.quiet:
-        level = max(level, INFO)  # what became of the guests
-    journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
+    journal = Journal(level, sys.stderr, clock)
     if options.command == "last":
-        return show_last_wait(journal, settings.late_domains, as_json=options.json)
+        return show_last_wait(journal, settings.late_domains, options)
     clock.take_signals()
     limit = MAX_SOURCING
     if options.command == "wait":
-        limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
-        notify(extended_timeout(settings.timeout))
+        timeout = settings.timeout if options.timeout is None else options.timeout
+        settings, limit = settings._replace(timeout=timeout), min(MAX_SOURCING, max(timeout, 0.5))
+        notify(extended_timeout(timeout))
     xendomains, more_problems = read_xendomains(settings, clock, limit)
-    problems += level_problems + more_problems
-    for problem in problems:
-        journal.log(ERR, problem, MESSAGE_ID=MESSAGE_SETTINGS)
-    if xendomains is None:
+    findings = settings_findings([*problems, *level_problems, *more_problems], xendomains, settings, options)
+    if options.command != "check":  # which prints them
+        for finding in findings:
+            text = f"{finding.file}: {finding.problem}." if finding.file else f"{finding.problem}."
+            journal.log(ERR if finding.is_error else WARNING, text, MESSAGE_ID=MESSAGE_SETTINGS)
+    if xendomains is None and options.command != "check" and not options.format:
         return EXIT_NO_XENDOMAINS
-    if xendomains.warning:
-        journal.log(WARNING, xendomains.warning, MESSAGE_ID=MESSAGE_SETTINGS)
-
-    if options.command == "start":
-        # The boot may be told to ignore guests because they start later.
-        watcher = Watcher(xendomains, settings._replace(ignored_domains=()), clock)
-        watcher.rest, watcher.shares = START_REST, bool(options.guests)
-        try:
-            return start_guests(watcher, options, journal, started)
-        except ConfigError as error:
-            journal.log(ERR, f"{error}.")
-            return EXIT_USAGE
-    watcher = Watcher(xendomains, settings, clock, options.guests)
+    watcher = Watcher(xendomains or Xendomains(), settings, clock, options.guests)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
-    told = [Finding(problem.rstrip("."), is_error=True) for problem in problems]
-    told += [Finding(xendomains.warning.rstrip("."))] if xendomains.warning else []
-    return show_guests(watcher, options, journal, told)
+    if options.command == "start":
+        return start_guests(watcher, options, journal, started)
+    status = show_guests(watcher, options, journal, findings)
+    return EXIT_NO_XENDOMAINS if xendomains is None and options.format != "nagios" else status
 
 
-def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequence[Finding]) -> int:
-    """What list and check print; returns the exit status. `told` is what was said about the settings."""
+def settings_findings(
+    problems: Sequence[str], xendomains: Xendomains | None, settings: Settings, options: Options
+) -> list[Finding]:
+    """What is wrong with our settings and those of xendomains: sentences that begin with the file."""
+    files = [options.config or CONFFILE, *settings.xendomains]
+    warnings = [xendomains.warning] if xendomains and xendomains.warning else []
+    findings = []
+    for text in (*problems, *warnings):
+        file = next((file for file in files if text.startswith((f"{file}:", f"{file} "))), "")
+        problem = text[len(file) :].lstrip(": ").rstrip(".")
+        findings.append(Finding(problem, is_error=text not in warnings, file=file))
+    return findings
+
+
+def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: Sequence[Finding]) -> int:
+    """What list and check print; returns the exit status. `findings` is what is wrong with the settings."""
     snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
-        return EXIT_USAGE
+        return NAGIOS_UNKNOWN if options.format == "nagios" else EXIT_USAGE
     if options.command == "check":
-        findings = findings_of(snapshot, watcher, reboot=options.reboot)
-        return show_findings(told, findings, snapshot, journal, as_json=options.json)
-    show(as_json(snapshot) if options.json else as_table(snapshot, with_hints=options.verbose > 0))
-    if not options.json and (later := start_later(snapshot.waiting_guests(), watcher.settings.late_domains)):
-        show(later.strip())
+        return show_findings([*findings, *findings_of(snapshot, watcher, options)], snapshot, options)
+    show_list(snapshot, watcher, options)
     unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
-    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
+    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in findings):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
+
+
+def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
+    """Prints the guests: for programs, into a pipe a line for each disk, and on a terminal the causes first."""
+    if options.problems:
+        guests = snapshot.guests.items()
+        snapshot = snapshot._replace(
+            guests={file: one for file, one in guests if snapshot.guest_status(one).state not in FINE}
+        )
+    record, screen = as_record(snapshot), screen_of(sys.stdout)
+    if options.format:
+        import json
+
+        states = {one["state"] for one in record["guests"] + record["directories"]}
+        ready = snapshot.is_complete() and State.UNREADABLE.value not in states
+        show(json.dumps({"version": JSON_VERSION, "ready": ready, **record}, indent=2))
+    elif options.tree:
+        calls: dict[str, Call] = {
+            path: partial(storage_of, one, StorageFacts()) for path, one in snapshot.needed.items()
+        }
+        layers = watcher.calls.run("tree", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+        found = {path: layer for path, layer in layers.items() if isinstance(layer, Layer)}
+        show("\n".join(picture_of_tree(snapshot, found, screen)))
+    elif not screen.columns or options.verbose:
+        show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
+    else:
+        later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
+        footer = f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}{later}"
+        show("\n".join([*picture_of_list(record, screen), "", *wrapped(footer, screen.columns)]))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
@@ -4478,7 +4995,8 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
         clock.release_signals()
     result = reporter.log_end(watcher.known, stopped.number if stopped else 0, watcher.settings.late_domains)
     try:
-        if not watcher.names:  # of a few guests it would take the place of all
+        # It is of the boot: a wait by hand has no directory from systemd, and one for a few guests is not of all.
+        if "RUNTIME_DIRECTORY" in os.environ and not watcher.names:
             write_record(LAST_WAIT, reporter.as_last_wait(result))
     except OSError as error:
         journal.log(DEBUG, f"{LAST_WAIT} cannot be written ({error_text(error)}).")
@@ -4499,12 +5017,13 @@ def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
     return ""
 
 
-def show_findings(
-    told: Sequence[Finding], findings: Sequence[Finding], snapshot: Snapshot, journal: Journal, *, as_json: bool
-) -> int:
-    """Says everything wrong that was not told before, or prints all of it as JSON; returns the exit status."""
-    is_ok = not any(finding.is_error for finding in (*told, *findings))
-    if as_json:
+def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Options) -> int:
+    """Prints everything wrong, errors first; returns the exit status."""
+    errors = [finding for finding in findings if finding.is_error]
+    warnings = [finding for finding in findings if not finding.is_error]
+    counts = [f"{counted(len(errors), 'error')}, {counted(len(warnings), 'warning')} in {size_of(snapshot)}"]
+    lines = [f"{counts[0]}." if findings else f"No problems found ({size_of(snapshot)})."]
+    if options.format == "json":
         import json
 
         keys = ("file", "guest", "vdev", "problem", "fix")
@@ -4513,40 +5032,110 @@ def show_findings(
                 "severity": "error" if finding.is_error else "warning",
                 **{key: well_formed(getattr(finding, key)) or None for key in keys},
             }
-            for finding in (*told, *findings)
+            for finding in (*errors, *warnings)
         ]
-        show(json.dumps({"version": JSON_VERSION, "ok": is_ok, "findings": rows}, indent=2))
+        lines = [json.dumps({"version": JSON_VERSION, "ok": not errors, "findings": rows}, indent=2)]
+    elif options.format == "nagios":
+        return show_for_nagios(errors, warnings, snapshot)
     else:
-        for finding in findings:
-            journal.log(ERR if finding.is_error else WARNING, finding.text())
-        if not findings and not told:
-            show(f"Nothing is wrong in the configuration of {size_of(snapshot)}.")
-    return EXIT_READY if is_ok else EXIT_USAGE
+        by_file: dict[str, list[str]] = {}
+        for finding in (*errors, *warnings):
+            by_file.setdefault(finding.file, []).append(finding.text())
+        screen = screen_of(sys.stdout)
+        for file, texts in reversed(by_file.items()):
+            lines[:0] = [f"{screen.paint(printable(file or 'This host'), '1')}:", *texts]
+    show("\n".join(lines))
+    return EXIT_USAGE if errors else EXIT_READY
 
 
-def show_last_wait(journal: Journal, patterns: Sequence[str], *, as_json: bool) -> int:
-    """Prints how the last wait ended; returns the status with which it ended."""
+def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snapshot: Snapshot) -> int:
+    """Prints a line for Nagios, and returns the status of a plugin: the guidelines of monitoring-plugins.org."""
+    states = [snapshot.guest_status(guest).state for guest in snapshot.guests.values()]
+    ready = states.count(State.READY)
+    status = 2 if errors else 1 if warnings else 0
+    first = next((f": {one.problem}" for one in (*errors, *warnings)), "")
+    text = f"{('OK', 'WARNING', 'CRITICAL')[status]} - {ready} of {counted(len(states), 'guest')} ready{first}"
+    data = f"ready={ready};;;0;{len(states)} errors={len(errors)};;;0 warnings={len(warnings)};;;0"
+    show(f"XENDOMAINS {printable(shortened(text, MAX_REASON)).replace('|', '/')} | {data}")
+    return status
+
+
+def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) -> int:
+    """Prints how the wait at boot went; returns the status with which it ended."""
     import json
 
+    screen = screen_of(sys.stdout)
+    if options.boots or options.boot not in ("", "0"):
+        return show_earlier_waits(journal, options, screen)
     try:
         text = read_file(LAST_WAIT, MAX_EVIDENCE).decode()
         last = json.loads(text)
-        if not as_json:
-            rows = [("DISK", "DOMAINS", "STATE", "FOUND AFTER", "REASON")]
-            for disk in last["disks"]:
-                after = "" if disk["found_after"] is None else f"{disk['found_after']:.0f}s"
-                domains = join_limited(disk["domains"], MAX_LISTED)
-                rows.append((disk["path"], domains, disk["state"], after, disk["reason"] or ""))
-            rows += [(one["source"], "-", "not started", "", one["error"]) for one in last["refused"]]
+        if options.format == "prometheus":
+            text = "\n".join(metrics_of(last))
+        elif not options.format:
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
-            awaited = {name for one in last["disks"] if State(one["state"]) in AWAITED for name in one["domains"]}
-            later = start_later(awaited & {one["name"] for one in last["guests"]}, patterns)
-            text = f"{last['started']}: {last['result']} after {waited} of {timeout}{later}\n{in_columns(rows)}"
+            lost = {one["name"] for one in last["guests"] if State(one["state"]) in AWAITED}
+            head = f"{last['started']}: {last['result']} after {waited} of {timeout}{start_later(lost, patterns)}"
+            text = "\n".join([*wrapped(head, screen.columns), *picture_of_last(last, screen)])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        journal.log(ERR, f"{LAST_WAIT}, which a wait leaves at its end, cannot be read ({error_text(error)}).")
+        journal.log(ERR, f"No wait recorded since boot ({LAST_WAIT}: {error_text(error)}).")
         return EXIT_USAGE
     show(text)
     return EXIT_READY if last["result"] == "ready" else EXIT_TIMED_OUT
+
+
+def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> int:
+    """Prints how the waits at earlier boots went, as far as the journal has kept their messages."""
+    boots = output_of("journalctl", "--quiet", "--no-pager", "--list-boots")
+    numbers = {boot: number for number, boot in re.findall(r"^ *(-?[0-9]+) ([0-9a-f]{32}) ", boots, re.MULTILINE)}
+    choice = [f"MESSAGE_ID={MESSAGE_SUMMARY}"] if options.boots else [f"--boot={options.boot}", "--priority=warning"]
+    entries = journal_entries(*choice, f"SYSLOG_IDENTIFIER={COMMAND}")
+    if not entries:
+        journal.log(ERR, f"The journal has no message of {COMMAND} of that boot.")
+        return EXIT_USAGE
+    if not options.boots:
+        show("\n".join(printable(str(entry["MESSAGE"])) for entry in entries))
+        return EXIT_READY
+    rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE")]
+    for entry in entries:
+        ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(entry["__REALTIME_TIMESTAMP"]) / 1e6))
+        number = numbers.get(entry["_BOOT_ID"], "?")
+        waited = format_time_span(float(entry["WAITED_SEC"]))
+        rows.append((number, ended, entry["RESULT"], waited, entry["MISSING"], entry["MESSAGE"]))
+    show("\n".join(in_columns(rows, screen)))
+    return EXIT_READY
+
+
+def journal_entries(*matches: str) -> list[dict[str, Any]]:
+    """What the journal has of this, as in `journalctl -o json`: https://systemd.io/JOURNAL_EXPORT_FORMATS."""
+    import json
+
+    with suppress(ValueError):
+        lines = output_of("journalctl", "--quiet", "--no-pager", "--output=json", *matches).splitlines()
+        return [json.loads(line) for line in lines]
+    return []
+
+
+def metrics_of(last: Mapping[str, Any]) -> Iterator[str]:
+    """The record of a wait, for Prometheus: its text-based exposition format."""
+    disks = {disk["path"]: disk for one in last["guests"] for disk in one["disks"] + one["boot_files"] if disk["path"]}
+    states = {"guest": [one["state"] for one in last["guests"]], "disk": [one["state"] for one in disks.values()]}
+    values = {
+        "waited_seconds": last["waited"],
+        "timeout_seconds": last["timeout"],
+        "ok": int(last["result"] == "ready"),
+    }
+    for name, value in values.items():
+        yield f"# TYPE xendomains_wait_{name} gauge"
+        yield f"xendomains_wait_{name} {value}"
+    for kind, found in states.items():
+        yield f"# TYPE xendomains_wait_{kind}s gauge"
+        yield from (f'xendomains_wait_{kind}s{{state="{one.value}"}} {found.count(one.value)}' for one in State)
+    yield "# TYPE xendomains_wait_disk_found_after_seconds gauge"
+    for path, disk in disks.items():
+        if disk["found_after"] is not None:
+            label = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            yield f'xendomains_wait_disk_found_after_seconds{{path="{label}"}} {disk["found_after"]}'
 
 
 def size_of(snapshot: Snapshot) -> str:
@@ -4587,7 +5176,7 @@ def run() -> NoReturn:
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
     except ConfigError as error:
-        failure = f"{error}."
+        status, failure = EXIT_USAGE, f"{error}."
     except MemoryError:
         failure = "there is not enough memory to go on. What is missing is not waited for."
     except (ImportError, OSError) as error:

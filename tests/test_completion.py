@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""Tab completion: a shell on a terminal, in which the Tab key is pressed."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import CAP, MODULE
+
+import xendomains_wait_disk as xwd
+
+COMPLETIONS = MODULE.parent / "packaging" / "completions"
+BASH = COMPLETIONS / "xendomains-wait-disk.bash"
+ZSH = COMPLETIONS / "_xendomains-wait-disk"
+FISH = COMPLETIONS / "xendomains-wait-disk.fish"
+
+SHELLS = [
+    pytest.param(name, marks=pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed"))
+    for name in ("bash", "zsh", "fish")
+]
+PROMPT, END = "READY> ", "THE END"
+# The command prints nothing; it notes its arguments.
+COMMAND = f"""#!/bin/sh
+printf '%s\\0' "$@" >arguments
+echo {END[:3]}' '{END[4:]}
+"""
+
+Type = Callable[[str], list[str]]
+
+
+@pytest.fixture(params=SHELLS)
+def type_line(request: pytest.FixtureRequest, tmp_path: Path) -> Type:
+    """Types a line in a shell, and returns the arguments that the command then gets; ⇥ is the Tab key."""
+    program = tmp_path / "bin" / xwd.COMMAND
+    program.parent.mkdir()
+    program.write_text(COMMAND)
+    program.chmod(0o755)
+    for directory in ("auto", "save", "here"):
+        (tmp_path / directory).mkdir()
+    for file in (BASH, ZSH, FISH):
+        text = file.read_text().replace(xwd.DEFAULT_AUTO, f"{tmp_path}/auto")
+        (tmp_path / file.name).write_text(text.replace(xwd.DEFAULT_SAVE, f"{tmp_path}/save"))
+    (tmp_path / ".bashrc").write_text(f"PS1='{PROMPT}'\n. {tmp_path}/{BASH.name}\n")
+    (tmp_path / ".zshrc").write_text(f"PS1='{PROMPT}'\nfpath=({tmp_path} $fpath)\nautoload compinit\ncompinit -u -D\n")
+    fish = f"source {tmp_path}/{FISH.name}; function fish_prompt; echo -n '{PROMPT}'; end"
+    shells: dict[str, list[str | Path]] = {
+        "bash": ["bash", "--noprofile", "--rcfile", tmp_path / ".bashrc", "-i"],
+        "zsh": ["zsh", "-d", "-i"],
+        "fish": ["fish", "--no-config", "--interactive", "--init-command", fish],
+    }
+    environment = {
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "ZDOTDIR": str(tmp_path),
+        "TERM": "xterm",
+        "LC_ALL": "C.UTF-8",
+    }
+
+    def type_line(line: str) -> list[str]:
+        terminal, other = pty.openpty()
+        process = subprocess.Popen(
+            ["setsid", "--ctty", *shells[request.param]],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            cwd=tmp_path / "here",
+            env=environment,
+        )
+        os.close(other)
+        try:
+            read_until(terminal, PROMPT)
+            os.write(terminal, f"{xwd.COMMAND} {line}\r".replace("⇥", "\t").encode())
+            read_until(terminal, END)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(terminal)
+        return (tmp_path / "here" / "arguments").read_text().split("\0")[:-1]
+
+    return type_line
+
+
+def read_until(terminal: int, text: str) -> None:
+    """Reads what the shell shows until there is this text."""
+    deadline = time.monotonic() + CAP
+    shown = ""
+    while text not in shown:
+        assert select.select([terminal], [], [], deadline - time.monotonic())[0], f"there was no {text!r}: {shown!r}"
+        shown += os.read(terminal, 4096).decode(errors="replace")
+
+
+def test_commands_and_options_are_completed(type_line: Type) -> None:
+    assert type_line("che⇥ --reb⇥") == ["check", "--reboot"]
+
+
+def test_a_command_follows_the_configuration(type_line: Type, tmp_path: Path) -> None:
+    (tmp_path / "here" / "a file.conf").touch()
+    assert type_line("--config a⇥ lis⇥") == ["--config", "a file.conf", "list"]
+
+
+def test_a_guest_is_completed_by_the_name_of_its_file(type_line: Type, tmp_path: Path) -> None:
+    (tmp_path / "auto" / "web.cfg").touch()
+    (tmp_path / "save" / "mail").touch()
+    assert type_line("start we⇥ ma⇥") == ["start", "web.cfg", "mail"]
+
+
+def test_a_directory_of_that_name_adds_no_slash(type_line: Type, tmp_path: Path) -> None:
+    (tmp_path / "auto" / "web").touch()
+    (tmp_path / "here" / "web").mkdir()
+    assert type_line("list we⇥") == ["list", "web"]
+
+
+def test_without_guests_nothing_is_offered(type_line: Type) -> None:
+    assert type_line("start we⇥") == ["start", "we"]
+
+
+@pytest.mark.parametrize("begin", ["my", "my\\ g", '"my g', "'my"])
+def test_a_name_with_blanks_is_completed_whole(type_line: Type, tmp_path: Path, begin: str) -> None:
+    (tmp_path / "auto" / "my guest.cfg").touch()
+    assert type_line(f"start {begin}⇥") == ["start", "my guest.cfg"]
+
+
+@pytest.mark.parametrize("name", ["a$(touch${IFS}pwned)b.cfg", "a`touch pwned`", "a;touch pwned", "a'$(touch pwned)"])
+def test_a_command_in_a_name_does_not_run(type_line: Type, tmp_path: Path, name: str) -> None:
+    (tmp_path / "auto" / name).touch()
+    assert type_line("start a⇥") == ["start", name]
+    assert sorted(os.listdir(tmp_path / "here")) == ["arguments"]
+
+
+def test_last_takes_no_guests(type_line: Type, tmp_path: Path) -> None:
+    (tmp_path / "auto" / "web.cfg").touch()
+    assert type_line("last we⇥") == ["last", "we"]
+
+
+# Options: the same in each file as in the program
+
+
+def parsers_options(capsys: pytest.CaptureFixture[str], command: str) -> set[str]:
+    """What --help lists; without a command, the options before it."""
+    with pytest.raises(SystemExit):
+        xwd.parse_arguments([*([command] if command else []), "--help"])
+    lines = re.findall(r"^  (-.*?)(?:  .*)?$", capsys.readouterr().out, re.M)
+    return {option for line in lines for option in re.findall(r"(?<!\S)--?[a-z-]+", line)}
+
+
+def bash_options(command: str) -> set[str]:
+    words = [xwd.COMMAND, *([command] if command else []), "-"]
+    script = f'. {BASH}; COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)); _xendomains_wait_disk; echo "${{COMPREPLY[@]}}"'
+    return set(subprocess.check_output(["bash", "--norc", "-c", script, "bash", *words], text=True).split())
+
+
+def zsh_options(command: str) -> set[str]:
+    text = ZSH.read_text()
+    for name, value in re.findall(r"^local -a (\w+)=\((.*?'|\n.*?)\n?\)$", text, re.M | re.S):
+        text = text.replace(f" ${name} ", f" {value} ")
+    found = re.search(
+        rf"^    {command}\)\n(.*?);;" if command else r"^_arguments -C(.*?)^ *'1:command", text, re.M | re.S
+    )
+    assert found
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", re.sub(r"\([^'\n]*?\)|\[.*?\]", "", found[1])))
+
+
+def fish_options(command: str) -> set[str]:
+    options = {"-h", "--help"}
+    for line in FISH.read_text().splitlines():
+        found = re.match(r"\$option -n (?:\w+_no_command|'__fish_seen_subcommand_from (.*?)')(.*)", line)
+        if found and command in (found[1] or "").split(" "):
+            options.update(f"-{letter}" for letter in re.findall(r" -s (\w)", found[2]))
+            options.update(f"--{name}" for name in re.findall(r" -l (\S+)", found[2]))
+    return options
+
+
+@pytest.mark.parametrize("command", ["", *xwd.COMMANDS])
+@pytest.mark.parametrize("offered", [bash_options, zsh_options, fish_options])
+def test_completions_offer_the_options_that_the_command_has(
+    capsys: pytest.CaptureFixture[str], offered: Callable[[str], set[str]], command: str
+) -> None:
+    assert offered(command) == parsers_options(capsys, command)
