@@ -215,7 +215,7 @@ def test_it_needs_no(waiting_host: Host, change: str) -> None:
 
 
 def test_a_block_device_without_sys_is_not_ready_and_the_reason_is_true(tmp_path: Path) -> None:
-    reason = f"is a device file, but {tmp_path}, which tells of it, is not mounted"
+    reason = f"is a device file, but {tmp_path}, which describes it, is not mounted"
     HostPaths(sys=str(tmp_path)).use()
     layer = xwd.check_block_device(os.makedev(7, 0), xwd.Required(), xwd.StorageFacts())
     assert layer.problem == xwd.Problem(reason)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
 
-REASON = "array mirror (md127) is inactive with vdd alone; nothing starts it unless another member comes"
+REASON = "/dev/md127: md array is inactive (only vdd present); nothing will start it unless another member appears"
 HOST = Host(
     disks=(Disk("mirror-a", left_by=WHOLE),),
     guests=(Guest("web", ("/dev/md/mirror,raw,xvda,w",)),),
