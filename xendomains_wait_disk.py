@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
+    from xml.etree.ElementTree import Element
 
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
@@ -53,6 +54,8 @@ CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
 LATE_SERVICE = "xendomains-late.service"
 XL_LOGS = "/var/log/xen"
+LIBVIRT_SAVES = "/var/lib/libvirt/libxl/save"
+LIBVIRT_LOGS = "/var/log/libvirt/libxl"
 STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
 LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
 NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
@@ -103,6 +106,7 @@ MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # and of looking once
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
+MAX_RECHECKED = 32  # ready disks that are checked again in one look, which takes some milliseconds
 MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
 MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
@@ -223,6 +227,7 @@ class Settings(NamedTuple):
     xendomains: tuple[str, ...] = ("/etc/sysconfig/xendomains", "/etc/default/xendomains", "/etc/conf.d/xendomains")
     auto: str = ""
     save: str = ""
+    libvirt: str = "/etc/libvirt/libxl/autostart"
     first: float = 0.1
     longest: float = 1.0
     factor: float = 2.0
@@ -311,6 +316,7 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
     "paths.xendomains": ("xendomains", check_path, True),
     "paths.auto": ("auto", check_path, False),
     "paths.save": ("save", check_path, False),
+    "paths.libvirt": ("libvirt", check_path, False),
     "polling.first": ("first", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.longest": ("longest", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.factor": ("factor", check_factor, False),
@@ -498,6 +504,7 @@ class Xendomains(NamedTuple):
     warning: str = ""  # a sentence about its settings
     is_debians: bool = False  # else it is upstream's
     file: str = ""  # its settings
+    libvirt: str = ""  # directory of the guests that libvirt starts; empty: none
 
 
 # Where Xen's own settings file puts them.
@@ -521,10 +528,14 @@ BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
     """What xendomains will do, and a sentence for everything wrong with its settings.
 
-    Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
-    A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
+    Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6,
+    Debian's starts no guest. A file that cannot be read, or not be sourced within `limit` seconds, counts as if it held
+    Xen's own defaults.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
+    libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
+    if path is None and libvirt:
+        return Xendomains(libvirt=libvirt), []
     if path is None:
         return None, [f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests."]
     problems = []
@@ -546,9 +557,9 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    if not auto and not save:
+    if not auto and not save and not libvirt:
         problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
-    return Xendomains(auto, save, warning, is_debians, path), problems
+    return Xendomains(auto, save, warning, is_debians, path, libvirt), problems
 
 
 def is_absent(path: str) -> bool:
@@ -642,11 +653,12 @@ class Disk(NamedTuple):
     script: str = ""
     cdrom: bool = False
     writes: bool = False
+    attached_by: str = ""  # what brings it to this host; empty: it is here
 
 
 @record
 class Domain(NamedTuple):
-    """A guest that xendomains is about to start (kind "auto") or to restore (kind "saved")."""
+    """A guest that is about to be created (kind "auto"), restored ("saved"), or started by libvirt ("libvirt")."""
 
     name: str
     source: str
@@ -654,6 +666,7 @@ class Domain(NamedTuple):
     disks: tuple[Disk, ...] = ()
     warnings: tuple[str, ...] = ()
     boot_files: tuple[Disk, ...] = ()  # with their key for a vdev
+    saved: str = ""  # the file with which libvirt will restore it
 
     def needs(self) -> tuple[Disk, ...]:
         """What has to be there before it can start."""
@@ -817,7 +830,8 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
-    boot_files = () if type_in(settings) == "hvm" else boot_files_in(settings)
+    values = {key: value for key, (value, _) in settings.items()}
+    boot_files = () if type_in(settings) == "hvm" else boot_files_in(values)
     specifications, line = settings.get("disk", ([], 0))
     if isinstance(specifications, str):
         warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
@@ -854,9 +868,8 @@ def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
     return found[0] if found else "pv"
 
 
-def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
-    """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
-    values = {key: value for key, (value, _) in settings.items()}
+def boot_files_in(values: Mapping[str, Any]) -> tuple[Disk, ...]:
+    """The files that a PV or PVH guest is built from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
     keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
     # Where libxl looks for a name without a directory depends on how it was built.
     return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
@@ -892,16 +905,21 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
     if size > optional - 4:
         raise ConfigError(f"claims {size} bytes of configuration in {optional} bytes of optional data")
+    return os.fsdecode(read_saved(file, size, bool(flags & SAVED_STREAM_V2))), bool(flags & SAVED_JSON)
+
+
+def read_saved(file: IO[bytes], size: int, has_end: bool) -> bytes:
+    """The configuration that comes next in a file of a saved guest. Raises ConfigError if the file is incomplete."""
     if size > MAX_CONFIGURATION:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
     configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
-    if flags & SAVED_STREAM_V2:
+    if has_end:
         file.seek(-len(SAVED_END), os.SEEK_END)
         if file.read(len(SAVED_END)) != SAVED_END:
-            raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
-    return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
+            raise ConfigError("is incomplete, because the save failed or was ended, and cannot be restored")
+    return configuration.split(b"\0")[0]
 
 
 def domain_from_json(text: str, source: str, kind: str) -> Domain:
@@ -932,6 +950,84 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
     backend = str(disk.get("backend_domname") or disk.get("backend_domid") or "")
     values = {field: str(disk.get(key) or "") for field, key in keys.items()}
     return Disk(**values, backend=backend, cdrom=bool(disk.get("is_cdrom")), writes=bool(disk.get("readwrite")))
+
+
+# --- Configurations of libvirt: libvirt.org/formatdomain.html, and the header which virsh managedsave writes ---------
+# libxl_conf.h in libvirt's src/libxl: 16 bytes of magic, two 32-bit words, which are the version and the length of the
+# XML, and 40 bytes unused. Version 2 has a memory image as xl writes it.
+LIBVIRT_MAGIC = b"libvirt-xml\n \0 \r"
+LIBVIRT_HEADER = 64
+# What libvirt's Xen driver makes of the name of a driver: libxlMakeDisk() in libxl_conf.c.
+LIBVIRT_BACKENDS = {"file": "qdisk", "qemu": "qdisk", "tap2": "tap"}
+
+
+def saved_by_libvirt(file: IO[bytes]) -> str:
+    """The XML in a file that virsh managedsave wrote, read as saved_configuration() does. Raises ConfigError."""
+    header = file.read(LIBVIRT_HEADER)
+    if not header.startswith(LIBVIRT_MAGIC) or len(header) < LIBVIRT_HEADER:
+        raise ConfigError("was not written by virsh managedsave, or is damaged")
+    version, size = (int.from_bytes(header[at : at + 4], sys.byteorder) for at in (16, 20))
+    if version not in (1, 2):
+        raise ConfigError(f"has version {version} of libvirt's format, which is unknown")
+    return os.fsdecode(read_saved(file, size, version == 2))
+
+
+def managed_save_of(path: str) -> str:
+    """Where libvirt saves the guest with this file: both have the guest's name."""
+    return f"{LIBVIRT_SAVES}/{os.path.basename(path)[: -len('.xml')]}.save"
+
+
+def read_libvirt_domain(path: str) -> Domain:
+    """The domain in a file of libvirt, or in its managed save, if there is one. Raises OSError and ConfigError."""
+    saved = managed_save_of(path)
+    if is_absent(saved):
+        return domain_from_libvirt_xml(os.fsdecode(read_file(path)), path)
+    try:
+        with open_regular_file(saved) as file:
+            return domain_from_libvirt_xml(saved_by_libvirt(file), path)._replace(saved=saved)
+    except ConfigError as error:
+        raise type(error)(f"has the managed save {saved}, which {error}") from None
+
+
+def domain_from_libvirt_xml(text: str, source: str) -> Domain:
+    """The domain that libvirt's XML describes. Raises ConfigError if it is not XML, or describes no domain."""
+    from xml.etree import ElementTree
+
+    if "<!DOCTYPE" in text:  # only there can entities be declared
+        raise Unsupported("has a DOCTYPE, which libvirt does not write (remove it)")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        problem = str(error).partition(":")[0]
+        raise ConfigError(f"line {error.position[0]}: {problem} (virsh define FILE says more)") from None
+    except UnicodeEncodeError:
+        raise ConfigError("is not UTF-8") from None
+    name = root.findtext("name")
+    if root.tag != "domain" or not name:
+        raise ConfigError("describes no guest: a <domain> with a <name>")
+    disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
+    keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
+    values = {key: root.findtext(path) for key, path in keys.items()}
+    return Domain(
+        name, source, "libvirt", disks, (), () if root.findtext("os/type") == "hvm" else boot_files_in(values)
+    )
+
+
+def disk_from_libvirt_xml(disk: Element) -> Disk:
+    """A <disk> of libvirt."""
+    parts = {part.tag: part.attrib for part in disk}
+    source, driver, target = (parts.get(tag, {}) for tag in ("source", "driver", "target"))
+    kind, cdrom = disk.get("type", "file"), disk.get("device") == "cdrom"
+    return Disk(
+        target.get("dev", ""),
+        source.get({"block": "dev"}.get(kind, "file"), ""),
+        driver.get("type", "raw"),
+        parts.get("backenddomain", {}).get("name", ""),
+        LIBVIRT_BACKENDS.get(driver.get("name", ""), driver.get("name", "")),
+        cdrom=cdrom,
+        writes="readonly" not in parts and not cdrom,
+        attached_by="" if kind in ("block", "file") else f"libvirt (type {kind})",
+    )
 
 
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
@@ -1125,6 +1221,8 @@ def required_by(disk: Disk) -> Required:
     script = os.path.basename(disk.script)
     if disk.backend not in ("", "0", "Domain-0"):
         return Required(reason=f"the driver domain {disk.backend} holds it")
+    if disk.attached_by:
+        return Required(reason=f"{disk.attached_by} attaches it")
     if disk.format == "empty" or not disk.target:
         return Required(reason="the drive is empty")
     if script == "block-drbd":
@@ -2386,6 +2484,7 @@ class State(Enum):
 
 
 AWAITED = (State.MISSING, State.NOT_READY, State.UNKNOWN)
+FINE = (State.READY, State.SKIPPED)
 
 
 @record
@@ -2653,8 +2752,10 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # As long as it was not read, a saved guest is taken to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
-        start = Start("restore" if is_saved else "create")
-        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+        start = Start("restore" if is_saved or guest.domain.saved else "create")
+        if guest.domain.kind == "libvirt":
+            pass  # whatever xendomains does
+        elif re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
             start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
         elif not is_saved and comes_up and name in taken:
             start = taken[name]
@@ -2866,12 +2967,13 @@ class Watcher:
         self.shares = True  # see StorageFacts
         self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
         self._read_at = self._explain_at = float("-inf")  # when to do it again
+        self._turn = 0  # of the ready disks, which one is checked again next
 
     def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
         """What there is now, until `deadline` at the latest; the snapshot of before if nothing has changed.
 
-        Reads only files that have changed, and checks only disks that were not ready; with `recheck_ready` all disks,
-        because one may have gone again. Raises Stopped if a signal comes.
+        Reads only files that have changed, and checks the disks that were not ready, and some that were, each in its
+        turn, because it may have gone again; with `recheck_ready` all disks. Raises Stopped if a signal comes.
         """
         if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
             explains = recheck_ready or self.clock.now() >= self._explain_at
@@ -2881,23 +2983,31 @@ class Watcher:
     def check_disks(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
         """Like look(), without directories and configurations."""
         disks = dict(self.known.disks)
-        checked = [path for path, status in disks.items() if recheck_ready or status != READY]
+        ready = [path for path, status in disks.items() if status == READY]
+        checked = [path for path, status in disks.items() if status != READY]
+        checked += ready if recheck_ready else self._in_turn(ready)
         absent = absent_devices(path for path in checked if disks[path].state is State.MISSING)
         patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
         answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
         for path, answer in answers.items():
             disks[path] = updated_status(disks[path], answer, is_last=recheck_ready)
         if recheck_ready or self.clock.now() >= self._explain_at:
-            silent = {path for path, answer in answers.items() if isinstance(answer, Exception)}
-            awaited = [path for path in checked if disks[path].state in (State.MISSING, State.NOT_READY)]
-            disks.update(self._explain([path for path in awaited if path not in silent], deadline))
+            silent = [path for path, answer in answers.items() if isinstance(answer, Exception)]
+            disks.update(self._explain({path: disks[path] for path in checked if path not in silent}, deadline))
         if disks != self.known.disks:
             self.known = self.known._replace(disks=disks)
         return self.known
 
-    def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
-        """How these disks are, and why."""
+    def _in_turn(self, ready: Sequence[str]) -> Sequence[str]:
+        """Those of the ready disks that are checked again in this look."""
+        first = self._turn if self._turn < len(ready) else 0
+        self._turn = first + MAX_RECHECKED
+        return ready[first : self._turn]
+
+    def _explain(self, disks: Mapping[str, Status], deadline: float) -> dict[str, Status]:
+        """How those of these disks are that are not ready, and why."""
         spent = time.process_time()
+        paths = [path for path, status in disks.items() if status.state in (State.MISSING, State.NOT_READY)]
         answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
         # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
         seconds = (time.process_time() - spent) / MAX_REASON_SHARE
@@ -2929,8 +3039,9 @@ class Watcher:
         self.known = Snapshot(directories, guests, disks, read, needed)
 
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
-        """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
-        kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
+        """The directories with their files, those of saved guests first, as xendomains starts them."""
+        auto, save, *_, libvirt = self.xendomains
+        kinds = {path: kind for path, kind in ((save, "saved"), (auto, "auto"), (libvirt, "libvirt")) if path}
         known = {
             path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
         }
@@ -3098,27 +3209,42 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
+def signature_of(path: str) -> tuple[int, ...]:
+    """What tells whether a file is as it was. Raises OSError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def read_domain(path: str, kind: str, is_debians: bool) -> Domain | None:
+    """The domain that a file configures; nothing if it is skipped at boot. Raises OSError and ConfigError."""
+    if kind == "libvirt":
+        return read_libvirt_domain(path) if path.endswith(".xml") else None
+    if kind == "auto":
+        return domain_from_xl_config(os.fsdecode(read_file(path)), path, kind)
+    if not os.path.isfile(path):
+        return None
+    with open_regular_file(path) as file:
+        if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
+            return None
+        file.seek(0)
+        text, is_json = saved_configuration(file)
+    return (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
+
+
 def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        signature = signature_of(path)
+        if kind == "libvirt" and not is_absent(managed_save_of(path)):
+            signature += signature_of(managed_save_of(path))
         if signature == before.signature:
             return before
         unread = unread._replace(signature=signature)
-        if kind == "auto":
-            text, is_json = os.fsdecode(read_file(path)), False
-        elif not stat.S_ISREG(status.st_mode):
+        if (domain := read_domain(path, kind, is_debians)) is None:
             return None
-        else:
-            with open_regular_file(path) as file:
-                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
-                    return None
-                file.seek(0)
-                text, is_json = saved_configuration(file)
-        domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
         unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
@@ -3165,9 +3291,6 @@ def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) 
         snapshot = watcher.look(end_of_look(deadline, clock))
         if clock.now() >= deadline:
             return watcher.check_disks(end_of_look(deadline, clock), recheck_ready=True)
-        if snapshot.is_complete():
-            # What became ready first may have gone again.
-            snapshot = watcher.look(end_of_look(deadline, clock), recheck_ready=True)
         if not snapshot.is_complete():
             report(snapshot)
         return snapshot
@@ -3240,15 +3363,14 @@ def shortened(text: str, longest: int) -> str:
 class Journal:
     """Where messages go: to systemd's journal with fields, or to standard error.
 
-    Nobody may hold up the boot by not reading: unless it is to be `patient`, a message that cannot be delivered soon
-    is dropped, and later it is said how many were. Each method raises Stopped if a signal comes meanwhile.
+    Nobody may hold up the boot by not reading: a message that cannot be delivered soon is dropped, and later it is said
+    how many were. Each method raises Stopped if a signal comes meanwhile.
     """
 
-    def __init__(self, level: int, stream: IO[str] | None, clock: Clock, *, patient: bool = False) -> None:
+    def __init__(self, level: int, stream: IO[str] | None, clock: Clock) -> None:
         self.level = level
         self._stream = stream
         self._clock = clock
-        self._patient = patient
         self._dropped = 0
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
@@ -3317,8 +3439,7 @@ class Journal:
 
     def _can_write(self, descriptor: int, seconds: float) -> bool:
         """Whether the reader takes something soon."""
-        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING / 2)
-        end = self._clock.now() + seconds
+        end = self._clock.now() + min(seconds, MAX_SENDING / 2)
         while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
             if self._clock.now() >= end:
                 return False
@@ -3768,7 +3889,7 @@ def problems_in(record: Mapping[str, Any]) -> list[Need]:
 
 def is_trouble(row: Mapping[str, Any]) -> bool:
     """Whether something with this state may keep a guest from starting."""
-    return State(row["state"]) not in (State.READY, State.SKIPPED)
+    return State(row["state"]) not in FINE
 
 
 def need_from_json(path: str, guest: str, row: Mapping[str, Any]) -> Need:
@@ -3790,6 +3911,7 @@ class Screen(NamedTuple):
 
     columns: int = 0
     has_colours: bool = False
+    branches: tuple[str, str, str] = ("|-", "`-", "| ")  # of a tree
 
     def paint(self, text: str, colour: str) -> str:
         """The text in a colour, as ECMA-48 has them (SGR)."""
@@ -3798,12 +3920,15 @@ class Screen(NamedTuple):
 
 def screen_of(stream: IO[str] | None) -> Screen:
     """What is at the other end of a stream. $NO_COLOR: no-color.org."""
+    screen = Screen()
+    if (getattr(stream, "encoding", None) or "").lower() == "utf-8":
+        screen = Screen(branches=("├─", "└─", "│ "))
     if stream is None or not stream.isatty():
-        return Screen()
+        return screen
     from shutil import get_terminal_size
 
     has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
-    return Screen(get_terminal_size().columns, has_colours)
+    return screen._replace(columns=get_terminal_size().columns, has_colours=has_colours)
 
 
 def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
@@ -3841,6 +3966,38 @@ def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], scree
     columns = max(screen.columns - len(label), 0)
     lines = [line for text in texts for line in wrapped(printable(shortened(text, MAX_CELL)), columns)]
     return [screen.paint(f"{label}{lines[0]}", "1"), *(f"{' ' * len(label)}{line}" for line in lines[1:])]
+
+
+def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Screen) -> list[str]:
+    """The guests, their disks, and below each what it lies on, as `lsblk -s` shows it; what is to blame is marked."""
+    rows: list[Sequence[str]] = [("NAME", "KIND", "STATE")]
+    for guest in snapshot.guests.values():
+        status = snapshot.guest_status(guest)
+        rows.append((guest.domain.name, "guest", guest.status.reason or status.state.value))
+        pairs = list(zip(guest.domain.needs(), guest.required))
+        for disk, required in pairs:
+            status = snapshot.disk_status(required)
+            unknown = Layer(required.path or disk.target or "-", "", Problem(status.reason or status.state.value))
+            layer = layers.get(required.path, unknown)
+            is_last = required is pairs[-1][1]
+            rows += rows_of_layer(layer._replace(name=f"{disk.vdev}  {layer.name}"), "", is_last, layer.cause, screen)
+    return in_columns(rows, screen)
+
+
+def rows_of_layer(
+    layer: Layer, indent: str, is_last: bool, cause: Problem | None, screen: Screen
+) -> Iterator[Sequence[str]]:
+    """A layer and what is below it, in a tree whose last branch at this level it may be."""
+    branch, last_branch, trunk = screen.branches
+    problem, state = layer.problem, State.READY.value
+    if problem is not None:
+        state = f"{problem.reason}  <-- try: {problem.hint}" if problem == cause and problem.hint else problem.reason
+    elif layer.cause is not None:
+        state = "-"
+    yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
+    indent += "  " if is_last else trunk
+    for one in layer.below:
+        yield from rows_of_layer(one, indent, one is layer.below[-1], cause, screen)
 
 
 def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: bool) -> list[str]:
@@ -4319,6 +4476,9 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     ConfigError if xl does not work here or a name is wrong.
     """
     clock, deadline = watcher.clock, started + options.wait
+    # The boot may be told to ignore guests because they start later; and all files have to be read to find saved ones.
+    watcher = Watcher(watcher.xendomains, watcher.settings._replace(ignored_domains=()), clock)
+    watcher.rest, watcher.shares = START_REST, bool(options.guests)
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
     # The events are collected from before the first look on.
     events = block_events() if options.wait else None
@@ -4711,6 +4871,8 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
                 level = parse_log_level(environment[name])
             except ConfigError as error:
                 problems.append(f"${name} {error}; it is ignored.")
+    if options.command == "start":
+        level = max(level, INFO)  # what became of the guests
     if options.quiet:
         level = ERR
     elif options.verbose:
@@ -4723,84 +4885,89 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     started = clock.now()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
-    if options.timeout is not None:
-        settings = settings._replace(timeout=options.timeout)
     level, level_problems = log_level(settings, options, os.environ)
-    if options.command == "start" and not options.quiet:
-        level = max(level, INFO)  # what became of the guests
-    journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
+    journal = Journal(level, sys.stderr, clock)
     if options.command == "last":
         return show_last_wait(journal, settings.late_domains, options)
     clock.take_signals()
     limit = MAX_SOURCING
     if options.command == "wait":
-        limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
-        notify(extended_timeout(settings.timeout))
+        timeout = settings.timeout if options.timeout is None else options.timeout
+        settings, limit = settings._replace(timeout=timeout), min(MAX_SOURCING, max(timeout, 0.5))
+        notify(extended_timeout(timeout))
     xendomains, more_problems = read_xendomains(settings, clock, limit)
-    told = [finding_of_settings(text, settings, options) for text in (*problems, *level_problems, *more_problems)]
-    if xendomains is not None and xendomains.warning:
-        told.append(finding_of_settings(xendomains.warning, settings, options)._replace(is_error=False))
-    for finding in told if options.command != "check" else ():
-        text = f"{finding.file}: {finding.problem}." if finding.file else f"{finding.problem}."
-        journal.log(ERR if finding.is_error else WARNING, text, MESSAGE_ID=MESSAGE_SETTINGS)
+    findings = settings_findings([*problems, *level_problems, *more_problems], xendomains, settings, options)
+    if options.command != "check":  # which prints them
+        for finding in findings:
+            text = f"{finding.file}: {finding.problem}." if finding.file else f"{finding.problem}."
+            journal.log(ERR if finding.is_error else WARNING, text, MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None and options.command != "check" and not options.format:
         return EXIT_NO_XENDOMAINS
-
-    if options.command == "start":
-        # The boot may be told to ignore guests because they start later.
-        watcher = Watcher(xendomains or Xendomains(), settings._replace(ignored_domains=()), clock)
-        watcher.rest, watcher.shares = START_REST, bool(options.guests)
-        try:
-            return start_guests(watcher, options, journal, started)
-        except ConfigError as error:
-            journal.log(ERR, f"{error}.")
-            return EXIT_USAGE
     watcher = Watcher(xendomains or Xendomains(), settings, clock, options.guests)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
-    status = show_guests(watcher, options, journal, told)
+    if options.command == "start":
+        return start_guests(watcher, options, journal, started)
+    status = show_guests(watcher, options, journal, findings)
     return EXIT_NO_XENDOMAINS if xendomains is None and options.format != "nagios" else status
 
 
-def finding_of_settings(text: str, settings: Settings, options: Options) -> Finding:
-    """A sentence about our settings or those of xendomains, which begins with the file."""
+def settings_findings(
+    problems: Sequence[str], xendomains: Xendomains | None, settings: Settings, options: Options
+) -> list[Finding]:
+    """What is wrong with our settings and those of xendomains: sentences that begin with the file."""
     files = [options.config or CONFFILE, *settings.xendomains]
-    file = next((file for file in files if text.startswith((f"{file}:", f"{file} "))), "")
-    return Finding(text[len(file) :].lstrip(": ").rstrip("."), is_error=True, file=file)
+    warnings = [xendomains.warning] if xendomains and xendomains.warning else []
+    findings = []
+    for text in (*problems, *warnings):
+        file = next((file for file in files if text.startswith((f"{file}:", f"{file} "))), "")
+        problem = text[len(file) :].lstrip(": ").rstrip(".")
+        findings.append(Finding(problem, is_error=text not in warnings, file=file))
+    return findings
 
 
-def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequence[Finding]) -> int:
-    """What list and check print; returns the exit status. `told` is what is wrong with the settings."""
+def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: Sequence[Finding]) -> int:
+    """What list and check print; returns the exit status. `findings` is what is wrong with the settings."""
     snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
         return NAGIOS_UNKNOWN if options.format == "nagios" else EXIT_USAGE
     if options.command == "check":
-        return show_findings([*told, *findings_of(snapshot, watcher, options)], snapshot, options)
+        return show_findings([*findings, *findings_of(snapshot, watcher, options)], snapshot, options)
     show_list(snapshot, watcher, options)
     unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
-    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
+    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in findings):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 
 
 def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     """Prints the guests: for programs, into a pipe a line for each disk, and on a terminal the causes first."""
-    record, screen = as_record(snapshot), screen_of(sys.stdout)
     if options.problems:
-        record["guests"] = [guest for guest in record["guests"] if is_trouble(guest)]
+        guests = snapshot.guests.items()
+        snapshot = snapshot._replace(
+            guests={file: one for file, one in guests if snapshot.guest_status(one).state not in FINE}
+        )
+    record, screen = as_record(snapshot), screen_of(sys.stdout)
     if options.format:
         import json
 
         states = {one["state"] for one in record["guests"] + record["directories"]}
         ready = snapshot.is_complete() and State.UNREADABLE.value not in states
         show(json.dumps({"version": JSON_VERSION, "ready": ready, **record}, indent=2))
+    elif options.tree:
+        calls: dict[str, Call] = {
+            path: partial(storage_of, one, StorageFacts()) for path, one in snapshot.needed.items()
+        }
+        layers = watcher.calls.run("tree", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+        found = {path: layer for path, layer in layers.items() if isinstance(layer, Layer)}
+        show("\n".join(picture_of_tree(snapshot, found, screen)))
     elif not screen.columns or options.verbose:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
-        footer = f"{footer_of_list(as_record(snapshot), watcher.xendomains)}{later}"
+        footer = f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}{later}"
         show("\n".join([*picture_of_list(record, screen), "", *wrapped(footer, screen.columns)]))
 
 
@@ -5009,7 +5176,7 @@ def run() -> NoReturn:
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
     except ConfigError as error:
-        failure = f"{error}."
+        status, failure = EXIT_USAGE, f"{error}."
     except MemoryError:
         failure = "there is not enough memory to go on. What is missing is not waited for."
     except (ImportError, OSError) as error:

@@ -15,7 +15,7 @@ from conftest import NOBODY, FakeClock, Host, as_root
 
 import xendomains_wait_disk as xwd
 
-INCOMPLETE = "is incomplete, because xl save failed or was ended, and cannot be restored"
+INCOMPLETE = "is incomplete, because the save failed or was ended, and cannot be restored"
 
 
 @pytest.fixture

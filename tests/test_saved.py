@@ -69,9 +69,9 @@ def test_a_configuration_as_text_is_read() -> None:
         (saved_file(b"{}", size=50, optional=54, image=b""), "ends within its configuration: 2 of 50 bytes"),
         (
             saved_file(b"{}", image=b"LibxlFmt and half of the memory"),
-            "is incomplete, because xl save failed or was ended",
+            "is incomplete, because the save failed or was ended",
         ),
-        (saved_file(b'{"name": "web"}', image=b""), "is incomplete, because xl save failed or was ended"),
+        (saved_file(b'{"name": "web"}', image=b""), "is incomplete, because the save failed or was ended"),
     ],
 )
 def test_a_damaged_file_is_refused(content: bytes, message: str) -> None:

@@ -402,7 +402,7 @@ def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHo
     os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
     assert start(*[name] if name else []) == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert f"guest web is not started: {file}: is incomplete, because xl save failed or was ended" in start.said
+    assert f"guest web is not started: {file}: is incomplete, because the save failed or was ended" in start.said
 
 
 @pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
