@@ -26,7 +26,7 @@ def check(content: bytes) -> bool:
             texts.append(xwd.saved_by_libvirt(io.BytesIO(saved)))
         except xwd.ConfigError as refused:
             assert str(refused)
-    return any([is_domain(text) for text in texts])
+    return any(is_domain(text) for text in texts)
 
 
 def is_domain(text: str) -> bool:

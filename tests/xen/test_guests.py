@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
 
 WEB = Guest("web", ("/dev/disk/by-id/virtio-web,raw,xvda,w",), starts=False, at="/root/web.cfg")
 DB = Guest("db", ("/dev/disk/by-id/virtio-db,raw,xvda,w",), starts=False, at="/root/db.cfg")
