@@ -4526,7 +4526,7 @@ class Starts:
         self._options = options
         self._journal = journal
         self._running = running_guests(watcher)
-        self.libvirt_is_done = not watcher.xendomains.libvirt
+        self.libvirt_is_done = False
         self._next: dict[str, tuple[float, Outcome]] = {}  # when to try again, and why not before
         self._pauses: dict[str, Iterator[float]] = {}  # before the tries that are left
         self.settled: dict[str, Outcome] = {}
@@ -4535,8 +4535,9 @@ class Starts:
     def judge(self, snapshot: Snapshot) -> None:
         """Sees which guests may be started now."""
         self.waiting = {}
+        left = [one.domain.kind for one in snapshot.guests.values() if one.domain.name not in self.settled]
         # It answers when it has tried to start its guests at this boot.
-        self.libvirt_is_done = self.libvirt_is_done or ask(self._watcher, *VIRSH, "list") != ""
+        self.libvirt_is_done = "libvirt" not in left or ask(self._watcher, *VIRSH, "list") != ""
         for name, outcome in outcomes_of(snapshot, self._options, self._watcher.settings, self._running).items():
             if name in self.settled:
                 continue

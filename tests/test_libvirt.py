@@ -20,6 +20,10 @@ from test_start import Start, StartHost, create
 
 import xendomains_wait_disk as xwd
 
+pytestmark = pytest.mark.promise(
+    "A guest of libvirt is listed, checked and waited for as the others, and started late if libvirt could not start it"
+)
+
 RECORDED = DATA / "libvirt"
 FILE = "/etc/libvirt/libxl/autostart/web.xml"
 
