@@ -69,7 +69,7 @@ XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-ini
 
 # What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
 # source_xendomains() and kill_group(), which kill a group of processes; changed a little, that may be the wrong one.
-MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
+MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskParser*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
     '*explain_*' '*StorageFacts*' '*attribute*' '*udev_*' '*required*' '*x_matches*' '*x_read_*' '*x_list_*' \
     '*status_*' '*guest*' '*absent_*' '*Watcher*' '*Snapshot*' '*BlockingCalls*' '*sleep_until*' '*drain*'
 

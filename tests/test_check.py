@@ -112,7 +112,7 @@ def test_settings_that_others_may_write_are_a_warning_in_the_json(host: Host) ->
     host.settings.chmod(0o666)
     (finding,) = check_json(host)["findings"]
     assert finding["severity"] == "warning"
-    assert "others than its owner may write it" in finding["problem"]
+    assert "it is writable by group or others" in finding["problem"]
     assert "Nothing is wrong" not in host.run("check").output
 
 

@@ -220,7 +220,7 @@ def test_it_needs_no(waiting_host: Host, change: str) -> None:
 
 
 def test_a_block_device_without_sys_is_not_ready_and_the_reason_is_true(tmp_path: Path) -> None:
-    reason = f"is a device file, but {tmp_path}, which tells of it, is not mounted"
+    reason = f"is a device file, but {tmp_path}, which describes it, is not mounted"
     HostPaths(sys=str(tmp_path)).use()
     layer = xwd.check_block_device(os.makedev(7, 0), xwd.Required(), xwd.StorageFacts())
     assert layer.problem == xwd.Problem(reason)
@@ -433,7 +433,7 @@ def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Hos
 def test_settings_that_end_the_shell_leave_nothing_running(host: Host) -> None:
     host.settings.write_text("sleep 1000 &\nexit\n")
     with host.start("--timeout", "0", options={"start_new_session": True}) as running:
-        assert f"{host.settings} ends the shell that reads it; " in running.end().messages
+        assert f"{host.settings} makes the shell that sources it exit; " in running.end().messages
         wait_until(lambda: session_members(running.pid) == [])
 
 

@@ -86,7 +86,7 @@ def disk(vdev: str, path: Path, state: str, reason: str | None) -> dict[str, str
 
 def test_a_reason_comes_with_a_command_that_helps_in_the_last_message_and_where_more_is_asked_for(host: Host) -> None:
     host.guest("web", "/dev/zvol/no-such-pool/web")
-    reason, hint = "pool no-such-pool is not imported", "zpool import no-such-pool"
+    reason, hint = "ZFS pool no-such-pool is not imported", "zpool import no-such-pool"
     messages = host.run("--timeout", "0").messages
     assert f"/dev/zvol/no-such-pool/web for web is still missing: {reason} (try: {hint})\n" in messages
     assert f"missing  {reason}\n" in host.run("list").output

@@ -479,7 +479,7 @@ def shared(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("named", "ready"), [(False, False), (True, True)])
 def test_a_guest_that_may_run_on_the_peer_has_to_be_named(shared: Path, named: bool, ready: bool) -> None:
     facts = xwd.StorageFacts(shares=named)
-    problem = xwd.check_drbd_role("drbd1", True, facts)
+    problem = xwd.check_drbd_role("drbd1", xwd.Required(promotes=True), facts)
     assert (problem is None) == ready
     assert ready or (problem and problem.reason == "DRBD is Secondary, and its peer is Primary")
 

@@ -532,7 +532,7 @@ def test_a_disk_that_udev_never_looked_at_is_told_so(host: Host, place: Place, l
     with attached(*loop):
         result = host.run("--timeout", "0", prefix=place.prefix)
     assert (
-        f"{loop[0]} for web is still not ready: udev has not finished with it (try: udevadm settle)\n"
+        f"{loop[0]} for web is still not ready: udev has not finished processing it (try: udevadm settle)\n"
         in result.messages
     )
 
@@ -557,7 +557,7 @@ def test_an_odd_entry_of_a_device_in_udevs_database_concerns_no_other_disk(
     host.guest("mail", host.images / "mail")
     place.write(entry, b"E:SYSTEMD_READY=0\n" + odd)
     with attached(*loop), waiting(host, prefix=place.prefix) as waiter:
-        waiter.wait_for(f"still waiting for {device} for web... (udev says that it is not ready (SYSTEMD_READY=0))")
+        waiter.wait_for(f"still waiting for {device} for web... (udev has set SYSTEMD_READY=0 for it)")
         host.image("mail")
         waiter.wait_for(f"disk {host.images}/mail found (after ")
         assert peak_memory(waiter.pid) < 64

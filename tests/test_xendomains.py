@@ -162,7 +162,7 @@ def test_how_a_file_ends_does_not_matter(sysconfig: Path, last: str) -> None:
 def test_a_file_that_ends_the_shell_is_told_of_and_xens_defaults_are_taken(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n" + text)
     assert xendomains.auto == "/etc/xen/auto"
-    assert f"{sysconfig} ends the shell that reads it; waiting for the guests in /etc/xen/auto" in problems
+    assert f"{sysconfig} makes the shell that sources it exit; waiting for the guests in /etc/xen/auto" in problems
 
 
 @pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
@@ -262,8 +262,8 @@ def test_where_a_parent_ignores_the_end_of_its_children_settings_count_all_the_s
 @pytest.mark.parametrize(
     ("mode", "owner", "why"),
     [
-        (0o664, 0, "others than its owner may write it (fix: chmod go-w {})"),
-        (0o646, 0, "others than its owner may write it (fix: chmod go-w {})"),
+        (0o664, 0, "it is writable by group or others (fix: chmod go-w {})"),
+        (0o646, 0, "it is writable by group or others (fix: chmod go-w {})"),
         (0o644, NOBODY, f"it belongs to user {NOBODY}, not to root (fix: chown root {{}})"),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_file_that_others_may_write_counts_and_is_warned_of(sysconfig: Path, m
     assert xendomains.auto == "/etc/xen/auto"
     assert problems == ""
     assert xendomains.warning == (
-        f"{sysconfig}: {why.format(sysconfig)}; xendomains runs it as root all the same, and so its settings count."
+        f"{sysconfig}: {why.format(sysconfig)}; xendomains runs it as root anyway, so its settings are used."
     )
 
 
@@ -284,7 +284,7 @@ def test_the_boot_is_warned_of_settings_that_others_may_write(host: Host) -> Non
     host.settings.chmod(0o666)
     result = host.run()
     assert result.status == xwd.EXIT_READY
-    assert result.messages.startswith(f"{host.settings}: others than its owner may write it (fix: chmod go-w ")
+    assert result.messages.startswith(f"{host.settings}: it is writable by group or others (fix: chmod go-w ")
 
 
 @pytest.mark.promise("xendomains' settings cannot be read (EIO, EACCES, a dangling link)")

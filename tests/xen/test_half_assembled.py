@@ -14,7 +14,7 @@ from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = pytest.mark.promise("The reason names the layer at fault, with a command that helps")
 
-REASON = "array mirror (md127) is inactive with vdd alone; nothing starts it unless another member comes"
+REASON = "/dev/md127: md array is inactive (only vdd present); nothing will start it unless another member appears"
 HOST = Host(
     disks=(Disk("mirror-a", left_by=WHOLE),),
     guests=(Guest("web", ("/dev/md/mirror,raw,xvda,w",)),),

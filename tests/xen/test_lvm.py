@@ -47,6 +47,6 @@ def test_it_is_told_which_layer_lacks_what(boot: Boot) -> None:
     """Not that the LUN is one of the target, to which the host is not meant to log in by itself (node.startup)."""
     waiting = boot.entry(
         r"still waiting for /dev/vg/lv for web\.\.\. \(volume group vg lacks physical volume [\w-]+ "
-        r"\(last seen as /dev/sda\), according to /etc/lvm/backup/vg\)"
+        r"\(last seen as /dev/sda\)\)"
     )
     assert waiting["STATE"] == "missing"
