@@ -1385,8 +1385,19 @@ class StorageFacts:
 
     @once
     def udev_entry(self, number: str) -> Device | None:
-        """The device with this number, such as "8:0"."""
-        return read_udev_device(number)
+        """The device with this number, such as "8:0", in udev's database; nothing while it has no entry there.
+
+        libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev,
+        "E:KEY=VALUE" a property, "I:" the time in microseconds (sd-device.c).
+        """
+        text = attribute(f"{RUN}/udev/data", f"b{number}")
+        if not text:
+            return None
+        name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
+        links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
+        initialized = re.search("^I:([0-9]{1,18})$", text, re.MULTILINE)
+        properties = dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
+        return Device(name, links, properties, int(initialized[1]) / 1e6 if initialized else 0.0)
 
     @once
     def text(self, path: str) -> str:
@@ -1444,20 +1455,18 @@ class StorageFacts:
         if words and "ro" in words[-1].split(","):
             reason = f"{where} is mounted read-only, and the guest writes to it"
             problem = Problem(reason, f"mount -o remount,rw {where}", is_readable=True)
-        below = mounted_layers(words, self) if words and self.explains else ()
-        return Layer(where, "mount", problem, below, problem)
+        layer = Layer(where, "mount", problem, (), problem)
+        if not words or not self.explains:
+            return layer
+        name = mounted_device(words)
+        return layer._replace(below=(self.layer(name),) if name else source_layers(words[words.index("-") + 2]))
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
         """Where devices are mounted, by the kernel's name, and whether they are written there."""
         found: dict[str, list[tuple[str, bool]]] = {}
         for words in self.mounts:
-            # btrfs has a number of its own, and only the source tells the device.
-            source = words[words.index("-") + 2]
-            for path in (f"{SYS}/dev/block/{words[2]}", source):
-                if path.startswith("/dev/") or not words[2].startswith("0:"):
-                    place = (words[4], "ro" not in words[-1].split(","))
-                    found.setdefault(os.path.basename(os.path.realpath(path)), []).append(place)
+            found.setdefault(mounted_device(words), []).append((words[4], "ro" not in words[-1].split(",")))
         return found
 
     @cached_property
@@ -1522,7 +1531,13 @@ class StorageFacts:
     @once
     def volume_group(self, name: str) -> VolumeGroup | None:
         """A volume group as vgcfgbackup(8) has it; nothing if there is no backup."""
-        return read_volume_group(self.text(f"{ETC}/lvm/backup/{name}"))
+        text = self.text(f"{ETC}/lvm/backup/{name}")
+        head, _, volumes = text.partition("\n\tlogical_volumes {\n")
+        head, _, disks = head.partition("\n\tphysical_volumes {\n")
+        date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
+        part = re.compile(r"^\t\t(\S+) {\n(.*?)^\t\t}", re.MULTILINE | re.DOTALL)
+        found = VolumeGroup(head, date[1] if date else "", dict(part.findall(disks)), dict(part.findall(volumes)))
+        return found if found.disks else None
 
     @once
     def physical_volumes(self, group: str) -> dict[str, Layer]:
@@ -1602,16 +1617,6 @@ class StorageFacts:
         return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
 
 
-def read_volume_group(text: str) -> VolumeGroup | None:
-    """The volume group in this backup; nothing if it is none."""
-    head, _, volumes = text.partition("\n\tlogical_volumes {\n")
-    head, _, disks = head.partition("\n\tphysical_volumes {\n")
-    date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
-    parts = (dict(re.findall(r"^\t\t(\S+) {\n(.*?)^\t\t}", one, re.MULTILINE | re.DOTALL)) for one in (disks, volumes))
-    group = VolumeGroup(head, date[1] if date else "of unknown date", *parts)
-    return group if group.disks else None
-
-
 def unit_directories() -> tuple[str, ...]:
     """Where systemd finds units; of those with the same name the last one counts."""
     late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
@@ -1641,22 +1646,6 @@ def list_names(directory: str, pattern: str = "") -> list[str]:
         names = os.listdir(directory)
         return sorted(name for name in names if not pattern or re.fullmatch(pattern, name))[:MAX_FILES]
     return []
-
-
-def read_udev_device(number: str) -> Device | None:
-    """The device with this number in udev's database; nothing while it has no entry there.
-
-    libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev, "E:KEY=VALUE" a
-    property, "I:" the time in microseconds (sd-device.c).
-    """
-    text = attribute(f"{RUN}/udev/data", f"b{number}")
-    if not text:
-        return None
-    name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
-    links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
-    initialized = re.search("^I:([0-9]{1,18})$", text, re.MULTILINE)
-    properties = dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
-    return Device(name, links, properties, int(initialized[1]) / 1e6 if initialized else 0.0)
 
 
 def output_of(*command: str) -> str:
@@ -1704,14 +1693,11 @@ def check_device(name: str, facts: StorageFacts) -> Layer:
     below = tuple(map(facts.layer, devices_below(name)))
     bad = tuple(layer for layer in below if layer.cause)
     problem = check_kernel_state(name, facts)
-    degraded = attribute(device_directory(name), "md/degraded") if name.startswith("md") else ""
-    if bad or not below or degraded not in ("", "0"):
-        word, usable, needed = redundant_members(name, below)
-        if word and usable >= needed:
+    if bad or not below or name.startswith("md"):
+        is_redundant, too_few = check_members(name, below)
+        problem = problem or too_few
+        if is_redundant and not too_few:
             bad = ()
-        elif word:
-            few = f"only {usable} of the {needed} {word}s it needs can be used" if usable else f"no usable {word}"
-            problem = problem or Problem(few, MEMBER_HINTS[word].format(device_path(name)))
     if problem := problem or check_udev(name, facts):
         problem = problem._replace(reason=f"{device_path(name)}: {problem.reason}")
     others = other_layers_below(name, facts) if problem or facts.explains else ()
@@ -1913,35 +1899,31 @@ def has_minor(configuration: str, minor: str) -> bool:
     return re.search(rf"(minor\s+|/dev/drbd){minor}\b", configuration) is not None
 
 
-MEMBER_HINTS = {
-    "path": "multipath -ll",
-    "leg": "lvs --all --options +devices",
-    **dict.fromkeys(("member", "mirrored pair"), "mdadm --detail {}"),
-}
-
-
-def redundant_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
-    """What those devices are called that hold the same data, how many of them can be used, and how many are needed.
-
-    Without a name there is no redundancy, and everything below is needed.
-    """
+def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | None]:
+    """Whether the devices below hold the same data, so that not all are needed; and if too few can be used, that."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
     good = [layer.name for layer in below if not layer.cause]
-    if uuid.startswith("mpath-"):
-        return "path", len(good), 1
-    if name.startswith("md"):
-        return array_members(name, below)
     legs = [layer.name for layer in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(layer.name))]
-    if not legs:
-        return "", 0, 0
-    # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
-    size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
-    return "leg", sum(one in good for one in legs), -(-size // max(leg, 1))
+    what, usable, needed = "", 0, 0
+    if uuid.startswith("mpath-"):
+        what, usable, needed = "path", len(good), 1
+    elif name.startswith("md"):
+        what, usable, needed = array_members(name, below)
+    elif legs:
+        # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
+        size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
+        what, usable, needed = "leg", sum(one in good for one in legs), -(-size // max(leg, 1))
+    if usable >= needed:
+        return what != "", None
+    few = f"only {usable} of the {needed} {what}s it needs can be used" if usable else f"no usable {what}"
+    return True, Problem(few, f"mdadm --detail /dev/{name}" if what.startswith("m") else "multipath -ll")
 
 
 def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
-    """The same of an md array: md(4), and Documentation/admin-guide/md.rst in Linux."""
+    """What the members of an md array are called, how many can be used, and how many are needed: md(4), md.rst."""
     directory = f"{device_directory(name)}/md"
+    if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
+        return "member", 1, 1
     level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
     total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
     bad = [f"dev-{layer.name}" for layer in below if layer.cause]
@@ -1950,9 +1932,8 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     if level == "raid10" and layout == "258" and total % 2 == 0:  # two copies, side by side
         pairs = {int(attribute(member, "slot") or 0) // 2 for member in members}
         return "mirrored pair", len(pairs), total // 2
-    needed = {"raid1": 1, "multipath": 1, "raid10": total - total // 2, "raid6": total - 2}
-    needed.update(dict.fromkeys(("raid4", "raid5"), total - 1))
-    return ("member", len(members), needed[level]) if level in needed else ("", 0, 0)
+    spare = {"raid1": total - 1, "multipath": total - 1, "raid4": 1, "raid5": 1, "raid6": 2, "raid10": total // 2}
+    return ("member", len(members), total - spare[level]) if level in spare else ("", 0, 0)
 
 
 def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:
@@ -2066,12 +2047,12 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
     return stacked(where, "mount", Problem(reason, f"systemctl start {where}"), *below)
 
 
-def mounted_layers(words: Sequence[str], facts: StorageFacts) -> tuple[Layer, ...]:
-    """What the mount in this line of mountinfo is on: a device, or a server."""
+def mounted_device(words: Sequence[str]) -> str:
+    """The kernel's name of the device that is mounted according to this line of mountinfo; nothing if it is none."""
     # btrfs has a number of its own, and only the source tells the device.
     link, source = f"{SYS}/dev/block/{words[2]}", words[words.index("-") + 2]
-    name = os.path.basename(os.path.realpath(link)) if os.path.exists(link) else facts.device_at(source)
-    return (facts.layer(name),) if name else source_layers(source)
+    path = link if os.path.exists(link) else source
+    return os.path.basename(os.path.realpath(path)) if path.startswith((SYS, "/dev/")) else ""
 
 
 def source_layers(source: str) -> tuple[Layer, ...]:
@@ -2505,18 +2486,14 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
             return State.REFUSED, stacked(path, "file", Problem("does not exist, although its file system is mounted"))
         return State.MISSING, explain_missing(path, facts)
     except (OSError, ValueError) as error:
-        problem = explain_error(path, error, facts)
+        problem = Problem(f"cannot be checked: {error_text(error)}")
+        # An automount, FUSE or NFS has no server.
+        is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
+        where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
+        if where not in ("", "/"):
+            plan = facts.planned_mounts[where]
+            problem = Problem(f"{where}: {error_text(error)} ({plan.file} mounts {plan.source} there)")
     return State.NOT_READY, stacked(path, "path", problem)
-
-
-def explain_error(path: str, error: Exception, facts: StorageFacts) -> Problem:
-    """A path that cannot be looked at; what should be mounted there, if an automount, FUSE or NFS has no server."""
-    is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
-    where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
-    if where in ("", "/"):
-        return Problem(f"cannot be checked: {error_text(error)}")
-    plan = facts.planned_mounts[where]
-    return Problem(f"{where}: {error_text(error)} ({plan.file} mounts {plan.source} there)")
 
 
 GONE_ERRORS = (errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN)
