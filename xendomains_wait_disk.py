@@ -152,6 +152,22 @@ class Unsupported(ConfigError):
     """Like ConfigError, for something that xl itself accepts."""
 
 
+@record
+class Finding(NamedTuple):
+    """Something wrong with a file, a guest or a disk, and what to do about it; an error if a guest may not start."""
+
+    problem: str
+    fix: str = ""
+    is_error: bool = False
+    file: str = ""
+    guest: str = ""
+    vdev: str = ""
+
+    def sentence(self) -> str:
+        """The problem and where it is, for a message."""
+        return f"{self.file}: {self.problem}." if self.file else f"{self.problem}."
+
+
 def quoted(text: str) -> str:
     """Text from a file, in quotes, cut to what fits into a message."""
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
@@ -326,8 +342,8 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
 }
 
 
-def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, list[str]]:
-    """The settings in the file at `path`, and a sentence for everything wrong in it.
+def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, list[Finding]]:
+    """The settings in the file at `path`, and everything wrong in it.
 
     A wrong value is left at its default, and a file that does not exist means defaults (with must_exist, that is
     wrong as well), so that the settings can always be used.
@@ -349,18 +365,20 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
         problem = str(error)
     except ImportError as error:
         problem = f"cannot be read without Python's configobj ({error}; this is {sys.executable})"
-    return Settings(), [f"{path} {problem}; the defaults are used."] if problem else []
+    return Settings(), [Finding(f"{problem}; the defaults are used", "", True, path)] if problem else []
 
 
-def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]]:
-    """The settings in these lines, and a sentence for everything wrong in them; `path` is for the sentences."""
+def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Finding]]:
+    """The settings in these lines of the file at `path`, and everything wrong in them."""
     from configobj import ConfigObj, ConfigObjError
 
     problems: list[str] = []
     try:
         config = ConfigObj(list(lines), interpolation=False)
     except ConfigObjError as error:
-        problems += [f"{path}: {problem} This line is ignored." for problem in getattr(error, "errors", [error])]
+        problems += [
+            f"{str(problem).rstrip('.')}; this line is ignored" for problem in getattr(error, "errors", [error])
+        ]
         config = error.config
     given = {key: config[key] for key in config.scalars}
     for section in config.sections:
@@ -368,7 +386,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in SETTINGS_KEYS or isinstance(value, dict):
-            problems.append(f"{path}: {place_of_key(name, lines)} is unknown and ignored ({advice_on_key(name)}).")
+            problems.append(f"{place_of_key(name, lines)} is unknown and ignored ({advice_on_key(name)})")
             continue
         field, check, takes_several = SETTINGS_KEYS[name]
         values = [value] if isinstance(value, str) else value
@@ -379,8 +397,8 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
             if checked:
                 changes[field] = tuple(checked) if takes_several else checked[0]
         except ConfigError as error:
-            problems.append(f"{path}: {place_of_key(name, lines)} {error}; the default is used.")
-    return Settings()._replace(**changes), problems
+            problems.append(f"{place_of_key(name, lines)} {error}; the default is used")
+    return Settings()._replace(**changes), [Finding(problem, "", True, path) for problem in problems]
 
 
 def key_as_written(name: str) -> str:
@@ -501,7 +519,6 @@ class Xendomains(NamedTuple):
 
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
-    warning: str = ""  # a sentence about its settings
     is_debians: bool = False  # else it is upstream's
     file: str = ""  # its settings
     libvirt: str = ""  # directory of the guests that libvirt starts; empty: none
@@ -525,8 +542,8 @@ BASH = "/bin/bash"
 BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
-    """What xendomains will do, and a sentence for everything wrong with its settings.
+def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[Finding]]:
+    """What xendomains does when it starts, and everything wrong with its settings.
 
     Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6,
     Debian's starts no guest. A file that cannot be read, or not be sourced within `limit` seconds, counts as if it held
@@ -537,29 +554,31 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     if path is None and libvirt:
         return Xendomains(libvirt=libvirt), []
     if path is None:
-        return None, [f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests."]
-    problems = []
-    warning = ""
+        problem = f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests"
+        return None, [Finding(problem, is_error=True)]
+    findings, problems = [], []
     try:
         if distrust := why_not_trusted(path, os.stat(path)):
-            warning = f"{path}: {distrust}; xendomains runs it as root anyway, so its settings are used."
+            problem = f"{distrust}; xendomains runs it as root anyway, so its settings are used"
+            findings.append(Finding(problem, file=path))
         read_file(path)
         complaint, auto, save, restore = source_xendomains(path, clock, limit)
     except (OSError, ConfigError) as error:
         complaint, auto, save, restore = "", DEFAULT_AUTO, DEFAULT_SAVE, "true"
         why = str(error) if isinstance(error, ConfigError) else f"cannot be read ({error_text(error)})"
         taken = f"{settings.auto or auto} and {settings.save or save}"
-        problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
+        problems.append(f"{why}; waiting for the guests in {taken} instead")
     if complaint:
-        problems.append(f"{path} has a syntax error ({complaint}); only the settings before the error take effect.")
+        problems.append(f"has a syntax error ({complaint}); only the settings before the error take effect")
     is_debians = is_read_by_debians(path)
     restores = restore != "" if is_debians else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
     if not auto and not save and not libvirt:
-        problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
-    return Xendomains(auto, save, warning, is_debians, path, libvirt), problems
+        problems.append("names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none")
+    findings += [Finding(problem, "", True, path) for problem in problems]
+    return Xendomains(auto, save, is_debians, path, libvirt), findings
 
 
 def is_absent(path: str) -> bool:
@@ -3474,7 +3493,7 @@ class Reporter:
         self._lines = 0  # sent since then, not counting what was found
         self._announced: set[tuple[str, str]] = set()  # paths and guests for which it was said that they are missing
         self._status = ""
-        self._problems: dict[str, list[str]] = {}  # of files and directories, as they were reported
+        self._problems: dict[str, list[Finding]] = {}  # of files and directories, as they were reported
         self._found: dict[str, float] = {}  # seconds after which paths were there
 
     def report(self, snapshot: Snapshot) -> None:
@@ -3488,9 +3507,10 @@ class Reporter:
             self._said.clear()
             self._lines = 0
             known = [one for one in self._missing if one.key in self._announced or one.status == UNKNOWN]
-            messages += limited(waiting_messages(known, "still waiting for"))
+            messages += limited(messages_by_cause(known, WARNING, "still waiting for {}", waiting_message))
         if has_changed or is_due:
-            new = self._new_problems() + waiting_messages(self._new_waits(), "waiting for")
+            new = self._new_problems()
+            new += messages_by_cause(self._new_waits(), WARNING, "waiting for {}", waiting_message)
             messages += limited(new, MAX_LINES - self._lines)
             self._lines += len(new)
         self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
@@ -3525,17 +3545,19 @@ class Reporter:
 
     def _new_problems(self) -> list[Message]:
         messages: list[Message] = []
-        found = problems_of(self._snapshot)
-        self._problems = {path: problems for path, problems in self._problems.items() if path in found}
-        for path, problems in found.items():
-            if problems == self._problems.get(path) or not self._is_news(path, "problem"):
+        found: dict[str, list[Finding]] = {}
+        for finding in check_files(self._snapshot):
+            found.setdefault(finding.file, []).append(finding)
+        self._problems = {file: before for file, before in self._problems.items() if file in found}
+        for file, findings in found.items():
+            if findings == self._problems.get(file) or not self._is_news(file, "problem"):
                 continue
-            self._problems[path] = problems
-            guest = self._snapshot.guests.get(path)
-            fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
+            self._problems[file] = findings
+            guest = self._snapshot.guests.get(file)
+            fields = {"SOURCE": file, "DOMAIN": guest.domain.name} if guest else {"SOURCE": file}
             if guest and guest.status.state is State.REFUSED:
                 fields["MESSAGE_ID"] = MESSAGE_REFUSED
-            messages += [(WARNING, text, fields) for text in problems]
+            messages += [(WARNING, finding.sentence(), fields) for finding in findings]
         return messages
 
     def _new_waits(self) -> list[Need]:
@@ -3622,13 +3644,14 @@ class Cause(NamedTuple):
     hint: str
     needs: Sequence[Need]
 
-    def size(self) -> str:
-        """How much that is, as in "88 disks of 48 guests"."""
-        return in_numbers(self.needs)
-
     def text(self) -> str:
         """The reason, and what helps."""
-        return f"{self.reason} (try: {self.hint})" if self.hint else self.reason
+        return with_hint(self.reason, self.hint)
+
+
+def with_hint(reason: str, hint: str) -> str:
+    """The reason, and the command that helps if there is one."""
+    return f"{reason}; try: {hint}" if hint else reason
 
 
 def causes_of(needs: Iterable[Need]) -> list[Cause]:
@@ -3639,36 +3662,36 @@ def causes_of(needs: Iterable[Need]) -> list[Cause]:
     return sorted((Cause(*why, group) for why, group in groups.items()), key=lambda cause: -len(cause.needs))
 
 
-def waiting_messages(needs: Sequence[Need], words: str) -> list[Message]:
-    """That disks are waited for, and why. Where one is named, the words are those of the script of 2017."""
-    messages = []
+def messages_by_cause(
+    needs: Sequence[Need], level: int, about_all: str, about_one: Callable[[Need], str], **fields: str
+) -> list[Message]:
+    """A message for each cause, or if few have it, one for each of them; the journal has an entry for each disk."""
+    messages: list[Message] = []
     for cause in causes_of(needs):
-        named, level = cause.needs, WARNING
-        if len(named) > MAX_NAMED:
-            fields = {"REASON": cause.reason, "HINT": cause.hint}
-            messages.append((WARNING, f"{words} {cause.size()}: {cause.text()}", fields))
-            level = INFO
-        for one in named:
-            text = f"still waiting for {one.path} for {one.guest}... ({cause.reason})"
-            messages.append((level, text, fields_of(one)))
+        level_of_one = level
+        if len(cause.needs) > MAX_NAMED:
+            text = f"{about_all.format(in_numbers(cause.needs))}: {cause.text()}"
+            messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
+            level_of_one = INFO
+        messages += [(level_of_one, about_one(one), {**fields_of(one), **fields}) for one in cause.needs]
     return messages
+
+
+def waiting_message(need: Need) -> str:
+    """That a disk is waited for, in words of the script of 2017, and why."""
+    return f"still waiting for {need.path} for {need.guest}... ({need.status.reason})"
 
 
 def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
     """What is missing in the end, why, and what to do about it."""
     still, after = ("still ", f" after {format_time_span(timeout)}") if timeout else ("", "")
-    messages = []
-    for cause in causes_of(needs):
-        level = ERR
-        if len(cause.needs) > MAX_NAMED:
-            fields = {"REASON": cause.reason, "HINT": cause.hint, "MESSAGE_ID": MESSAGE_MISSING}
-            messages.append((ERR, f"{cause.size()} are {still}missing{after}: {cause.text()}", fields))
-            level = INFO
-        for one in cause.needs:
-            words = "missing" if one.status.state is State.MISSING else "not ready"
-            text = f"{one.path} for {one.guest} is {still}{words}{after}: {cause.text()}"
-            messages.append((level, text, {**fields_of(one), "MESSAGE_ID": MESSAGE_MISSING}))
-    return messages
+
+    def about(need: Need) -> str:
+        words = "missing" if need.status.state is State.MISSING else "not ready"
+        return f"{need.path} for {need.guest} is {still}{words}{after}: {with_hint(*need.status[1:3])}"
+
+    about_all = f"{{}} are {still}missing{after}"
+    return messages_by_cause(needs, ERR, about_all, about, MESSAGE_ID=MESSAGE_MISSING)
 
 
 def found_message(path: str, guests: Sequence[str], snapshot: Snapshot, seconds: float) -> Message:
@@ -3747,20 +3770,27 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
     return lost
 
 
-def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
-    """By file or directory, a sentence for everything wrong with it, unless that is waited for."""
-    problems: dict[str, list[str]] = {}
+def check_files(snapshot: Snapshot, awaited: str = "") -> Iterator[Finding]:
+    """What is wrong with the directories of guests and the files in them.
+
+    What is waited for is left out, unless `awaited` is what there is to say about it.
+    """
     for path, directory in snapshot.directories.items():
         if directory.warning:
-            problems[path] = [f"{path}: {directory.warning}."]
-        if directory.status.state is State.UNREADABLE:
-            problems[path] = [f"{path}: {directory.status.reason}; not waiting for the guests in it."]
+            yield Finding(directory.warning, file=path)
+        if directory.status.is_rejected():
+            yield Finding(directory.status.reason, "", True, path)
+        elif awaited and directory.status.is_awaited():
+            yield Finding(f"{directory.status.reason}; {awaited}", file=path)
     for file, guest in snapshot.guests.items():
-        if guest.domain.warnings:
-            problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
+        yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
+        if awaited and guest.status.is_awaited():
+            yield Finding(f"{guest.status.reason}; {awaited}", file=file)
+        if awaited and guest.start.instead == "create":
+            yield Finding(guest.start.reason, "", True, file, guest.domain.name)
     for file, why in lost_guests(snapshot).items():
-        problems[file] = [f"{file}: {why}; not waiting for its disks."]
-    return problems
+        guest = snapshot.guests[file]
+        yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
 
 
 # --- Records: the guests and what they need, in one form for JSON, tables and the record of a wait --------------------
@@ -3900,7 +3930,7 @@ def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], scree
     """A block about what is wrong: why, what helps, and which disks and guests have it."""
     label = f"[{numbers[cause.reason, cause.hint]}] "
     named = [f"{one.path} ({one.guest})" for one in cause.needs]
-    texts = [cause.reason, f"{cause.size()}: {join_limited(named, MAX_NAMED)}"]
+    texts = [cause.reason, f"{in_numbers(cause.needs)}: {join_limited(named, MAX_NAMED)}"]
     if len(named) == 1:
         texts = [f"{named[0]}: {cause.reason}"]
     texts[1:1] = [f"try: {cause.hint}"] if cause.hint else []
@@ -3946,8 +3976,8 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
     rows: list[Sequence[str]] = [("GUEST", "START", "VDEV", "DISK", "STATE", "REASON")]
 
     def add(guest: str, start: str, vdev: str, path: str, row: Mapping[str, Any]) -> None:
-        hint = f" (try: {row['hint']})" if with_hints and row["hint"] else ""
-        rows.append((guest, start, vdev, path, row["state"], f"{row['reason'] or ''}{hint}"))
+        reason = with_hint(row["reason"] or "", (with_hints and row["hint"]) or "")
+        rows.append((guest, start, vdev, path, row["state"], reason))
 
     for directory in record["directories"]:
         add("-", "-", "-", directory["path"], directory)
@@ -4064,26 +4094,6 @@ def columns_of(text: str) -> int:
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
 @record
-class Finding(NamedTuple):
-    """Something wrong with a file, a guest or a disk, and what to do about it; an error if a guest may not start."""
-
-    problem: str
-    fix: str = ""
-    is_error: bool = False
-    file: str = ""
-    guest: str = ""
-    vdev: str = ""
-
-    def text(self) -> str:
-        """A line about it, below the name of the file."""
-        about = [f"guest {self.guest}"] if self.guest else []
-        about += [self.vdev] if self.vdev else []
-        where = f"{', '.join(about)}: " if about else ""
-        fix = f" (fix: {self.fix})" if self.fix else ""
-        return f"  {'error' if self.is_error else 'warning'}: {printable(f'{where}{self.problem}{fix}')}"
-
-
-@record
 class Use(NamedTuple):
     """What a guest needs of this host, and what that is now: the kernel's name of a device, or a path without links."""
 
@@ -4103,8 +4113,8 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     uses = uses_of(snapshot, watcher)
     # Cluster managers bring up storage themselves.
     reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
-    checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot), check_sharing(uses)]
-    checks += [check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
+    checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot, "the next boot will wait for this")]
+    checks += [check_sharing(uses), check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
     checks += [check_units()] if snapshot.guests and not watcher.names else []
     swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
@@ -4142,25 +4152,6 @@ def place_of(path: str) -> str:
     return path
 
 
-def check_files(snapshot: Snapshot) -> Iterator[Finding]:
-    """The directories of xendomains, and the files in them."""
-    for path, directory in snapshot.directories.items():
-        if directory.warning:
-            yield Finding(directory.warning, file=path)
-        if directory.status != READY:
-            awaited = "; the next boot will wait for this" if directory.status.is_awaited() else ""
-            yield Finding(directory.status.reason + awaited, "", not awaited, path)
-    for file, guest in snapshot.guests.items():
-        yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
-        if guest.status.is_awaited():
-            yield Finding(f"{guest.status.reason}; the next boot will wait for this", file=file)
-        elif guest.start.instead == "create":
-            yield Finding(guest.start.reason, "", True, file, guest.domain.name)
-    for file, why in lost_guests(snapshot).items():
-        guest = snapshot.guests[file]
-        yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
-
-
 def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -> Iterator[Finding]:
     """Disks that are missing or not ready now, and if the name may be mistyped, the closest that exists."""
     taken = {use.place for use in uses}
@@ -4174,7 +4165,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -
     }
     for cause in causes_of(uses_of_need):
         if len(cause.needs) > MAX_NAMED:
-            yield Finding(f"{cause.size()} are missing: {cause.reason}", cause.hint, is_error=True)
+            yield Finding(f"{in_numbers(cause.needs)} are missing: {cause.reason}", cause.hint, is_error=True)
             continue
         for need in cause.needs:
             other = similar.get(need.path)
@@ -4802,31 +4793,32 @@ def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> 
     return [*given[:first], "wait", *rest]
 
 
-def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
-    """The level up to which messages are shown, and a sentence for each wrong value in the environment."""
-    problems = []
+def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[Finding]]:
+    """The level up to which messages are shown, and each wrong value in the environment."""
+    findings = []
     level = settings.log_level
     for name in ("SYSTEMD_LOG_LEVEL", "LOGLEVEL"):
         if environment.get(name):
             try:
                 level = parse_log_level(environment[name])
             except ConfigError as error:
-                problems.append(f"${name} {error}; it is ignored.")
+                findings.append(Finding(f"${name} {error}; it is ignored", is_error=True))
     if options.command == "start":
         level = max(level, INFO)  # what became of the guests
     if options.quiet:
         level = ERR
     elif options.verbose:
         level = max(level, INFO if options.verbose == 1 else DEBUG)
-    return level, problems
+    return level, findings
 
 
 def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     """Does what the command line asks for, and returns the exit status. Raises Stopped if a signal comes."""
     started = clock.now()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
-    level, level_problems = log_level(settings, options, os.environ)
+    settings, findings = read_settings(options.config or CONFFILE, must_exist=options.config != "")
+    level, more = log_level(settings, options, os.environ)
+    findings += more
     journal = Journal(level, sys.stderr, clock)
     if options.command == "last":
         return show_last_wait(journal, settings.late_domains, options)
@@ -4836,12 +4828,11 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         timeout = settings.timeout if options.timeout is None else options.timeout
         settings, limit = settings._replace(timeout=timeout), min(MAX_SOURCING, max(timeout, 0.5))
         notify(extended_timeout(timeout))
-    xendomains, more_problems = read_xendomains(settings, clock, limit)
-    findings = settings_findings([*problems, *level_problems, *more_problems], xendomains, settings, options)
+    xendomains, more = read_xendomains(settings, clock, limit)
+    findings += more
     if options.command != "check":  # which prints them
         for finding in findings:
-            text = f"{finding.file}: {finding.problem}." if finding.file else f"{finding.problem}."
-            journal.log(ERR if finding.is_error else WARNING, text, MESSAGE_ID=MESSAGE_SETTINGS)
+            journal.log(ERR if finding.is_error else WARNING, finding.sentence(), MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None and options.command != "check" and not options.format:
         return EXIT_NO_XENDOMAINS
     watcher = Watcher(xendomains or Xendomains(), settings, clock, options.guests)
@@ -4851,20 +4842,6 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         return start_guests(watcher, options, journal, started)
     status = show_guests(watcher, options, journal, findings)
     return EXIT_NO_XENDOMAINS if xendomains is None and options.format != "nagios" else status
-
-
-def settings_findings(
-    problems: Sequence[str], xendomains: Xendomains | None, settings: Settings, options: Options
-) -> list[Finding]:
-    """What is wrong with our settings and those of xendomains: sentences that begin with the file."""
-    files = [options.config or CONFFILE, *settings.xendomains]
-    warnings = [xendomains.warning] if xendomains and xendomains.warning else []
-    findings = []
-    for text in (*problems, *warnings):
-        file = next((file for file in files if text.startswith((f"{file}:", f"{file} "))), "")
-        problem = text[len(file) :].lstrip(": ").rstrip(".")
-        findings.append(Finding(problem, is_error=text not in warnings, file=file))
-    return findings
 
 
 def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: Sequence[Finding]) -> int:
@@ -4981,12 +4958,21 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
     else:
         by_file: dict[str, list[str]] = {}
         for finding in (*errors, *warnings):
-            by_file.setdefault(finding.file, []).append(finding.text())
+            by_file.setdefault(finding.file, []).append(line_of_finding(finding))
         screen = screen_of(sys.stdout)
         for file, texts in reversed(by_file.items()):
             lines[:0] = [f"{screen.paint(printable(file or 'This host'), '1')}:", *texts]
     show("\n".join(lines))
     return EXIT_USAGE if errors else EXIT_READY
+
+
+def line_of_finding(finding: Finding) -> str:
+    """A line about it, below the name of the file."""
+    about = [f"guest {finding.guest}"] if finding.guest else []
+    about += [finding.vdev] if finding.vdev else []
+    where = f"{', '.join(about)}: " if about else ""
+    fix = f" (fix: {finding.fix})" if finding.fix else ""
+    return f"  {'error' if finding.is_error else 'warning'}: {printable(f'{where}{finding.problem}{fix}')}"
 
 
 def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snapshot: Snapshot) -> int:

@@ -85,6 +85,7 @@ def test_nothing_to_wait_for(specification: str, reason: str) -> None:
     assert xwd.required_by(xwd.parse_disk(specification)) == xwd.Required(reason=reason)
 
 
+@pytest.mark.promise("Guests with nothing to wait for do not delay the boot")
 def test_guests_with_nothing_to_wait_for_do_not_hold_the_boot(host: Host) -> None:
     host.guest("diskless")
     host.guest("empty-drive", ",,hdc:cdrom,r")

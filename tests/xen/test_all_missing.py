@@ -17,6 +17,8 @@ from md import WHOLE
 from recorded import entries
 from xenhost import TOP, Boot, Disk, Guest, Host
 
+pytestmark = pytest.mark.promise("The reason names the layer at fault, with a command that helps")
+
 TARGET = "iqn.2003-01.org.example"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-1"
 UUID = "0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17"

@@ -12,6 +12,12 @@ import re
 import pytest
 from xenhost import Boot, Guest, Host
 
+pytestmark = [
+    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
+    pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
+]
+
 TARGET = "iqn.2003-01.org.example"
 # For documentation and the like (RFC 5737), so nobody else's. A server that is gone does not close its connections, as
 # one does that is stopped: its address goes.

@@ -8,8 +8,11 @@ the command that it advises the guest comes up.
 
 from __future__ import annotations
 
+import pytest
 from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = pytest.mark.promise("The reason names the layer at fault, with a command that helps")
 
 REASON = "/dev/md127: md array is inactive (only vdd present); nothing will start it unless another member appears"
 HOST = Host(

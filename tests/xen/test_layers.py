@@ -13,6 +13,12 @@ import pytest
 from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
 
+pytestmark = [
+    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
+    pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
+]
+
 UUID = "0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17"
 
 

@@ -7,8 +7,14 @@ LVM has last seen its physical volume as that LUN.
 
 from __future__ import annotations
 
+import pytest
 from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION, SERVE_VOLUME_GROUP, TARGET, TARGET_WITHOUT_CLONE
 from xenhost import Boot, Guest, Host
+
+pytestmark = [
+    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
+]
 
 HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",)),),

@@ -9,8 +9,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = [
+    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
+]
 
 HOST = Host(
     disks=(Disk("mirror-a", left_by=WHOLE),),

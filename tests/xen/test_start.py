@@ -4,7 +4,14 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = [
+    pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest"),
+    pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named"),
+    pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old"),
+]
 
 NAMES = ("one", "two", "ran", "broken")
 # As an xl save that was ended leaves it: the header and the configuration, without the memory and its end.
