@@ -95,7 +95,7 @@ demo: setup-demo ## show the program at work on two made-up hosts; ten seconds
 pictures: setup-pictures ## draw docs/*.svg anew, from docs/*.dot and the output of demo
 	@$(PYTHON) docs/pictures
 
-manual: ## make the manual page of the reasons anew, from the module and docs/reasons.txt
+manual: ## make the manual page of the reasons from the module and docs/reasons.txt
 	@docs/reasons
 
 check: lint test ## what has to pass before a change is taken: lint and test; two minutes
