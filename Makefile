@@ -51,7 +51,8 @@ CONFFILE = $(SYSCONFDIR)/xen-wait-disk.conf
 UNITS = xendomains-wait-disk.service xendomains-late.service
 PRESET = 90-xendomains-wait-disk.preset
 CATALOG = xendomains-wait-disk.catalog
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk docs/pictures packaging/changelogs tests/bench tests/demo \
+PAGES = $(wildcard man/*.[1-9])
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk docs/pictures docs/reasons packaging/changelogs tests/bench tests/demo \
     tests/promises tests/skipped tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/xendomains-wait-disk.bash \
     packaging/dist packaging/release packaging/debian/build packaging/debian/tests/command packaging/debian/tests/unit \
@@ -80,7 +81,7 @@ export PYTHON REPORTS
 
 SETUPS = $(addprefix setup-,demo pictures check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
-.PHONY: help setup demo pictures check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
+.PHONY: help setup demo pictures manual check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
     lint promises format test fuzz coverage mutation lock dist deb rpm release test-build \
     install install-module install-files uninstall clean $(SETUPS)
 
@@ -97,6 +98,9 @@ demo: setup-demo ## show the program at work on two made-up hosts; ten seconds
 
 pictures: setup-pictures ## draw docs/*.svg, from docs/*.dot and the output of demo
 	@$(PYTHON) docs/pictures
+
+manual: ## make the manual page of the reasons from the module and docs/reasons.txt
+	@docs/reasons
 
 check: lint test ## what has to pass before a change is taken: lint and test; two minutes
 
@@ -123,7 +127,7 @@ bench: setup-bench ## measure start-up, CPU time and memory of a wait, and laten
 bench-xen: setup-xen ## the same on a booted Xen host, and what the boot takes longer; ten minutes, as root
 	@$(VENV_PYTHON) tests/xen/bench
 
-lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, codespell, tests/words
+lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, the manual page of the reasons
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy --scripts-are-modules $(PYTHON_FILES)
@@ -133,8 +137,7 @@ lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, c
 	zsh -n packaging/completions/_xendomains-wait-disk
 	fish --no-execute packaging/completions/xendomains-wait-disk.fish
 	tests/promises >/dev/null
-	.venv/bin/codespell
-	! sed '/^#/d' tests/words | cut -f 1 | grep -nwiEf - $(PROSE_FILES)
+	$(VENV_PYTHON) docs/reasons --check
 
 promises: ## list the promises in tests/README.md and the tests that hold them; fail if one has none
 	@tests/promises
@@ -211,8 +214,9 @@ install-files:
 	install -D -p -m 644 packaging/systemd/$(CATALOG) '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)'
 	install -d '$(DESTDIR)$(DATADIR)'
 	install -p -m 644 schema/*.json '$(DESTDIR)$(DATADIR)'
-	install -D -p -m 644 man/xendomains-wait-disk.8 '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8'
-	install -D -p -m 644 man/xen-wait-disk.conf.5 '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5'
+	for page in $(PAGES); do \
+	    install -D -p -m 644 "$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page#man/}" || exit; \
+	done
 	install -D -p -m 644 packaging/completions/xendomains-wait-disk.bash '$(DESTDIR)$(BASHCOMPLETIONDIR)/xendomains-wait-disk'
 	install -D -p -m 644 packaging/completions/_xendomains-wait-disk '$(DESTDIR)$(ZSHCOMPLETIONDIR)/_xendomains-wait-disk'
 	install -D -p -m 644 packaging/completions/xendomains-wait-disk.fish \
@@ -222,7 +226,7 @@ uninstall: ## remove what install installed, but for settings that were edited
 	rm -f '$(DESTDIR)$(PURELIB)/$(MODULE)' '$(DESTDIR)$(PURELIB)'/__pycache__/$(MODULE:.py=).*.pyc \
 	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)' $(patsubst %,'$(DESTDIR)$(UNITDIR)/%',$(UNITS)) \
 	    '$(DESTDIR)$(PRESETDIR)/$(PRESET)' '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)' \
-	    '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8' '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5' \
+	    $(foreach page,$(PAGES),'$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))') \
 	    '$(DESTDIR)$(BASHCOMPLETIONDIR)/xendomains-wait-disk' '$(DESTDIR)$(ZSHCOMPLETIONDIR)/_xendomains-wait-disk' \
 	    '$(DESTDIR)$(FISHCOMPLETIONDIR)/xendomains-wait-disk.fish' $(patsubst schema/%,'$(DESTDIR)$(DATADIR)/%',$(wildcard schema/*))
 	-rmdir '$(DESTDIR)$(DATADIR)'
