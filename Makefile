@@ -127,7 +127,7 @@ bench: setup-bench ## measure start-up, CPU time and memory of a wait, and laten
 bench-xen: setup-xen ## the same on a booted Xen host, and what the boot takes longer; ten minutes, as root
 	@$(VENV_PYTHON) tests/xen/bench
 
-lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, the manual page of the reasons
+lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, the page of the reasons, codespell, tests/words
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy --scripts-are-modules $(PYTHON_FILES)
@@ -138,6 +138,8 @@ lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, t
 	fish --no-execute packaging/completions/xendomains-wait-disk.fish
 	tests/promises >/dev/null
 	$(VENV_PYTHON) docs/reasons --check
+	.venv/bin/codespell
+	! sed '/^#/d' tests/words | cut -f 1 | grep -nwiEf - $(PROSE_FILES)
 
 promises: ## list the promises in tests/README.md and the tests that hold them; fail if one has none
 	@tests/promises
