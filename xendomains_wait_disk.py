@@ -4010,8 +4010,9 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     checks += [check_units()] if snapshot.guests and not watcher.names else []
     swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        checks += [check_name(use, facts), check_host_use(use, swaps, facts)]
-        checks += [check_reboot(use, facts)] if reboot and snapshot.disk_status(use.required) == READY else []
+        checks += [check_name(use, facts)]
+        if snapshot.disk_status(use.required) == READY:
+            checks += [check_host_use(use, swaps, facts)] + ([check_reboot(use, facts)] if reboot else [])
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or not one.file or one.file in snapshot.guests]
 
