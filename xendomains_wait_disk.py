@@ -3717,8 +3717,8 @@ def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] |
     """A guest with its disks and the files that it boots from."""
     rows = []
     for disk, required in zip(guest.domain.needs(), guest.required):
-        about = {"vdev": disk.vdev, "target": disk.target, "path": required.path}
-        row: dict[str, Any] = {key: well_formed(value) or None for key, value in about.items()}
+        target, path = (well_formed(text) or None for text in (disk.target, required.path))
+        row: dict[str, Any] = {"vdev": well_formed(disk.vdev), "target": target, "path": path}
         row.update(status_as_json(snapshot.disk_status(required)))
         if found is not None:
             row["found_after"] = found.get(required.path)
