@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
 
+# Variables, behind the target:
+## PYTEST_ARGS='-k deadline'    more arguments for pytest; with -n 0, one test after the other
+## SCENARIO='raid1 lvm'         only these scenarios of check-xen
+## ENVIRONMENTS='3.9-oldest'    only these environments of check-environments (noxfile.py)
+## TIME=10 TARGETS='disk saved' seconds for each target of fuzz, and which
+## RELEASE=trixie               Debian 13 instead of 12, for check-fresh and check-xen
+## PACKAGE=yes                  check-fresh tries the Debian package as well; only: nothing else
+## REPORTS=directory            reports of the tests (JUnit); tests/skipped lists from them what was skipped, and why
+## FOR='xen packages'           what setup installs packages for
+## DESTDIR= PREFIX=/usr         where install and uninstall work
+## PYTHON=python3.12            another Python than the distribution's
+
 # Debian's and openSUSE's packages of configobj, tenacity and pyudev are for the distribution's own Python.
 PYTHON ?= $(if $(wildcard /usr/bin/python3 /usr/bin/apt-get),/usr/bin/python3,python3)
 VENV_PYTHON = .venv/bin/python
-# Arguments for pytest, such as PYTEST_ARGS='-n 0 -k pattern'; -n 0 runs one test after the other.
 PYTEST_ARGS ?=
-# A directory for reports in the form of JUnit, if one is wanted: tests/skipped reads them.
 REPORTS ?=
 PYTEST = -m pytest $(if $(REPORTS),--junitxml='$(REPORTS)/$@$(addprefix -,$(RELEASE)).xml')
 PARALLEL = -n auto --dist loadgroup
@@ -42,7 +52,7 @@ UNITS = xendomains-wait-disk.service xendomains-late.service
 PRESET = 90-xendomains-wait-disk.preset
 CATALOG = xendomains-wait-disk.catalog
 PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk docs/pictures packaging/changelogs tests/bench tests/demo \
-    tests/skipped tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
+    tests/promises tests/skipped tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/xendomains-wait-disk.bash \
     packaging/dist packaging/release packaging/debian/build packaging/debian/tests/command packaging/debian/tests/unit \
     packaging/debian/xendomains-wait-disk.postinst packaging/rpm/build tests/packages/all tests/packages/common \
@@ -55,7 +65,7 @@ XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-ini
 
 # What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
 # source_xendomains() and kill_group(), which kill a group of processes; changed a little, that may be the wrong one.
-MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskWords*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
+MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskParser*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
     '*explain_*' '*StorageFacts*' '*attribute*' '*udev_*' '*required*' '*x_matches*' '*x_read_*' '*x_list_*' \
     '*status_*' '*guest*' '*absent_*' '*Watcher*' '*Snapshot*' '*BlockingCalls*' '*sleep_until*' '*drain*'
 
@@ -67,11 +77,13 @@ export PYTHON REPORTS
 SETUPS = $(addprefix setup-,demo pictures check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
 .PHONY: help setup demo pictures check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
-    lint format test fuzz coverage mutation lock dist deb rpm release test-build \
+    lint promises format test fuzz coverage mutation lock dist deb rpm release test-build \
     install install-module install-files uninstall clean $(SETUPS)
 
 help: ## list what make can do here (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@echo
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
 setup: ## install the Debian packages that demo and check need, or FOR='xen packages' what those do; asks sudo
 	@tests/setup --install $(FOR)
@@ -82,32 +94,32 @@ demo: setup-demo ## show the program at work on two made-up hosts; ten seconds
 pictures: setup-pictures ## draw docs/*.svg anew, from docs/*.dot and the output of demo
 	@$(PYTHON) docs/pictures
 
-check: lint test ## what has to pass before a change is taken: lint and test
+check: lint test ## what has to pass before a change is taken: lint and test; two minutes
 
-check-fresh: setup-fresh ## README's "Try it" in a fresh Debian, RELEASE=name, with PACKAGE=yes the package too; as root
+check-fresh: setup-fresh ## README.md's "Try it" in a fresh Debian, which shares only the network; five minutes, as root
 	@tests/fresh
 
-check-packages: setup-packages setup-fresh ## build the packages, install, upgrade and remove them; as root
+check-packages: setup-packages setup-fresh ## build packages; apt, zypper and pip install, upgrade and remove them; six minutes, as root
 	@tests/packages/all
 
-check-environments: setup-environments ## the tests with other Pythons and other versions of what is imported
+check-environments: setup-environments ## the tests with each Python, and the oldest and newest of what is imported
 	$(VENV_PYTHON) -m nox $(if $(ENVIRONMENTS),--error-on-missing-interpreters) \
 	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
-check-xen: setup-xen ## boot a real Xen host in a virtual machine, RELEASE=name, SCENARIO='names'; forty minutes, as root
+check-xen: setup-xen ## boot Debian's Xen in a virtual machine, with disks that come late; forty minutes, as root
 	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) \
 	    $(or $(foreach name,$(SCENARIO),tests/xen/test_$(subst -,_,$(name)).py),tests/xen)
 
-check-all: ## all of the above and coverage, with a table; before a release, two hours, as root
+check-all: ## all of the above and coverage, with a table; before a release; two hours, as root
 	@.ci/run all
 
-bench-xen: setup-xen ## measure on a real Xen host in a virtual machine; ten minutes, as root
-	@$(VENV_PYTHON) tests/xen/bench
-
-bench: setup-bench ## measure start, wait and latency; five minutes, needs root
+bench: setup-bench ## measure start-up, CPU time and memory of a wait, and latency; two minutes, as root
 	@$(PYTHON) tests/bench $(BENCH_ARGS)
 
-lint: setup-check ## style, types, oldest Python, shell scripts
+bench-xen: setup-xen ## the same on a booted Xen host, and what the boot takes longer; ten minutes, as root
+	@$(VENV_PYTHON) tests/xen/bench
+
+lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy --scripts-are-modules $(PYTHON_FILES)
@@ -116,6 +128,10 @@ lint: setup-check ## style, types, oldest Python, shell scripts
 	shellcheck -x $(SHELL_FILES)
 	zsh -n packaging/completions/_xendomains-wait-disk
 	fish --no-execute packaging/completions/xendomains-wait-disk.fish
+	tests/promises >/dev/null
+
+promises: ## list the promises in tests/README.md and the tests that hold them; fail if one has none
+	@tests/promises
 
 format: setup-check ## lay out the Python files as lint wants them
 	$(VENV_PYTHON) -m ruff check --select I --fix .
@@ -124,7 +140,7 @@ format: setup-check ## lay out the Python files as lint wants them
 test: setup-check ## the tests, several at a time
 	$(VENV_PYTHON) $(PYTEST) $(PARALLEL) $(PYTEST_ARGS)
 
-fuzz: setup-fuzz ## feed the parsers broken input, for TIME=60 seconds each
+fuzz: setup-fuzz ## feed the parsers broken input, led by their coverage, for TIME=60 seconds each
 	@$(VENV_PYTHON) tests/fuzz --time $(TIME) $(TARGETS)
 
 coverage: setup-coverage ## the tests, and which lines and branches of the module they reach; at least 95 %
@@ -149,7 +165,7 @@ deb: ## build the Debian package into dist
 rpm: ## build the RPM package into dist
 	@packaging/rpm/build dist
 
-release: ## make VERSION= of what CHANGELOG.md has as unreleased: date, changelogs, check, commit, tag, dist
+release: ## make VERSION= of what CHANGELOG.md has as unreleased (docs/release.md); three minutes
 	@packaging/release '$(VERSION)'
 
 # The same each time, and also where a computer is slow.

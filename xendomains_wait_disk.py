@@ -3,8 +3,8 @@
 """Wait, at boot, for the disks of the Xen guests that are about to start.
 
 xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XENDOMAINS_SAVE. A guest whose disk is not
-there yet fails to start and stays down. This program runs just before: it finds the disks which those guests need, and
-returns when all of them are ready or when the timeout is over.
+there yet fails to start and stays down. This program runs just before: it finds the disks that those guests need, and
+returns when all of them are ready, or when the timeout expires.
 
 The module reads from top to bottom in the order in which the data flows, a section for each step. Every time is in
 seconds, unless its name says otherwise.
@@ -27,15 +27,16 @@ from enum import Enum
 from functools import cached_property, partial
 from itertools import islice
 
-# What the common boot, every disk present, does not need is imported where it is used: argparse, configobj, pyudev,
-# socket and tenacity together take several times as long as all that the common boot does. typing alone is a quarter of
-# the start, so only type checkers import it.
+# A boot at which every disk is present does not need argparse, configobj, pyudev, socket and tenacity, which together
+# take several times as long to import as such a boot takes; they are imported where they are used. typing alone is a
+# quarter of the start, so only type checkers import it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
     from typing import IO, Any, Callable, Literal, NamedTuple, NoReturn, TypeVar
+    from xml.etree.ElementTree import Element
 
     Call = Callable[[], Any]
     # What a call is for, and the path that it looks at.
@@ -53,13 +54,15 @@ CONFFILE = "/etc/xen-wait-disk.conf"
 JSON_VERSION = 1
 LATE_SERVICE = "xendomains-late.service"
 XL_LOGS = "/var/log/xen"
+LIBVIRT_SAVES = "/var/lib/libvirt/libxl/save"
+LIBVIRT_LOGS = "/var/log/libvirt/libxl"
 STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
 LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
 NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
 LOCKS = f"{STATE_DIRECTORY}/start"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
-# Where this host tells about its storage.
+# Where the state of this host's storage is found.
 SYS, RUN, PROC, ETC, VAR, USR = "/sys", "/run", "/proc", "/etc", "/var", "/usr"
 
 EXIT_READY = 0
@@ -96,13 +99,14 @@ MAX_FILES = 4096  # in one of xendomains' directories; where there are more, the
 MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
 MAX_BACKING_FILES = 16  # behind an image
 QCOW_HEADER = 1 << 12  # of an image, in which the format of its backing file is named
-MAX_TIME = 7 * 86400.0  # that may be set
-MIN_PAUSE = 0.01  # between two looks, that may be set
+MAX_TIME = 7 * 86400.0  # that may be configured
+MIN_PAUSE = 0.01  # between two looks, that may be configured
 MIN_SLEEP = 0.02  # between two looks in a storm of events
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # and of looking once
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
+MAX_RECHECKED = 32  # ready disks that are checked again in one look, which takes some milliseconds
 MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
 MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
@@ -145,16 +149,32 @@ class ConfigError(ValueError):
 
 
 class Unsupported(ConfigError):
-    """The same, though xl would take it."""
+    """Like ConfigError, for something that xl itself accepts."""
+
+
+@record
+class Finding(NamedTuple):
+    """Something wrong with a file, a guest or a disk, and what to do about it; an error if a guest may not start."""
+
+    problem: str
+    fix: str = ""
+    is_error: bool = False
+    file: str = ""
+    guest: str = ""
+    vdev: str = ""
+
+    def sentence(self) -> str:
+        """The problem and where it is, for a message."""
+        return f"{self.file}: {self.problem}." if self.file else f"{self.problem}."
 
 
 def quoted(text: str) -> str:
-    """Text from a file, cut to what fits into a message."""
+    """Text from a file, in quotes, cut to what fits into a message."""
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
 
 
 def join_limited(texts: Sequence[str], most: int) -> str:
-    """The first of them, and how many more there are."""
+    """The first `most` of the texts, and how many more there are."""
     more = [f"{len(texts) - most} more"] if len(texts) > most else []
     return ", ".join([*texts[:most], *more])
 
@@ -185,11 +205,11 @@ def open_regular_file(path: str) -> IO[bytes]:
 
 
 def why_not_trusted(path: str, status: os.stat_result) -> str:
-    """Why somebody other than root and the caller may have written the file, and what to do about it; or nothing."""
+    """Why someone other than root and the caller may have changed the file, and how to fix that; or nothing."""
     if status.st_uid not in (0, os.geteuid()):
         return f"it belongs to user {status.st_uid}, not to root (fix: chown root {path})"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"others than its owner may write it (fix: chmod go-w {path})"
+        return f"it is writable by group or others (fix: chmod go-w {path})"
     return ""
 
 
@@ -216,13 +236,14 @@ def error_text(error: Exception) -> str:
 # --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
 @record
 class Settings(NamedTuple):
-    """What /etc/xen-wait-disk.conf says; a value not given there is the default below."""
+    """The settings in /etc/xen-wait-disk.conf; one that it does not set is as below."""
 
     timeout: float = 300.0
     log_level: int = WARNING
     xendomains: tuple[str, ...] = ("/etc/sysconfig/xendomains", "/etc/default/xendomains", "/etc/conf.d/xendomains")
     auto: str = ""
     save: str = ""
+    libvirt: str = "/etc/libvirt/libxl/autostart"
     first: float = 0.1
     longest: float = 1.0
     factor: float = 2.0
@@ -311,6 +332,7 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
     "paths.xendomains": ("xendomains", check_path, True),
     "paths.auto": ("auto", check_path, False),
     "paths.save": ("save", check_path, False),
+    "paths.libvirt": ("libvirt", check_path, False),
     "polling.first": ("first", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.longest": ("longest", partial(parse_time_span, least=MIN_PAUSE), False),
     "polling.factor": ("factor", check_factor, False),
@@ -320,15 +342,15 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
 }
 
 
-def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, list[str]]:
-    """The settings in the file at `path`, and a sentence for everything wrong in it.
+def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, list[Finding]]:
+    """The settings in the file at `path`, and everything wrong in it.
 
     A wrong value is left at its default, and a file that does not exist means defaults (with must_exist, that is
     wrong as well), so that the settings can always be used.
     """
     try:
         lines = os.fsdecode(read_file(path, MAX_SETTINGS)).lstrip("\ufeff").splitlines()
-        # In the file as it is shipped there is nothing that configobj, which is slow to import, would have to read.
+        # The file as shipped sets nothing, so configobj, which is slow to import, is not needed for it.
         headings = ("", "[paths]", "[polling]", "[ignore]", "[late]")
         if all(line.strip() in headings or line.lstrip().startswith("#") for line in lines):
             return Settings(), []
@@ -343,18 +365,20 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
         problem = str(error)
     except ImportError as error:
         problem = f"cannot be read without Python's configobj ({error}; this is {sys.executable})"
-    return Settings(), [f"{path} {problem}; the defaults are used."] if problem else []
+    return Settings(), [Finding(f"{problem}; the defaults are used", "", True, path)] if problem else []
 
 
-def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]]:
-    """The settings in these lines, and a sentence for everything wrong in them; `path` is for the sentences."""
+def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Finding]]:
+    """The settings in these lines of the file at `path`, and everything wrong in them."""
     from configobj import ConfigObj, ConfigObjError
 
     problems: list[str] = []
     try:
         config = ConfigObj(list(lines), interpolation=False)
     except ConfigObjError as error:
-        problems += [f"{path}: {problem} This line is ignored." for problem in getattr(error, "errors", [error])]
+        problems += [
+            f"{str(problem).rstrip('.')}; this line is ignored" for problem in getattr(error, "errors", [error])
+        ]
         config = error.config
     given = {key: config[key] for key in config.scalars}
     for section in config.sections:
@@ -362,7 +386,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in SETTINGS_KEYS or isinstance(value, dict):
-            problems.append(f"{path}: {place_of_key(name, lines)} is unknown and ignored ({advice_on_key(name)}).")
+            problems.append(f"{place_of_key(name, lines)} is unknown and ignored ({advice_on_key(name)})")
             continue
         field, check, takes_several = SETTINGS_KEYS[name]
         values = [value] if isinstance(value, str) else value
@@ -373,8 +397,8 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[str]
             if checked:
                 changes[field] = tuple(checked) if takes_several else checked[0]
         except ConfigError as error:
-            problems.append(f"{path}: {place_of_key(name, lines)} {error}; the default is used.")
-    return Settings()._replace(**changes), problems
+            problems.append(f"{place_of_key(name, lines)} {error}; the default is used")
+    return Settings()._replace(**changes), [Finding(problem, "", True, path) for problem in problems]
 
 
 def key_as_written(name: str) -> str:
@@ -405,7 +429,7 @@ def advice_on_key(name: str) -> str:
 
 
 def closest(name: str, known: Sequence[str]) -> str:
-    """A hint for somebody who wrote an unknown name."""
+    """A suggestion for an unknown name."""
     from difflib import get_close_matches
 
     similar = get_close_matches(name, known, 1)
@@ -424,12 +448,12 @@ class Stopped(Exception):
 
 
 class Clock:
-    """The time, the pauses of the main thread, and what ends one early.
+    """The time, the pauses of the main thread, and what ends a pause early.
 
     Handlers only record a signal; pause() alone turns it into Stopped.
 
     `slept` is how long the main thread has paused so far: the time that others had to answer. It grows in each pause by
-    no more than was asked for, so that nobody seems slow because this program was stopped (SIGSTOP, a suspended host).
+    no more than was asked for, so nothing seems slow because this program was stopped (SIGSTOP, a suspended host).
     """
 
     def __init__(self) -> None:
@@ -491,13 +515,13 @@ class Clock:
 # --- xendomains' settings: which directories hold the guests, and whether saved ones are restored --------------------
 @record
 class Xendomains(NamedTuple):
-    """What xendomains will do when it starts."""
+    """What xendomains does when it starts."""
 
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
-    warning: str = ""  # a sentence about its settings
     is_debians: bool = False  # else it is upstream's
     file: str = ""  # its settings
+    libvirt: str = ""  # directory of the guests that libvirt starts; empty: none
 
 
 # Where Xen's own settings file puts them.
@@ -513,42 +537,48 @@ builtin printf '%s\0' "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "
 """
 SOURCED_FIELDS = 4
 
-# What systemd gives xendomains. Nothing of ours is handed on: BASH_ENV, SHELLOPTS and the like change what bash does.
+# As systemd starts xendomains. Nothing of ours is passed on: BASH_ENV, SHELLOPTS and the like change what bash does.
 BASH = "/bin/bash"
 BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[str]]:
-    """What xendomains will do, and a sentence for everything wrong with its settings.
+def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[Finding]]:
+    """What xendomains does when it starts, and everything wrong with its settings.
 
-    Nothing if there is no settings file: upstream's xendomains then ends with status 6, Debian's starts no guest.
-    A file which cannot be read, or not be sourced within `limit` seconds, counts as if it held Xen's own defaults.
+    Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6,
+    Debian's starts no guest. A file that cannot be read, or not be sourced within `limit` seconds, counts as if it held
+    Xen's own defaults.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
+    libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
+    if path is None and libvirt:
+        return Xendomains(libvirt=libvirt), []
     if path is None:
-        return None, [f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests."]
-    problems = []
-    warning = ""
+        problem = f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests"
+        return None, [Finding(problem, is_error=True)]
+    findings, problems = [], []
     try:
         if distrust := why_not_trusted(path, os.stat(path)):
-            warning = f"{path}: {distrust}; xendomains runs it as root all the same, and so its settings count."
+            problem = f"{distrust}; xendomains runs it as root anyway, so its settings are used"
+            findings.append(Finding(problem, file=path))
         read_file(path)
         complaint, auto, save, restore = source_xendomains(path, clock, limit)
     except (OSError, ConfigError) as error:
         complaint, auto, save, restore = "", DEFAULT_AUTO, DEFAULT_SAVE, "true"
         why = str(error) if isinstance(error, ConfigError) else f"cannot be read ({error_text(error)})"
         taken = f"{settings.auto or auto} and {settings.save or save}"
-        problems.append(f"{path} {why}; waiting for the guests in {taken} instead.")
+        problems.append(f"{why}; waiting for the guests in {taken} instead")
     if complaint:
-        problems.append(f"{path} has a syntax error ({complaint}); what stands before it counts.")
+        problems.append(f"has a syntax error ({complaint}); only the settings before the error take effect")
     is_debians = is_read_by_debians(path)
     restores = restore != "" if is_debians else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    if not auto and not save:
-        problems.append(f"{path} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none.")
-    return Xendomains(auto, save, warning, is_debians, path), problems
+    if not auto and not save and not libvirt:
+        problems.append("names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none")
+    findings += [Finding(problem, "", True, path) for problem in problems]
+    return Xendomains(auto, save, is_debians, path, libvirt), findings
 
 
 def is_absent(path: str) -> bool:
@@ -607,7 +637,7 @@ def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
             data = os.read(reading, MAX_CONFIGURATION)
             printed += data
             if not data:
-                raise ConfigError("ends the shell that reads it")
+                raise ConfigError("makes the shell that sources it exit")
             if len(printed) > MAX_CONFIGURATION:
                 raise ConfigError(f"makes bash print more than {MAX_CONFIGURATION} bytes")
     finally:
@@ -642,11 +672,12 @@ class Disk(NamedTuple):
     script: str = ""
     cdrom: bool = False
     writes: bool = False
+    attached_by: str = ""  # what brings it to this host; empty: it is here
 
 
 @record
 class Domain(NamedTuple):
-    """A guest that xendomains is about to start (kind "auto") or to restore (kind "saved")."""
+    """A guest that is about to be created (kind "auto"), restored ("saved"), or started by libvirt ("libvirt")."""
 
     name: str
     source: str
@@ -654,6 +685,7 @@ class Domain(NamedTuple):
     disks: tuple[Disk, ...] = ()
     warnings: tuple[str, ...] = ()
     boot_files: tuple[Disk, ...] = ()  # with their key for a vdev
+    saved: str = ""  # the file with which libvirt will restore it
 
     def needs(self) -> tuple[Disk, ...]:
         """What has to be there before it can start."""
@@ -764,7 +796,7 @@ XL_ESCAPES = {
 
 
 def xl_string(token: Token) -> str:
-    """What stands between the quotes, with backslash escapes replaced."""
+    """The text between the quotes, with backslash escapes replaced."""
 
     def replaced(match: re.Match[str]) -> str:
         number, character = match.groups()
@@ -817,7 +849,8 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
-    boot_files = () if type_in(settings) == "hvm" else boot_files_in(settings)
+    values = {key: value for key, (value, _) in settings.items()}
+    boot_files = () if type_in(settings) == "hvm" else boot_files_in(values)
     specifications, line = settings.get("disk", ([], 0))
     if isinstance(specifications, str):
         warning = f"line {line}: disk is a string, not a list, so xl gives the domain no disks"
@@ -854,9 +887,8 @@ def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
     return found[0] if found else "pv"
 
 
-def boot_files_in(settings: Mapping[str, tuple[Any, int]]) -> tuple[Disk, ...]:
-    """The files that xl builds a PV or PVH guest from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
-    values = {key: value for key, (value, _) in settings.items()}
+def boot_files_in(values: Mapping[str, Any]) -> tuple[Disk, ...]:
+    """The files that a PV or PVH guest is built from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
     keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
     # Where libxl looks for a name without a directory depends on how it was built.
     return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
@@ -892,16 +924,21 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
     size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
     if size > optional - 4:
         raise ConfigError(f"claims {size} bytes of configuration in {optional} bytes of optional data")
+    return os.fsdecode(read_saved(file, size, bool(flags & SAVED_STREAM_V2))), bool(flags & SAVED_JSON)
+
+
+def read_saved(file: IO[bytes], size: int, has_end: bool) -> bytes:
+    """The configuration that comes next in a file of a saved guest. Raises ConfigError if the file is incomplete."""
     if size > MAX_CONFIGURATION:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
     configuration = file.read(size)
     if len(configuration) < size:
         raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
-    if flags & SAVED_STREAM_V2:
+    if has_end:
         file.seek(-len(SAVED_END), os.SEEK_END)
         if file.read(len(SAVED_END)) != SAVED_END:
-            raise ConfigError("is incomplete, because xl save failed or was ended, and cannot be restored")
-    return os.fsdecode(configuration.split(b"\0")[0]), bool(flags & SAVED_JSON)
+            raise ConfigError("is incomplete, because the save failed or was ended, and cannot be restored")
+    return configuration.split(b"\0")[0]
 
 
 def domain_from_json(text: str, source: str, kind: str) -> Domain:
@@ -934,6 +971,84 @@ def disk_from_json(disk: Mapping[str, Any]) -> Disk:
     return Disk(**values, backend=backend, cdrom=bool(disk.get("is_cdrom")), writes=bool(disk.get("readwrite")))
 
 
+# --- Configurations of libvirt: libvirt.org/formatdomain.html, and the header which virsh managedsave writes ---------
+# libxl_conf.h in libvirt's src/libxl: 16 bytes of magic, two 32-bit words, which are the version and the length of the
+# XML, and 40 bytes unused. Version 2 has a memory image as xl writes it.
+LIBVIRT_MAGIC = b"libvirt-xml\n \0 \r"
+LIBVIRT_HEADER = 64
+# What libvirt's Xen driver makes of the name of a driver: libxlMakeDisk() in libxl_conf.c.
+LIBVIRT_BACKENDS = {"file": "qdisk", "qemu": "qdisk", "tap2": "tap"}
+
+
+def saved_by_libvirt(file: IO[bytes]) -> str:
+    """The XML in a file that virsh managedsave wrote, read as saved_configuration() does. Raises ConfigError."""
+    header = file.read(LIBVIRT_HEADER)
+    if not header.startswith(LIBVIRT_MAGIC) or len(header) < LIBVIRT_HEADER:
+        raise ConfigError("was not written by virsh managedsave, or is damaged")
+    version, size = (int.from_bytes(header[at : at + 4], sys.byteorder) for at in (16, 20))
+    if version not in (1, 2):
+        raise ConfigError(f"has version {version} of libvirt's format, which is unknown")
+    return os.fsdecode(read_saved(file, size, version == 2))
+
+
+def managed_save_of(path: str) -> str:
+    """Where libvirt saves the guest with this file: both have the guest's name."""
+    return f"{LIBVIRT_SAVES}/{os.path.basename(path)[: -len('.xml')]}.save"
+
+
+def read_libvirt_domain(path: str) -> Domain:
+    """The domain in a file of libvirt, or in its managed save, if there is one. Raises OSError and ConfigError."""
+    saved = managed_save_of(path)
+    if is_absent(saved):
+        return domain_from_libvirt_xml(os.fsdecode(read_file(path)), path)
+    try:
+        with open_regular_file(saved) as file:
+            return domain_from_libvirt_xml(saved_by_libvirt(file), path)._replace(saved=saved)
+    except ConfigError as error:
+        raise type(error)(f"has the managed save {saved}, which {error}") from None
+
+
+def domain_from_libvirt_xml(text: str, source: str) -> Domain:
+    """The domain that libvirt's XML describes. Raises ConfigError if it is not XML, or describes no domain."""
+    from xml.etree import ElementTree
+
+    if "<!DOCTYPE" in text:  # only there can entities be declared
+        raise Unsupported("has a DOCTYPE, which libvirt does not write (remove it)")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        problem = str(error).partition(":")[0]
+        raise ConfigError(f"line {error.position[0]}: {problem} (virsh define FILE says more)") from None
+    except UnicodeEncodeError:
+        raise ConfigError("is not UTF-8") from None
+    name = root.findtext("name")
+    if root.tag != "domain" or not name:
+        raise ConfigError("describes no guest: a <domain> with a <name>")
+    disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
+    keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
+    values = {key: root.findtext(path) for key, path in keys.items()}
+    return Domain(
+        name, source, "libvirt", disks, (), () if root.findtext("os/type") == "hvm" else boot_files_in(values)
+    )
+
+
+def disk_from_libvirt_xml(disk: Element) -> Disk:
+    """A <disk> of libvirt."""
+    parts = {part.tag: part.attrib for part in disk}
+    source, driver, target = (parts.get(tag, {}) for tag in ("source", "driver", "target"))
+    kind, cdrom = disk.get("type", "file"), disk.get("device") == "cdrom"
+    return Disk(
+        target.get("dev", ""),
+        source.get({"block": "dev"}.get(kind, "file"), ""),
+        driver.get("type", "raw"),
+        parts.get("backenddomain", {}).get("name", ""),
+        LIBVIRT_BACKENDS.get(driver.get("name", ""), driver.get("name", "")),
+        cdrom=cdrom,
+        writes="readonly" not in parts and not cdrom,
+        attached_by="" if kind in ("block", "file") else f"libvirt (type {kind})",
+    )
+
+
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
 # The parameters that take one of a few words, and those of them which must not be given again with another word.
 DISK_WORDS = {
@@ -947,15 +1062,15 @@ DISK_WORDS = {
 DISK_WORDS_GIVEN_ONCE = ("format", "backendtype", "specification")
 DISK_STRINGS = ("backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk")
 DISK_KEYS = {*DISK_WORDS, *DISK_STRINGS, "target", "colo-port"}
-# trusted, untrusted and grant_usage are unknown to xl 4.17; what stands there is a parameter like any other.
-# What begins with suse is SUSE's, of libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
+# xl 4.17 does not know trusted, untrusted and grant_usage, and takes them for positional parameters. SUSE's xl has
+# suse-diskcache-disable-flush: libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
 DISK_FLAGS = {
     "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
     "suse-diskcache-disable-flush",
 }  # fmt: skip
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
-# dmmd and npiv are SUSE's as well, of xen.libxl.dmmd.patch; script=block-dmmd may stand beside them.
+# dmmd and npiv are SUSE's as well (xen.libxl.dmmd.patch), together with script=block-dmmd.
 DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu", "dmmd", "npiv")
 DISK_PREFIXES = DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES
 
@@ -968,15 +1083,15 @@ DISK_VDEV_AND_TYPE = r"[a-z0-9]+:[a-z0-9]"
 def parse_disk(specification: str) -> Disk:
     """The disk in one item of an xl.cfg's disk list. Raises ConfigError exactly where xl does.
 
-    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; of its rules the one that matches most wins.
-    Two differences: what is too long for any path or script is refused, and so is a line break, of which each of xl's
-    rules makes something else.
+    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; the rule that matches most wins.
+    Two differences: what is too long for any path or script is refused, and so is a line break, which each of xl's
+    rules takes differently.
     """
     if len(specification) > MAX_DISK_SPECIFICATION:
         raise Unsupported(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
     if "\n" in specification:
         raise Unsupported("has a line break in it; write it without")
-    words = DiskWords()
+    parser = DiskParser()
     rest = specification
     while rest := rest.lstrip(" \t"):
         positional, comma, after = rest.partition(",")
@@ -985,27 +1100,27 @@ def parse_disk(specification: str) -> Disk:
         match = re.match(DISK_PREFIX_OR_KEY, rest)
         prefix, key = match.groups() if match else (None, None)
         if prefix and (prefix in DISK_PREFIXES or not re.match(DISK_VDEV_AND_TYPE, rest)):
-            words.set_prefix(prefix)
+            parser.set_prefix(prefix)
             after = rest[len(prefix) + 1 :]
         elif key == "target":
-            words.set_string("target", rest[len("target=") :].removesuffix(","))
+            parser.set_string("target", rest[len("target=") :].removesuffix(","))
             after = ""
         elif key and (key in DISK_KEYS or rest[len(key) + 1 :][:1] not in ("", ",")):
             value, _, after = rest[len(key) + 1 :].partition(",")
-            words.set_key(key, value)
+            parser.set_key(key, value)
         elif positional in DISK_FLAGS:
-            words.cdrom = words.cdrom or positional == "cdrom"
+            parser.cdrom = parser.cdrom or positional == "cdrom"
         elif positional or comma:
-            words.set_positional(positional)
+            parser.set_positional(positional)
         elif len(rest) == 1:
             break  # xl reports bad syntax together with what follows it, and here nothing does
         else:
             raise ConfigError(f"bad syntax at {quoted(rest)}")
         rest = after
-    return words.disk()
+    return parser.disk()
 
 
-class DiskWords:
+class DiskParser:
     """The parts of a disk specification that have been read so far. Each method raises ConfigError where xl would."""
 
     def __init__(self) -> None:
@@ -1125,6 +1240,8 @@ def required_by(disk: Disk) -> Required:
     script = os.path.basename(disk.script)
     if disk.backend not in ("", "0", "Domain-0"):
         return Required(reason=f"the driver domain {disk.backend} holds it")
+    if disk.attached_by:
+        return Required(reason=f"{disk.attached_by} attaches it")
     if disk.format == "empty" or not disk.target:
         return Required(reason="the drive is empty")
     if script == "block-drbd":
@@ -1157,9 +1274,9 @@ def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> R
     if required.path:
         names = (domain.name, os.path.basename(domain.source))
         if matches_any(names, settings.ignored_domains):
-            return Required(reason="[ignore] domains names its domain")
+            return Required(reason="ignored: guest matches [ignore] domains")
         if matches_any((required.path, older_path(required.path), disk.target), settings.ignored_disks):
-            return Required(reason="[ignore] disks names it")
+            return Required(reason="ignored: matches [ignore] disks")
     return required
 
 
@@ -2386,6 +2503,7 @@ class State(Enum):
 
 
 AWAITED = (State.MISSING, State.NOT_READY, State.UNKNOWN)
+FINE = (State.READY, State.SKIPPED)
 
 
 @record
@@ -2653,8 +2771,10 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # As long as it was not read, a saved guest is taken to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
-        start = Start("restore" if is_saved else "create")
-        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+        start = Start("restore" if is_saved or guest.domain.saved else "create")
+        if guest.domain.kind == "libvirt":
+            pass  # whatever xendomains does
+        elif re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
             start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
         elif not is_saved and comes_up and name in taken:
             start = taken[name]
@@ -2687,7 +2807,7 @@ def word_in(listing: str, name: str) -> str:
 
 # --- Blocking calls: what may never come back ------------------------------------------------------------------------
 class NoResponse(Exception):
-    """What a call brings that has been silent for a while."""
+    """The result of a call that has been silent for a while."""
 
     def __init__(self) -> None:
         super().__init__("no response; is its file server down?")
@@ -2866,12 +2986,13 @@ class Watcher:
         self.shares = True  # see StorageFacts
         self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
         self._read_at = self._explain_at = float("-inf")  # when to do it again
+        self._turn = 0  # of the ready disks, which one is checked again next
 
     def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
         """What there is now, until `deadline` at the latest; the snapshot of before if nothing has changed.
 
-        Reads only files that have changed, and checks only disks that were not ready; with `recheck_ready` all disks,
-        because one may have gone again. Raises Stopped if a signal comes.
+        Reads only files that have changed, and checks the disks that were not ready, and some that were, each in its
+        turn, because it may have gone again; with `recheck_ready` all disks. Raises Stopped if a signal comes.
         """
         if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
             explains = recheck_ready or self.clock.now() >= self._explain_at
@@ -2881,23 +3002,31 @@ class Watcher:
     def check_disks(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
         """Like look(), without directories and configurations."""
         disks = dict(self.known.disks)
-        checked = [path for path, status in disks.items() if recheck_ready or status != READY]
+        ready = [path for path, status in disks.items() if status == READY]
+        checked = [path for path, status in disks.items() if status != READY]
+        checked += ready if recheck_ready else self._in_turn(ready)
         absent = absent_devices(path for path in checked if disks[path].state is State.MISSING)
         patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
         answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
         for path, answer in answers.items():
             disks[path] = updated_status(disks[path], answer, is_last=recheck_ready)
         if recheck_ready or self.clock.now() >= self._explain_at:
-            silent = {path for path, answer in answers.items() if isinstance(answer, Exception)}
-            awaited = [path for path in checked if disks[path].state in (State.MISSING, State.NOT_READY)]
-            disks.update(self._explain([path for path in awaited if path not in silent], deadline))
+            silent = [path for path, answer in answers.items() if isinstance(answer, Exception)]
+            disks.update(self._explain({path: disks[path] for path in checked if path not in silent}, deadline))
         if disks != self.known.disks:
             self.known = self.known._replace(disks=disks)
         return self.known
 
-    def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
-        """How these disks are, and why."""
+    def _in_turn(self, ready: Sequence[str]) -> Sequence[str]:
+        """Those of the ready disks that are checked again in this look."""
+        first = self._turn if self._turn < len(ready) else 0
+        self._turn = first + MAX_RECHECKED
+        return ready[first : self._turn]
+
+    def _explain(self, disks: Mapping[str, Status], deadline: float) -> dict[str, Status]:
+        """How those of these disks are that are not ready, and why."""
         spent = time.process_time()
+        paths = [path for path, status in disks.items() if status.state in (State.MISSING, State.NOT_READY)]
         answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
         # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
         seconds = (time.process_time() - spent) / MAX_REASON_SHARE
@@ -2929,8 +3058,9 @@ class Watcher:
         self.known = Snapshot(directories, guests, disks, read, needed)
 
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
-        """xendomains' directories with their files, those of saved guests first, as xendomains starts them."""
-        kinds = {d: kind for d, kind in ((self.xendomains.save, "saved"), (self.xendomains.auto, "auto")) if d}
+        """The directories with their files, those of saved guests first, as xendomains starts them."""
+        auto, save, *_, libvirt = self.xendomains
+        kinds = {path: kind for path, kind in ((save, "saved"), (auto, "auto"), (libvirt, "libvirt")) if path}
         known = {
             path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
         }
@@ -3079,7 +3209,7 @@ def unread_guest(file: str, kind: str) -> Guest:
 def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     """The guest; skipped, if its file is waited for and the administrator wants that ignored."""
     if guest.status.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
-        return guest._replace(status=Status(State.SKIPPED, "[ignore] domains names its file"))
+        return guest._replace(status=Status(State.SKIPPED, "ignored: file matches [ignore] domains"))
     return guest
 
 
@@ -3098,27 +3228,42 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
+def signature_of(path: str) -> tuple[int, ...]:
+    """What tells whether a file is as it was. Raises OSError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def read_domain(path: str, kind: str, is_debians: bool) -> Domain | None:
+    """The domain that a file configures; nothing if it is skipped at boot. Raises OSError and ConfigError."""
+    if kind == "libvirt":
+        return read_libvirt_domain(path) if path.endswith(".xml") else None
+    if kind == "auto":
+        return domain_from_xl_config(os.fsdecode(read_file(path)), path, kind)
+    if not os.path.isfile(path):
+        return None
+    with open_regular_file(path) as file:
+        if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
+            return None
+        file.seek(0)
+        text, is_json = saved_configuration(file)
+    return (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
+
+
 def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
     """Like read_guest(), also if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        signature = signature_of(path)
+        if kind == "libvirt" and not is_absent(managed_save_of(path)):
+            signature += signature_of(managed_save_of(path))
         if signature == before.signature:
             return before
         unread = unread._replace(signature=signature)
-        if kind == "auto":
-            text, is_json = os.fsdecode(read_file(path)), False
-        elif not stat.S_ISREG(status.st_mode):
+        if (domain := read_domain(path, kind, is_debians)) is None:
             return None
-        else:
-            with open_regular_file(path) as file:
-                if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
-                    return None
-                file.seek(0)
-                text, is_json = saved_configuration(file)
-        domain = (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
     except OSError as error:
         unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
@@ -3165,9 +3310,6 @@ def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) 
         snapshot = watcher.look(end_of_look(deadline, clock))
         if clock.now() >= deadline:
             return watcher.check_disks(end_of_look(deadline, clock), recheck_ready=True)
-        if snapshot.is_complete():
-            # What became ready first may have gone again.
-            snapshot = watcher.look(end_of_look(deadline, clock), recheck_ready=True)
         if not snapshot.is_complete():
             report(snapshot)
         return snapshot
@@ -3240,15 +3382,14 @@ def shortened(text: str, longest: int) -> str:
 class Journal:
     """Where messages go: to systemd's journal with fields, or to standard error.
 
-    Nobody may hold up the boot by not reading: unless it is to be `patient`, a message that cannot be delivered soon
-    is dropped, and later it is said how many were. Each method raises Stopped if a signal comes meanwhile.
+    Nobody may hold up the boot by not reading: a message that cannot be delivered soon is dropped, and later it is said
+    how many were. Each method raises Stopped if a signal comes meanwhile.
     """
 
-    def __init__(self, level: int, stream: IO[str] | None, clock: Clock, *, patient: bool = False) -> None:
+    def __init__(self, level: int, stream: IO[str] | None, clock: Clock) -> None:
         self.level = level
         self._stream = stream
         self._clock = clock
-        self._patient = patient
         self._dropped = 0
         self._is_journal = is_journal(stream)
         self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
@@ -3317,8 +3458,7 @@ class Journal:
 
     def _can_write(self, descriptor: int, seconds: float) -> bool:
         """Whether the reader takes something soon."""
-        seconds = MAX_TIME if self._patient else min(seconds, MAX_SENDING / 2)
-        end = self._clock.now() + seconds
+        end = self._clock.now() + min(seconds, MAX_SENDING / 2)
         while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
             if self._clock.now() >= end:
                 return False
@@ -3412,7 +3552,7 @@ class Reporter:
         self._lines = 0  # sent since then, not counting what was found
         self._announced: set[tuple[str, str]] = set()  # paths and guests for which it was said that they are missing
         self._status = ""
-        self._problems: dict[str, list[str]] = {}  # of files and directories, as they were reported
+        self._problems: dict[str, list[Finding]] = {}  # of files and directories, as they were reported
         self._found: dict[str, float] = {}  # seconds after which paths were there
 
     def report(self, snapshot: Snapshot) -> None:
@@ -3426,9 +3566,10 @@ class Reporter:
             self._said.clear()
             self._lines = 0
             known = [one for one in self._missing if one.key in self._announced or one.status == UNKNOWN]
-            messages += limited(waiting_messages(known, "still waiting for"))
+            messages += limited(messages_by_cause(known, WARNING, "still waiting for {}", waiting_message))
         if has_changed or is_due:
-            new = self._new_problems() + waiting_messages(self._new_waits(), "waiting for")
+            new = self._new_problems()
+            new += messages_by_cause(self._new_waits(), WARNING, "waiting for {}", waiting_message)
             messages += limited(new, MAX_LINES - self._lines)
             self._lines += len(new)
         self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
@@ -3463,17 +3604,19 @@ class Reporter:
 
     def _new_problems(self) -> list[Message]:
         messages: list[Message] = []
-        found = problems_of(self._snapshot)
-        self._problems = {path: problems for path, problems in self._problems.items() if path in found}
-        for path, problems in found.items():
-            if problems == self._problems.get(path) or not self._is_news(path, "problem"):
+        found: dict[str, list[Finding]] = {}
+        for finding in check_files(self._snapshot):
+            found.setdefault(finding.file, []).append(finding)
+        self._problems = {file: before for file, before in self._problems.items() if file in found}
+        for file, findings in found.items():
+            if findings == self._problems.get(file) or not self._is_news(file, "problem"):
                 continue
-            self._problems[path] = problems
-            guest = self._snapshot.guests.get(path)
-            fields = {"SOURCE": path, "DOMAIN": guest.domain.name} if guest else {"SOURCE": path}
+            self._problems[file] = findings
+            guest = self._snapshot.guests.get(file)
+            fields = {"SOURCE": file, "DOMAIN": guest.domain.name} if guest else {"SOURCE": file}
             if guest and guest.status.state is State.REFUSED:
                 fields["MESSAGE_ID"] = MESSAGE_REFUSED
-            messages += [(WARNING, text, fields) for text in problems]
+            messages += [(WARNING, finding.sentence(), fields) for finding in findings]
         return messages
 
     def _new_waits(self) -> list[Need]:
@@ -3560,13 +3703,14 @@ class Cause(NamedTuple):
     hint: str
     needs: Sequence[Need]
 
-    def size(self) -> str:
-        """How much that is, as in "88 disks of 48 guests"."""
-        return in_numbers(self.needs)
-
     def text(self) -> str:
         """The reason, and what helps."""
-        return f"{self.reason} (try: {self.hint})" if self.hint else self.reason
+        return with_hint(self.reason, self.hint)
+
+
+def with_hint(reason: str, hint: str) -> str:
+    """The reason, and the command that helps if there is one."""
+    return f"{reason}; try: {hint}" if hint else reason
 
 
 def causes_of(needs: Iterable[Need]) -> list[Cause]:
@@ -3577,36 +3721,36 @@ def causes_of(needs: Iterable[Need]) -> list[Cause]:
     return sorted((Cause(*why, group) for why, group in groups.items()), key=lambda cause: -len(cause.needs))
 
 
-def waiting_messages(needs: Sequence[Need], words: str) -> list[Message]:
-    """That disks are waited for, and why. Where one is named, the words are those of the script of 2017."""
-    messages = []
+def messages_by_cause(
+    needs: Sequence[Need], level: int, about_all: str, about_one: Callable[[Need], str], **fields: str
+) -> list[Message]:
+    """A message for each cause, or if few have it, one for each of them; the journal has an entry for each disk."""
+    messages: list[Message] = []
     for cause in causes_of(needs):
-        named, level = cause.needs, WARNING
-        if len(named) > MAX_NAMED:
-            fields = {"REASON": cause.reason, "HINT": cause.hint}
-            messages.append((WARNING, f"{words} {cause.size()}: {cause.text()}", fields))
-            level = INFO
-        for one in named:
-            text = f"still waiting for {one.path} for {one.guest}... ({cause.reason})"
-            messages.append((level, text, fields_of(one)))
+        level_of_one = level
+        if len(cause.needs) > MAX_NAMED:
+            text = f"{about_all.format(in_numbers(cause.needs))}: {cause.text()}"
+            messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
+            level_of_one = INFO
+        messages += [(level_of_one, about_one(one), {**fields_of(one), **fields}) for one in cause.needs]
     return messages
+
+
+def waiting_message(need: Need) -> str:
+    """That a disk is waited for, in words of the script of 2017, and why."""
+    return f"still waiting for {need.path} for {need.guest}... ({need.status.reason})"
 
 
 def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
     """What is missing in the end, why, and what to do about it."""
     still, after = ("still ", f" after {format_time_span(timeout)}") if timeout else ("", "")
-    messages = []
-    for cause in causes_of(needs):
-        level = ERR
-        if len(cause.needs) > MAX_NAMED:
-            fields = {"REASON": cause.reason, "HINT": cause.hint, "MESSAGE_ID": MESSAGE_MISSING}
-            messages.append((ERR, f"{cause.size()} are {still}missing{after}: {cause.text()}", fields))
-            level = INFO
-        for one in cause.needs:
-            words = "missing" if one.status.state is State.MISSING else "not ready"
-            text = f"{one.path} for {one.guest} is {still}{words}{after}: {cause.text()}"
-            messages.append((level, text, {**fields_of(one), "MESSAGE_ID": MESSAGE_MISSING}))
-    return messages
+
+    def about(need: Need) -> str:
+        words = "missing" if need.status.state is State.MISSING else "not ready"
+        return f"{need.path} for {need.guest} is {still}{words}{after}: {with_hint(*need.status[1:3])}"
+
+    about_all = f"{{}} are {still}missing{after}"
+    return messages_by_cause(needs, ERR, about_all, about, MESSAGE_ID=MESSAGE_MISSING)
 
 
 def found_message(path: str, guests: Sequence[str], snapshot: Snapshot, seconds: float) -> Message:
@@ -3685,20 +3829,27 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
     return lost
 
 
-def problems_of(snapshot: Snapshot) -> dict[str, list[str]]:
-    """By file or directory, a sentence for everything wrong with it, unless that is waited for."""
-    problems: dict[str, list[str]] = {}
+def check_files(snapshot: Snapshot, awaited: str = "") -> Iterator[Finding]:
+    """What is wrong with the directories of guests and the files in them.
+
+    What is waited for is left out, unless `awaited` is what there is to say about it.
+    """
     for path, directory in snapshot.directories.items():
         if directory.warning:
-            problems[path] = [f"{path}: {directory.warning}."]
-        if directory.status.state is State.UNREADABLE:
-            problems[path] = [f"{path}: {directory.status.reason}; not waiting for the guests in it."]
+            yield Finding(directory.warning, file=path)
+        if directory.status.is_rejected():
+            yield Finding(directory.status.reason, "", True, path)
+        elif awaited and directory.status.is_awaited():
+            yield Finding(f"{directory.status.reason}; {awaited}", file=path)
     for file, guest in snapshot.guests.items():
-        if guest.domain.warnings:
-            problems[file] = [f"{file}: {warning}." for warning in guest.domain.warnings]
+        yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
+        if awaited and guest.status.is_awaited():
+            yield Finding(f"{guest.status.reason}; {awaited}", file=file)
+        if awaited and guest.start.instead == "create":
+            yield Finding(guest.start.reason, "", True, file, guest.domain.name)
     for file, why in lost_guests(snapshot).items():
-        problems[file] = [f"{file}: {why}; not waiting for its disks."]
-    return problems
+        guest = snapshot.guests[file]
+        yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
 
 
 # --- Records: the guests and what they need, in one form for JSON, tables and the record of a wait --------------------
@@ -3768,7 +3919,7 @@ def problems_in(record: Mapping[str, Any]) -> list[Need]:
 
 def is_trouble(row: Mapping[str, Any]) -> bool:
     """Whether something with this state may keep a guest from starting."""
-    return State(row["state"]) not in (State.READY, State.SKIPPED)
+    return State(row["state"]) not in FINE
 
 
 def need_from_json(path: str, guest: str, row: Mapping[str, Any]) -> Need:
@@ -3790,6 +3941,7 @@ class Screen(NamedTuple):
 
     columns: int = 0
     has_colours: bool = False
+    branches: tuple[str, str, str] = ("|-", "`-", "| ")  # of a tree
 
     def paint(self, text: str, colour: str) -> str:
         """The text in a colour, as ECMA-48 has them (SGR)."""
@@ -3798,12 +3950,15 @@ class Screen(NamedTuple):
 
 def screen_of(stream: IO[str] | None) -> Screen:
     """What is at the other end of a stream. $NO_COLOR: no-color.org."""
+    screen = Screen()
+    if (getattr(stream, "encoding", None) or "").lower() == "utf-8":
+        screen = Screen(branches=("├─", "└─", "│ "))
     if stream is None or not stream.isatty():
-        return Screen()
+        return screen
     from shutil import get_terminal_size
 
     has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
-    return Screen(get_terminal_size().columns, has_colours)
+    return screen._replace(columns=get_terminal_size().columns, has_colours=has_colours)
 
 
 def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
@@ -3834,7 +3989,7 @@ def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], scree
     """A block about what is wrong: why, what helps, and which disks and guests have it."""
     label = f"[{numbers[cause.reason, cause.hint]}] "
     named = [f"{one.path} ({one.guest})" for one in cause.needs]
-    texts = [cause.reason, f"{cause.size()}: {join_limited(named, MAX_NAMED)}"]
+    texts = [cause.reason, f"{in_numbers(cause.needs)}: {join_limited(named, MAX_NAMED)}"]
     if len(named) == 1:
         texts = [f"{named[0]}: {cause.reason}"]
     texts[1:1] = [f"try: {cause.hint}"] if cause.hint else []
@@ -3843,13 +3998,45 @@ def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], scree
     return [screen.paint(f"{label}{lines[0]}", "1"), *(f"{' ' * len(label)}{line}" for line in lines[1:])]
 
 
+def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Screen) -> list[str]:
+    """The guests, their disks, and below each what it lies on, as `lsblk -s` shows it; what is to blame is marked."""
+    rows: list[Sequence[str]] = [("NAME", "KIND", "STATE")]
+    for guest in snapshot.guests.values():
+        status = snapshot.guest_status(guest)
+        rows.append((guest.domain.name, "guest", guest.status.reason or status.state.value))
+        pairs = list(zip(guest.domain.needs(), guest.required))
+        for disk, required in pairs:
+            status = snapshot.disk_status(required)
+            unknown = Layer(required.path or disk.target or "-", "", Problem(status.reason or status.state.value))
+            layer = layers.get(required.path, unknown)
+            is_last = required is pairs[-1][1]
+            rows += rows_of_layer(layer._replace(name=f"{disk.vdev}  {layer.name}"), "", is_last, layer.cause, screen)
+    return in_columns(rows, screen)
+
+
+def rows_of_layer(
+    layer: Layer, indent: str, is_last: bool, cause: Problem | None, screen: Screen
+) -> Iterator[Sequence[str]]:
+    """A layer and what is below it, in a tree whose last branch at this level it may be."""
+    branch, last_branch, trunk = screen.branches
+    problem, state = layer.problem, State.READY.value
+    if problem is not None:
+        state = f"{problem.reason}  <-- try: {problem.hint}" if problem == cause and problem.hint else problem.reason
+    elif layer.cause is not None:
+        state = "-"
+    yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
+    indent += "  " if is_last else trunk
+    for one in layer.below:
+        yield from rows_of_layer(one, indent, one is layer.below[-1], cause, screen)
+
+
 def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: bool) -> list[str]:
     """A line for each disk; a guest whose file cannot be used, or a directory, has one as well."""
     rows: list[Sequence[str]] = [("GUEST", "START", "VDEV", "DISK", "STATE", "REASON")]
 
     def add(guest: str, start: str, vdev: str, path: str, row: Mapping[str, Any]) -> None:
-        hint = f" (try: {row['hint']})" if with_hints and row["hint"] else ""
-        rows.append((guest, start, vdev, path, row["state"], f"{row['reason'] or ''}{hint}"))
+        reason = with_hint(row["reason"] or "", (with_hints and row["hint"]) or "")
+        rows.append((guest, start, vdev, path, row["state"], reason))
 
     for directory in record["directories"]:
         add("-", "-", "-", directory["path"], directory)
@@ -3966,26 +4153,6 @@ def columns_of(text: str) -> int:
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
 @record
-class Finding(NamedTuple):
-    """Something wrong with a file, a guest or a disk, and what to do about it; an error if a guest may not start."""
-
-    problem: str
-    fix: str = ""
-    is_error: bool = False
-    file: str = ""
-    guest: str = ""
-    vdev: str = ""
-
-    def text(self) -> str:
-        """A line about it, below the name of the file."""
-        about = [f"guest {self.guest}"] if self.guest else []
-        about += [self.vdev] if self.vdev else []
-        where = f"{', '.join(about)}: " if about else ""
-        fix = f" (fix: {self.fix})" if self.fix else ""
-        return f"  {'error' if self.is_error else 'warning'}: {printable(f'{where}{self.problem}{fix}')}"
-
-
-@record
 class Use(NamedTuple):
     """What a guest needs of this host, and what that is now: the kernel's name of a device, or a path without links."""
 
@@ -4005,8 +4172,8 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     uses = uses_of(snapshot, watcher)
     # Cluster managers bring up storage themselves.
     reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
-    checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot), check_sharing(uses)]
-    checks += [check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
+    checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot, "the next boot will wait for this")]
+    checks += [check_sharing(uses), check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
     checks += [check_units()] if snapshot.guests and not watcher.names else []
     swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
@@ -4045,25 +4212,6 @@ def place_of(path: str) -> str:
     return path
 
 
-def check_files(snapshot: Snapshot) -> Iterator[Finding]:
-    """The directories of xendomains, and the files in them."""
-    for path, directory in snapshot.directories.items():
-        if directory.warning:
-            yield Finding(directory.warning, file=path)
-        if directory.status != READY:
-            awaited = "; the next boot will wait for this" if directory.status.is_awaited() else ""
-            yield Finding(directory.status.reason + awaited, "", not awaited, path)
-    for file, guest in snapshot.guests.items():
-        yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
-        if guest.status.is_awaited():
-            yield Finding(f"{guest.status.reason}; the next boot will wait for this", file=file)
-        elif guest.start.instead == "create":
-            yield Finding(guest.start.reason, "", True, file, guest.domain.name)
-    for file, why in lost_guests(snapshot).items():
-        guest = snapshot.guests[file]
-        yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
-
-
 def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -> Iterator[Finding]:
     """Disks that are missing or not ready now, and if the name may be mistyped, the closest that exists."""
     taken = {use.place for use in uses}
@@ -4077,7 +4225,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -
     }
     for cause in causes_of(uses_of_need):
         if len(cause.needs) > MAX_NAMED:
-            yield Finding(f"{cause.size()} are missing: {cause.reason}", cause.hint, is_error=True)
+            yield Finding(f"{in_numbers(cause.needs)} are missing: {cause.reason}", cause.hint, is_error=True)
             continue
         for need in cause.needs:
             other = similar.get(need.path)
@@ -4320,6 +4468,9 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     ConfigError if xl does not work here or a name is wrong.
     """
     clock, deadline = watcher.clock, started + options.wait
+    # The boot may be told to ignore guests because they start later; and all files have to be read to find saved ones.
+    watcher = Watcher(watcher.xendomains, watcher.settings._replace(ignored_domains=()), clock)
+    watcher.rest, watcher.shares = START_REST, bool(options.guests)
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
     # The events are collected from before the first look on.
     events = block_events() if options.wait else None
@@ -4702,106 +4853,99 @@ def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> 
     return [*given[:first], "wait", *rest]
 
 
-def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[str]]:
-    """The level up to which messages are shown, and a sentence for each wrong value in the environment."""
-    problems = []
+def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[Finding]]:
+    """The level up to which messages are shown, and each wrong value in the environment."""
+    findings = []
     level = settings.log_level
     for name in ("SYSTEMD_LOG_LEVEL", "LOGLEVEL"):
         if environment.get(name):
             try:
                 level = parse_log_level(environment[name])
             except ConfigError as error:
-                problems.append(f"${name} {error}; it is ignored.")
+                findings.append(Finding(f"${name} {error}; it is ignored", is_error=True))
+    if options.command == "start":
+        level = max(level, INFO)  # what became of the guests
     if options.quiet:
         level = ERR
     elif options.verbose:
         level = max(level, INFO if options.verbose == 1 else DEBUG)
-    return level, problems
+    return level, findings
 
 
 def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     """Does what the command line asks for, and returns the exit status. Raises Stopped if a signal comes."""
     started = clock.now()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    settings, problems = read_settings(options.config or CONFFILE, must_exist=options.config != "")
-    if options.timeout is not None:
-        settings = settings._replace(timeout=options.timeout)
-    level, level_problems = log_level(settings, options, os.environ)
-    if options.command == "start" and not options.quiet:
-        level = max(level, INFO)  # what became of the guests
-    journal = Journal(level, sys.stderr, clock, patient=options.command in ("list", "check", "last"))
+    settings, findings = read_settings(options.config or CONFFILE, must_exist=options.config != "")
+    level, more = log_level(settings, options, os.environ)
+    findings += more
+    journal = Journal(level, sys.stderr, clock)
     if options.command == "last":
         return show_last_wait(journal, settings.late_domains, options)
     clock.take_signals()
     limit = MAX_SOURCING
     if options.command == "wait":
-        limit = min(MAX_SOURCING, max(settings.timeout, 0.5))
-        notify(extended_timeout(settings.timeout))
-    xendomains, more_problems = read_xendomains(settings, clock, limit)
-    told = [finding_of_settings(text, settings, options) for text in (*problems, *level_problems, *more_problems)]
-    if xendomains is not None and xendomains.warning:
-        told.append(finding_of_settings(xendomains.warning, settings, options)._replace(is_error=False))
-    for finding in told if options.command != "check" else ():
-        text = f"{finding.file}: {finding.problem}." if finding.file else f"{finding.problem}."
-        journal.log(ERR if finding.is_error else WARNING, text, MESSAGE_ID=MESSAGE_SETTINGS)
+        timeout = settings.timeout if options.timeout is None else options.timeout
+        settings, limit = settings._replace(timeout=timeout), min(MAX_SOURCING, max(timeout, 0.5))
+        notify(extended_timeout(timeout))
+    xendomains, more = read_xendomains(settings, clock, limit)
+    findings += more
+    if options.command != "check":  # which prints them
+        for finding in findings:
+            journal.log(ERR if finding.is_error else WARNING, finding.sentence(), MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None and options.command != "check" and not options.format:
         return EXIT_NO_XENDOMAINS
-
-    if options.command == "start":
-        # The boot may be told to ignore guests because they start later.
-        watcher = Watcher(xendomains or Xendomains(), settings._replace(ignored_domains=()), clock)
-        watcher.rest, watcher.shares = START_REST, bool(options.guests)
-        try:
-            return start_guests(watcher, options, journal, started)
-        except ConfigError as error:
-            journal.log(ERR, f"{error}.")
-            return EXIT_USAGE
     watcher = Watcher(xendomains or Xendomains(), settings, clock, options.guests)
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
-    status = show_guests(watcher, options, journal, told)
+    if options.command == "start":
+        return start_guests(watcher, options, journal, started)
+    status = show_guests(watcher, options, journal, findings)
     return EXIT_NO_XENDOMAINS if xendomains is None and options.format != "nagios" else status
 
 
-def finding_of_settings(text: str, settings: Settings, options: Options) -> Finding:
-    """A sentence about our settings or those of xendomains, which begins with the file."""
-    files = [options.config or CONFFILE, *settings.xendomains]
-    file = next((file for file in files if text.startswith((f"{file}:", f"{file} "))), "")
-    return Finding(text[len(file) :].lstrip(": ").rstrip("."), is_error=True, file=file)
-
-
-def show_guests(watcher: Watcher, options: Options, journal: Journal, told: Sequence[Finding]) -> int:
-    """What list and check print; returns the exit status. `told` is what is wrong with the settings."""
+def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: Sequence[Finding]) -> int:
+    """What list and check print; returns the exit status. `findings` is what is wrong with the settings."""
     snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
         journal.log(ERR, unknown)
         return NAGIOS_UNKNOWN if options.format == "nagios" else EXIT_USAGE
     if options.command == "check":
-        return show_findings([*told, *findings_of(snapshot, watcher, options)], snapshot, options)
+        return show_findings([*findings, *findings_of(snapshot, watcher, options)], snapshot, options)
     show_list(snapshot, watcher, options)
     unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
-    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in told):
+    if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in findings):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
 
 
 def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     """Prints the guests: for programs, into a pipe a line for each disk, and on a terminal the causes first."""
-    record, screen = as_record(snapshot), screen_of(sys.stdout)
     if options.problems:
-        record["guests"] = [guest for guest in record["guests"] if is_trouble(guest)]
+        guests = snapshot.guests.items()
+        snapshot = snapshot._replace(
+            guests={file: one for file, one in guests if snapshot.guest_status(one).state not in FINE}
+        )
+    record, screen = as_record(snapshot), screen_of(sys.stdout)
     if options.format:
         import json
 
         states = {one["state"] for one in record["guests"] + record["directories"]}
         ready = snapshot.is_complete() and State.UNREADABLE.value not in states
         show(json.dumps({"version": JSON_VERSION, "ready": ready, **record}, indent=2))
+    elif options.tree:
+        calls: dict[str, Call] = {
+            path: partial(storage_of, one, StorageFacts()) for path, one in snapshot.needed.items()
+        }
+        layers = watcher.calls.run("tree", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+        found = {path: layer for path, layer in layers.items() if isinstance(layer, Layer)}
+        show("\n".join(picture_of_tree(snapshot, found, screen)))
     elif not screen.columns or options.verbose:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
-        footer = f"{footer_of_list(as_record(snapshot), watcher.xendomains)}{later}"
+        footer = f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}{later}"
         show("\n".join([*picture_of_list(record, screen), "", *wrapped(footer, screen.columns)]))
 
 
@@ -4874,12 +5018,21 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
     else:
         by_file: dict[str, list[str]] = {}
         for finding in (*errors, *warnings):
-            by_file.setdefault(finding.file, []).append(finding.text())
+            by_file.setdefault(finding.file, []).append(line_of_finding(finding))
         screen = screen_of(sys.stdout)
         for file, texts in reversed(by_file.items()):
             lines[:0] = [f"{screen.paint(printable(file or 'This host'), '1')}:", *texts]
     show("\n".join(lines))
     return EXIT_USAGE if errors else EXIT_READY
+
+
+def line_of_finding(finding: Finding) -> str:
+    """A line about it, below the name of the file."""
+    about = [f"guest {finding.guest}"] if finding.guest else []
+    about += [finding.vdev] if finding.vdev else []
+    where = f"{', '.join(about)}: " if about else ""
+    fix = f" (fix: {finding.fix})" if finding.fix else ""
+    return f"  {'error' if finding.is_error else 'warning'}: {printable(f'{where}{finding.problem}{fix}')}"
 
 
 def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snapshot: Snapshot) -> int:
@@ -5010,7 +5163,7 @@ def run() -> NoReturn:
     except SystemExit as end:  # argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
     except ConfigError as error:
-        failure = f"{error}."
+        status, failure = EXIT_USAGE, f"{error}."
     except MemoryError:
         failure = "there is not enough memory to go on. What is missing is not waited for."
     except (ImportError, OSError) as error:

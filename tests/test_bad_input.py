@@ -114,11 +114,13 @@ def problem_of(guest: xwd.Guest) -> str:
     return texts(xwd.problems_of(xwd.Snapshot(guests={file: guest}))[file])
 
 
+@pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in CONFIGURATIONS], ids=[row[0] for row in CONFIGURATIONS])
 def test_in_the_auto_directory(host: Host, make: Callable[[Path], None], error: str) -> None:
     check_problem(guest_with(host, host.auto, make), f"{host.auto}/bad", error)
 
 
+@pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
 def test_in_the_directory_of_saved_domains(host: Host, make: Callable[[Path], None], error: str) -> None:
     check_problem(guest_with(host, host.save, make), f"{host.save}/bad", error)
@@ -161,6 +163,7 @@ def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str, kind
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.promise("A problem with one guest does not delay the others")
 @pytest.mark.parametrize("name", ["parse_xl_config", "parse_disk", "required_by"])
 def test_whatever_goes_wrong_with_one_configuration_is_its_reason(
     host: Host, monkeypatch: pytest.MonkeyPatch, name: str
@@ -180,6 +183,7 @@ def test_whatever_goes_wrong_with_one_configuration_is_its_reason(
     assert list(missing(found)) == [f"{host.images}/missing"]
 
 
+@pytest.mark.promise("A problem with one guest does not delay the others")
 def test_whatever_goes_wrong_with_one_disk_is_its_reason(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     bad, good = host.image("bad"), host.image("good")
     host.guest("web", bad, good)
@@ -203,6 +207,7 @@ def failing(number: int) -> Callable[..., Any]:
     return fail
 
 
+@pytest.mark.promise("A file system returns an error that may pass (EIO, ESTALE)")
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
 @pytest.mark.parametrize("call", ["os.scandir", "os.stat", "open"])
 def test_an_error_that_may_pass_is_waited_for(
@@ -267,14 +272,34 @@ def test_while_a_configuration_is_waited_for_all_are_read_each_time(host: Host, 
     assert names(watcher.look(math.inf)) == ["web"]
 
 
-def test_what_was_ready_is_looked_at_again_only_if_asked(host: Host) -> None:
+def test_a_ready_disk_that_has_gone_again_is_seen_in_the_next_look(host: Host) -> None:
     image = host.image("a")
     host.guest("web", image)
     watcher = host.watcher()
-    watcher.look(math.inf)
-    image.unlink()
     assert watcher.look(math.inf).is_complete()
-    assert list(missing(watcher.look(math.inf, recheck_ready=True))) == [str(image)]
+    image.unlink()
+    assert list(missing(watcher.look(math.inf))) == [str(image)]
+
+
+def test_of_many_ready_disks_some_are_checked_again_in_each_look(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in its turn; if that is asked for, all of them."""
+    images = [str(host.image(name)) for name in "abcde"]
+    host.guest("web", *images)
+    watcher = host.watcher()
+    watcher.look(math.inf)
+    checked: list[str] = []
+
+    def check_disk(required: xwd.Required, _: xwd.StorageFacts) -> xwd.Status:
+        checked.append(required.path)
+        return xwd.READY
+
+    monkeypatch.setattr(xwd, "MAX_RECHECKED", 2)
+    monkeypatch.setattr(xwd, "check_disk", check_disk)
+    for _ in range(3):
+        watcher.look(math.inf)
+    assert sorted(checked) == images
+    watcher.look(math.inf, recheck_ready=True)
+    assert len(checked) == 2 * len(images)
 
 
 def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) -> None:
@@ -328,6 +353,7 @@ def test_guests_that_are_known_are_still_waited_for_while_their_directory_hangs(
     assert missing(watcher.look(math.inf)) == {str(host.auto): SILENT}
 
 
+@pytest.mark.promise("A file system is slow")
 def test_a_disk_that_always_answers_late_becomes_ready(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +396,7 @@ def test_what_was_never_looked_at_is_unknown(host: Host) -> None:
     assert missing(watcher.look(0)) == dict.fromkeys([str(host.save), str(host.auto)], xwd.UNKNOWN)
 
 
+@pytest.mark.promise("A file system hangs after its disks were ready")
 def test_what_was_ready_and_does_not_answer_in_the_last_look_is_not_ready(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +447,7 @@ def test_a_configuration_that_is_half_written_is_read_again_before_it_is_refused
     writer.join()
 
 
+@pytest.mark.promise("A directory has thousands of files, or ever new ones")
 def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,9 +478,10 @@ def test_the_largest_configuration_is_read_and_no_larger_one(host: Host) -> None
     assert guest.status == xwd.Status(xwd.State.UNREADABLE, "is too large for a configuration: more than 131072 bytes")
 
 
+@pytest.mark.promise("Files that are writable by others are used, with a warning")
 def test_a_configuration_that_others_may_write_is_warned_of_and_counts(host: Host) -> None:
     file = host.guest("web", host.images / "missing")
     file.chmod(0o666)
     messages = host.run("--timeout", "0").messages
-    assert f"{file}: others than its owner may write it (fix: chmod go-w {file}); xl uses it anyway.\n" in messages
+    assert f"{file}: it is writable by group or others (fix: chmod go-w {file}); xl uses it anyway.\n" in messages
     assert f"{host.images}/missing for web is missing" in messages

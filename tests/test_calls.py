@@ -262,6 +262,7 @@ def test_what_waits_for_a_thread_that_hangs_is_not_called_stuck() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A file system hangs (an NFS server that is gone)")
 @as_root
 def test_dead_file_systems_with_hundreds_of_disks_cost_a_little_memory_and_nobody_a_disk(host: Host) -> None:
     with deaf_file_system(host.root / "one") as one, deaf_file_system(host.root / "two") as two:

@@ -67,7 +67,7 @@ def check(host: Host, place: Place | None = None, *names: str, reboot: bool = Fa
     snapshot = watcher.look(time.monotonic() + 60)
     options = xwd.Options("check", names, config=str(host.conf), reboot=reboot)
     found = xwd.findings_of(snapshot, watcher, options)
-    lines = [f"{one.file}: {one.text().strip()}" if one.file else one.text().strip() for one in found]
+    lines = [f"{f'{one.file}: ' if one.file else ''}{xwd.line_of_finding(one).strip()}" for one in found]
     return [line.replace(f"{host.auto}/", "") for line in lines]
 
 
@@ -125,7 +125,7 @@ def test_settings_that_others_may_write_are_a_warning_in_the_json(host: Host) ->
     host.settings.chmod(0o666)
     (finding,) = check_json(host)["findings"]
     assert (finding["severity"], finding["file"]) == ("warning", str(host.settings))
-    assert "others than its owner may write it" in finding["problem"]
+    assert "it is writable by group or others" in finding["problem"]
     assert "No problems found" not in host.run("check").output
 
 
@@ -177,6 +177,7 @@ def test_what_xl_rejects_is_an_error(host: Host) -> None:
     ]
 
 
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
 def test_two_configurations_with_one_name(host: Host) -> None:
     shutil.copy(host.guest("web"), host.auto / "web.cfg.bak")
     assert check(host) == ["web.cfg.bak: error: guest web: is created from web.cfg"]
@@ -313,6 +314,7 @@ def loop(tmp_path: Path) -> Iterator[Path]:
         yield device
 
 
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
 @as_root
 @block_devices
 def test_a_disk_that_is_mounted_here(host: Host, loop: Path) -> None:
@@ -440,7 +442,7 @@ def check_use(host: HostPaths, name: str, path: str) -> list[str]:
 
 def texts(findings: Iterable[xwd.Finding]) -> list[str]:
     """The findings without file, guest and disk."""
-    lines = [one._replace(file="", guest="", vdev="").text() for one in findings]
+    lines = [xwd.line_of_finding(one._replace(guest="", vdev="")) for one in findings]
     return [line.partition(": ")[2] for line in lines]
 
 
@@ -511,6 +513,7 @@ def test_a_volume_group_that_a_guest_has_in_a_volume_of_ours_is_no_use(tree: Tre
 # Disks of two guests
 
 
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
 def test_a_disk_that_two_guests_write(host: Host) -> None:
     shared = host.image("shared")
     host.guest("web", shared)
@@ -648,6 +651,7 @@ def stays_out(target: str) -> str:
     return f"the host does not log in to target {TARGET}:{target} at boot (fix: {update})"
 
 
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
 @pytest.mark.parametrize(
     ("recorded", "name", "target"),
     [
@@ -802,6 +806,7 @@ def test_all_that_is_wrong_below_a_disk_is_told(tree: Tree) -> None:
     ]
 
 
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
 def test_a_file_system_that_was_mounted_by_hand(host: Host, place: Place) -> None:
     host.guest("web", host.image("a"))
     place.mount("/")
@@ -880,6 +885,7 @@ def test_of_what_is_missing_now_only_that_is_said(host: Host, place: Place) -> N
 # Hosts on which nothing is found
 
 
+@pytest.mark.promise("It raises no false alarm")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -905,6 +911,7 @@ WORTH_A_WARNING = {
 }
 
 
+@pytest.mark.promise("It raises no false alarm")
 @pytest.mark.parametrize("file", sorted(CORPUS.glob("*.json")), ids=lambda file: file.stem)
 def test_of_what_xl_accepts_nothing_is_wrong(host: Host, place: Place, file: Path) -> None:
     text = file.with_suffix(".cfg").read_text()
@@ -916,6 +923,7 @@ def test_of_what_xl_accepts_nothing_is_wrong(host: Host, place: Place, file: Pat
     assert all(": warning: " in one and WORTH_A_WARNING[file.name[:2]] in one for one in found)
 
 
+@pytest.mark.promise("It raises no false alarm")
 @pytest.mark.parametrize("recorded", RECORDED)
 def test_on_recorded_hosts_nothing_is_wrong_with_the_use_of_devices(
     recorded: str, there: Callable[[str], HostPaths]
@@ -931,6 +939,7 @@ def test_on_recorded_hosts_nothing_is_wrong_with_the_use_of_devices(
         assert check_use(here, name, f"/dev/disk/by-id/{name}") == []
 
 
+@pytest.mark.promise("It raises no false alarm")
 @pytest.mark.parametrize("recorded", RECORDED)
 def test_on_recorded_hosts_that_are_set_up_for_it_all_comes_back(
     recorded: str, there: Callable[[str], HostPaths]

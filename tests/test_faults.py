@@ -73,6 +73,7 @@ def limited(kind: int, limit: int) -> Mapping[str, Any]:
     return {"preexec_fn": lambda: resource.setrlimit(kind, (limit, limit))}
 
 
+@pytest.mark.promise("There are few file descriptors, little memory, no threads")
 def test_16_file_descriptors_are_enough(waiting_host: Host) -> None:
     assert_it_waits(waiting_host, options=limited(resource.RLIMIT_NOFILE, 16))
 
@@ -94,6 +95,7 @@ def test_with_too_few_file_descriptors_to_load_a_module_it_says_so(host: Host) -
     assert "Too many open files" in result.messages
 
 
+@pytest.mark.promise("There are few file descriptors, little memory, no threads")
 @as_root
 def test_64_mib_of_memory_are_enough(waiting_host: Host) -> None:
     with memory_cgroup(64 << 20) as group:
@@ -177,6 +179,7 @@ def test_where_neither_a_process_nor_a_thread_can_be_had_it_says_so_and_the_time
 # Python
 
 
+@pytest.mark.promise("A Python module is missing or broken")
 def test_a_python_module_that_is_missing_is_named_if_it_is_needed(waiting_host: Host) -> None:
     result = waiting_host.run(program=program_with("sys.modules['tenacity'] = None"))
     assert result.status == xwd.EXIT_TIMED_OUT
@@ -188,6 +191,7 @@ def test_without_pyudev_it_waits(waiting_host: Host) -> None:
     assert_it_waits(waiting_host, program=program_with("sys.modules['pyudev'] = None"))
 
 
+@pytest.mark.promise("A Python module is missing or broken")
 def test_without_configobj_the_defaults_are_used_and_the_interpreter_is_named(host: Host) -> None:
     host.configure("timeout = 0")
     result = host.run("list", program=program_with("sys.modules['configobj'] = None"))
@@ -198,6 +202,7 @@ def test_without_configobj_the_defaults_are_used_and_the_interpreter_is_named(ho
 # A host that lacks what every host has
 
 
+@pytest.mark.promise("It works without what a host may lack")
 @as_root
 @pytest.mark.parametrize(
     "change",
@@ -413,6 +418,7 @@ def test_after_a_suspend_while_bash_reads_the_settings_they_count(host: Host) ->
     assert (found, problems) == (host.xendomains()._replace(file=str(host.settings)), [])
 
 
+@pytest.mark.promise("A signal comes, at any moment")
 @pytest.mark.parametrize("busy", ["sleep 1000", "while :; do :; done", "sleep 1000 & wait"])
 def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Host, busy: str) -> None:
     with host.settings.open("a") as file:
@@ -427,7 +433,7 @@ def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Hos
 def test_settings_that_end_the_shell_leave_nothing_running(host: Host) -> None:
     host.settings.write_text("sleep 1000 &\nexit\n")
     with host.start("--timeout", "0", options={"start_new_session": True}) as running:
-        assert f"{host.settings}: ends the shell that reads it; " in running.end().messages
+        assert f"{host.settings}: makes the shell that sources it exit; " in running.end().messages
         wait_until(lambda: session_members(running.pid) == [])
 
 
@@ -475,6 +481,7 @@ def file_name(text: str) -> str:
     return os.fsdecode(name or b"x")
 
 
+@pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
 @given(file=UGLY, name=UGLY, target=UGLY, vdev=UGLY, rest=UGLY)
 @hypothesis_settings(
     max_examples=100,
@@ -516,7 +523,7 @@ def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
     entries = b"".join(xwd.journal_entry(*message) for message in journal.messages).decode().splitlines(keepends=True)
     assert len(entries) == sum(3 + len(fields) for _, _, fields in journal.messages)
     assert all(re.fullmatch("[A-Z_]+=.*\n", line) and line[:-1].isprintable() for line in entries)
-    assert all(finding.text().isprintable() for finding in findings)
+    assert all(xwd.line_of_finding(finding).isprintable() for finding in findings)
     answer = xwd.as_record(found)
     assert len(answer["guests"]) == len(found.guests)
     table = xwd.table_of_disks(answer, xwd.Screen(), with_hints=True)
@@ -539,6 +546,7 @@ time.time = lambda: really() + {seconds} * os.path.exists({jump!r})
 """
 
 
+@pytest.mark.promise("The clock is set, the host sleeps, or the process is stopped")
 @pytest.mark.parametrize("days", [1, -1])
 def test_setting_the_clock_changes_nothing_about_the_wait(host: Host, days: int) -> None:
     jump = host.root / "jump"

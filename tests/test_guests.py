@@ -15,7 +15,7 @@ from conftest import NOBODY, FakeClock, Host, as_root
 
 import xendomains_wait_disk as xwd
 
-INCOMPLETE = "is incomplete, because xl save failed or was ended, and cannot be restored"
+INCOMPLETE = "is incomplete, because the save failed or was ended, and cannot be restored"
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def rows(host: Host) -> list[list[str]]:
     return [re.split("  +", line) for line in lines if not line.startswith("(")]
 
 
+@pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
 @pytest.mark.parametrize("name", ["web", "web.cfg"])
 def test_a_guest_that_is_restored_is_not_waited_for_with_its_configuration(host: Host, name: str) -> None:
     """That has been changed since the guest was saved, and has a new disk."""
@@ -95,6 +96,7 @@ def test_where_a_saved_guest_is_incomplete_upstream_creates_it_afresh(host: Host
     assert [row[:2] for row in rows(host)] == [["web", "restore"], ["web", "create"]]
 
 
+@pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
 def test_where_a_saved_guest_is_incomplete_debian_leaves_it_down(debian: Host) -> None:
     saved = cut(debian.saved("web", debian.image("a")))
     config = debian.guest("web", debian.images / "b")

@@ -42,6 +42,7 @@ def show(host: Host, run: Path, *arguments: str) -> Result:
     return host.run("last", *arguments, RUNTIME_DIRECTORY=str(run))
 
 
+@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
 def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.image("a"), host.images / "b", host.images / "c")
     host.guest("db", host.images / "b")
@@ -106,6 +107,7 @@ def test_it_is_left_when_all_is_ready_and_at_the_timeout(host: Host, run: Path, 
     assert [file.name for file in run.iterdir()] == ["last.json"]
 
 
+@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
 def test_it_is_left_when_a_signal_ends_the_wait(host: Host, run: Path) -> None:
     host.guest("web", host.images / "a")
     with waiting(host, RUNTIME_DIRECTORY=str(run)) as running:
@@ -141,6 +143,7 @@ def test_two_waits_that_end_together_leave_one_whole_record(run: Path) -> None:
     assert [file.name for file in run.iterdir()] == ["last.json"]
 
 
+@pytest.mark.promise("The record of the wait cannot be written")
 @pytest.mark.parametrize("place", ["nowhere", "file", "full"])
 def test_where_it_cannot_be_written_that_costs_a_message_for_who_wants_all(host: Host, place: str) -> None:
     host.guest("web", host.image("a"))
@@ -198,6 +201,7 @@ def summary(journald: Journald) -> dict[str, str]:
     return {key: entry[key] for key in ("RESULT", "MISSING", "PRIORITY", "MESSAGE")}
 
 
+@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
 @pytest.mark.parametrize("arguments", [(), ("--quiet",)])
 def test_the_journal_is_told_that_all_was_ready_whatever_the_level(
     host: Host, journald: Journald, arguments: tuple[str, ...]

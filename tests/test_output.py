@@ -86,7 +86,7 @@ def disk(vdev: str, path: Path, state: str, reason: str | None) -> dict[str, str
 
 def test_a_reason_comes_with_a_command_that_helps_in_the_last_message_and_where_more_is_asked_for(host: Host) -> None:
     host.guest("web", "/dev/zvol/no-such-pool/web")
-    reason, hint = "pool no-such-pool is not imported", "zpool import no-such-pool"
+    reason, hint = "ZFS pool no-such-pool is not imported", "zpool import no-such-pool"
     messages = host.run("--timeout", "0").messages
     assert f"/dev/zvol/no-such-pool/web for web is still missing: {reason} (try: {hint})\n" in messages
     assert f"missing  {reason}\n" in host.run("list").output
@@ -327,6 +327,7 @@ def systemd(host: Host) -> Iterator[Receiver]:
         yield it
 
 
+@pytest.mark.promise("The journal or a pipe is not read")
 def test_a_reader_that_does_not_read_does_not_hold_the_wait(host: Host, deaf: Deaf) -> None:
     """Not for longer than a moment for each message; hundreds of them would be minutes."""
     host.guest("web", *(host.images / str(number) for number in range(300)))
@@ -341,6 +342,7 @@ def test_a_signal_ends_it_while_nobody_reads(host: Host, deaf: Deaf, systemd: Re
     assert running.end().status == -signal.SIGTERM
 
 
+@pytest.mark.promise("The journal or a pipe is not read")
 @pytest.mark.parametrize("deaf", [deaf_pipe, deaf_journald], indirect=True)
 def test_a_reader_who_comes_back_is_told_that_messages_were_lost(host: Host, deaf: Deaf, systemd: Receiver) -> None:
     host.guest("web", host.images / "a", host.images / "b")
@@ -553,6 +555,7 @@ def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(reported:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
 def test_names_cannot_forge_messages_or_send_escapes_to_the_terminal(host: Host) -> None:
     evil = "web\n<0>all is well\x1b[2J\x9b\u202e"
     (host.auto / "web.cfg").write_text(

@@ -109,6 +109,7 @@ def test_the_sandbox_makes_no_file_system_read_only(mounts: Mounts, tmp_path: Pa
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 def test_an_image_where_something_is_still_to_be_mounted_is_another_one(mounts: Mounts, tmp_path: Path) -> None:
     mounts.plan(tmp_path / "images")
     reason = f"{tmp_path}/images is not mounted (/etc/fstab mounts nas:/images there)"
@@ -184,6 +185,7 @@ def lacks(path: Path) -> xwd.Status:
     return not_ready(f"backing file {path} does not exist")
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 def test_an_image_needs_its_backing_file(tmp_path: Path) -> None:
     web = qcow2(tmp_path / "web.qcow2", "base.img", "raw")
     assert image(web) == lacks(tmp_path / "base.img")
@@ -363,6 +365,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 @pytest.mark.parametrize(
     ("name", "attributes", "reason"),
     [
@@ -447,6 +450,7 @@ def test_what_udev_says_is_read_up_to_a_limit(machine: Machine) -> None:
     assert machine.look() == xwd.READY
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 def test_a_device_that_udev_calls_not_ready_is_not(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=LVM-abc", "SYSTEMD_READY=0")
@@ -456,6 +460,7 @@ def test_a_device_that_udev_calls_not_ready_is_not(machine: Machine) -> None:
 WITHOUT_UDEV = ("SYSTEMD_READY=0", *(f"DM_UDEV_DISABLE_{what}_FLAG=1" for what in ("DM_RULES", "OTHER_RULES")))
 
 
+@pytest.mark.promise("A disk that can be used is not waited for, whatever udev says")
 @pytest.mark.parametrize(
     ("properties", "seen", "queue", "state"),
     [
@@ -507,6 +512,7 @@ def test_an_opened_crypt_volume_with_content_is_ready_when_udev_says_so(machine:
     assert machine.look().state is xwd.State.NOT_READY
 
 
+@pytest.mark.promise("udev's database holds anything: labels that are not UTF-8, 50 MB")
 def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> None:
     machine.device("sda")
     (machine.database / "b259:77").write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\nQ:tag\n")
@@ -539,6 +545,7 @@ def test_an_array_with_a_physical_volume_that_lvm_has_not_activated_is_ready_for
     assert machine.look() == xwd.READY
 
 
+@pytest.mark.promise("A disk that can be used is not waited for, whatever udev says")
 def test_a_member_of_a_btrfs_that_is_not_complete_is_ready_for_a_guest(machine: Machine) -> None:
     machine.device("sda")
     machine.udev("ID_BTRFS_READY=0", "SYSTEMD_READY=0")

@@ -85,6 +85,7 @@ def test_nothing_to_wait_for(specification: str, reason: str) -> None:
     assert xwd.required_by(xwd.parse_disk(specification)) == xwd.Required(reason=reason)
 
 
+@pytest.mark.promise("Guests with nothing to wait for do not delay the boot")
 def test_guests_with_nothing_to_wait_for_do_not_hold_the_boot(host: Host) -> None:
     host.guest("diskless")
     host.guest("empty-drive", ",,hdc:cdrom,r")
@@ -147,7 +148,7 @@ def test_ignored_domains_are_not_waited_for_and_say_so(host: Host) -> None:
     host.configure("[ignore]\ndomains = test-*, other\n")
     host.guest("test-1", host.images / "none")
     (disk,) = host.list()["domains"][0]["disks"]
-    assert (disk["state"], disk["path"], disk["reason"]) == ("skipped", None, "[ignore] domains names its domain")
+    assert (disk["state"], disk["path"], disk["reason"]) == ("skipped", None, "ignored: guest matches [ignore] domains")
     assert host.run().status == xwd.EXIT_READY
 
 
@@ -155,7 +156,7 @@ def test_ignored_disks_are_not_waited_for_and_say_so(host: Host) -> None:
     host.configure(f"[ignore]\ndisks = {host.images}/scratch*\n")
     host.guest("web", host.images / "scratch1", host.image("web"))
     scratch, web = host.list()["domains"][0]["disks"]
-    assert (scratch["state"], scratch["reason"]) == ("skipped", "[ignore] disks names it")
+    assert (scratch["state"], scratch["reason"]) == ("skipped", "ignored: matches [ignore] disks")
     assert web["state"] == "ready"
 
 
@@ -167,13 +168,13 @@ def required_unless_ignored(specification: str, **ignored: tuple[str, ...]) -> x
 @pytest.mark.parametrize("pattern", ["web", "w?b", "10-web.cfg", "10-*"])
 def test_a_domain_is_ignored_by_its_name_or_its_files(pattern: str) -> None:
     required = required_unless_ignored("/dev/x,raw,xvda", ignored_domains=("none", pattern))
-    assert required == xwd.Required(reason="[ignore] domains names its domain")
+    assert required == xwd.Required(reason="ignored: guest matches [ignore] domains")
 
 
 @pytest.mark.parametrize("pattern", ["r0", "/dev/drbd/by-res/r0", "/dev/drbd/by-res/r0/0", "/dev/drbd/*"])
 def test_a_disk_is_ignored_by_its_target_or_any_of_its_paths(pattern: str) -> None:
     assert required_unless_ignored("drbd:r0,xvda,w", ignored_disks=("none", pattern)) == xwd.Required(
-        reason="[ignore] disks names it"
+        reason="ignored: matches [ignore] disks"
     )
 
 

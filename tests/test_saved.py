@@ -69,9 +69,9 @@ def test_a_configuration_as_text_is_read() -> None:
         (saved_file(b"{}", size=50, optional=54, image=b""), "ends within its configuration: 2 of 50 bytes"),
         (
             saved_file(b"{}", image=b"LibxlFmt and half of the memory"),
-            "is incomplete, because xl save failed or was ended",
+            "is incomplete, because the save failed or was ended",
         ),
-        (saved_file(b'{"name": "web"}', image=b""), "is incomplete, because xl save failed or was ended"),
+        (saved_file(b'{"name": "web"}', image=b""), "is incomplete, because the save failed or was ended"),
     ],
 )
 def test_a_damaged_file_is_refused(content: bytes, message: str) -> None:
@@ -127,6 +127,7 @@ def test_what_json_leaves_out_is_empty() -> None:
     assert xwd.disk_from_json({}) == xwd.Disk("")
 
 
+@pytest.mark.promise("No file makes it crash or hang")
 @given(st.binary(), st.integers(0, len(REAL)))
 def test_no_file_does_anything_but_be_read_or_refused(noise: bytes, keep: int) -> None:
     try:
@@ -150,6 +151,7 @@ def test_brackets_in_strings_are_not_nested() -> None:
     assert xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved").name == "web"
 
 
+@pytest.mark.promise("A configuration takes long to parse")
 @pytest.mark.parametrize("piece", ['\\"', '"', '\\\\"', "[]", "{", '"\n', "\\"])
 def test_json_costs_time_in_proportion_to_its_length(piece: str) -> None:
     """A pattern that tries each quote anew would burn half a minute for the largest, and hear no signal meanwhile."""
@@ -172,6 +174,7 @@ class Pieces(io.BytesIO):
         return super().readinto(memoryview(buffer)[:1])
 
 
+@pytest.mark.promise("A file system returns less than it was asked for")
 def test_a_header_that_comes_in_pieces_is_read() -> None:
     assert xwd.saved_configuration(io.BufferedReader(Pieces(REAL))) == read(REAL)
 

@@ -60,6 +60,7 @@ def test_a_schema_is_one(command: str) -> None:
     assert schema(command)["properties"]["version"] == {"const": xwd.JSON_VERSION}
 
 
+@pytest.mark.promise("The JSON has a schema")
 @pytest.mark.parametrize("command", ["list", "check", "last"])
 def test_what_is_printed_is_what_the_schema_allows(troubled: Host, command: str) -> None:
     troubled.run("--timeout", "0", RUNTIME_DIRECTORY=str(troubled.root))

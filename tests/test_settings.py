@@ -128,6 +128,7 @@ def test_a_wrong_value_is_named_and_left_at_its_default(tmp_path: Path, line: st
     assert f"{tmp_path}/xen-wait-disk.conf: {complaint}" in problems
 
 
+@pytest.mark.promise("A pattern in [ignore] does not compile")
 def test_a_pattern_that_does_not_compile_is_a_wrong_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fnmatch.translate", lambda pattern: f"(?s:{pattern})\\Z")  # Python 3.9's, in short
     settings, problems = read(tmp_path, "[ignore]\ndomains = web, [z-a]\n")
@@ -199,6 +200,7 @@ def test_a_directory_in_its_place_is_named(tmp_path: Path) -> None:
     assert "is a directory, not a regular file" in texts(problems)
 
 
+@pytest.mark.promise("A mistake in its settings costs a message, never the wait")
 def test_a_wrong_value_does_not_cost_the_wait_at_boot(host: Host) -> None:
     host.configure("timeout = soon")
     host.guest("web", host.image("web"))

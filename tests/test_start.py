@@ -212,6 +212,7 @@ def test_a_guest_that_runs_is_left_alone_whatever_is_wrong_with_its_file(late: S
     assert start() == xwd.EXIT_READY
 
 
+@pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
 def test_a_guest_that_ran_since_the_boot_and_was_shut_down_stays_down(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.log("web")
@@ -221,6 +222,7 @@ def test_a_guest_that_ran_since_the_boot_and_was_shut_down_stays_down(late: Star
     assert start.said == f"guest web is skipped: {reason}.\nGuests: 1 skipped.\n"
 
 
+@pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
 def test_whoever_names_a_guest_means_it(late: StartHost, start: Start) -> None:
     file = late.guest("web", late.image("web"))
     late.guest("db", late.image("db"))
@@ -237,6 +239,7 @@ def test_an_old_log_and_one_that_was_rotated_say_nothing(late: StartHost, start:
     assert len(late.calls()) == 1
 
 
+@pytest.mark.promise("The clock was behind at boot")
 def test_a_log_that_is_as_the_boot_noted_it_says_nothing_whatever_its_time(
     late: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +252,7 @@ def test_a_log_that_is_as_the_boot_noted_it_says_nothing_whatever_its_time(
     assert len(late.calls()) == 1
 
 
+@pytest.mark.promise("The clock was behind at boot")
 @pytest.mark.parametrize("age", [0.0, AGES])
 def test_a_log_that_is_not_as_the_boot_noted_it_was_written_since(
     late: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch, age: float
@@ -360,6 +364,7 @@ def test_what_xendomains_would_not_start_is_not_started(late: StartHost, start: 
 # Saved guests
 
 
+@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
 def test_a_saved_guest_is_restored_and_its_file_is_gone(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     file = late.saved("web", late.image("a"))
@@ -379,6 +384,7 @@ def test_a_saved_guest_that_is_not_restored_keeps_its_file(late: StartHost, star
     assert file.exists()
 
 
+@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
 @pytest.mark.parametrize("name", ["", "web01", "web.cfg", "web"])
 def test_a_guest_is_not_created_while_it_waits_to_be_restored(late: StartHost, start: Start, name: str) -> None:
     late.guest("web01", late.image("web")).rename(late.auto / "web.cfg")
@@ -388,6 +394,7 @@ def test_a_guest_is_not_created_while_it_waits_to_be_restored(late: StartHost, s
     assert f"guest web01 is still waiting for {late.images}/a (does not exist).\n" in start.said
 
 
+@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
 @pytest.mark.parametrize("name", ["", "web"])
 def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHost, start: Start, name: str) -> None:
     late.guest("web", late.image("web"))
@@ -395,9 +402,10 @@ def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHo
     os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
     assert start(*[name] if name else []) == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert f"guest web is not started: {file}: is incomplete, because xl save failed or was ended" in start.said
+    assert f"guest web is not started: {file}: is incomplete, because the save failed or was ended" in start.said
 
 
+@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
 def test_a_saved_guest_that_is_older_than_its_last_start_is_not_used(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     file = late.saved("web", late.image("a"))
@@ -467,10 +475,11 @@ def shared(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> Path:
     return device
 
 
+@pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
 @pytest.mark.parametrize(("named", "ready"), [(False, False), (True, True)])
 def test_a_guest_that_may_run_on_the_peer_has_to_be_named(shared: Path, named: bool, ready: bool) -> None:
     facts = xwd.StorageFacts(shares=named)
-    problem = xwd.check_drbd_role("drbd1", True, facts)
+    problem = xwd.check_drbd_role("drbd1", xwd.Required(promotes=True), facts)
     assert (problem is None) == ready
     assert ready or (problem and problem.reason == "DRBD is Secondary, and its peer is Primary")
 
@@ -487,6 +496,7 @@ def test_who_names_guests_is_told_to_the_look(late: StartHost) -> None:
 # Waiting
 
 
+@pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest")
 def test_each_guest_is_started_when_its_own_disk_comes(late: StartHost) -> None:
     files = [late.guest(name, late.images / name) for name in ("a", "b")]
     with late.late("--wait") as running:
@@ -503,6 +513,7 @@ def test_each_guest_is_started_when_its_own_disk_comes(late: StartHost) -> None:
     assert result.messages.endswith("guest a has been started.\nGuests: 2 started.\n")
 
 
+@pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest")
 def test_an_event_ends_the_pause(late: StartHost, start: Start, events: Events) -> None:
     late.guest("web", late.images / "web")
 
@@ -614,6 +625,7 @@ def test_what_xl_said_of_another_try_is_not_told(late: StartHost, start: Start) 
     assert start.said.count("once") == 1
 
 
+@pytest.mark.promise("xl fails to start a guest, or is killed")
 def test_after_a_failure_it_is_tried_again_later_each_time_and_then_left_alone(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.let_xl("exit 3")
@@ -649,6 +661,7 @@ def test_without_wait_it_is_not_tried_again(late: StartHost, start: Start) -> No
     assert len(late.calls()) == 1
 
 
+@pytest.mark.promise("xl fails to start a guest, or is killed")
 def test_it_is_tried_again_at_once_when_a_disk_goes_away_and_comes_back(
     late: StartHost, start: Start, events: Events
 ) -> None:
@@ -679,6 +692,7 @@ def test_another_guest_does_not_wait_for_the_next_try(late: StartHost, start: St
     assert "guest a is still waiting for another try in 30s, because `xl create " in start.said
 
 
+@pytest.mark.promise("xl hangs")
 def test_an_xl_that_hangs_is_told_and_does_not_hold_up_the_others(late: StartHost) -> None:
     first, second = late.guest("a", late.image("a")), late.guest("b", late.image("b"))
     late.let_xl('case "$4" in */a.cfg) sleep 1000 ;; esac')
@@ -699,6 +713,7 @@ def test_it_is_given_ten_minutes() -> None:
     assert xwd.MAX_XL == 600
 
 
+@pytest.mark.promise("xl fails to start a guest, or is killed")
 def test_an_xl_that_is_killed_has_failed(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.let_xl("kill -9 $$")
@@ -728,6 +743,7 @@ def end_of_xl(host: StartHost) -> None:
 # Two at the same time
 
 
+@pytest.mark.promise("No guest is started twice")
 def test_a_guest_is_not_started_while_another_process_starts_it(late: StartHost) -> None:
     late.guest("web", late.image("web"))
     late.let_xl(f"touch {late.root}/begun; until [ -e {late.root}/go ]; do sleep 0.05; done; echo web >>{late.running}")
@@ -742,6 +758,7 @@ def test_a_guest_is_not_started_while_another_process_starts_it(late: StartHost)
     assert ends == ["Guests: 1 running.", "Guests: 1 started."]
 
 
+@pytest.mark.promise("No guest is started twice")
 def test_whether_it_runs_is_asked_under_the_lock(late: StartHost, start: Start) -> None:
     """It did not when xl list was asked: somebody has started it since."""
     late.guest("web", late.image("web"))
@@ -760,6 +777,7 @@ def test_names_that_are_no_names_of_files_have_a_lock_as_well(late: StartHost, s
 # Signals
 
 
+@pytest.mark.promise("No guest is started twice")
 def test_a_signal_ends_it_and_xl_goes_on(late: StartHost) -> None:
     late.guest("web", late.images / "other")
     file = late.saved("web", late.image("web"))

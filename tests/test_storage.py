@@ -84,6 +84,7 @@ def missing(host: HostPaths, path: str) -> tuple[str, str]:
 # iSCSI and what lies on it
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 def test_a_lun_whose_session_failed_is_unusable_and_so_is_all_that_lies_on_it(host: Callable[[str], HostPaths]) -> None:
     for recorded in ("iscsi/blocked", "iscsi/failed"):
         here = host(recorded)
@@ -188,6 +189,7 @@ def pv_of(host: HostPaths, group: str) -> str:
     return text.partition("physical_volumes")[2].partition('id = "')[2].partition('"')[0]
 
 
+@pytest.mark.promise("The reason names the layer at fault, with a command that helps")
 def test_a_group_that_lacks_its_lun_names_the_target(host: Callable[[str], HostPaths]) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
     for name in ("disk", "map"):
@@ -240,6 +242,7 @@ def test_a_volume_and_a_group_that_nobody_knows(host: Callable[[str], HostPaths]
     assert missing(here, "/dev/mapper/typo-lv")[1] == ""
 
 
+@pytest.mark.promise("A LUN and its clone have the same LVM identifiers")
 def test_a_clone_is_named(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("lvm/clone"), "/dev/vg/lv") == (
         "sda, sdb carry the same PV UUID (a LUN and its clone?)",
@@ -360,6 +363,7 @@ def test_a_map_without_paths_and_paths_without_a_map(host: Callable[[str], HostP
 INACTIVE_ARRAY = "/dev/md127: md array is inactive (only vdd present)"
 
 
+@pytest.mark.promise("The reason names the layer at fault, with a command that helps")
 def test_an_inactive_array(host: Callable[[str], HostPaths]) -> None:
     here = host("md/inactive")
     what = (f"{INACTIVE_ARRAY}; mdadm will start it degraded after 30 s", "mdadm --run /dev/md127")
@@ -487,6 +491,7 @@ def test_a_drbd_resource_that_is_up_under_another_name(host: Callable[[str], Hos
     assert missing(host("drbd/one-secondary"), "/dev/drbd/by-res/one")[1] == ""
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 def test_drbd_8_by_role_and_disk(host: Callable[[str], HostPaths]) -> None:
     promotes = PROMOTES
     here = host("drbd/one-secondary")
@@ -542,6 +547,7 @@ def test_drbd_9_by_its_status(host: Callable[[str], HostPaths], monkeypatch: pyt
     }
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 def test_a_read_only_device_is_for_readers(host: Callable[[str], HostPaths]) -> None:
     here = host("read-only/read-only")
     reason = "is read-only, and the guest writes to it"
@@ -550,6 +556,7 @@ def test_a_read_only_device_is_for_readers(host: Callable[[str], HostPaths]) -> 
     assert usable(here, "vdg") == ""
 
 
+@pytest.mark.promise("The reason names the layer at fault, with a command that helps")
 def test_a_file_below_a_mount(host: Callable[[str], HostPaths]) -> None:
     here = host("mount/failed")
     assert missing(here, "/srv/images/deep/web.img") == (
@@ -947,6 +954,7 @@ def array(level: str, members: str, *states: str, **attributes: str) -> dict[str
     }
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 @pytest.mark.parametrize(
     ("level", "states", "attributes", "reason"),
     [
@@ -1104,6 +1112,7 @@ def volume(kind: str, legs: int, size: int, *missing: int) -> dict[str, dict[str
 LEG_GONE = "stands in for a missing physical volume"
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 @pytest.mark.parametrize(
     ("volume", "needed", "left"),
     [
@@ -1164,6 +1173,7 @@ def test_drbd_8_that_does_no_io(host: Callable[[str], HostPaths]) -> None:
     assert look(here, "drbd1", READS) == ("/dev/drbd1: DRBD does no I/O: its I/O is suspended", "drbdadm status")
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 @pytest.mark.parametrize(
     ("says", "instead", "reason"),
     [
@@ -1357,6 +1367,7 @@ BAD = st.one_of(
 )
 
 
+@pytest.mark.promise("Evidence of why a disk is missing is cut, binary, huge, or not a file")
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 def test_bad_evidence_is_no_error(data: st.DataObject, spoiled: Path) -> None:
@@ -1373,6 +1384,7 @@ def test_bad_evidence_is_no_error(data: st.DataObject, spoiled: Path) -> None:
         assert len(reason) <= 2 * xwd.MAX_ATTRIBUTE
 
 
+@pytest.mark.promise("Evidence of why a disk is missing is cut, binary, huge, or not a file")
 @pytest.mark.parametrize("recorded", ALL_HOSTS)
 def test_evidence_that_is_not_a_file_or_huge_is_none(recorded: str, tmp_path: Path) -> None:
     here = paths_below(unpack(recorded, tmp_path))

@@ -196,6 +196,11 @@ def each(faults: list[tuple[str, Fault, int, str]]) -> list[Any]:
     return [pytest.param(*row[1:], id=row[0]) for row in faults]
 
 
+@pytest.mark.promise("A problem with one guest does not delay the others")
+@pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
+@pytest.mark.promise("A configuration takes long to parse")
+@pytest.mark.promise("A directory has thousands of files, or ever new ones")
+@pytest.mark.promise("Disks come and go")
 @pytest.mark.parametrize(("fault", "status", "says"), each(FAULTS))
 def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault, status: int, says: str) -> None:
     good, last = host.images / "good", host.images / "last"
@@ -217,6 +222,7 @@ def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault,
         assert session_members(waiter.pid) == []
 
 
+@pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone")
 @pytest.mark.parametrize(("fault", "status", "_"), each([row for row in FAULTS if row[2] == xwd.EXIT_TIMED_OUT]))
 def test_whatever_happens_the_timeout_ends_it(host: Host, fault: Fault, status: int, _: str) -> None:
     with fault(host):
@@ -297,6 +303,7 @@ def test_a_directory_that_was_waited_for_and_is_gone_is_not_called_found(host: H
     assert " found (after " not in messages
 
 
+@pytest.mark.promise("A file system returns less than it was asked for")
 @as_root
 @pytest.mark.parametrize(("most", "disks"), [(4096, 200), (10, 2)])
 def test_a_file_system_that_hands_out_a_little_at_a_time_hides_nothing(host: Host, most: int, disks: int) -> None:
@@ -525,7 +532,7 @@ def test_a_disk_that_udev_never_looked_at_is_told_so(host: Host, place: Place, l
     with attached(*loop):
         result = host.run("--timeout", "0", prefix=place.prefix)
     assert (
-        f"{loop[0]} for web is still not ready: udev has not finished with it (try: udevadm settle)\n"
+        f"{loop[0]} for web is still not ready: udev has not finished processing it (try: udevadm settle)\n"
         in result.messages
     )
 
@@ -550,7 +557,7 @@ def test_an_odd_entry_of_a_device_in_udevs_database_concerns_no_other_disk(
     host.guest("mail", host.images / "mail")
     place.write(entry, b"E:SYSTEMD_READY=0\n" + odd)
     with attached(*loop), waiting(host, prefix=place.prefix) as waiter:
-        waiter.wait_for(f"still waiting for {device} for web... (udev says that it is not ready (SYSTEMD_READY=0))")
+        waiter.wait_for(f"still waiting for {device} for web... (udev has set SYSTEMD_READY=0 for it)")
         host.image("mail")
         waiter.wait_for(f"disk {host.images}/mail found (after ")
         assert peak_memory(waiter.pid) < 64

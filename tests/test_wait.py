@@ -37,12 +37,14 @@ import xendomains_wait_disk as xwd
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
 def test_with_everything_ready_it_says_nothing_and_ends(host: Host) -> None:
     host.guest("web", host.image("a"), host.image("b"))
     result = host.run()
     assert (result.status, result.output, result.messages) == (xwd.EXIT_READY, "", "")
 
 
+@pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
 def test_it_ends_when_the_last_disk_comes(host: Host) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     with waiting(host) as running:
@@ -65,6 +67,7 @@ def test_it_does_not_end_before_the_last_disk_comes(host: Host, clock: FakeClock
     assert result.messages.endswith(f"disk {host.images}/b found (after 200 seconds)\n")
 
 
+@pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
 def test_on_timeout_it_names_each_disk_and_why_and_the_status_is_1(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a", host.image("b"))
     host.guest("mail", host.images)
@@ -135,6 +138,7 @@ def test_a_file_without_any_event_is_noticed_within_longest(host: Host, clock: F
     assert 60 <= clock.seconds <= 60.5
 
 
+@pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
 def test_an_event_ends_a_pause(host: Host, clock: FakeClock, events: Events) -> None:
     host.configure("[polling]\nfirst = 20s\nlongest = 20s\n")
     host.guest("web", host.images / "a")
@@ -164,6 +168,7 @@ def test_events_are_collected_from_before_the_look_on(
     assert happened[:4] == ["looks", "explains", "listens", "looks"]
 
 
+@pytest.mark.promise("Events from udev come in storms, are lost, or cannot be parsed")
 def test_a_storm_of_events_leaves_time_between_two_looks(clock: FakeClock, events: Events) -> None:
     for _ in range(10):
         events.happen()
@@ -180,6 +185,7 @@ def test_events_that_have_ended_a_pause_do_not_end_the_next(clock: FakeClock, ev
     assert clock.seconds == before + 1
 
 
+@pytest.mark.promise("It works without what a host may lack")
 @pytest.mark.usefixtures("no_pyudev")
 def test_without_pyudev_there_are_no_events() -> None:
     assert xwd.block_events() is None
@@ -241,6 +247,7 @@ def test_another_guest_that_needs_the_same_disk_is_named_as_well(host: Host, clo
     assert len(lines) == 3
 
 
+@pytest.mark.promise("A configuration is rewritten, truncated or removed during the wait")
 def test_a_changed_configuration_is_read_again(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a")
     clock.at(10, lambda: host.guest("web", host.image("another")))
@@ -249,6 +256,7 @@ def test_a_changed_configuration_is_read_again(host: Host, clock: FakeClock) -> 
     assert result.messages.endswith(f"{host.images}/a is no longer needed (after 10 seconds)\n")
 
 
+@pytest.mark.promise("A configuration is rewritten, truncated or removed during the wait")
 def test_a_configuration_that_is_still_being_written_is_read_again(host: Host, clock: FakeClock) -> None:
     file = host.guest("web", host.images / "a")
     clock.at(10, lambda: file.write_text('name = "web"\ndisk = ['))
@@ -260,6 +268,7 @@ def test_a_configuration_that_is_still_being_written_is_read_again(host: Host, c
     assert f"disk {host.images}/b found (after 20 seconds)\n" in result.messages
 
 
+@pytest.mark.promise("A configuration is rewritten, truncated or removed during the wait")
 def test_a_removed_configuration_is_dropped(host: Host, clock: FakeClock) -> None:
     file = host.guest("web", host.images / "a")
     clock.at(10, file.unlink)
@@ -268,6 +277,7 @@ def test_a_removed_configuration_is_dropped(host: Host, clock: FakeClock) -> Non
     assert result.messages.endswith(f"{host.images}/a is no longer needed (after 10 seconds)\n")
 
 
+@pytest.mark.promise("Disks come and go")
 def test_a_disk_that_comes_and_goes_is_waited_for_again(host: Host, clock: FakeClock) -> None:
     first, second = host.image("a"), host.images / "b"
     host.guest("web", first, second)
@@ -284,6 +294,7 @@ def test_a_disk_that_comes_and_goes_is_waited_for_again(host: Host, clock: FakeC
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone")
 @as_root
 def test_the_timeout_holds_while_a_file_system_does_not_answer(host: Host) -> None:
     with deaf_file_system(host.root / "nfs") as nfs:
@@ -295,6 +306,7 @@ def test_the_timeout_holds_while_a_file_system_does_not_answer(host: Host) -> No
     assert "mail" not in result.messages
 
 
+@pytest.mark.promise("A file system hangs (an NFS server that is gone)")
 @as_root
 def test_looking_once_finds_the_others_though_a_file_system_does_not_answer(host: Host) -> None:
     with deaf_file_system(host.root / "nfs") as nfs:
@@ -337,6 +349,7 @@ def test_a_settings_file_that_hangs_does_not_outlast_the_timeout(host: Host) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A signal ends it, and no traceback is ever shown")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_and_it_says_what_was_missing(host: Host, number: signal.Signals) -> None:
     host.guest("web", host.images / "a")
@@ -358,6 +371,7 @@ def test_a_signal_ends_it_while_a_file_system_does_not_answer(host: Host) -> Non
             assert running.end().status == -signal.SIGTERM
 
 
+@pytest.mark.promise("A signal comes, at any moment")
 def test_a_second_signal_ends_it_as_well(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as running:
@@ -384,6 +398,8 @@ sys.setprofile(trace)
 """
 
 
+@pytest.mark.promise("A signal ends it, and no traceback is ever shown")
+@pytest.mark.promise("A signal comes, at any moment")
 def test_a_signal_between_any_two_functions_ends_it_without_a_traceback(host: Host) -> None:
     """At a dozen moments, counted in calls of functions, from the beginning to the end."""
     host.guest("web", host.images / "a")
@@ -411,6 +427,7 @@ def test_what_the_parent_ignored_stays_ignored(host: Host) -> None:
         assert running.end().status == xwd.EXIT_READY
 
 
+@pytest.mark.promise("The clock is set, the host sleeps, or the process is stopped")
 def test_after_a_stop_the_wait_goes_on(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as running:
@@ -462,6 +479,7 @@ SLOW_TO_IMPORT = {
 }
 
 
+@pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
 def test_with_everything_ready_nothing_slow_is_imported(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.configure("")
@@ -523,6 +541,7 @@ def test_systemd_is_told_what_is_waited_for_and_to_be_patient(host: Host, system
         assert running.end().status == xwd.EXIT_READY
 
 
+@pytest.mark.promise("systemd takes no notification at the moment")
 def test_systemd_is_told_again_until_it_takes_it(host: Host, systemd: Receiver) -> None:
     host.guest("web", host.images / "a")
     systemd.fill()

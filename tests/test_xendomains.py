@@ -87,6 +87,7 @@ def test_bash_reads_no_other_file_first(sysconfig: Path, tmp_path: Path, monkeyp
     assert read(sysconfig, "")[0].auto == ""
 
 
+@pytest.mark.promise("The environment is odd (PATH, BASH_ENV, SHELLOPTS), or SIGCHLD is ignored")
 def test_nothing_of_our_environment_changes_what_bash_does(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHELLOPTS", "noexec")
     monkeypatch.setenv("BASH_FUNC_printf%%", "() { echo mine; }")
@@ -154,15 +155,17 @@ def test_how_a_file_ends_does_not_matter(sysconfig: Path, last: str) -> None:
     assert (xendomains.auto, problems) == ("/etc/xen/auto", "")
 
 
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
 @pytest.mark.parametrize(
     "text", ["exit 3\n", "exit 0\n", "set -e\nfalse\n", "set -u\nx=$undefined\n", "exec true\n", "kill -9 $$\n"]
 )
 def test_a_file_that_ends_the_shell_is_told_of_and_xens_defaults_are_taken(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n" + text)
     assert xendomains.auto == "/etc/xen/auto"
-    assert f"{sysconfig} ends the shell that reads it; waiting for the guests in /etc/xen/auto" in problems
+    assert f"{sysconfig} makes the shell that sources it exit; waiting for the guests in /etc/xen/auto" in problems
 
 
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
 @pytest.mark.parametrize(
     "text",
     [
@@ -184,6 +187,7 @@ def test_a_file_that_hangs_is_told_of_and_left(host: Host, text: str) -> None:
     )
 
 
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
 def test_what_a_file_that_hangs_has_started_is_ended_too(host: Host, tmp_path: Path) -> None:
     child = tmp_path / "child"
     host.settings.write_text(f"sleep 600 & echo $! >{child}.new; mv {child}.new {child}; wait\n")
@@ -222,6 +226,7 @@ def test_a_process_left_behind_does_not_hold_us(host: Host) -> None:
     assert [domain["name"] for domain in host.list()["domains"]] == ["web"]
 
 
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
 def test_output_without_end_does_not_hold_us(host: Host) -> None:
     host.settings.write_text(f"yes &\n{host.settings.read_text()}")
     assert host.run().messages == ""
@@ -243,6 +248,7 @@ def ignore_children() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
+@pytest.mark.promise("The environment is odd (PATH, BASH_ENV, SHELLOPTS), or SIGCHLD is ignored")
 def test_where_a_parent_ignores_the_end_of_its_children_settings_count_all_the_same(host: Host) -> None:
     """What is started by such a process ignores SIGCHLD as well, and then the kernel keeps no status of a child."""
     host.guest("web", host.images / "missing")
@@ -251,12 +257,13 @@ def test_where_a_parent_ignores_the_end_of_its_children_settings_count_all_the_s
     assert "cannot be read" not in result.messages
 
 
+@pytest.mark.promise("Files that are writable by others are used, with a warning")
 @as_root
 @pytest.mark.parametrize(
     ("mode", "owner", "why"),
     [
-        (0o664, 0, "others than its owner may write it (fix: chmod go-w {})"),
-        (0o646, 0, "others than its owner may write it (fix: chmod go-w {})"),
+        (0o664, 0, "it is writable by group or others (fix: chmod go-w {})"),
+        (0o646, 0, "it is writable by group or others (fix: chmod go-w {})"),
         (0o644, NOBODY, f"it belongs to user {NOBODY}, not to root (fix: chown root {{}})"),
     ],
 )
@@ -269,7 +276,7 @@ def test_a_file_that_others_may_write_counts_and_is_warned_of(sysconfig: Path, m
     assert xendomains.auto == "/etc/xen/auto"
     assert problems == ""
     assert xendomains.warning == (
-        f"{sysconfig}: {why.format(sysconfig)}; xendomains runs it as root all the same, and so its settings count."
+        f"{sysconfig}: {why.format(sysconfig)}; xendomains runs it as root anyway, so its settings are used."
     )
 
 
@@ -277,9 +284,10 @@ def test_the_boot_is_warned_of_settings_that_others_may_write(host: Host) -> Non
     host.settings.chmod(0o666)
     result = host.run()
     assert result.status == xwd.EXIT_READY
-    assert result.messages.startswith(f"{host.settings}: others than its owner may write it (fix: chmod go-w ")
+    assert result.messages.startswith(f"{host.settings}: it is writable by group or others (fix: chmod go-w ")
 
 
+@pytest.mark.promise("xendomains' settings cannot be read (EIO, EACCES, a dangling link)")
 def test_a_directory_in_its_place_is_told_of(tmp_path: Path) -> None:
     xendomains, problems = read_first(tmp_path)
     assert xendomains.auto == xwd.DEFAULT_AUTO
@@ -312,6 +320,7 @@ def test_a_file_that_is_there_in_any_way_and_cannot_be_read_is_told_of(
     assert f"{sysconfig} cannot be read ({reason}); waiting for the guests in /etc/xen/auto" in problems
 
 
+@pytest.mark.promise("xendomains' settings cannot be read (EIO, EACCES, a dangling link)")
 def test_a_link_to_nothing_in_its_place_is_told_of(sysconfig: Path) -> None:
     """xendomains would find it once what the link points to is mounted."""
     sysconfig.parent.mkdir(parents=True)
@@ -327,6 +336,7 @@ def test_what_is_waited_for_instead_are_the_directories_of_our_own_settings(tmp_
     assert "; waiting for the guests in /a and /s instead." in problems
 
 
+@pytest.mark.promise("It works without what a host may lack")
 def test_without_bash_xens_defaults_are_taken(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xwd, "BASH", "/nowhere/bash")
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n")

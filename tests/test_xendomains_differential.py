@@ -235,6 +235,7 @@ def upstreams(xen: Xen) -> list[Asked]:
 examples = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
 @pytest.mark.skipif(not DEBIANS, reason="Debian's xendomains is not here (package xen-utils-common)")
 @given(unique(saved_files), unique(configurations | with_a_blank), RESTORE)
 @examples
@@ -244,6 +245,7 @@ def test_what_debians_xendomains_starts(
     compare(debians, count, "default", saved, configured, restore)
 
 
+@pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
 @pytest.mark.skipif(not UPSTREAMS, reason="upstream's xendomains is not here (package xen-utils-4.17 or the like)")
 @given(unique(saved_files), unique(configurations | with_a_blank), RESTORE)
 @examples

@@ -231,6 +231,7 @@ def test_bytes_that_are_no_utf8_reach_the_file_system_unchanged() -> None:
     assert target.encode("utf-8", "surrogateescape") == b"/srv/b\xfcro.img"
 
 
+@pytest.mark.promise("No file makes it crash or hang")
 @given(any_configuration)
 def test_no_configuration_does_anything_but_be_read_or_refused(text: str) -> None:
     try:

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Guest, Host
+
+pytestmark = pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
 
 
 def disks(guest: int) -> tuple[str, str]:

@@ -13,6 +13,12 @@ from typing import Any
 import pytest
 from xenhost import TOP, Boot, Disk, Guest, Host
 
+pytestmark = [
+    pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back"),
+    pytest.mark.promise("It raises no false alarm"),
+    pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal"),
+]
+
 TARGET = "iqn.2003-01.org.example:disk"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
 DISKS = ("web", "mounted", "swap", "member", "pv", "group", "secret", "drbd", "shared", "plain", "whole")

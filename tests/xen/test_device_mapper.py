@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
 
 HOST = Host(
     disks=(Disk("luks", 48), Disk("data", 32)),

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import drbd
+import pytest
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
 
 HOST = Host(
     disks=(Disk("one", 32), Disk("two", 32)),

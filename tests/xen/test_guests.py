@@ -4,7 +4,12 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
 
 WEB = Guest("web", ("/dev/disk/by-id/virtio-web,raw,xvda,w",), starts=False, at="/root/web.cfg")
 DB = Guest("db", ("/dev/disk/by-id/virtio-db,raw,xvda,w",), starts=False, at="/root/db.cfg")
@@ -38,6 +43,8 @@ HOST = Host(
     after="""
         xendomains-wait-disk check >$report/check 2>&1 || echo "status $?" >>$report/check
         xendomains-wait-disk list >$report/list || true
+        xendomains-wait-disk last >$report/last || true
+        xendomains-wait-disk last --list >$report/boots || true
     """,
 )
 
@@ -71,3 +78,10 @@ def test_check_tells_it_and_what_comes_of_it(boot: Boot) -> None:
 def test_list_shows_how_each_guest_starts(boot: Boot) -> None:
     starts = [line.split()[:2] for line in boot.text("list").splitlines()[1:]]
     assert ["db", "restore"] in starts and ["db", "none"] in starts and ["web", "create"] in starts
+
+
+def test_how_the_boot_went_can_be_seen_in_the_record_and_in_the_journal(boot: Boot) -> None:
+    assert ": ready after " in boot.text("last").splitlines()[0]
+    head, row = boot.text("boots").splitlines()
+    assert head.split() == ["BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE"]
+    assert re.match(r"0 +20\d\d-\S+ \S+ +ready +\S+ +0 +No disk is missing", row)

@@ -8,10 +8,13 @@ the command that it advises the guest comes up.
 
 from __future__ import annotations
 
+import pytest
 from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
 
-REASON = "array mirror (md127) is inactive with vdd alone; nothing starts it unless another member comes"
+pytestmark = pytest.mark.promise("The reason names the layer at fault, with a command that helps")
+
+REASON = "/dev/md127: md array is inactive (only vdd present); nothing will start it unless another member appears"
 HOST = Host(
     disks=(Disk("mirror-a", left_by=WHOLE),),
     guests=(Guest("web", ("/dev/md/mirror,raw,xvda,w",)),),

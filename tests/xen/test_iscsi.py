@@ -4,7 +4,13 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Guest, Host
+
+pytestmark = [
+    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
+]
 
 TARGET = "iqn.2003-01.org.example:disk"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
@@ -32,5 +38,5 @@ def test_the_wait_lasts_until_the_lun_is_there(boot: Boot) -> None:
 
 def test_it_is_told_why_and_what_helps(boot: Boot) -> None:
     waiting = boot.entry(f"still waiting for {LUN} for web.*")
-    assert waiting["REASON"] == f"target {TARGET} at 127.0.0.1:3260 has no session; node.startup is manual"
+    assert waiting["REASON"] == f"no session with iSCSI target {TARGET} at 127.0.0.1:3260 (node.startup is manual)"
     assert waiting["HINT"] == ADVICE

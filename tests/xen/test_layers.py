@@ -13,6 +13,12 @@ import pytest
 from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
 
+pytestmark = [
+    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
+    pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
+]
+
 UUID = "0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17"
 
 
@@ -32,7 +38,7 @@ SAID = {
         "array",
         "/dev/md/mirror",
         "missing",
-        "array mirror (md127) is inactive with vdd alone; mdadm starts it degraded after 30 s",
+        "/dev/md127: md array is inactive (only vdd present); mdadm will start it degraded after 30 s",
         "mdadm --run /dev/md127",
         63,
     ),
@@ -41,7 +47,7 @@ SAID = {
         "crypt",
         "/dev/mapper/secret",
         "missing",
-        "is not opened; its device /dev/vde is there (option noauto), according to /etc/crypttab",
+        "crypt volume secret is not opened (it is in /etc/crypttab, which has the option noauto)",
         "systemctl start 'systemd-cryptsetup@secret'",
         32,
     ),
@@ -55,14 +61,14 @@ SAID = {
         31.9609375,
     ),
     "drbd down": Said(
-        "drbd", "/dev/drbd/by-res/two/0", "missing", "resource two is not up", "drbdadm up two", 31.9609375
+        "drbd", "/dev/drbd/by-res/two/0", "missing", "DRBD resource two is not up", "drbdadm up two", 31.9609375
     ),
     "nfs": Said(
         "image",
         "/srv/images/web.img",
         "missing",
         f"/srv/images is not mounted (/etc/fstab mounts {nfs.ADDRESS}:/srv/export there)",
-        "systemctl status /srv/images",
+        "systemctl start /srv/images",
         24,
     ),
     "read-only": Said(

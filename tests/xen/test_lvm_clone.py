@@ -4,8 +4,14 @@
 
 from __future__ import annotations
 
+import pytest
 from lvm import PAUSE_ACTIVATION, SERVE_VOLUME_GROUP, TARGET, TARGET_WITH_CLONE
 from xenhost import Boot, Guest, Host
+
+pytestmark = [
+    pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
+    pytest.mark.promise("A LUN and its clone have the same LVM identifiers"),
+]
 
 HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",), starts=False),),

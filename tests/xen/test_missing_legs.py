@@ -10,6 +10,8 @@ import pytest
 from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION
 from xenhost import Boot, Guest, Host
 
+pytestmark = pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
+
 # What can still be read, and what is said of what cannot.
 USABLE = {"raid5-minus-1": "/dev/five/one", "raid1-minus-1": "/dev/mirror/one"}
 BROKEN = {

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Guest, Host
+
+pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
 
 TARGET = "iqn.2003-01.org.example:disk"
 HOST = Host(

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import nfs
+import pytest
 from xenhost import Boot, Guest, Host
+
+pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
 
 HOST = Host(
     guests=(Guest("web", ("file:/mnt/images/web.img,xvda,w",), at="/srv/export/web.cfg"),),

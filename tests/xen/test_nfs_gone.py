@@ -5,7 +5,13 @@
 from __future__ import annotations
 
 import nfs
+import pytest
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = [
+    pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone"),
+    pytest.mark.promise("A file system hangs (an NFS server that is gone)"),
+]
 
 HOST = Host(
     disks=(Disk("data", 32),),

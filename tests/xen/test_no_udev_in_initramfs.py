@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Guest, Host
+
+pytestmark = pytest.mark.promise("A disk that can be used is not waited for, whatever udev says")
 
 HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",)),),

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Guest, Host
+
+pytestmark = pytest.mark.promise("Guests with nothing to wait for do not delay the boot")
 
 HOST = Host(
     guests=(

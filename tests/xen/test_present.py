@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 from xenhost import Boot, Disk, Guest, Host
 
+pytestmark = pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
+
 HOST = Host(
     disks=(Disk("data", 32),),
     guests=(Guest("web", ("/dev/disk/by-id/virtio-data,raw,xvda,w",)), Guest("image", ("/srv/image,raw,xvda,w",))),

@@ -9,8 +9,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = [
+    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
+]
 
 HOST = Host(
     disks=(Disk("mirror-a", left_by=WHOLE),),
@@ -35,10 +41,10 @@ def test_the_wait_lasts_until_the_array_starts(boot: Boot) -> None:
 
 
 def test_it_is_told(boot: Boot) -> None:
-    reason = "md array is inactive with vdd alone; mdadm starts it degraded after 30 s"
-    named = re.escape(reason.replace("md array", "array mirror (md127)"))
-    assert boot.said(rf"still waiting for /dev/md127 for by-node\.\.\. \({reason}\)")
-    assert boot.said(rf"still waiting for /dev/md/mirror for by-name\.\.\. \({named}\)")
+    reason = "/dev/md127: md array is inactive (only vdd present); mdadm will start it degraded after 30 s"
+    pattern = re.escape(reason)
+    assert boot.said(rf"still waiting for /dev/md127 for by-node\.\.\. \({pattern}\)")
+    assert boot.said(rf"still waiting for /dev/md/mirror for by-name\.\.\. \({pattern}\)")
     assert boot.said(r"disk /dev/md127 found \(after \d+ seconds\)")
 
 

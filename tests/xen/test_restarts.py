@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = pytest.mark.promise("Running guests are not touched")
 
 HOST = Host(
     disks=(Disk("data", 32),),

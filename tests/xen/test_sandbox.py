@@ -10,6 +10,11 @@ from functools import cache
 import pytest
 from xenhost import HERE, Boot, Guest, Host
 
+pytestmark = [
+    pytest.mark.promise("It writes only below /run, and has no network and one capability: to read all files"),
+    pytest.mark.promise("xendomains' settings try to get out of the sandbox"),
+]
+
 # What has this key outside is another one inside, or none.
 SHARED_MEMORY = 0x70726F62
 

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import pytest
 from saved import BEFORE, MAKE_DISK, WEB
 from xenhost import Boot, Disk, Host
+
+pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
 
 HOST = Host(
     disks=(Disk("data", 32), Disk("saved", left_by=BEFORE)),

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Guest, Host
+
+pytestmark = pytest.mark.promise("A mistake in its settings costs a message, never the wait")
 
 HOST = Host(
     guests=(

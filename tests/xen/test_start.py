@@ -4,7 +4,14 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = [
+    pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest"),
+    pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named"),
+    pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old"),
+]
 
 NAMES = ("one", "two", "ran", "broken")
 # As an xl save that was ended leaves it: the header and the configuration, without the memory and its end.
@@ -109,7 +116,7 @@ def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
 
 
 def test_a_guest_that_was_not_saved_in_full_is_neither_restored_nor_created(boot: Boot) -> None:
-    reason = "/var/lib/xen/save/broken: is incomplete, because xl save failed or was ended"
+    reason = "/var/lib/xen/save/broken: is incomplete, because the save failed or was ended"
     assert any(message.startswith(f"guest broken is not started: {reason}") for message in boot.messages(UNIT))
     assert not boot.came_up("broken")
 

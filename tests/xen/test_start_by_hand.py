@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import pytest
 from xenhost import Boot, Guest, Host
+
+pytestmark = pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
 
 NAMES = [f"g{number}" for number in range(10)]
 HOST = Host(

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import pytest
 from saved import BEFORE, MAKE_DISK, WEB
 from xenhost import Boot, Disk, Host
+
+pytestmark = pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
 
 HOST = Host(
     disks=(Disk("data", 32), Disk("saved", left_by=BEFORE)),

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""Fuzzes the XML of libvirt's guests, and the header that virsh managedsave writes before it."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from harness import fuzz
+
+import xendomains_wait_disk as xwd
+
+PIECES = [
+    b"<a>", b"<a/>", b"</a>", b"<a><a></a></a>", b"&", b"&lt;", b"&#10;", b"<!--", b"<![CDATA[", b'<a b="', b"<a ",
+    b'a="" ', b"<?a?>", b"<!DOCTYPE ", b"\xff", b"\0", b" ", b"\n",
+]  # fmt: skip
+
+
+def check(content: bytes) -> bool:
+    """The XML is read or refused, and so is a managed save that is this, or has this behind a good header."""
+    texts = [os.fsdecode(content)]
+    for saved in (content, with_header(content)):
+        try:
+            texts.append(xwd.saved_by_libvirt(io.BytesIO(saved)))
+        except xwd.ConfigError as refused:
+            assert str(refused)
+    results = [is_domain(text) for text in texts]  # all of them, whatever the first is
+    return any(results)
+
+
+def is_domain(text: str) -> bool:
+    """Whether it is read. What it needs is a path, or it is said why it is nothing."""
+    try:
+        domain = xwd.domain_from_libvirt_xml(text, "/etc/libvirt/libxl/autostart/fuzz.xml")
+    except xwd.ConfigError as refused:
+        assert str(refused)
+        return False
+    assert domain.name
+    for required in map(xwd.required_by, domain.needs()):
+        assert required.path.startswith("/") or required.reason
+    return True
+
+
+def with_header(xml: bytes) -> bytes:
+    """The XML in a file as virsh managedsave writes it."""
+    words = b"".join(word.to_bytes(4, sys.byteorder) for word in (2, len(xml)))
+    return (xwd.LIBVIRT_MAGIC + words).ljust(xwd.LIBVIRT_HEADER, b"\0") + xml + xwd.SAVED_END
+
+
+if __name__ == "__main__":
+    fuzz(check, PIECES, xwd.MAX_CONFIGURATION)
