@@ -3809,8 +3809,8 @@ def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] |
     """A guest with its disks and the files that it boots from."""
     rows = []
     for disk, required in zip(guest.domain.needs(), guest.required):
-        about = {"vdev": disk.vdev, "target": disk.target, "path": required.path}
-        row: dict[str, Any] = {key: well_formed(value) or None for key, value in about.items()}
+        target, path = (well_formed(text) or None for text in (disk.target, required.path))
+        row: dict[str, Any] = {"vdev": well_formed(disk.vdev), "target": target, "path": path}
         row.update(status_as_json(snapshot.disk_status(required)))
         if found is not None:
             row["found_after"] = found.get(required.path)
@@ -4118,8 +4118,9 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     checks += [check_units()] if snapshot.guests and not watcher.names else []
     swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        checks += [check_name(use, facts), check_host_use(use, swaps, facts)]
-        checks += [check_reboot(use, facts)] if reboot and snapshot.disk_status(use.required) == READY else []
+        checks += [check_name(use, facts)]
+        if snapshot.disk_status(use.required) == READY:
+            checks += [check_host_use(use, swaps, facts)] + ([check_reboot(use, facts)] if reboot else [])
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or not one.file or one.file in snapshot.guests]
 
