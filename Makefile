@@ -60,6 +60,10 @@ SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/x
     tests/packages/deb tests/packages/dist tests/packages/lintian tests/packages/pip tests/packages/rpm \
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
+# What people read, in plain words: tests/words. Neither this list nor that of words is complete.
+PROSE_FILES = README.md CONTRIBUTING.md SECURITY.md Makefile etc/xen-wait-disk.conf $(wildcard docs/*.md docs/*.dot schema/*) \
+    packaging/debian/control $(addprefix packaging/systemd/,$(UNITS)) $(wildcard packaging/completions/*) docs/pictures \
+    tests/README.md tests/demo tests/promises tests/xen/README.md tests/data/hosts/README.md
 # Apart from the others, because there is a conftest.py here and one there.
 XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-initrd tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
     $(wildcard tests/xen/*.py)
@@ -92,7 +96,7 @@ setup: ## install the Debian packages that demo and check need, or FOR='xen pack
 demo: setup-demo ## show the program at work on two made-up hosts; ten seconds
 	@$(PYTHON) tests/demo
 
-pictures: setup-pictures ## draw docs/*.svg anew, from docs/*.dot and the output of demo
+pictures: setup-pictures ## draw docs/*.svg, from docs/*.dot and the output of demo
 	@$(PYTHON) docs/pictures
 
 manual: ## make the manual page of the reasons from the module and docs/reasons.txt
@@ -123,7 +127,7 @@ bench: setup-bench ## measure start-up, CPU time and memory of a wait, and laten
 bench-xen: setup-xen ## the same on a booted Xen host, and what the boot takes longer; ten minutes, as root
 	@$(VENV_PYTHON) tests/xen/bench
 
-lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, the manual page of the reasons
+lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, the page of the reasons, codespell, tests/words
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy --scripts-are-modules $(PYTHON_FILES)
@@ -134,6 +138,8 @@ lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, t
 	fish --no-execute packaging/completions/xendomains-wait-disk.fish
 	tests/promises >/dev/null
 	$(VENV_PYTHON) docs/reasons --check
+	.venv/bin/codespell
+	! sed '/^#/d' tests/words | cut -f 1 | grep -nwiEf - $(PROSE_FILES)
 
 promises: ## list the promises in tests/README.md and the tests that hold them; fail if one has none
 	@tests/promises
