@@ -519,8 +519,8 @@ def test_a_disk_that_two_guests_write(host: Host) -> None:
     host.guest("web", shared)
     host.guest("db", shared)
     assert check(host) == [
-        f"{one}.cfg: error: guest {one}, xvda: {shared} is also written to by guest {other}, and Xen refuses to share it "
-        "(fix: give each guest its own disk)"
+        f"{one}.cfg: error: guest {one}, xvda: {shared} is also written to by guest {other}, "
+        "and Xen refuses to share it (fix: give each guest its own disk)"
         for one, other in (("db", "web"), ("web", "db"))
     ]
 
@@ -564,8 +564,8 @@ def test_a_disk_and_a_part_of_it_are_shared(tree: Tree) -> None:
     uses = [use(tree.paths, "sda", "/dev/disk/by-id/a"), use(tree.paths, "sda1", "/dev/disk/by-id/a-part1", "db")]
     (finding,) = texts(xwd.check_sharing(uses))
     assert (
-        finding
-        == "/dev/disk/by-id/a is also written to by guest db, and Xen refuses to share it (fix: give each guest its own disk)"
+        finding == "/dev/disk/by-id/a is also written to by guest db, and Xen refuses to share it "
+        "(fix: give each guest its own disk)"
     )
 
 
