@@ -1427,7 +1427,8 @@ class StorageFacts:
     def table(self, path: str) -> list[list[str]]:
         """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
         lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
-        return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
+        octal = re.compile(r"\\([0-3][0-7]{2})")
+        return [[octal.sub(lambda m: chr(int(m[1], 8)), word) for word in line] for line in lines if line[1:]]
 
     @cached_property
     def devices(self) -> list[Device]:
@@ -1576,14 +1577,17 @@ class StorageFacts:
         return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
 
     @cached_property
-    def iscsi_sessions(self) -> dict[str, str]:
-        """The state of the session with each target; of several, LOGGED_IN if one is."""
-        directory = f"{SYS}/class/iscsi_session"
-        states: dict[str, str] = {}
-        for session in list_names(directory):
-            target, state = (self.text(f"{directory}/{session}/{key}").strip() for key in ("targetname", "state"))
-            states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
-        return states
+    def iscsi_sessions(self) -> dict[str, tuple[str, str, str]]:
+        """The target, the portal and the state of each iSCSI session, by its name in sysfs."""
+        sessions, connections = f"{SYS}/class/iscsi_session", f"{SYS}/class/iscsi_connection"
+        found = {}
+        for name in list_names(sessions):
+            target, state = (attribute(f"{sessions}/{name}", key) for key in ("targetname", "state"))
+            connection = "".join(list_names(connections, f"connection{name[len('session') :]}:.*")[:1])
+            end = f"{connections}/{connection}"
+            address, port = (attribute(end, f"persistent_{key}") for key in ("address", "port"))
+            found[name] = (target, portal_of(address, port), state)
+        return found
 
     @cached_property
     def iscsi_nodes(self) -> dict[tuple[str, str], str]:
@@ -1602,7 +1606,7 @@ class StorageFacts:
     @cached_property
     def likely_sessions(self) -> tuple[Layer, ...]:
         """The session that a missing LUN probably needs, if its path does not name the target."""
-        nodes, sessions = self.iscsi_nodes.items(), self.iscsi_sessions
+        nodes, sessions = self.iscsi_nodes.items(), [target for target, _, _ in self.iscsi_sessions.values()]
         # A target to which the host does not log in at boot is no evidence.
         absent = {target: portal for (target, portal), start in nodes if target not in sessions and start in AT_BOOT}
         if len(absent) < 2:
@@ -1640,11 +1644,6 @@ def unit_directories() -> tuple[str, ...]:
     """Where systemd finds units; of those with the same name the last one counts."""
     late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
     return late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"
-
-
-def unescaped(word: str) -> str:
-    """A word of a table such as fstab(5), in which a blank is an octal escape."""
-    return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), word)
 
 
 def udev_runs() -> bool:
@@ -1743,22 +1742,15 @@ def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
     if name.startswith("dm-"):
         group, volume = split_map_name(attribute(directory, "dm/name"))
         return (group_layer(group, (), facts),) if "-missing_" in volume and facts.volume_group(group) else ()
-    target, portal, state = iscsi_session(name) if name.startswith("sd") else ("", "", "")
+    target, portal, state = iscsi_session(name, facts) if name.startswith("sd") else ("", "", "")
     return (session_layer(target, portal, state, facts),) if target else ()
 
 
-def iscsi_session(name: str) -> tuple[str, str, str]:
+def iscsi_session(name: str, facts: StorageFacts) -> tuple[str, str, str]:
     """The target and portal of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
     # …/host2/session1/target2:0:0/2:0:0:1/block/sda
-    session = re.search(r"/session([0-9]+)/", os.path.realpath(device_directory(name)))
-    if session is None:
-        return "", "", ""
-    directory = f"{SYS}/class/iscsi_session/session{session[1]}"
-    connections = f"{SYS}/class/iscsi_connection"
-    connection = "".join(list_names(connections, f"connection{session[1]}:.*")[:1])
-    address, port = (attribute(f"{connections}/{connection}", f"persistent_{key}") for key in ("address", "port"))
-    portal = portal_of(address, port) if address else "an unknown portal"
-    return attribute(directory, "targetname"), portal, attribute(directory, "state")
+    session = re.search(r"/(session[0-9]+)/", os.path.realpath(device_directory(name)))
+    return facts.iscsi_sessions.get(session[1] if session else "", ("", "", ""))
 
 
 def session_layer(target: str, portal: str, state: str | None, facts: StorageFacts) -> Layer:
@@ -2264,7 +2256,8 @@ def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer
 
 def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
     """A physical volume in LVM's backup, on the device that holds it; that it is missing is its group's problem."""
-    uuid, device, ident = (backup_value(text, key) for key in ("id", "device", "device_id"))
+    values = dict(re.findall('^[ \t]*(.+) = "([^"]*)"', text, re.MULTILINE))
+    uuid, device = values.get("id", ""), values.get("device", "")
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
     found = facts.devices_with(uuid, "ID_FS_UUID")
     # All the paths of a multipath device are one disk.
@@ -2282,19 +2275,14 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
     # LVM writes "[unknown]" where it has not seen the device either.
     name = f"{uuid} (last seen as {device})" if device.startswith("/") else uuid
     if device.startswith("/dev/sd"):  # of which the name may be another one today
-        below = () if re.search("ATA|^eui|^nvme", ident) else facts.likely_sessions
+        is_local = re.search("ATA|^eui|^nvme", values.get("device_id", ""))
+        below = () if is_local else facts.likely_sessions
     else:
         below = tuple(one for one in facts.find(device) if one.cause)  # what is there now may be another disk
     return stacked(name, "physical volume", None, *below)._replace(problem=MISSING)
 
 
 MISSING = Problem("is missing")
-
-
-def backup_value(text: str, key: str) -> str:
-    """A value in LVM's backup."""
-    found = re.search(rf'^[ \t]*{key} = "([^"]*)"', text, re.MULTILINE)
-    return found[1] if found else ""
 
 
 def has_flag(text: str, flag: str) -> bool:
@@ -2306,7 +2294,8 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
     """A LUN of an iSCSI target, by its path."""
     target, portal = match["target"], match["portal"]
     reason = f"iSCSI target {target} at {portal} has no LUN {match['lun']}, though there is a session"
-    session = session_layer(target, portal, facts.iscsi_sessions.get(target), facts)
+    states = [state for one, at, state in facts.iscsi_sessions.values() if (one, at) == (target, portal)]
+    session = session_layer(target, portal, states[0] if states else None, facts)
     return absent(reason, "iscsiadm -m session --rescan", session)
 
 
@@ -4317,7 +4306,7 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
         scripts = re.search("losetup|nbd-client", "\n".join(map(facts.text, files)))
         is_known = scripts or name in [words[0] for words in facts.table(f"{ETC}/nbdtab")]
         return None if is_known else Problem(f"nothing sets up {name} at boot", "let a unit do that")
-    if target := iscsi_session(name)[0]:
+    if target := iscsi_session(name, facts)[0]:
         startups = {startup for (one, _), startup in facts.iscsi_nodes.items() if one == target}
         # Without a record, the firmware or the initramfs has logged in.
         if startups and startups.isdisjoint(AT_BOOT):

@@ -134,6 +134,12 @@ NO_SESSIONS = (
 )
 
 
+def test_a_session_at_another_portal_of_the_target_does_not_count(host: Callable[[str], HostPaths]) -> None:
+    path = f"/dev/disk/by-path/ip-127.0.0.2:3260-iscsi-{TARGET}:disk-lun-1"
+    reason = f"no session with iSCSI target {TARGET}:disk at 127.0.0.2:3260 (node.startup is manual)"
+    assert missing(host("iscsi/logged-in"), path)[0] == reason
+
+
 def logs_in_at_boot(host: HostPaths) -> HostPaths:
     """The host, with open-iscsi's records as on one that logs in to all its targets."""
     for record in Path(host.etc, "iscsi/nodes").glob("*/*/default"):
