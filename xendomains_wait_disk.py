@@ -1315,8 +1315,9 @@ class Layer(NamedTuple):
 
 def stacked(name: str, kind: str, problem: Problem | None, *below: Layer) -> Layer:
     """A layer that needs everything below it."""
-    causes = [layer.cause for layer in below if layer.cause]
-    return Layer(name, kind, problem, below, causes[0] if causes else problem)
+    # Of several causes always the same, or two maps on the portals of one target would have two.
+    cause = min((layer.cause for layer in below if layer.cause), default=problem)
+    return Layer(name, kind, problem, below, cause)
 
 
 @record

@@ -754,6 +754,19 @@ def test_all_volumes_of_a_group_have_its_reason(host: Callable[[str], HostPaths]
     assert reason.startswith("volume group vg ")
 
 
+def test_maps_on_the_portals_of_a_target_have_one_reason_whatever_the_order_of_their_paths(
+    host: Callable[[str], HostPaths],
+) -> None:
+    here = host("iscsi/failed")
+    reason = usable(here, "mpatha")
+    sessions = [Path(here.sys, "class/iscsi_connection", f"connection{number}:0") for number in (4, 5)]
+    one, other = (session / "persistent_address" for session in sessions)
+    addresses = one.read_text(), other.read_text()
+    other.write_text(addresses[0])
+    one.write_text(addresses[1])
+    assert usable(here, "mpatha") == reason
+
+
 def test_all_files_below_a_mount_have_its_reason(host: Callable[[str], HostPaths], tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/srv/images/three.img")
     paths = ("/srv/images/one.img", "/srv/images/deep/two.img", f"{tmp_path}/link")
