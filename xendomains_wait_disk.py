@@ -1289,7 +1289,7 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-# --- Storage below a disk: what a device stands on, and which layer lacks what ---------------------------------------
+# --- Storage below a disk: what a device lies on, and which layer is to blame ----------------------------------------
 @record
 class Problem(NamedTuple):
     """Why a layer cannot be used, and a command that helps.
@@ -1342,7 +1342,7 @@ class VolumeGroup(NamedTuple):
 
 @record
 class PlannedMount(NamedTuple):
-    """What is to be mounted, the table or unit that says so, and whether nothing in that keeps it from being done."""
+    """What should be mounted, the table or unit that says so, and whether nothing in that keeps it from being done."""
 
     source: str
     file: str
@@ -1388,7 +1388,7 @@ class StorageFacts:
 
     @once
     def layer(self, name: str) -> Layer:
-        """A device with all that it stands on."""
+        """A device with all that it lies on."""
         return check_device(name, self)
 
     def find(self, path: str) -> tuple[Layer, ...]:
@@ -1492,7 +1492,7 @@ class StorageFacts:
 
     @cached_property
     def planned_mounts(self) -> dict[str, PlannedMount]:
-        """What is to be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
+        """What should be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
         plans: dict[str, PlannedMount] = {}
         texts = {}
         for directory in unit_directories():
@@ -1609,7 +1609,8 @@ class StorageFacts:
         """The session that a missing LUN probably needs, if its path does not name the target."""
         nodes, sessions = self.iscsi_nodes.items(), [target for target, _, _ in self.iscsi_sessions.values()]
         # A target to which the host does not log in at boot is no evidence.
-        absent = {target: portal for (target, portal), start in nodes if target not in sessions and start in AT_BOOT}
+        at_boot = sorted((key for key, startup in nodes if startup in AT_BOOT), reverse=True)
+        absent = {target: portal for target, portal in at_boot if target not in sessions}
         if len(absent) < 2:
             return tuple(session_layer(target, portal, None, self) for target, portal in absent.items())
         targets = join_limited(sorted(absent), MAX_LISTED)
@@ -1706,9 +1707,9 @@ def device_path(name: str) -> str:
     return f"/dev/mapper/{mapped}" if mapped else f"/dev/{name.replace('!', '/')}"
 
 
-# What is there: a device, and all that it stands on.
+# What is there: a device, and all that it lies on.
 def check_device(name: str, facts: StorageFacts) -> Layer:
-    """A block device with all that it stands on, down to the leaves, and what is wrong with it."""
+    """A block device with all that it lies on, down to the leaves, and what is wrong with it."""
     below = tuple(map(facts.layer, devices_below(name)))
     bad = tuple(layer for layer in below if layer.cause)
     problem = check_kernel_state(name, facts)
@@ -1725,7 +1726,7 @@ def check_device(name: str, facts: StorageFacts) -> Layer:
 
 
 def devices_below(name: str) -> list[str]:
-    """The devices that this one stands on: in sysfs its slaves, or the disk of a partition."""
+    """The devices that this one lies on: in sysfs its slaves, or the disk of a partition."""
     directory = device_directory(name)
     below = list_names(f"{directory}/slaves")
     # A device-mapper or md device has no slaves while it has no table or member.
@@ -1735,7 +1736,7 @@ def devices_below(name: str) -> list[str]:
 
 
 def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
-    """What else a device stands on: the session of a LUN, the file of a loop device."""
+    """What else a device lies on: the session of a LUN, the file of a loop device."""
     directory = device_directory(name)
     if name.startswith("loop"):
         file = attribute(directory, "loop/backing_file")
@@ -1797,7 +1798,7 @@ DEVICE_STATES = (
     ("nvme", "device/state", "|live", "its NVMe controller is not live"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
     # lvchange --activationmode partial puts one in the place of what is missing; to read it fails (lv_manip.c).
-    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "stands in for a missing physical volume"),
+    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "placeholder for a missing physical volume"),
     ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
     ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
     ("drbd", "size", "(?!0$).*", "DRBD device has size 0: it has no disk and no peer"),

@@ -1128,7 +1128,7 @@ def volume(kind: str, legs: int, size: int, *missing: int) -> dict[str, dict[str
     return devices
 
 
-LEG_GONE = "stands in for a missing physical volume"
+LEG_GONE = "placeholder for a missing physical volume"
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
