@@ -2516,7 +2516,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
     except FileNotFoundError:
         mounted = os.path.isdir(f"{SYS}/dev/block")
         why = "the kernel has no such block device" if mounted else f"{SYS}, which describes it, is not mounted"
-        return stacked(required.path, "device node", Problem(f"is a device file, but {why}"))
+        return stacked(required.path, "path", Problem(f"is a device file, but {why}"))
     facts.numbers[name] = f"{os.major(number)}:{os.minor(number)}"
     layer = facts.layer(name)
     problem = None
@@ -2525,7 +2525,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
         problem = problem or check_drbd_role(name, required, facts)
         if problem is None and udev_runs():
             problem = check_udev(name, facts, is_disk=True)
-    return stacked(required.path, "device node", problem, layer)
+    return stacked(required.path, "link", problem, layer)
 
 
 def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Problem | None:
