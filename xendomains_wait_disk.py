@@ -1291,7 +1291,7 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-# --- Storage below a disk: what a device stands on, and which layer lacks what ---------------------------------------
+# --- Storage below a disk: what a device lies on, and which layer is to blame ----------------------------------------
 @record
 class Problem(NamedTuple):
     """Why a layer cannot be used, and a command that helps.
@@ -1317,8 +1317,9 @@ class Layer(NamedTuple):
 
 def stacked(name: str, kind: str, problem: Problem | None, *below: Layer) -> Layer:
     """A layer that needs everything below it."""
-    causes = [layer.cause for layer in below if layer.cause]
-    return Layer(name, kind, problem, below, causes[0] if causes else problem)
+    # Of several causes always the same, or two maps on the portals of one target would have two.
+    cause = min((layer.cause for layer in below if layer.cause), default=problem)
+    return Layer(name, kind, problem, below, cause)
 
 
 @record
@@ -1329,16 +1330,6 @@ class Device(NamedTuple):
     links: Sequence[str]
     properties: Mapping[str, str]
     initialized: float  # when udev first saw it, in seconds since the boot
-
-
-@record
-class KnownArray(NamedTuple):
-    """An md array by the names that it goes by, and the file that lists it, unless that is mdadm's map of what runs."""
-
-    names: frozenset[str]
-    uuid: str
-    container: str
-    file: str
 
 
 @record
@@ -1353,7 +1344,7 @@ class VolumeGroup(NamedTuple):
 
 @record
 class PlannedMount(NamedTuple):
-    """What is to be mounted, the table or unit that says so, and whether nothing in that keeps it from being done."""
+    """What should be mounted, the table or unit that says so, and whether nothing in that keeps it from being done."""
 
     source: str
     file: str
@@ -1399,7 +1390,7 @@ class StorageFacts:
 
     @once
     def layer(self, name: str) -> Layer:
-        """A device with all that it stands on."""
+        """A device with all that it lies on."""
         return check_device(name, self)
 
     def find(self, path: str) -> tuple[Layer, ...]:
@@ -1416,8 +1407,19 @@ class StorageFacts:
 
     @once
     def udev_entry(self, number: str) -> Device | None:
-        """The device with this number, such as "8:0"."""
-        return read_udev_device(number)
+        """The device with this number, such as "8:0", in udev's database; nothing while it has no entry there.
+
+        libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev,
+        "E:KEY=VALUE" a property, "I:" the time in microseconds (sd-device.c).
+        """
+        text = attribute(f"{RUN}/udev/data", f"b{number}")
+        if not text:
+            return None
+        name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
+        links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
+        initialized = re.search("^I:([0-9]{1,18})$", text, re.MULTILINE)
+        properties = dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
+        return Device(name, links, properties, int(initialized[1]) / 1e6 if initialized else 0.0)
 
     @once
     def text(self, path: str) -> str:
@@ -1428,7 +1430,8 @@ class StorageFacts:
     def table(self, path: str) -> list[list[str]]:
         """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
         lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
-        return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
+        octal = re.compile(r"\\([0-3][0-7]{2})")
+        return [[octal.sub(lambda m: chr(int(m[1], 8)), word) for word in line] for line in lines if line[1:]]
 
     @cached_property
     def devices(self) -> list[Device]:
@@ -1475,25 +1478,23 @@ class StorageFacts:
         if words and "ro" in words[-1].split(","):
             reason = f"{where} is mounted read-only, and the guest writes to it"
             problem = Problem(reason, f"mount -o remount,rw {where}", is_readable=True)
-        below = mounted_layers(words, self) if words and self.explains else ()
-        return Layer(where, "mount", problem, below, problem)
+        layer = Layer(where, "mount", problem, (), problem)
+        if not words or not self.explains:
+            return layer
+        name = mounted_device(words)
+        return layer._replace(below=(self.layer(name),) if name else source_layers(words[words.index("-") + 2]))
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
         """Where devices are mounted, by the kernel's name, and whether they are written there."""
         found: dict[str, list[tuple[str, bool]]] = {}
         for words in self.mounts:
-            # btrfs has a number of its own, and only the source tells the device.
-            source = words[words.index("-") + 2]
-            for path in (f"{SYS}/dev/block/{words[2]}", source):
-                if path.startswith("/dev/") or not words[2].startswith("0:"):
-                    place = (words[4], "ro" not in words[-1].split(","))
-                    found.setdefault(os.path.basename(os.path.realpath(path)), []).append(place)
+            found.setdefault(mounted_device(words), []).append((words[4], "ro" not in words[-1].split(",")))
         return found
 
     @cached_property
     def planned_mounts(self) -> dict[str, PlannedMount]:
-        """What is to be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
+        """What should be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
         plans: dict[str, PlannedMount] = {}
         texts = {}
         for directory in unit_directories():
@@ -1526,19 +1527,22 @@ class StorageFacts:
         return {unit for directory in wants for unit in list_names(directory, r".*mount")}
 
     @cached_property
-    def arrays(self) -> list[KnownArray]:
-        """The arrays in mdadm.conf(5), and in /run/mdadm/map: node, metadata, UUID, path."""
-        found = []
-        for file in ("mdadm/mdadm.conf", "mdadm.conf"):
-            for words in self.table(f"{ETC}/{file}"):
-                keys = {key.lower(): value for key, _, value in (word.partition("=") for word in words[1:])}
-                names = {os.path.basename(word) for word in words[1:] if "=" not in word}
-                names.update([keys["name"].rpartition(":")[2]] if "name" in keys else [])
-                if words[0] == "ARRAY":
-                    uuid = hex_digits(keys.get("uuid", ""))
-                    found.append(KnownArray(frozenset(names), uuid, keys.get("container", ""), "mdadm.conf"))
-        for name, _, uuid, *paths in (words for words in self.table(f"{RUN}/mdadm/map") if words[2:]):
-            found.append(KnownArray(frozenset((name, *map(os.path.basename, paths))), hex_digits(uuid), "", ""))
+    def arrays(self) -> dict[str, dict[str, str]]:
+        """The keywords of the ARRAY lines in mdadm.conf(5), by the names of the arrays, see array_name()."""
+        found = {}
+        for words in (*self.table(f"{ETC}/mdadm/mdadm.conf"), *self.table(f"{ETC}/mdadm.conf")):
+            keys = {key.lower(): value for key, _, value in (word.partition("=") for word in words[1:])}
+            names = [word for word in words[1:] if "=" not in word] + [keys.get("name", "").rpartition(":")[2]]
+            if words[0] == "ARRAY":
+                found.update({array_name(name): keys for name in names if name})
+        return found
+
+    @cached_property
+    def running_arrays(self) -> dict[str, str]:
+        """The nodes in mdadm's map of the arrays that it has begun to assemble, by UUID and by name."""
+        found = {}
+        for node, _, uuid, *paths in (words for words in self.table(f"{RUN}/mdadm/map") if words[2:]):
+            found.update(dict.fromkeys((hex_digits(uuid), *map(array_name, paths)), node))
         return found
 
     @cached_property
@@ -1550,7 +1554,13 @@ class StorageFacts:
     @once
     def volume_group(self, name: str) -> VolumeGroup | None:
         """A volume group as vgcfgbackup(8) has it; nothing if there is no backup."""
-        return read_volume_group(self.text(f"{ETC}/lvm/backup/{name}"))
+        text = self.text(f"{ETC}/lvm/backup/{name}")
+        head, _, volumes = text.partition("\n\tlogical_volumes {\n")
+        head, _, disks = head.partition("\n\tphysical_volumes {\n")
+        date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
+        part = re.compile(r"^\t\t(\S+) {\n(.*?)^\t\t}", re.MULTILINE | re.DOTALL)
+        found = VolumeGroup(head, date[1] if date else "", dict(part.findall(disks)), dict(part.findall(volumes)))
+        return found if found.disks else None
 
     @once
     def physical_volumes(self, group: str) -> dict[str, Layer]:
@@ -1570,14 +1580,17 @@ class StorageFacts:
         return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
 
     @cached_property
-    def iscsi_sessions(self) -> dict[str, str]:
-        """The state of the session with each target; of several, LOGGED_IN if one is."""
-        directory = f"{SYS}/class/iscsi_session"
-        states: dict[str, str] = {}
-        for session in list_names(directory):
-            target, state = (self.text(f"{directory}/{session}/{key}").strip() for key in ("targetname", "state"))
-            states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
-        return states
+    def iscsi_sessions(self) -> dict[str, tuple[str, str, str]]:
+        """The target, the portal and the state of each iSCSI session, by its name in sysfs."""
+        sessions, connections = f"{SYS}/class/iscsi_session", f"{SYS}/class/iscsi_connection"
+        found = {}
+        for name in list_names(sessions):
+            target, state = (attribute(f"{sessions}/{name}", key) for key in ("targetname", "state"))
+            connection = "".join(list_names(connections, f"connection{name[len('session') :]}:.*")[:1])
+            end = f"{connections}/{connection}"
+            address, port = (attribute(end, f"persistent_{key}") for key in ("address", "port"))
+            found[name] = (target, portal_of(address, port), state)
+        return found
 
     @cached_property
     def iscsi_nodes(self) -> dict[tuple[str, str], str]:
@@ -1596,9 +1609,10 @@ class StorageFacts:
     @cached_property
     def likely_sessions(self) -> tuple[Layer, ...]:
         """The session that a missing LUN probably needs, if its path does not name the target."""
-        nodes, sessions = self.iscsi_nodes.items(), self.iscsi_sessions
+        nodes, sessions = self.iscsi_nodes.items(), [target for target, _, _ in self.iscsi_sessions.values()]
         # A target to which the host does not log in at boot is no evidence.
-        absent = {target: portal for (target, portal), start in nodes if target not in sessions and start in AT_BOOT}
+        at_boot = sorted((key for key, startup in nodes if startup in AT_BOOT), reverse=True)
+        absent = {target: portal for target, portal in at_boot if target not in sessions}
         if len(absent) < 2:
             return tuple(session_layer(target, portal, None, self) for target, portal in absent.items())
         targets = join_limited(sorted(absent), MAX_LISTED)
@@ -1630,25 +1644,10 @@ class StorageFacts:
         return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
 
 
-def read_volume_group(text: str) -> VolumeGroup | None:
-    """The volume group in this backup; nothing if it is none."""
-    head, _, volumes = text.partition("\n\tlogical_volumes {\n")
-    head, _, disks = head.partition("\n\tphysical_volumes {\n")
-    date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
-    parts = (dict(re.findall(r"^\t\t(\S+) {\n(.*?)^\t\t}", one, re.MULTILINE | re.DOTALL)) for one in (disks, volumes))
-    group = VolumeGroup(head, date[1] if date else "of unknown date", *parts)
-    return group if group.disks else None
-
-
 def unit_directories() -> tuple[str, ...]:
     """Where systemd finds units; of those with the same name the last one counts."""
     late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
     return late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"
-
-
-def unescaped(word: str) -> str:
-    """A word of a table such as fstab(5), in which a blank is an octal escape."""
-    return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), word)
 
 
 def udev_runs() -> bool:
@@ -1669,22 +1668,6 @@ def list_names(directory: str, pattern: str = "") -> list[str]:
         names = os.listdir(directory)
         return sorted(name for name in names if not pattern or re.fullmatch(pattern, name))[:MAX_FILES]
     return []
-
-
-def read_udev_device(number: str) -> Device | None:
-    """The device with this number in udev's database; nothing while it has no entry there.
-
-    libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev, "E:KEY=VALUE" a
-    property, "I:" the time in microseconds (sd-device.c).
-    """
-    text = attribute(f"{RUN}/udev/data", f"b{number}")
-    if not text:
-        return None
-    name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
-    links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
-    initialized = re.search("^I:([0-9]{1,18})$", text, re.MULTILINE)
-    properties = dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
-    return Device(name, links, properties, int(initialized[1]) / 1e6 if initialized else 0.0)
 
 
 def output_of(*command: str) -> str:
@@ -1726,20 +1709,17 @@ def device_path(name: str) -> str:
     return f"/dev/mapper/{mapped}" if mapped else f"/dev/{name.replace('!', '/')}"
 
 
-# What is there: a device, and all that it stands on.
+# What is there: a device, and all that it lies on.
 def check_device(name: str, facts: StorageFacts) -> Layer:
-    """A block device with all that it stands on, down to the leaves, and what is wrong with it."""
+    """A block device with all that it lies on, down to the leaves, and what is wrong with it."""
     below = tuple(map(facts.layer, devices_below(name)))
     bad = tuple(layer for layer in below if layer.cause)
     problem = check_kernel_state(name, facts)
-    degraded = attribute(device_directory(name), "md/degraded") if name.startswith("md") else ""
-    if bad or not below or degraded not in ("", "0"):
-        word, usable, needed = redundant_members(name, below)
-        if word and usable >= needed:
+    if bad or not below or name.startswith("md"):
+        is_redundant, too_few = check_members(name, below)
+        problem = problem or too_few
+        if is_redundant and not too_few:
             bad = ()
-        elif word:
-            few = f"only {usable} of the {needed} {word}s it needs can be used" if usable else f"no usable {word}"
-            problem = problem or Problem(few, MEMBER_HINTS[word].format(device_path(name)))
     if problem := problem or check_udev(name, facts):
         problem = problem._replace(reason=f"{device_path(name)}: {problem.reason}")
     others = other_layers_below(name, facts) if problem or facts.explains else ()
@@ -1748,7 +1728,7 @@ def check_device(name: str, facts: StorageFacts) -> Layer:
 
 
 def devices_below(name: str) -> list[str]:
-    """The devices that this one stands on: in sysfs its slaves, or the disk of a partition."""
+    """The devices that this one lies on: in sysfs its slaves, or the disk of a partition."""
     directory = device_directory(name)
     below = list_names(f"{directory}/slaves")
     # A device-mapper or md device has no slaves while it has no table or member.
@@ -1758,7 +1738,7 @@ def devices_below(name: str) -> list[str]:
 
 
 def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
-    """What else a device stands on: the session of a LUN, the file of a loop device."""
+    """What else a device lies on: the session of a LUN, the file of a loop device."""
     directory = device_directory(name)
     if name.startswith("loop"):
         file = attribute(directory, "loop/backing_file")
@@ -1766,22 +1746,15 @@ def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
     if name.startswith("dm-"):
         group, volume = split_map_name(attribute(directory, "dm/name"))
         return (group_layer(group, (), facts),) if "-missing_" in volume and facts.volume_group(group) else ()
-    target, portal, state = iscsi_session(name) if name.startswith("sd") else ("", "", "")
+    target, portal, state = iscsi_session(name, facts) if name.startswith("sd") else ("", "", "")
     return (session_layer(target, portal, state, facts),) if target else ()
 
 
-def iscsi_session(name: str) -> tuple[str, str, str]:
+def iscsi_session(name: str, facts: StorageFacts) -> tuple[str, str, str]:
     """The target and portal of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
     # …/host2/session1/target2:0:0/2:0:0:1/block/sda
-    session = re.search(r"/session([0-9]+)/", os.path.realpath(device_directory(name)))
-    if session is None:
-        return "", "", ""
-    directory = f"{SYS}/class/iscsi_session/session{session[1]}"
-    connections = f"{SYS}/class/iscsi_connection"
-    connection = "".join(list_names(connections, f"connection{session[1]}:.*")[:1])
-    address, port = (attribute(f"{connections}/{connection}", f"persistent_{key}") for key in ("address", "port"))
-    portal = portal_of(address, port) if address else "an unknown portal"
-    return attribute(directory, "targetname"), portal, attribute(directory, "state")
+    session = re.search(r"/(session[0-9]+)/", os.path.realpath(device_directory(name)))
+    return facts.iscsi_sessions.get(session[1] if session else "", ("", "", ""))
 
 
 def session_layer(target: str, portal: str, state: str | None, facts: StorageFacts) -> Layer:
@@ -1827,7 +1800,7 @@ DEVICE_STATES = (
     ("nvme", "device/state", "|live", "its NVMe controller is not live"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
     # lvchange --activationmode partial puts one in the place of what is missing; to read it fails (lv_manip.c).
-    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "stands in for a missing physical volume"),
+    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "placeholder for a missing physical volume"),
     ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
     ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
     ("drbd", "size", "(?!0$).*", "DRBD device has size 0: it has no disk and no peer"),
@@ -1941,35 +1914,31 @@ def has_minor(configuration: str, minor: str) -> bool:
     return re.search(rf"(minor\s+|/dev/drbd){minor}\b", configuration) is not None
 
 
-MEMBER_HINTS = {
-    "path": "multipath -ll",
-    "leg": "lvs --all --options +devices",
-    **dict.fromkeys(("member", "mirrored pair"), "mdadm --detail {}"),
-}
-
-
-def redundant_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
-    """What those devices are called that hold the same data, how many of them can be used, and how many are needed.
-
-    Without a name there is no redundancy, and everything below is needed.
-    """
+def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | None]:
+    """Whether the devices below hold the same data, so that not all are needed; and if too few can be used, that."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
     good = [layer.name for layer in below if not layer.cause]
-    if uuid.startswith("mpath-"):
-        return "path", len(good), 1
-    if name.startswith("md"):
-        return array_members(name, below)
     legs = [layer.name for layer in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(layer.name))]
-    if not legs:
-        return "", 0, 0
-    # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
-    size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
-    return "leg", sum(one in good for one in legs), -(-size // max(leg, 1))
+    what, usable, needed = "", 0, 0
+    if uuid.startswith("mpath-"):
+        what, usable, needed = "path", len(good), 1
+    elif name.startswith("md"):
+        what, usable, needed = array_members(name, below)
+    elif legs:
+        # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
+        size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
+        what, usable, needed = "leg", sum(one in good for one in legs), -(-size // max(leg, 1))
+    if usable >= needed:
+        return what != "", None
+    few = f"only {usable} of the {needed} {what}s it needs can be used" if usable else f"no usable {what}"
+    return True, Problem(few, f"mdadm --detail /dev/{name}" if what.startswith("m") else "multipath -ll")
 
 
 def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
-    """The same of an md array: md(4), and Documentation/admin-guide/md.rst in Linux."""
+    """What the members of an md array are called, how many can be used, and how many are needed: md(4), md.rst."""
     directory = f"{device_directory(name)}/md"
+    if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
+        return "member", 1, 1
     level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
     total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
     bad = [f"dev-{layer.name}" for layer in below if layer.cause]
@@ -1978,9 +1947,8 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     if level == "raid10" and layout == "258" and total % 2 == 0:  # two copies, side by side
         pairs = {int(attribute(member, "slot") or 0) // 2 for member in members}
         return "mirrored pair", len(pairs), total // 2
-    needed = {"raid1": 1, "multipath": 1, "raid10": total - total // 2, "raid6": total - 2}
-    needed.update(dict.fromkeys(("raid4", "raid5"), total - 1))
-    return ("member", len(members), needed[level]) if level in needed else ("", 0, 0)
+    spare = {"raid1": total - 1, "multipath": total - 1, "raid4": 1, "raid5": 1, "raid6": 2, "raid10": total // 2}
+    return ("member", len(members), total - spare[level]) if level in spare else ("", 0, 0)
 
 
 def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:
@@ -2052,11 +2020,17 @@ def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
     """The device at a path; or if there is none, what the first row says that knows anything; or nothing."""
     if name := facts.device_at(path):
         return (facts.layer(name),)
-    for pattern, explain in EXPLANATIONS:
+    for kind, pattern, explain in EXPLANATIONS:
         match = re.fullmatch(pattern, path)
         if layer := explain(match, facts) if match else None:
-            return (layer,)
+            return (layer._replace(name=path, kind=kind),)
     return ()
+
+
+def absent(reason: str, hint: str, *below: Layer) -> Layer:
+    """What is missing at a path; for this reason, unless something is wrong with what it needs."""
+    layer = stacked("", "", Problem(reason, hint), *below)
+    return layer if layer.cause is layer.problem else layer._replace(problem=None)
 
 
 def needed_layer(path: str, facts: StorageFacts) -> Layer:
@@ -2065,67 +2039,52 @@ def needed_layer(path: str, facts: StorageFacts) -> Layer:
     return found[0] if found else stacked(path, "path", Problem(f"{path} does not exist"))
 
 
-def absent_layer(path: str, kind: str, problem: Problem, *below: Layer) -> Layer:
-    """What is missing at a path; the problem is its own only if nothing is wrong with what it needs."""
-    layer = stacked(path, kind, problem, *below)
-    return layer if layer.cause is problem else layer._replace(problem=None)
-
-
 def explain_file(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
     where = longest_above(match[0], facts.planned_mounts)
     # Where systemd mounts on demand, autofs is mounted until then.
     if where in ("", "/", *(os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words)):
         return None
-    return stacked(match[0], "file", None, unmounted_layer(where, facts))
+    return stacked("", "", None, unmounted_layer(where, facts))
 
 
 def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
     """A file system that is not mounted, and what it is on."""
     plan = facts.planned_mounts[where]
     reason = f"{where} is not mounted ({plan.file} mounts {plan.source} there)"
-    path, below = path_of(plan.source), source_layers(plan.source)
+    below = source_layers(plan.source)
     if not facts.explains:
         below = ()
     elif "zfs-list.cache" in plan.file:
         below = (pool_layer(plan.source.partition("/")[0]),)
-    elif path:
+    elif path := path_of(plan.source):
         below = (needed_layer(path, facts),)
     return stacked(where, "mount", Problem(reason, f"systemctl start {where}"), *below)
 
 
-def source_layers(source: str) -> tuple[Layer, ...]:
-    """The server of a network file system, as mount.nfs(8) and mount.cifs(8) have it."""
-    server = re.match(r"//(?P<cifs>[^/]+)|(?P<nfs>[^/]+):/", source)
-    if server is None:
-        return ()
-    return (Layer(server["cifs"] or server["nfs"], "CIFS server" if server["cifs"] else "NFS server"),)
-
-
-def mounted_layers(words: Sequence[str], facts: StorageFacts) -> tuple[Layer, ...]:
-    """What the mount in this line of mountinfo is on: a device, or a server."""
+def mounted_device(words: Sequence[str]) -> str:
+    """The kernel's name of the device that is mounted according to this line of mountinfo; nothing if it is none."""
     # btrfs has a number of its own, and only the source tells the device.
     link, source = f"{SYS}/dev/block/{words[2]}", words[words.index("-") + 2]
-    name = os.path.basename(os.path.realpath(link)) if os.path.exists(link) else facts.device_at(source)
-    return (facts.layer(name),) if name else source_layers(source)
+    path = link if os.path.exists(link) else source
+    return os.path.basename(os.path.realpath(path)) if path.startswith((SYS, "/dev/")) else ""
+
+
+def source_layers(source: str) -> tuple[Layer, ...]:
+    """The server of a network file system, as mount.nfs(8) and mount.cifs(8) have it."""
+    server = re.match("//([^/]+)|([^/]+):/", source)
+    if server is None:
+        return ()
+    return (Layer(server[1], "CIFS server"),) if server[1] else (Layer(server[2], "NFS server"),)
 
 
 def path_of(source: str) -> str:
     """Where udev links UUID=… and the like, in fstab(5) and crypttab(5); nothing if it is not a device."""
     tag, _, value = source.partition("=")
     if tag in TAGS:
-        return f"/dev/disk/by-{tag.lower()}/{udev_name(value.strip(chr(34)))}"
+        name = hex_escaped(r"[^\w#+.:=@-]", value.strip('"'))  # encode_devnode_name of udev
+        return f"/dev/disk/by-{tag.lower()}/{name}"
     return source if source.startswith("/dev/") else ""
-
-
-def udev_name(text: str) -> str:
-    """A text as udev has it in the name of a link (encode_devnode_name)."""
-    return hex_escaped(r"[^\w#+.:=@-]", text)
-
-
-def unit_name(text: str) -> str:
-    """A text as it is in the name of a unit: systemd.unit(5), "String escaping"."""
-    return hex_escaped("[^a-zA-Z0-9:_./]", text).replace("/", "-")
 
 
 def hex_escaped(pattern: str, text: str) -> str:
@@ -2151,39 +2110,37 @@ def portal_of(address: str, port: str) -> str:
 
 def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An md array by its name or its node; one that is inactive has no link with its name yet."""
-    wanted = match["name"]
-    names, known = array_names(wanted), arrays_named(wanted, facts)
-    uuids = {array.uuid for array in known if array.uuid}
-    members = [device.name for device in facts.devices if is_member(device.properties, names, uuids)]
-    nodes = {device.properties.get("MD_DEVICE", "") for device in facts.devices if device.name in members}
-    nodes = nodes.union(*(array.names for array in known))
-    array, below, hint = f"md array {wanted}", tuple(map(facts.layer, members)), "mdadm --examine --scan"
-    for name in list_names(f"{SYS}/class/block", "md[0-9]+"):
-        if name in nodes or not set(members).isdisjoint(list_names(f"{device_directory(name)}/slaves")):
-            problem = Problem(f"{array} runs as {name}, under another name", f"mdadm --detail /dev/{name}")
-            return absent_layer(match[0], "md array", problem, facts.layer(name))
-    if members:
-        reason = f"{array} is not assembled (members present: {join_limited(members, MAX_LISTED)})"
-        hint = "mdadm --assemble --scan"
-    elif known and known[0].container:
-        reason, below = f"{array} lacks its container", (needed_layer(known[0].container, facts),)
-    else:
-        listed = f"though {known[0].file} lists it" if known else "and mdadm.conf does not list it"
-        reason = f"no member of {array} found, {listed}"
-    return stacked(match[0], "md array", Problem(reason, hint), *below)
+    name, array = array_name(match["name"]), f"md array {match['name']}"
+    listed = facts.arrays.get(name)
+    uuid = hex_digits(listed.get("uuid", "")) if listed else ""
+    members = [device for device in facts.devices if is_member(device.properties, name, uuid)]
+    names = [device.name for device in members]
+    nodes = {device.properties.get("MD_DEVICE", "") for device in members}
+    nodes.update(facts.running_arrays.get(key, "") for key in (name, uuid))
+    for node in list_names(f"{SYS}/class/block", "md[0-9]+"):
+        if node in nodes or not set(names).isdisjoint(list_names(f"{device_directory(node)}/slaves")):
+            reason = f"{array} runs as {node}, under another name"
+            return absent(reason, f"mdadm --detail /dev/{node}", facts.layer(node))
+    if names:
+        reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
+        return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
+    container = [needed_layer(listed["container"], facts)] if listed and "container" in listed else []
+    listing = "though mdadm.conf lists it" if listed else "and mdadm.conf does not list it"
+    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *container)
 
 
-def is_member(properties: Mapping[str, str], names: Container[str], uuids: Container[str]) -> bool:
-    """Whether udev knows a device as a member of the md array with one of these names or UUIDs."""
-    if properties.get("MD_DEVICE") in names or properties.get("MD_DEVNAME") in names:
+def is_member(properties: Mapping[str, str], name: str, uuid: str) -> bool:
+    """Whether udev knows a device as a member of the md array with this name or UUID."""
+    if name in (array_name(properties.get("MD_DEVICE", "")), properties.get("MD_DEVNAME")):
         return True
-    if not properties.get("ID_FS_TYPE", "").endswith("_raid_member"):
-        return False
     # The label is HOST:NAME.
-    return (
-        properties.get("ID_FS_LABEL", "").rpartition(":")[2] in names
-        or hex_digits(properties.get("ID_FS_UUID", "")) in uuids
-    )
+    label, own = properties.get("ID_FS_LABEL", "").rpartition(":")[2], hex_digits(properties.get("ID_FS_UUID", ""))
+    return properties.get("ID_FS_TYPE", "").endswith("_raid_member") and (label == name or own == uuid != "")
+
+
+def array_name(path: str) -> str:
+    """The name of an md array: /dev/md0 is /dev/md/0."""
+    return os.path.basename(path).removeprefix("md")
 
 
 def hex_digits(uuid: str) -> str:
@@ -2191,30 +2148,13 @@ def hex_digits(uuid: str) -> str:
     return re.sub("[^0-9a-f]", "", uuid.lower())
 
 
-def array_names(name: str) -> set[str]:
-    """The names that an md array with this one has: /dev/md/0 is /dev/md0."""
-    return {name, name.removeprefix("md")}
-
-
-def arrays_named(name: str, facts: StorageFacts) -> list[KnownArray]:
-    """The known arrays with this name."""
-    return [array for array in facts.arrays if not array_names(name).isdisjoint(array.names)]
-
-
-def is_in_mdadm_conf(name: str, facts: StorageFacts) -> bool:
-    """Whether mdadm.conf gives an array this name."""
-    return any(array.file for array in arrays_named(name, facts))
-
-
 def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A map or volume that is there, but has no link."""
     mapped = match["name"] or map_name(match["group"] or "", match["volume"] or "")
-    name = facts.maps.get(mapped)
-    if not name:
+    if not (name := facts.maps.get(mapped)):
         return None
     hint = f"udevadm trigger --action=change /sys/class/block/{name}"
-    problem = Problem(f"{mapped} is active as {name}, but udev has made no link to it", hint)
-    return absent_layer(match[0], "link", problem, facts.layer(name))
+    return absent(f"{mapped} is active as {name}, but udev has made no link to it", hint, facts.layer(name))
 
 
 def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2222,8 +2162,7 @@ def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None
     whole = match["whole"]
     if not (name := facts.device_at(whole)):
         return None
-    problem = Problem(f"{whole} has no partition {match['number']}", f"lsblk {whole}")
-    return absent_layer(match[0], "partition", problem, facts.layer(name))
+    return absent(f"{whole} has no partition {match['number']}", f"lsblk {whole}", facts.layer(name))
 
 
 def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2233,10 +2172,11 @@ def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         source, options = facts.device_table(kind).get(name, ("", []))
         if source:
             noauto = ", which has the option noauto" if "noauto" in options else ""
+            # systemd.unit(5), "String escaping"
+            unit = hex_escaped("[^a-zA-Z0-9:_./]", name).replace("/", "-")
             reason = f"{kind} volume {name} is not opened (it is in /etc/{kind}tab{noauto})"
-            problem = Problem(reason, f"systemctl start 'systemd-{kind}setup@{unit_name(name)}'")
-            path = path_of(source)
-            return stacked(match[0], f"{kind} volume", problem, *([needed_layer(path, facts)] if path else []))
+            below = [needed_layer(path_of(source), facts)] if path_of(source) else []
+            return absent(reason, f"systemctl start 'systemd-{kind}setup@{unit}'", *below)
     return None
 
 
@@ -2254,9 +2194,8 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     paths = [one for one in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
     if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
         reason = f"no multipath map of {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
-        return stacked(match[0], "multipath map", Problem(reason, "multipath -v2"), *map(facts.layer, names))
-    problem = Problem(f"multipath map {name} has no path to {wwid}", "multipath -v2")
-    return stacked(match[0], "multipath map", problem, *facts.likely_sessions)
+        return absent(reason, "multipath -v2", *map(facts.layer, names))
+    return absent(f"multipath map {name} has no path to {wwid}", "multipath -v2", *facts.likely_sessions)
 
 
 def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2269,29 +2208,33 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         # Others have names of two parts as well.
         if is_mapped or not list_names(f"{ETC}/lvm/backup") or os.path.isdir(f"/dev/{name}"):
             return None
-        unknown = Problem(f"volume group {name} is unknown here (no {file})", "vgs")
-        return stacked(match[0], "LVM volume", None, stacked(name, "volume group", unknown))
+        return absent(f"volume group {name} is unknown here (no {file})", "vgs")
     if volume not in group.volumes:
-        problem = Problem(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
-        return stacked(match[0], "LVM volume", problem)
-    below = group_layer(name, disks_of(volume, group), facts)
-    return absent_layer(match[0], "LVM volume", explain_inactive_volume(name, volume, group, facts), below)
+        return absent(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
+    reason, hint = f"volume group {name} is complete, but has volumes that are not activated", f"vgchange -ay {name}"
+    for pattern, why, command in INACTIVE:
+        found = re.search(pattern, group.text + group.volumes[volume], re.MULTILINE)
+        if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
+            reason, hint = (text.format(name, volume, found[1]) for text in (why, command))
+            break
+    return absent(reason, hint, group_layer(name, disks_of(volume, group), facts))
 
 
-def explain_inactive_volume(name: str, volume: str, group: VolumeGroup, facts: StorageFacts) -> Problem:
-    """Why a volume is not active though its disks are there, according to the flags of LVM's backup."""
-    pool = backup_value(group.volumes[volume], "thin_pool")
-    lock = backup_value(group.text, "lock_type")
-    if re.search('^[ \t]*status = .*"EXPORTED"', group.text, re.MULTILINE):
-        return Problem(f"volume group {name} is exported", f"vgimport {name}")
-    if lock in ("sanlock", "dlm"):
-        return Problem(f"volume group {name} is shared ({lock}) and not activated", f"vgchange --lockstart {name}")
-    if has_flag(group.volumes[volume], "ACTIVATION_SKIP"):
-        return Problem(f"LVM volume {name}/{volume} has the activation skip flag", f"lvchange -ay -K {name}/{volume}")
-    if pool and f"{map_name(name, pool)}-tpool" not in facts.maps:
-        hint = f"vgchange -ay {name} || lvconvert --repair {name}/{pool}"
-        return Problem(f"thin pool {name}/{pool} is not activated", hint)
-    return Problem(f"volume group {name} is complete, but has volumes that are not activated", f"vgchange -ay {name}")
+# What LVM's backup says of a volume or its group that is not activated, and the reason and the command that helps.
+INACTIVE = (
+    ('^\tstatus = .*"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
+    (
+        '^\tlock_type = "(sanlock|dlm)"',
+        "volume group {0} is shared ({2}) and not activated",
+        "vgchange --lockstart {0}",
+    ),
+    (
+        '^\t\t\tflags = .*"(ACTIVATION_SKIP)"',
+        "LVM volume {0}/{1} has the activation skip flag",
+        "lvchange -ay -K {0}/{1}",
+    ),
+    ('^\t+thin_pool = "(.*)"', "thin pool {0}/{2} is not activated", "vgchange -ay {0} || lvconvert --repair {0}/{2}"),
+)
 
 
 def disks_of(volume: str, group: VolumeGroup) -> set[str]:
@@ -2308,16 +2251,17 @@ def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer
     """A volume group with those of its physical volumes that are needed, or with all; which of them it lacks."""
     disks = facts.physical_volumes(name)
     below = [layer for key, layer in disks.items() if key in needed] or [*disks.values()]
-    lacking = [f"{layer.name}" for layer in disks.values() if layer.problem is MISSING]
     problem = None
     if MISSING in [layer.problem for layer in below]:
-        problem = Problem(f"volume group {name} lacks physical volume {join_limited(lacking, MAX_LISTED)}")
+        lacking = join_limited([layer.name for layer in disks.values() if layer.problem is MISSING], MAX_LISTED)
+        problem = Problem(f"volume group {name} lacks physical volume {lacking}")
     return stacked(name, "volume group", problem, *below)
 
 
 def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
-    """A physical volume in LVM's backup, on the device that holds it; what is wrong with it is its group's problem."""
-    uuid, device, ident = (backup_value(text, key) for key in ("id", "device", "device_id"))
+    """A physical volume in LVM's backup, on the device that holds it; that it is missing is its group's problem."""
+    values = dict(re.findall('^[ \t]*(.+) = "([^"]*)"', text, re.MULTILINE))
+    uuid, device = values.get("id", ""), values.get("device", "")
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
     found = facts.devices_with(uuid, "ID_FS_UUID")
     # All the paths of a multipath device are one disk.
@@ -2328,27 +2272,21 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
         problem = Problem(reason, "vgimportclone /dev/CLONE")
     elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
         path = device_path(holders[0])
-        problem = Problem(
-            f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)", f"lvmdevices --adddev {path}"
-        )
+        reason = f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)"
+        problem = Problem(reason, f"lvmdevices --adddev {path}")
     if holders:
         return stacked(uuid, "physical volume", problem, *map(facts.layer, holders))
     # LVM writes "[unknown]" where it has not seen the device either.
     name = f"{uuid} (last seen as {device})" if device.startswith("/") else uuid
-    if device.startswith(ANY_LUN):  # of which the name may be another one today
-        below = () if re.search("ATA|^eui|^nvme", ident) else facts.likely_sessions
+    if device.startswith("/dev/sd"):  # of which the name may be another one today
+        is_local = re.search("ATA|^eui|^nvme", values.get("device_id", ""))
+        below = () if is_local else facts.likely_sessions
     else:
         below = tuple(one for one in facts.find(device) if one.cause)  # what is there now may be another disk
     return stacked(name, "physical volume", None, *below)._replace(problem=MISSING)
 
 
-MISSING = Problem("is missing")  # of a physical volume: the reason is that of its group
-
-
-def backup_value(text: str, key: str) -> str:
-    """A value in LVM's backup."""
-    found = re.search(rf'^[ \t]*{key} = "([^"]*)"', text, re.MULTILINE)
-    return found[1] if found else ""
+MISSING = Problem("is missing")
 
 
 def has_flag(text: str, flag: str) -> bool:
@@ -2360,13 +2298,14 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
     """A LUN of an iSCSI target, by its path."""
     target, portal = match["target"], match["portal"]
     reason = f"iSCSI target {target} at {portal} has no LUN {match['lun']}, though there is a session"
-    session = session_layer(target, portal, facts.iscsi_sessions.get(target), facts)
-    return absent_layer(match[0], "LUN", Problem(reason, "iscsiadm -m session --rescan"), session)
+    states = [state for one, at, state in facts.iscsi_sessions.values() if (one, at) == (target, portal)]
+    session = session_layer(target, portal, states[0] if states else None, facts)
+    return absent(reason, "iscsiadm -m session --rescan", session)
 
 
-def explain_lun(match: re.Match[str], facts: StorageFacts) -> Layer | None:
+def explain_lun(_: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A SCSI disk, by a name that does not say of which target it was."""
-    return stacked(match[0], "LUN", None, *facts.likely_sessions) if facts.likely_sessions else None
+    return stacked("", "", None, *facts.likely_sessions) if facts.likely_sessions else None
 
 
 def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2377,67 +2316,58 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     for one, text in resources.items():
         if (minor and has_minor(text, minor)) or (disk and re.search(of_disk, text)):
             name = one
-    names = list_names(f"{SYS}/class/block", "drbd.*")
     if name not in resources:
         reason = f"no DRBD resource {name or 'for this device'} in /etc/drbd.conf and what it includes"
-        problem = Problem(reason, "drbdadm dump")
-    elif any(has_minor(resources[name], one[len("drbd") :]) for one in names):
+        return absent(reason, "drbdadm dump")
+    if any(has_minor(resources[name], one[len("drbd") :]) for one in list_names(f"{SYS}/class/block", "drbd.*")):
         return None
-    else:
-        problem = Problem(f"DRBD resource {name} is not up", f"drbdadm up {name}")
-    return stacked(match[0], "DRBD device", problem)
+    return absent(f"DRBD resource {name} is not up", f"drbdadm up {name}")
 
 
 def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
     """A volume of ZFS."""
     pool, volume = match["pool"], match["volume"]
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
-    problem = Problem(reason, f"zfs list -r -o name,keystatus {pool}")
-    return absent_layer(match[0], "ZFS volume", problem, pool_layer(pool))
+    return absent(reason, f"zfs list -r -o name,keystatus {pool}", pool_layer(pool))
 
 
 def pool_layer(pool: str) -> Layer:
     """A pool of ZFS, which may not be imported: its module keeps a directory for each that is."""
-    is_imported = pool in list_names(f"{PROC}/spl/kstat/zfs")
-    absent = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
-    return stacked(pool, "ZFS pool", None if is_imported else absent)
+    is_imported = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
+    problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
+    return stacked(pool, "ZFS pool", None if is_imported else problem)
 
 
 def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An image of Ceph: rbdmap(8)."""
     image = match["image"]
-    problem = Problem(f"Ceph image {image} is not mapped, nor in /etc/ceph/rbdmap", f"rbd device map {image}")
     if image in (words[0] for words in facts.table(f"{ETC}/ceph/rbdmap")):
         reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
-        problem = Problem(reason, "systemctl restart rbdmap.service")
-    return stacked(match[0], "Ceph image", problem)
+        return absent(reason, "systemctl restart rbdmap.service")
+    return absent(f"Ceph image {image} is not mapped, nor in /etc/ceph/rbdmap", f"rbd device map {image}")
 
 
-def explain_bcache(match: re.Match[str], facts: StorageFacts) -> Layer | None:
+def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A bcache device: those whose cache is missing are not there (Documentation/admin-guide/bcache.rst in Linux)."""
     backing = [one.name for one in facts.devices_with("bcache", "ID_FS_TYPE")]
     stopped = [one for one in backing if attribute(f"{device_directory(one)}/bcache", "running") == "0"]
     if not stopped:
         return None
     hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
-    problem = Problem(f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
-    return stacked(match[0], "bcache device", problem, *map(facts.layer, stopped))
+    return absent(f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
 
 
 def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
     """A LUN behind a remote port of Fibre Channel (scsi_transport_fc.c)."""
     port, ports, hosts = match["port"], f"{SYS}/class/fc_remote_ports", f"{SYS}/class/fc_host"
-    remote = [f"{ports}/{one}" for one in list_names(ports) if attribute(f"{ports}/{one}", "port_name") == port]
-    state = attribute(remote[0], "port_state") if remote else ""
+    for remote in list_names(ports):
+        if attribute(f"{ports}/{remote}", "port_name") == port:
+            state = attribute(f"{ports}/{remote}", "port_state")
+            what = f"has no LUN {match['lun']}" if state == "Online" else f"is {state}"
+            return absent(f"Fibre Channel port {port} {what}", "rescan-scsi-bus.sh")
     ours = [f"{one} is {attribute(f'{hosts}/{one}', 'port_state')}" for one in list_names(hosts)]
-    if not remote:
-        here = f" ({join_limited(ours, MAX_LISTED)})" if ours else ""
-        problem = Problem(f"Fibre Channel port {port} is not seen{here}", "lsscsi --hosts --transport")
-    elif state == "Online":
-        problem = Problem(f"Fibre Channel port {port} has no LUN {match['lun']}", "rescan-scsi-bus.sh")
-    else:
-        problem = Problem(f"Fibre Channel port {port} is {state}", "rescan-scsi-bus.sh")
-    return stacked(match[0], "LUN", problem)
+    reason = f"Fibre Channel port {port} is not seen ({join_limited(ours, MAX_LISTED) or 'no adapter'})"
+    return absent(reason, "lsscsi --hosts --transport")
 
 
 def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2449,7 +2379,7 @@ def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     below = facts.likely_sessions if tag != "ID" or value.startswith(("scsi-", "wwn-")) else ()
     if value.startswith("dm-name-"):
         below = facts.find(f"/dev/mapper/{value[len('dm-name-') :]}")
-    return stacked(match[0], "link", Problem(f"no block device has {tag} {value}", hint), *below)
+    return absent(f"no block device has {tag} {value}", hint, *below)
 
 
 # The links that udev makes below /dev/disk, and the property that each is made of; by-id is made of many.
@@ -2462,32 +2392,38 @@ TAGS = {
 }
 NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # directories of others below /dev
 AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
-ANY_LUN = "/dev/sd"  # what the names of SCSI disks begin with
 
-EXPLANATIONS: Sequence[tuple[str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
+# What may be at a path, the pattern of that, and what knows why it is not there; the first that knows anything counts.
+EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
     (
+        "partition",
         "(?P<whole>/dev/([svh]d[a-z]+|md/.*[^0-9]|.*[0-9](?=p)|.+(?=-part)))(-part|p)?(?P<number>[0-9]+)",
         explain_partition,
     ),
-    ("/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_iscsi_disk),
-    ("/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
-    ("/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
-    ("/dev/md/(?P<name>.+)", explain_array),
-    ("/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
     (
+        "LUN",
+        "/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?",
+        explain_iscsi_disk,
+    ),
+    ("LUN", "/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
+    ("link", "/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
+    ("md array", "/dev/md/(?P<name>.+)", explain_array),
+    ("md array", "/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
+    (
+        "DRBD device",
         "/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|/by-disk/(?P<disk>.+)|(?P<minor>[0-9]+))",
         explain_drbd,
     ),
-    ("/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+)", explain_zvol),
-    ("/dev/rbd/(?P<image>.+)", explain_rbd),
-    ("/dev/bcache[0-9]+(p[0-9]+)?", explain_bcache),
-    (r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
-    ("/dev/mapper/(?P<name>.+)", explain_crypt),
-    ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),
-    ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", explain_volume),
-    (rf"/dev/(?!({NOT_LVM})/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
-    (f"{ANY_LUN}[a-z]*[0-9]*", explain_lun),
-    ("/(?!dev/).*", explain_file),
+    ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+)", explain_zvol),
+    ("Ceph image", "/dev/rbd/(?P<image>.+)", explain_rbd),
+    ("bcache device", "/dev/bcache[0-9]+(p[0-9]+)?", explain_bcache),
+    ("link", r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
+    ("crypt volume", "/dev/mapper/(?P<name>.+)", explain_crypt),
+    ("multipath map", "/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),
+    ("LVM volume", "/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", explain_volume),
+    ("LVM volume", rf"/dev/(?!({NOT_LVM})/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
+    ("disk", "/dev/sd[a-z]*[0-9]*", explain_lun),
+    ("file", "/(?!dev/).*", explain_file),
 )
 
 
@@ -2562,18 +2498,14 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
             return State.REFUSED, stacked(path, "file", Problem("does not exist, although its file system is mounted"))
         return State.MISSING, explain_missing(path, facts)
     except (OSError, ValueError) as error:
-        problem = explain_error(path, error, facts)
+        problem = Problem(f"cannot be checked: {error_text(error)}")
+        # An automount, FUSE or NFS has no server.
+        is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
+        where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
+        if where not in ("", "/"):
+            plan = facts.planned_mounts[where]
+            problem = Problem(f"{where}: {error_text(error)} ({plan.file} mounts {plan.source} there)")
     return State.NOT_READY, stacked(path, "path", problem)
-
-
-def explain_error(path: str, error: Exception, facts: StorageFacts) -> Problem:
-    """A path that cannot be looked at; what should be mounted there, if an automount, FUSE or NFS has no server."""
-    is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
-    where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
-    if where in ("", "/"):
-        return Problem(f"cannot be checked: {error_text(error)}")
-    plan = facts.planned_mounts[where]
-    return Problem(f"{where}: {error_text(error)} ({plan.file} mounts {plan.source} there)")
 
 
 GONE_ERRORS = (errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN)
@@ -2586,7 +2518,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
     except FileNotFoundError:
         mounted = os.path.isdir(f"{SYS}/dev/block")
         why = "the kernel has no such block device" if mounted else f"{SYS}, which describes it, is not mounted"
-        return stacked(required.path, "device node", Problem(f"is a device file, but {why}"))
+        return stacked(required.path, "path", Problem(f"is a device file, but {why}"))
     facts.numbers[name] = f"{os.major(number)}:{os.minor(number)}"
     layer = facts.layer(name)
     problem = None
@@ -2595,7 +2527,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
         problem = problem or check_drbd_role(name, required, facts)
         if problem is None and udev_runs():
             problem = check_udev(name, facts, is_disk=True)
-    return stacked(required.path, "device node", problem, layer)
+    return stacked(required.path, "link", problem, layer)
 
 
 def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Problem | None:
@@ -3872,8 +3804,8 @@ def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] |
     """A guest with its disks and the files that it boots from."""
     rows = []
     for disk, required in zip(guest.domain.needs(), guest.required):
-        about = {"vdev": disk.vdev, "target": disk.target, "path": required.path}
-        row: dict[str, Any] = {key: well_formed(value) or None for key, value in about.items()}
+        target, path = (well_formed(text) or None for text in (disk.target, required.path))
+        row: dict[str, Any] = {"vdev": well_formed(disk.vdev), "target": target, "path": path}
         row.update(status_as_json(snapshot.disk_status(required)))
         if found is not None:
             row["found_after"] = found.get(required.path)
@@ -4184,8 +4116,9 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     checks += [check_units()] if by_xendomains and not watcher.names else []
     swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        checks += [check_name(use, facts), check_host_use(use, swaps, facts)]
-        checks += [check_reboot(use, facts)] if reboot and snapshot.disk_status(use.required) == READY else []
+        checks += [check_name(use, facts)]
+        if snapshot.disk_status(use.required) == READY:
+            checks += [check_host_use(use, swaps, facts)] + ([check_reboot(use, facts)] if reboot else [])
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or not one.file or one.file in snapshot.guests]
 
@@ -4325,7 +4258,7 @@ def check_name(use: Use, facts: StorageFacts) -> Iterator[Finding]:
     """A name that may be another disk's after a reboot."""
     path = use.required.path
     match = re.fullmatch(UNSTABLE_NAME, path)
-    if match and not is_in_mdadm_conf(match[1], facts):
+    if match and array_name(match[1]) not in facts.arrays:
         links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
@@ -4393,7 +4326,7 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
         scripts = re.search("losetup|nbd-client", "\n".join(map(facts.text, files)))
         is_known = scripts or name in [words[0] for words in facts.table(f"{ETC}/nbdtab")]
         return None if is_known else Problem(f"nothing sets up {name} at boot", "let a unit do that")
-    if target := iscsi_session(name)[0]:
+    if target := iscsi_session(name, facts)[0]:
         startups = {startup for (one, _), startup in facts.iscsi_nodes.items() if one == target}
         # Without a record, the firmware or the initramfs has logged in.
         if startups and startups.isdisjoint(AT_BOOT):
@@ -5100,7 +5033,7 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
         journal.log(ERR, f"No wait recorded since boot ({LAST_WAIT}: {error_text(error)}).")
         return EXIT_USAGE
     show(text)
-    return EXIT_READY if last["result"] == "ready" else EXIT_TIMED_OUT
+    return EXIT_READY if last["result"] == "ready" or options.format == "prometheus" else EXIT_TIMED_OUT
 
 
 def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> int:

@@ -517,13 +517,13 @@ def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> Non
     machine.device("sda")
     (machine.database / "b259:77").write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\nQ:tag\n")
     machine.paths().use()
-    device = xwd.read_udev_device("259:77")
+    device = xwd.StorageFacts().udev_entry("259:77")
     assert device and device.properties == {"ID_MODEL": "a=b ", "ID_SERIAL": "\ufffd", "EMPTY": ""}
 
 
 def test_of_a_device_that_udev_does_not_know_there_are_no_properties(machine: Machine) -> None:
     machine.paths().use()
-    assert xwd.read_udev_device("259:77") is None
+    assert xwd.StorageFacts().udev_entry("259:77") is None
 
 
 def test_a_loop_device_whose_file_has_a_name_that_is_no_utf8_is_ready(machine: Machine) -> None:
@@ -572,6 +572,20 @@ def test_a_loop_device_becomes_ready_with_a_file_behind_it(tmp_path: Path) -> No
 
 @as_root
 @pytest.mark.xdist_group("block_devices")
+def test_the_layers_of_a_loop_device_begin_with_the_path_that_is_required(tmp_path: Path) -> None:
+    image, link = tmp_path / "image", tmp_path / "link"
+    image.write_bytes(bytes(1 << 20))
+    NO_UDEV.use()
+    with attached(loop_device(), image) as device:
+        link.symlink_to(device)
+        facts = xwd.StorageFacts()
+        layers = [xwd.storage_of(xwd.Required(str(path)), facts) for path in (device, link)]
+    expected = xwd.Layer(str(device), "loop device", None, (xwd.Layer(str(image), "file"),))
+    assert layers == [expected, xwd.Layer(str(link), "link", None, (expected,))]
+
+
+@as_root
+@pytest.mark.xdist_group("block_devices")
 def test_a_loop_device_of_size_0_is_not_ready(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.touch()
@@ -607,7 +621,7 @@ def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
     with attached(loop_device(), image) as device:
         run_quietly("udevadm", "settle")
         number = device.stat().st_rdev
-        found = xwd.read_udev_device(f"{os.major(number)}:{os.minor(number)}")
+        found = xwd.StorageFacts().udev_entry(f"{os.major(number)}:{os.minor(number)}")
         seen = dict(pyudev.Devices.from_device_number(pyudev.Context(), "block", number).properties)
     assert found and found.name == device.name and f"/dev/disk/by-label/{LABEL}" in found.links
     properties = found.properties

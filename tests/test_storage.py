@@ -134,6 +134,12 @@ NO_SESSIONS = (
 )
 
 
+def test_a_session_at_another_portal_of_the_target_does_not_count(host: Callable[[str], HostPaths]) -> None:
+    path = f"/dev/disk/by-path/ip-127.0.0.2:3260-iscsi-{TARGET}:disk-lun-1"
+    reason = f"no session with iSCSI target {TARGET}:disk at 127.0.0.2:3260 (node.startup is manual)"
+    assert missing(host("iscsi/logged-in"), path)[0] == reason
+
+
 def logs_in_at_boot(host: HostPaths) -> HostPaths:
     """The host, with open-iscsi's records as on one that logs in to all its targets."""
     for record in Path(host.etc, "iscsi/nodes").glob("*/*/default"):
@@ -616,11 +622,12 @@ def test_what_systemd_sets_up_by_a_table(tmp_path: Path, table: str, line: str, 
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / table).write_text(f"{line}\n")
     name, source, *_ = line.split()
-    paths_below(tmp_path).use()
-    (layer,) = xwd.StorageFacts().find(f"/dev/mapper/{name}")
-    assert layer.problem and layer.problem.hint == f"systemctl start '{unit}'"
-    assert layer.problem.reason.endswith(f" volume {name} is not opened (it is in /etc/{table})")
-    assert layer.cause and layer.cause.reason == f"no block device has {source.replace('=', ' ')}"
+    path, here = f"/dev/mapper/{name}", paths_below(tmp_path)
+    assert missing(here, path)[0] == f"no block device has {source.replace('=', ' ')}"
+    (tmp_path / "etc" / table).write_text(f"{name} /srv/image\n")
+    reason, hint = missing(here, path)
+    assert reason.endswith(f" volume {name} is not opened (it is in /etc/{table})")
+    assert hint == f"systemctl start '{unit}'"
 
 
 def test_resources_that_linstor_keeps(tmp_path: Path) -> None:
@@ -747,6 +754,19 @@ def test_all_volumes_of_a_group_have_its_reason(host: Callable[[str], HostPaths]
     assert reason.startswith("volume group vg ")
 
 
+def test_maps_on_the_portals_of_a_target_have_one_reason_whatever_the_order_of_their_paths(
+    host: Callable[[str], HostPaths],
+) -> None:
+    here = host("iscsi/failed")
+    reason = usable(here, "mpatha")
+    sessions = [Path(here.sys, "class/iscsi_connection", f"connection{number}:0") for number in (4, 5)]
+    one, other = (session / "persistent_address" for session in sessions)
+    addresses = one.read_text(), other.read_text()
+    other.write_text(addresses[0])
+    one.write_text(addresses[1])
+    assert usable(here, "mpatha") == reason
+
+
 def test_all_files_below_a_mount_have_its_reason(host: Callable[[str], HostPaths], tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/srv/images/three.img")
     paths = ("/srv/images/one.img", "/srv/images/deep/two.img", f"{tmp_path}/link")
@@ -843,13 +863,12 @@ def test_tree_of_the_same_without_a_session(host: Callable[[str], HostPaths]) ->
     shutil.rmtree(f"{here.etc}/iscsi/nodes/{TARGET}:map/127.0.0.2,3260,1")
     put_volume_on_map(here)
     physical_volume = f"{pv_of(here, 'vg')} (last seen as /dev/mapper/mpatha)"
-    wwid = (Path(here.etc) / "multipath" / "wwids").read_text().strip().strip("/")
     portal = "127.0.0.1:3260"
     assert tree_of_path(here, "/dev/vg/lv") == [
         "LVM volume /dev/vg/lv: does not exist, nor does the directory /dev/vg",
         f"  volume group vg: volume group vg lacks physical volume {physical_volume}",
         f"    physical volume {physical_volume}: is missing",
-        f"      multipath map /dev/mapper/mpatha: multipath map mpatha has no path to {wwid}",
+        "      multipath map /dev/mapper/mpatha",
         f"        -> iSCSI session {TARGET}:map at {portal}: "
         f"no session with iSCSI target {TARGET}:map at {portal} (node.startup is automatic)",
     ]
@@ -1109,7 +1128,7 @@ def volume(kind: str, legs: int, size: int, *missing: int) -> dict[str, dict[str
     return devices
 
 
-LEG_GONE = "stands in for a missing physical volume"
+LEG_GONE = "placeholder for a missing physical volume"
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
