@@ -4551,7 +4551,7 @@ def outcomes_of(
     for guest in guests_meant(snapshot, options.guests):
         name, file, kind, *_ = guest.domain
         # As long as those are not known, a guest may be saved.
-        saved = {path: one for path, one in snapshot.directories.items() if one.kind == "saved" != kind}
+        saved = {path: one for path, one in snapshot.directories.items() if (kind, one.kind) == ("auto", "saved")}
         paths = {file, *saved, *(one.path for one in guest.required)}
         missing = [f"{one.path} ({one.status.reason})" for one in needs if one.path in paths]
         broken = [f"{file}: {lost[file]}"] if file in lost else []
