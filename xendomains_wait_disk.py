@@ -1029,9 +1029,8 @@ def domain_from_libvirt_xml(text: str, source: str) -> Domain:
     disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
     keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
     values = {key: root.findtext(path) for key, path in keys.items()}
-    return Domain(
-        name, source, "libvirt", disks, (), () if root.findtext("os/type") == "hvm" else boot_files_in(values)
-    )
+    boot_files = () if root.findtext("os/type") == "hvm" else boot_files_in(values)
+    return Domain(name, source, "libvirt", disks, (), boot_files)
 
 
 def disk_from_libvirt_xml(disk: Element) -> Disk:
