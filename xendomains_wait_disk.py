@@ -3566,7 +3566,8 @@ class Reporter:
             self._said.clear()
             self._lines = 0
             known = [one for one in self._missing if one.key in self._announced or one.status == UNKNOWN]
-            messages += limited(messages_by_cause(known, WARNING, "still waiting for {}", waiting_message))
+            reminders = messages_by_cause(known, WARNING, "still waiting for {}", waiting_message)
+            messages += limited([message for message in reminders if message[0] == WARNING])
         if has_changed or is_due:
             new = self._new_problems()
             new += messages_by_cause(self._new_waits(), WARNING, "waiting for {}", waiting_message)
@@ -3724,16 +3725,17 @@ def causes_of(needs: Iterable[Need]) -> list[Cause]:
 def messages_by_cause(
     needs: Sequence[Need], level: int, about_all: str, about_one: Callable[[Need], str], **fields: str
 ) -> list[Message]:
-    """A message for each cause, or if few have it, one for each of them; the journal has an entry for each disk."""
+    """A message for each cause, or if few have it, one for each of them; and behind these, an entry for each disk."""
     messages: list[Message] = []
+    entries: list[Message] = []
     for cause in causes_of(needs):
-        level_of_one = level
-        if len(cause.needs) > MAX_NAMED:
-            text = f"{about_all.format(in_numbers(cause.needs))}: {cause.text()}"
-            messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
-            level_of_one = INFO
-        messages += [(level_of_one, about_one(one), {**fields_of(one), **fields}) for one in cause.needs]
-    return messages
+        if len(cause.needs) <= MAX_NAMED:
+            messages += [(level, about_one(one), {**fields_of(one), **fields}) for one in cause.needs]
+            continue
+        text = f"{about_all.format(in_numbers(cause.needs))}: {cause.text()}"
+        messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
+        entries += [(INFO, about_one(one), fields_of(one)) for one in cause.needs]
+    return messages + entries
 
 
 def waiting_message(need: Need) -> str:
@@ -3772,7 +3774,7 @@ def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
     if not 0 < most < len(messages):
         return messages[: max(0, most)]
     text = f"There are {len(messages) - most} more messages like these; see `{COMMAND} list`."
-    return [*messages[:most], (messages[0][0], text, {})]
+    return [*messages[:most], (messages[most][0], text, {})]
 
 
 def fields_of(need: Need) -> dict[str, str]:
