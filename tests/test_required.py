@@ -103,7 +103,7 @@ def test_a_relative_target_is_warned_of(host: Host) -> None:
         f"{file}: the target 'no/such/image' of disk xvda is relative; libxl looks for /no/such/image."
         in result.messages
     )
-    assert "/no/such/image for web is still missing: " in result.messages
+    assert "/no/such/image for web is missing: " in result.messages
 
 
 def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
@@ -112,7 +112,7 @@ def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
     host.guest("two", missing)
     messages = host.run("--timeout", "0").messages
     for guest in ("one", "two"):
-        assert f"{missing} for {guest} is still missing: does not exist\n" in messages
+        assert f"{missing} for {guest} is missing: does not exist\n" in messages
 
 
 def test_a_guest_that_only_reads_does_not_wait_until_a_disk_can_be_written_to(
@@ -124,7 +124,7 @@ def test_a_guest_that_only_reads_does_not_wait_until_a_disk_can_be_written_to(
     read_only = xwd.Status(xwd.State.NOT_READY, "is read-only", is_readable=True)
     monkeypatch.setattr(xwd, "check_disk", lambda *_: read_only)
     snapshot = host.watcher().look(math.inf)
-    assert [one.domains for one in snapshot.missing()] == [("writer",)]
+    assert [one.guest for one in snapshot.missing()] == ["writer"]
     states = [snapshot.disk_status(guest.required[0]).state for guest in snapshot.guests.values()]
     assert states == [xwd.State.READY, xwd.State.NOT_READY]
 
@@ -147,7 +147,7 @@ def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytes
 def test_ignored_domains_are_not_waited_for_and_say_so(host: Host) -> None:
     host.configure("[ignore]\ndomains = test-*, other\n")
     host.guest("test-1", host.images / "none")
-    (disk,) = host.list()["domains"][0]["disks"]
+    (disk,) = host.list()["guests"][0]["disks"]
     assert (disk["state"], disk["path"], disk["reason"]) == ("skipped", None, "ignored: guest matches [ignore] domains")
     assert host.run().status == xwd.EXIT_READY
 
@@ -155,7 +155,7 @@ def test_ignored_domains_are_not_waited_for_and_say_so(host: Host) -> None:
 def test_ignored_disks_are_not_waited_for_and_say_so(host: Host) -> None:
     host.configure(f"[ignore]\ndisks = {host.images}/scratch*\n")
     host.guest("web", host.images / "scratch1", host.image("web"))
-    scratch, web = host.list()["domains"][0]["disks"]
+    scratch, web = host.list()["guests"][0]["disks"]
     assert (scratch["state"], scratch["reason"]) == ("skipped", "ignored: matches [ignore] disks")
     assert web["state"] == "ready"
 
