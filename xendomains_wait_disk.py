@@ -60,6 +60,7 @@ STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
 LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
 NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
 LOCKS = f"{STATE_DIRECTORY}/start"
+VIRSH = ("virsh", "--connect", "xen:///system")
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 # Where the state of this host's storage is found.
@@ -91,7 +92,8 @@ MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
 START_PAUSE = 10.0  # between two looks of start, if nothing happens
 START_REST = 120.0  # between two looks of start at configurations and reasons
 RETRIES = (30.0, 120.0, 600.0)  # after which a guest is tried again whose start failed
-MAX_XL = 600.0  # that xl may take to start a guest, before others have their turn
+MAX_XL = 600.0  # that xl may take to start a guest
+MAX_TURN = 30.0  # after which others have their turn, while xl goes on
 MAX_BOOT = 600.0  # since the kernel was started, until the wait at boot begins
 FOREVER = 1e9  # a wait without end, in seconds that systemd takes
 MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory image behind a saved configuration
@@ -1330,16 +1332,6 @@ class Device(NamedTuple):
 
 
 @record
-class KnownArray(NamedTuple):
-    """An md array by the names that it goes by, and the file that lists it, unless that is mdadm's map of what runs."""
-
-    names: frozenset[str]
-    uuid: str
-    container: str
-    file: str
-
-
-@record
 class VolumeGroup(NamedTuple):
     """A volume group in LVM's backup: the text about it, and about each of its physical and logical volumes."""
 
@@ -1414,8 +1406,19 @@ class StorageFacts:
 
     @once
     def udev_entry(self, number: str) -> Device | None:
-        """The device with this number, such as "8:0"."""
-        return read_udev_device(number)
+        """The device with this number, such as "8:0", in udev's database; nothing while it has no entry there.
+
+        libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev,
+        "E:KEY=VALUE" a property, "I:" the time in microseconds (sd-device.c).
+        """
+        text = attribute(f"{RUN}/udev/data", f"b{number}")
+        if not text:
+            return None
+        name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
+        links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
+        initialized = re.search("^I:([0-9]{1,18})$", text, re.MULTILINE)
+        properties = dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
+        return Device(name, links, properties, int(initialized[1]) / 1e6 if initialized else 0.0)
 
     @once
     def text(self, path: str) -> str:
@@ -1473,20 +1476,18 @@ class StorageFacts:
         if words and "ro" in words[-1].split(","):
             reason = f"{where} is mounted read-only, and the guest writes to it"
             problem = Problem(reason, f"mount -o remount,rw {where}", is_readable=True)
-        below = mounted_layers(words, self) if words and self.explains else ()
-        return Layer(where, "mount", problem, below, problem)
+        layer = Layer(where, "mount", problem, (), problem)
+        if not words or not self.explains:
+            return layer
+        name = mounted_device(words)
+        return layer._replace(below=(self.layer(name),) if name else source_layers(words[words.index("-") + 2]))
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
         """Where devices are mounted, by the kernel's name, and whether they are written there."""
         found: dict[str, list[tuple[str, bool]]] = {}
         for words in self.mounts:
-            # btrfs has a number of its own, and only the source tells the device.
-            source = words[words.index("-") + 2]
-            for path in (f"{SYS}/dev/block/{words[2]}", source):
-                if path.startswith("/dev/") or not words[2].startswith("0:"):
-                    place = (words[4], "ro" not in words[-1].split(","))
-                    found.setdefault(os.path.basename(os.path.realpath(path)), []).append(place)
+            found.setdefault(mounted_device(words), []).append((words[4], "ro" not in words[-1].split(",")))
         return found
 
     @cached_property
@@ -1524,19 +1525,22 @@ class StorageFacts:
         return {unit for directory in wants for unit in list_names(directory, r".*mount")}
 
     @cached_property
-    def arrays(self) -> list[KnownArray]:
-        """The arrays in mdadm.conf(5), and in /run/mdadm/map: node, metadata, UUID, path."""
-        found = []
-        for file in ("mdadm/mdadm.conf", "mdadm.conf"):
-            for words in self.table(f"{ETC}/{file}"):
-                keys = {key.lower(): value for key, _, value in (word.partition("=") for word in words[1:])}
-                names = {os.path.basename(word) for word in words[1:] if "=" not in word}
-                names.update([keys["name"].rpartition(":")[2]] if "name" in keys else [])
-                if words[0] == "ARRAY":
-                    uuid = hex_digits(keys.get("uuid", ""))
-                    found.append(KnownArray(frozenset(names), uuid, keys.get("container", ""), "mdadm.conf"))
-        for name, _, uuid, *paths in (words for words in self.table(f"{RUN}/mdadm/map") if words[2:]):
-            found.append(KnownArray(frozenset((name, *map(os.path.basename, paths))), hex_digits(uuid), "", ""))
+    def arrays(self) -> dict[str, dict[str, str]]:
+        """The keywords of the ARRAY lines in mdadm.conf(5), by the names of the arrays, see array_name()."""
+        found = {}
+        for words in (*self.table(f"{ETC}/mdadm/mdadm.conf"), *self.table(f"{ETC}/mdadm.conf")):
+            keys = {key.lower(): value for key, _, value in (word.partition("=") for word in words[1:])}
+            names = [word for word in words[1:] if "=" not in word] + [keys.get("name", "").rpartition(":")[2]]
+            if words[0] == "ARRAY":
+                found.update({array_name(name): keys for name in names if name})
+        return found
+
+    @cached_property
+    def running_arrays(self) -> dict[str, str]:
+        """The nodes in mdadm's map of the arrays that it has begun to assemble, by UUID and by name."""
+        found = {}
+        for node, _, uuid, *paths in (words for words in self.table(f"{RUN}/mdadm/map") if words[2:]):
+            found.update(dict.fromkeys((hex_digits(uuid), *map(array_name, paths)), node))
         return found
 
     @cached_property
@@ -1548,7 +1552,13 @@ class StorageFacts:
     @once
     def volume_group(self, name: str) -> VolumeGroup | None:
         """A volume group as vgcfgbackup(8) has it; nothing if there is no backup."""
-        return read_volume_group(self.text(f"{ETC}/lvm/backup/{name}"))
+        text = self.text(f"{ETC}/lvm/backup/{name}")
+        head, _, volumes = text.partition("\n\tlogical_volumes {\n")
+        head, _, disks = head.partition("\n\tphysical_volumes {\n")
+        date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
+        part = re.compile(r"^\t\t(\S+) {\n(.*?)^\t\t}", re.MULTILINE | re.DOTALL)
+        found = VolumeGroup(head, date[1] if date else "", dict(part.findall(disks)), dict(part.findall(volumes)))
+        return found if found.disks else None
 
     @once
     def physical_volumes(self, group: str) -> dict[str, Layer]:
@@ -1628,16 +1638,6 @@ class StorageFacts:
         return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
 
 
-def read_volume_group(text: str) -> VolumeGroup | None:
-    """The volume group in this backup; nothing if it is none."""
-    head, _, volumes = text.partition("\n\tlogical_volumes {\n")
-    head, _, disks = head.partition("\n\tphysical_volumes {\n")
-    date = re.search(r"^creation_time = .*# (.*)", text, re.MULTILINE)
-    parts = (dict(re.findall(r"^\t\t(\S+) {\n(.*?)^\t\t}", one, re.MULTILINE | re.DOTALL)) for one in (disks, volumes))
-    group = VolumeGroup(head, date[1] if date else "of unknown date", *parts)
-    return group if group.disks else None
-
-
 def unit_directories() -> tuple[str, ...]:
     """Where systemd finds units; of those with the same name the last one counts."""
     late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
@@ -1667,22 +1667,6 @@ def list_names(directory: str, pattern: str = "") -> list[str]:
         names = os.listdir(directory)
         return sorted(name for name in names if not pattern or re.fullmatch(pattern, name))[:MAX_FILES]
     return []
-
-
-def read_udev_device(number: str) -> Device | None:
-    """The device with this number in udev's database; nothing while it has no entry there.
-
-    libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev, "E:KEY=VALUE" a
-    property, "I:" the time in microseconds (sd-device.c).
-    """
-    text = attribute(f"{RUN}/udev/data", f"b{number}")
-    if not text:
-        return None
-    name = os.path.basename(os.readlink(f"{SYS}/dev/block/{number}"))
-    links = [f"/dev/{link}" for link in re.findall("^S:(.+)", text, re.MULTILINE)]
-    initialized = re.search("^I:([0-9]{1,18})$", text, re.MULTILINE)
-    properties = dict(re.findall("^E:([^=\n]*)=(.*)", text, re.MULTILINE))
-    return Device(name, links, properties, int(initialized[1]) / 1e6 if initialized else 0.0)
 
 
 def output_of(*command: str) -> str:
@@ -1730,14 +1714,11 @@ def check_device(name: str, facts: StorageFacts) -> Layer:
     below = tuple(map(facts.layer, devices_below(name)))
     bad = tuple(layer for layer in below if layer.cause)
     problem = check_kernel_state(name, facts)
-    degraded = attribute(device_directory(name), "md/degraded") if name.startswith("md") else ""
-    if bad or not below or degraded not in ("", "0"):
-        word, usable, needed = redundant_members(name, below)
-        if word and usable >= needed:
+    if bad or not below or name.startswith("md"):
+        is_redundant, too_few = check_members(name, below)
+        problem = problem or too_few
+        if is_redundant and not too_few:
             bad = ()
-        elif word:
-            few = f"only {usable} of the {needed} {word}s it needs can be used" if usable else f"no usable {word}"
-            problem = problem or Problem(few, MEMBER_HINTS[word].format(device_path(name)))
     if problem := problem or check_udev(name, facts):
         problem = problem._replace(reason=f"{device_path(name)}: {problem.reason}")
     others = other_layers_below(name, facts) if problem or facts.explains else ()
@@ -1939,35 +1920,31 @@ def has_minor(configuration: str, minor: str) -> bool:
     return re.search(rf"(minor\s+|/dev/drbd){minor}\b", configuration) is not None
 
 
-MEMBER_HINTS = {
-    "path": "multipath -ll",
-    "leg": "lvs --all --options +devices",
-    **dict.fromkeys(("member", "mirrored pair"), "mdadm --detail {}"),
-}
-
-
-def redundant_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
-    """What those devices are called that hold the same data, how many of them can be used, and how many are needed.
-
-    Without a name there is no redundancy, and everything below is needed.
-    """
+def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | None]:
+    """Whether the devices below hold the same data, so that not all are needed; and if too few can be used, that."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
     good = [layer.name for layer in below if not layer.cause]
-    if uuid.startswith("mpath-"):
-        return "path", len(good), 1
-    if name.startswith("md"):
-        return array_members(name, below)
     legs = [layer.name for layer in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(layer.name))]
-    if not legs:
-        return "", 0, 0
-    # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
-    size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
-    return "leg", sum(one in good for one in legs), -(-size // max(leg, 1))
+    what, usable, needed = "", 0, 0
+    if uuid.startswith("mpath-"):
+        what, usable, needed = "path", len(good), 1
+    elif name.startswith("md"):
+        what, usable, needed = array_members(name, below)
+    elif legs:
+        # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
+        size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
+        what, usable, needed = "leg", sum(one in good for one in legs), -(-size // max(leg, 1))
+    if usable >= needed:
+        return what != "", None
+    few = f"only {usable} of the {needed} {what}s it needs can be used" if usable else f"no usable {what}"
+    return True, Problem(few, f"mdadm --detail /dev/{name}" if what.startswith("m") else "multipath -ll")
 
 
 def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
-    """The same of an md array: md(4), and Documentation/admin-guide/md.rst in Linux."""
+    """What the members of an md array are called, how many can be used, and how many are needed: md(4), md.rst."""
     directory = f"{device_directory(name)}/md"
+    if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
+        return "member", 1, 1
     level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
     total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
     bad = [f"dev-{layer.name}" for layer in below if layer.cause]
@@ -1976,9 +1953,8 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     if level == "raid10" and layout == "258" and total % 2 == 0:  # two copies, side by side
         pairs = {int(attribute(member, "slot") or 0) // 2 for member in members}
         return "mirrored pair", len(pairs), total // 2
-    needed = {"raid1": 1, "multipath": 1, "raid10": total - total // 2, "raid6": total - 2}
-    needed.update(dict.fromkeys(("raid4", "raid5"), total - 1))
-    return ("member", len(members), needed[level]) if level in needed else ("", 0, 0)
+    spare = {"raid1": total - 1, "multipath": total - 1, "raid4": 1, "raid5": 1, "raid6": 2, "raid10": total // 2}
+    return ("member", len(members), total - spare[level]) if level in spare else ("", 0, 0)
 
 
 def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:
@@ -2050,11 +2026,17 @@ def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
     """The device at a path; or if there is none, what the first row says that knows anything; or nothing."""
     if name := facts.device_at(path):
         return (facts.layer(name),)
-    for pattern, explain in EXPLANATIONS:
+    for kind, pattern, explain in EXPLANATIONS:
         match = re.fullmatch(pattern, path)
         if layer := explain(match, facts) if match else None:
-            return (layer,)
+            return (layer._replace(name=path, kind=kind),)
     return ()
+
+
+def absent(reason: str, hint: str, *below: Layer) -> Layer:
+    """What is missing at a path; for this reason, unless something is wrong with what it needs."""
+    layer = stacked("", "", Problem(reason, hint), *below)
+    return layer if layer.cause is layer.problem else layer._replace(problem=None)
 
 
 def needed_layer(path: str, facts: StorageFacts) -> Layer:
@@ -2063,67 +2045,52 @@ def needed_layer(path: str, facts: StorageFacts) -> Layer:
     return found[0] if found else stacked(path, "path", Problem(f"{path} does not exist"))
 
 
-def absent_layer(path: str, kind: str, problem: Problem, *below: Layer) -> Layer:
-    """What is missing at a path; the problem is its own only if nothing is wrong with what it needs."""
-    layer = stacked(path, kind, problem, *below)
-    return layer if layer.cause is problem else layer._replace(problem=None)
-
-
 def explain_file(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A file below a mount point: fstab(5), systemd.mount(5), /proc/self/mountinfo in proc(5)."""
     where = longest_above(match[0], facts.planned_mounts)
     # Where systemd mounts on demand, autofs is mounted until then.
     if where in ("", "/", *(os.path.normpath(words[4]) for words in facts.mounts if "autofs" not in words)):
         return None
-    return stacked(match[0], "file", None, unmounted_layer(where, facts))
+    return stacked("", "", None, unmounted_layer(where, facts))
 
 
 def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
     """A file system that is not mounted, and what it is on."""
     plan = facts.planned_mounts[where]
     reason = f"{where} is not mounted ({plan.file} mounts {plan.source} there)"
-    path, below = path_of(plan.source), source_layers(plan.source)
+    below = source_layers(plan.source)
     if not facts.explains:
         below = ()
     elif "zfs-list.cache" in plan.file:
         below = (pool_layer(plan.source.partition("/")[0]),)
-    elif path:
+    elif path := path_of(plan.source):
         below = (needed_layer(path, facts),)
     return stacked(where, "mount", Problem(reason, f"systemctl start {where}"), *below)
 
 
-def source_layers(source: str) -> tuple[Layer, ...]:
-    """The server of a network file system, as mount.nfs(8) and mount.cifs(8) have it."""
-    server = re.match(r"//(?P<cifs>[^/]+)|(?P<nfs>[^/]+):/", source)
-    if server is None:
-        return ()
-    return (Layer(server["cifs"] or server["nfs"], "CIFS server" if server["cifs"] else "NFS server"),)
-
-
-def mounted_layers(words: Sequence[str], facts: StorageFacts) -> tuple[Layer, ...]:
-    """What the mount in this line of mountinfo is on: a device, or a server."""
+def mounted_device(words: Sequence[str]) -> str:
+    """The kernel's name of the device that is mounted according to this line of mountinfo; nothing if it is none."""
     # btrfs has a number of its own, and only the source tells the device.
     link, source = f"{SYS}/dev/block/{words[2]}", words[words.index("-") + 2]
-    name = os.path.basename(os.path.realpath(link)) if os.path.exists(link) else facts.device_at(source)
-    return (facts.layer(name),) if name else source_layers(source)
+    path = link if os.path.exists(link) else source
+    return os.path.basename(os.path.realpath(path)) if path.startswith((SYS, "/dev/")) else ""
+
+
+def source_layers(source: str) -> tuple[Layer, ...]:
+    """The server of a network file system, as mount.nfs(8) and mount.cifs(8) have it."""
+    server = re.match("//([^/]+)|([^/]+):/", source)
+    if server is None:
+        return ()
+    return (Layer(server[1], "CIFS server"),) if server[1] else (Layer(server[2], "NFS server"),)
 
 
 def path_of(source: str) -> str:
     """Where udev links UUID=… and the like, in fstab(5) and crypttab(5); nothing if it is not a device."""
     tag, _, value = source.partition("=")
     if tag in TAGS:
-        return f"/dev/disk/by-{tag.lower()}/{udev_name(value.strip(chr(34)))}"
+        name = hex_escaped(r"[^\w#+.:=@-]", value.strip('"'))  # encode_devnode_name of udev
+        return f"/dev/disk/by-{tag.lower()}/{name}"
     return source if source.startswith("/dev/") else ""
-
-
-def udev_name(text: str) -> str:
-    """A text as udev has it in the name of a link (encode_devnode_name)."""
-    return hex_escaped(r"[^\w#+.:=@-]", text)
-
-
-def unit_name(text: str) -> str:
-    """A text as it is in the name of a unit: systemd.unit(5), "String escaping"."""
-    return hex_escaped("[^a-zA-Z0-9:_./]", text).replace("/", "-")
 
 
 def hex_escaped(pattern: str, text: str) -> str:
@@ -2149,39 +2116,37 @@ def portal_of(address: str, port: str) -> str:
 
 def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An md array by its name or its node; one that is inactive has no link with its name yet."""
-    wanted = match["name"]
-    names, known = array_names(wanted), arrays_named(wanted, facts)
-    uuids = {array.uuid for array in known if array.uuid}
-    members = [device.name for device in facts.devices if is_member(device.properties, names, uuids)]
-    nodes = {device.properties.get("MD_DEVICE", "") for device in facts.devices if device.name in members}
-    nodes = nodes.union(*(array.names for array in known))
-    array, below, hint = f"md array {wanted}", tuple(map(facts.layer, members)), "mdadm --examine --scan"
-    for name in list_names(f"{SYS}/class/block", "md[0-9]+"):
-        if name in nodes or not set(members).isdisjoint(list_names(f"{device_directory(name)}/slaves")):
-            problem = Problem(f"{array} runs as {name}, under another name", f"mdadm --detail /dev/{name}")
-            return absent_layer(match[0], "md array", problem, facts.layer(name))
-    if members:
-        reason = f"{array} is not assembled (members present: {join_limited(members, MAX_LISTED)})"
-        hint = "mdadm --assemble --scan"
-    elif known and known[0].container:
-        reason, below = f"{array} lacks its container", (needed_layer(known[0].container, facts),)
-    else:
-        listed = f"though {known[0].file} lists it" if known else "and mdadm.conf does not list it"
-        reason = f"no member of {array} found, {listed}"
-    return stacked(match[0], "md array", Problem(reason, hint), *below)
+    name, array = array_name(match["name"]), f"md array {match['name']}"
+    listed = facts.arrays.get(name)
+    uuid = hex_digits(listed.get("uuid", "")) if listed else ""
+    members = [device for device in facts.devices if is_member(device.properties, name, uuid)]
+    names = [device.name for device in members]
+    nodes = {device.properties.get("MD_DEVICE", "") for device in members}
+    nodes.update(facts.running_arrays.get(key, "") for key in (name, uuid))
+    for node in list_names(f"{SYS}/class/block", "md[0-9]+"):
+        if node in nodes or not set(names).isdisjoint(list_names(f"{device_directory(node)}/slaves")):
+            reason = f"{array} runs as {node}, under another name"
+            return absent(reason, f"mdadm --detail /dev/{node}", facts.layer(node))
+    if names:
+        reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
+        return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
+    container = [needed_layer(listed["container"], facts)] if listed and "container" in listed else []
+    listing = "though mdadm.conf lists it" if listed else "and mdadm.conf does not list it"
+    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *container)
 
 
-def is_member(properties: Mapping[str, str], names: Container[str], uuids: Container[str]) -> bool:
-    """Whether udev knows a device as a member of the md array with one of these names or UUIDs."""
-    if properties.get("MD_DEVICE") in names or properties.get("MD_DEVNAME") in names:
+def is_member(properties: Mapping[str, str], name: str, uuid: str) -> bool:
+    """Whether udev knows a device as a member of the md array with this name or UUID."""
+    if name in (array_name(properties.get("MD_DEVICE", "")), properties.get("MD_DEVNAME")):
         return True
-    if not properties.get("ID_FS_TYPE", "").endswith("_raid_member"):
-        return False
     # The label is HOST:NAME.
-    return (
-        properties.get("ID_FS_LABEL", "").rpartition(":")[2] in names
-        or hex_digits(properties.get("ID_FS_UUID", "")) in uuids
-    )
+    label, own = properties.get("ID_FS_LABEL", "").rpartition(":")[2], hex_digits(properties.get("ID_FS_UUID", ""))
+    return properties.get("ID_FS_TYPE", "").endswith("_raid_member") and (label == name or own == uuid != "")
+
+
+def array_name(path: str) -> str:
+    """The name of an md array: /dev/md0 is /dev/md/0."""
+    return os.path.basename(path).removeprefix("md")
 
 
 def hex_digits(uuid: str) -> str:
@@ -2189,30 +2154,13 @@ def hex_digits(uuid: str) -> str:
     return re.sub("[^0-9a-f]", "", uuid.lower())
 
 
-def array_names(name: str) -> set[str]:
-    """The names that an md array with this one has: /dev/md/0 is /dev/md0."""
-    return {name, name.removeprefix("md")}
-
-
-def arrays_named(name: str, facts: StorageFacts) -> list[KnownArray]:
-    """The known arrays with this name."""
-    return [array for array in facts.arrays if not array_names(name).isdisjoint(array.names)]
-
-
-def is_in_mdadm_conf(name: str, facts: StorageFacts) -> bool:
-    """Whether mdadm.conf gives an array this name."""
-    return any(array.file for array in arrays_named(name, facts))
-
-
 def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A map or volume that is there, but has no link."""
     mapped = match["name"] or map_name(match["group"] or "", match["volume"] or "")
-    name = facts.maps.get(mapped)
-    if not name:
+    if not (name := facts.maps.get(mapped)):
         return None
     hint = f"udevadm trigger --action=change /sys/class/block/{name}"
-    problem = Problem(f"{mapped} is active as {name}, but udev has made no link to it", hint)
-    return absent_layer(match[0], "link", problem, facts.layer(name))
+    return absent(f"{mapped} is active as {name}, but udev has made no link to it", hint, facts.layer(name))
 
 
 def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2220,8 +2168,7 @@ def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None
     whole = match["whole"]
     if not (name := facts.device_at(whole)):
         return None
-    problem = Problem(f"{whole} has no partition {match['number']}", f"lsblk {whole}")
-    return absent_layer(match[0], "partition", problem, facts.layer(name))
+    return absent(f"{whole} has no partition {match['number']}", f"lsblk {whole}", facts.layer(name))
 
 
 def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2231,10 +2178,11 @@ def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         source, options = facts.device_table(kind).get(name, ("", []))
         if source:
             noauto = ", which has the option noauto" if "noauto" in options else ""
+            # systemd.unit(5), "String escaping"
+            unit = hex_escaped("[^a-zA-Z0-9:_./]", name).replace("/", "-")
             reason = f"{kind} volume {name} is not opened (it is in /etc/{kind}tab{noauto})"
-            problem = Problem(reason, f"systemctl start 'systemd-{kind}setup@{unit_name(name)}'")
-            path = path_of(source)
-            return stacked(match[0], f"{kind} volume", problem, *([needed_layer(path, facts)] if path else []))
+            below = [needed_layer(path_of(source), facts)] if path_of(source) else []
+            return absent(reason, f"systemctl start 'systemd-{kind}setup@{unit}'", *below)
     return None
 
 
@@ -2252,9 +2200,8 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     paths = [one for one in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
     if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
         reason = f"no multipath map of {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
-        return stacked(match[0], "multipath map", Problem(reason, "multipath -v2"), *map(facts.layer, names))
-    problem = Problem(f"multipath map {name} has no path to {wwid}", "multipath -v2")
-    return stacked(match[0], "multipath map", problem, *facts.likely_sessions)
+        return absent(reason, "multipath -v2", *map(facts.layer, names))
+    return absent(f"multipath map {name} has no path to {wwid}", "multipath -v2", *facts.likely_sessions)
 
 
 def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2267,29 +2214,33 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         # Others have names of two parts as well.
         if is_mapped or not list_names(f"{ETC}/lvm/backup") or os.path.isdir(f"/dev/{name}"):
             return None
-        unknown = Problem(f"volume group {name} is unknown here (no {file})", "vgs")
-        return stacked(match[0], "LVM volume", None, stacked(name, "volume group", unknown))
+        return absent(f"volume group {name} is unknown here (no {file})", "vgs")
     if volume not in group.volumes:
-        problem = Problem(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
-        return stacked(match[0], "LVM volume", problem)
-    below = group_layer(name, disks_of(volume, group), facts)
-    return absent_layer(match[0], "LVM volume", explain_inactive_volume(name, volume, group, facts), below)
+        return absent(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
+    reason, hint = f"volume group {name} is complete, but has volumes that are not activated", f"vgchange -ay {name}"
+    for pattern, why, command in INACTIVE:
+        found = re.search(pattern, group.text + group.volumes[volume], re.MULTILINE)
+        if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
+            reason, hint = (text.format(name, volume, found[1]) for text in (why, command))
+            break
+    return absent(reason, hint, group_layer(name, disks_of(volume, group), facts))
 
 
-def explain_inactive_volume(name: str, volume: str, group: VolumeGroup, facts: StorageFacts) -> Problem:
-    """Why a volume is not active though its disks are there, according to the flags of LVM's backup."""
-    pool = backup_value(group.volumes[volume], "thin_pool")
-    lock = backup_value(group.text, "lock_type")
-    if re.search('^[ \t]*status = .*"EXPORTED"', group.text, re.MULTILINE):
-        return Problem(f"volume group {name} is exported", f"vgimport {name}")
-    if lock in ("sanlock", "dlm"):
-        return Problem(f"volume group {name} is shared ({lock}) and not activated", f"vgchange --lockstart {name}")
-    if has_flag(group.volumes[volume], "ACTIVATION_SKIP"):
-        return Problem(f"LVM volume {name}/{volume} has the activation skip flag", f"lvchange -ay -K {name}/{volume}")
-    if pool and f"{map_name(name, pool)}-tpool" not in facts.maps:
-        hint = f"vgchange -ay {name} || lvconvert --repair {name}/{pool}"
-        return Problem(f"thin pool {name}/{pool} is not activated", hint)
-    return Problem(f"volume group {name} is complete, but has volumes that are not activated", f"vgchange -ay {name}")
+# What LVM's backup says of a volume or its group that is not activated, and the reason and the command that helps.
+INACTIVE = (
+    ('^\tstatus = .*"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
+    (
+        '^\tlock_type = "(sanlock|dlm)"',
+        "volume group {0} is shared ({2}) and not activated",
+        "vgchange --lockstart {0}",
+    ),
+    (
+        '^\t\t\tflags = .*"(ACTIVATION_SKIP)"',
+        "LVM volume {0}/{1} has the activation skip flag",
+        "lvchange -ay -K {0}/{1}",
+    ),
+    ('^\t+thin_pool = "(.*)"', "thin pool {0}/{2} is not activated", "vgchange -ay {0} || lvconvert --repair {0}/{2}"),
+)
 
 
 def disks_of(volume: str, group: VolumeGroup) -> set[str]:
@@ -2306,15 +2257,15 @@ def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer
     """A volume group with those of its physical volumes that are needed, or with all; which of them it lacks."""
     disks = facts.physical_volumes(name)
     below = [layer for key, layer in disks.items() if key in needed] or [*disks.values()]
-    lacking = [f"{layer.name}" for layer in disks.values() if layer.problem is MISSING]
     problem = None
     if MISSING in [layer.problem for layer in below]:
-        problem = Problem(f"volume group {name} lacks physical volume {join_limited(lacking, MAX_LISTED)}")
+        lacking = join_limited([layer.name for layer in disks.values() if layer.problem is MISSING], MAX_LISTED)
+        problem = Problem(f"volume group {name} lacks physical volume {lacking}")
     return stacked(name, "volume group", problem, *below)
 
 
 def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
-    """A physical volume in LVM's backup, on the device that holds it; what is wrong with it is its group's problem."""
+    """A physical volume in LVM's backup, on the device that holds it; that it is missing is its group's problem."""
     uuid, device, ident = (backup_value(text, key) for key in ("id", "device", "device_id"))
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
     found = facts.devices_with(uuid, "ID_FS_UUID")
@@ -2326,21 +2277,20 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
         problem = Problem(reason, "vgimportclone /dev/CLONE")
     elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
         path = device_path(holders[0])
-        problem = Problem(
-            f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)", f"lvmdevices --adddev {path}"
-        )
+        reason = f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)"
+        problem = Problem(reason, f"lvmdevices --adddev {path}")
     if holders:
         return stacked(uuid, "physical volume", problem, *map(facts.layer, holders))
     # LVM writes "[unknown]" where it has not seen the device either.
     name = f"{uuid} (last seen as {device})" if device.startswith("/") else uuid
-    if device.startswith(ANY_LUN):  # of which the name may be another one today
+    if device.startswith("/dev/sd"):  # of which the name may be another one today
         below = () if re.search("ATA|^eui|^nvme", ident) else facts.likely_sessions
     else:
         below = tuple(one for one in facts.find(device) if one.cause)  # what is there now may be another disk
     return stacked(name, "physical volume", None, *below)._replace(problem=MISSING)
 
 
-MISSING = Problem("is missing")  # of a physical volume: the reason is that of its group
+MISSING = Problem("is missing")
 
 
 def backup_value(text: str, key: str) -> str:
@@ -2359,12 +2309,12 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
     target, portal = match["target"], match["portal"]
     reason = f"iSCSI target {target} at {portal} has no LUN {match['lun']}, though there is a session"
     session = session_layer(target, portal, facts.iscsi_sessions.get(target), facts)
-    return absent_layer(match[0], "LUN", Problem(reason, "iscsiadm -m session --rescan"), session)
+    return absent(reason, "iscsiadm -m session --rescan", session)
 
 
-def explain_lun(match: re.Match[str], facts: StorageFacts) -> Layer | None:
+def explain_lun(_: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A SCSI disk, by a name that does not say of which target it was."""
-    return stacked(match[0], "LUN", None, *facts.likely_sessions) if facts.likely_sessions else None
+    return stacked("", "", None, *facts.likely_sessions) if facts.likely_sessions else None
 
 
 def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2375,67 +2325,58 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     for one, text in resources.items():
         if (minor and has_minor(text, minor)) or (disk and re.search(of_disk, text)):
             name = one
-    names = list_names(f"{SYS}/class/block", "drbd.*")
     if name not in resources:
         reason = f"no DRBD resource {name or 'for this device'} in /etc/drbd.conf and what it includes"
-        problem = Problem(reason, "drbdadm dump")
-    elif any(has_minor(resources[name], one[len("drbd") :]) for one in names):
+        return absent(reason, "drbdadm dump")
+    if any(has_minor(resources[name], one[len("drbd") :]) for one in list_names(f"{SYS}/class/block", "drbd.*")):
         return None
-    else:
-        problem = Problem(f"DRBD resource {name} is not up", f"drbdadm up {name}")
-    return stacked(match[0], "DRBD device", problem)
+    return absent(f"DRBD resource {name} is not up", f"drbdadm up {name}")
 
 
 def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
     """A volume of ZFS."""
     pool, volume = match["pool"], match["volume"]
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
-    problem = Problem(reason, f"zfs list -r -o name,keystatus {pool}")
-    return absent_layer(match[0], "ZFS volume", problem, pool_layer(pool))
+    return absent(reason, f"zfs list -r -o name,keystatus {pool}", pool_layer(pool))
 
 
 def pool_layer(pool: str) -> Layer:
     """A pool of ZFS, which may not be imported: its module keeps a directory for each that is."""
-    is_imported = pool in list_names(f"{PROC}/spl/kstat/zfs")
-    absent = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
-    return stacked(pool, "ZFS pool", None if is_imported else absent)
+    is_imported = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
+    problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
+    return stacked(pool, "ZFS pool", None if is_imported else problem)
 
 
 def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An image of Ceph: rbdmap(8)."""
     image = match["image"]
-    problem = Problem(f"Ceph image {image} is not mapped, nor in /etc/ceph/rbdmap", f"rbd device map {image}")
     if image in (words[0] for words in facts.table(f"{ETC}/ceph/rbdmap")):
         reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
-        problem = Problem(reason, "systemctl restart rbdmap.service")
-    return stacked(match[0], "Ceph image", problem)
+        return absent(reason, "systemctl restart rbdmap.service")
+    return absent(f"Ceph image {image} is not mapped, nor in /etc/ceph/rbdmap", f"rbd device map {image}")
 
 
-def explain_bcache(match: re.Match[str], facts: StorageFacts) -> Layer | None:
+def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A bcache device: those whose cache is missing are not there (Documentation/admin-guide/bcache.rst in Linux)."""
     backing = [one.name for one in facts.devices_with("bcache", "ID_FS_TYPE")]
     stopped = [one for one in backing if attribute(f"{device_directory(one)}/bcache", "running") == "0"]
     if not stopped:
         return None
     hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
-    problem = Problem(f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
-    return stacked(match[0], "bcache device", problem, *map(facts.layer, stopped))
+    return absent(f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
 
 
 def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
     """A LUN behind a remote port of Fibre Channel (scsi_transport_fc.c)."""
     port, ports, hosts = match["port"], f"{SYS}/class/fc_remote_ports", f"{SYS}/class/fc_host"
-    remote = [f"{ports}/{one}" for one in list_names(ports) if attribute(f"{ports}/{one}", "port_name") == port]
-    state = attribute(remote[0], "port_state") if remote else ""
+    for remote in list_names(ports):
+        if attribute(f"{ports}/{remote}", "port_name") == port:
+            state = attribute(f"{ports}/{remote}", "port_state")
+            what = f"has no LUN {match['lun']}" if state == "Online" else f"is {state}"
+            return absent(f"Fibre Channel port {port} {what}", "rescan-scsi-bus.sh")
     ours = [f"{one} is {attribute(f'{hosts}/{one}', 'port_state')}" for one in list_names(hosts)]
-    if not remote:
-        here = f" ({join_limited(ours, MAX_LISTED)})" if ours else ""
-        problem = Problem(f"Fibre Channel port {port} is not seen{here}", "lsscsi --hosts --transport")
-    elif state == "Online":
-        problem = Problem(f"Fibre Channel port {port} has no LUN {match['lun']}", "rescan-scsi-bus.sh")
-    else:
-        problem = Problem(f"Fibre Channel port {port} is {state}", "rescan-scsi-bus.sh")
-    return stacked(match[0], "LUN", problem)
+    reason = f"Fibre Channel port {port} is not seen ({join_limited(ours, MAX_LISTED) or 'no adapter'})"
+    return absent(reason, "lsscsi --hosts --transport")
 
 
 def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2447,7 +2388,7 @@ def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     below = facts.likely_sessions if tag != "ID" or value.startswith(("scsi-", "wwn-")) else ()
     if value.startswith("dm-name-"):
         below = facts.find(f"/dev/mapper/{value[len('dm-name-') :]}")
-    return stacked(match[0], "link", Problem(f"no block device has {tag} {value}", hint), *below)
+    return absent(f"no block device has {tag} {value}", hint, *below)
 
 
 # The links that udev makes below /dev/disk, and the property that each is made of; by-id is made of many.
@@ -2460,32 +2401,38 @@ TAGS = {
 }
 NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # directories of others below /dev
 AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
-ANY_LUN = "/dev/sd"  # what the names of SCSI disks begin with
 
-EXPLANATIONS: Sequence[tuple[str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
+# What may be at a path, the pattern of that, and what knows why it is not there; the first that knows anything counts.
+EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
     (
+        "partition",
         "(?P<whole>/dev/([svh]d[a-z]+|md/.*[^0-9]|.*[0-9](?=p)|.+(?=-part)))(-part|p)?(?P<number>[0-9]+)",
         explain_partition,
     ),
-    ("/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_iscsi_disk),
-    ("/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
-    ("/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
-    ("/dev/md/(?P<name>.+)", explain_array),
-    ("/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
     (
+        "LUN",
+        "/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?",
+        explain_iscsi_disk,
+    ),
+    ("LUN", "/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
+    ("link", "/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
+    ("md array", "/dev/md/(?P<name>.+)", explain_array),
+    ("md array", "/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
+    (
+        "DRBD device",
         "/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|/by-disk/(?P<disk>.+)|(?P<minor>[0-9]+))",
         explain_drbd,
     ),
-    ("/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+)", explain_zvol),
-    ("/dev/rbd/(?P<image>.+)", explain_rbd),
-    ("/dev/bcache[0-9]+(p[0-9]+)?", explain_bcache),
-    (r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
-    ("/dev/mapper/(?P<name>.+)", explain_crypt),
-    ("/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),
-    ("/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", explain_volume),
-    (rf"/dev/(?!({NOT_LVM})/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
-    (f"{ANY_LUN}[a-z]*[0-9]*", explain_lun),
-    ("/(?!dev/).*", explain_file),
+    ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+)", explain_zvol),
+    ("Ceph image", "/dev/rbd/(?P<image>.+)", explain_rbd),
+    ("bcache device", "/dev/bcache[0-9]+(p[0-9]+)?", explain_bcache),
+    ("link", r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
+    ("crypt volume", "/dev/mapper/(?P<name>.+)", explain_crypt),
+    ("multipath map", "/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),
+    ("LVM volume", "/dev/mapper/(?P<group>(--|[^-])+)-(?P<volume>(--|[^-])+)", explain_volume),
+    ("LVM volume", rf"/dev/(?!({NOT_LVM})/)(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+)", explain_volume),
+    ("disk", "/dev/sd[a-z]*[0-9]*", explain_lun),
+    ("file", "/(?!dev/).*", explain_file),
 )
 
 
@@ -2560,18 +2507,14 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
             return State.REFUSED, stacked(path, "file", Problem("does not exist, although its file system is mounted"))
         return State.MISSING, explain_missing(path, facts)
     except (OSError, ValueError) as error:
-        problem = explain_error(path, error, facts)
+        problem = Problem(f"cannot be checked: {error_text(error)}")
+        # An automount, FUSE or NFS has no server.
+        is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
+        where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
+        if where not in ("", "/"):
+            plan = facts.planned_mounts[where]
+            problem = Problem(f"{where}: {error_text(error)} ({plan.file} mounts {plan.source} there)")
     return State.NOT_READY, stacked(path, "path", problem)
-
-
-def explain_error(path: str, error: Exception, facts: StorageFacts) -> Problem:
-    """A path that cannot be looked at; what should be mounted there, if an automount, FUSE or NFS has no server."""
-    is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
-    where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
-    if where in ("", "/"):
-        return Problem(f"cannot be checked: {error_text(error)}")
-    plan = facts.planned_mounts[where]
-    return Problem(f"{where}: {error_text(error)} ({plan.file} mounts {plan.source} there)")
 
 
 GONE_ERRORS = (errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN)
@@ -3228,9 +3171,8 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
-def signature_of(path: str) -> tuple[int, ...]:
-    """What tells whether a file is as it was. Raises OSError."""
-    status = os.stat(path)
+def signature_of(status: os.stat_result) -> tuple[int, ...]:
+    """What tells whether a file is as it was."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -3256,15 +3198,17 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
     unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        signature = signature_of(path)
+        signature = signature_of(status)
         if kind == "libvirt" and not is_absent(managed_save_of(path)):
-            signature += signature_of(managed_save_of(path))
+            signature += signature_of(os.stat(managed_save_of(path)))
         if signature == before.signature:
             return before
         unread = unread._replace(signature=signature)
         if (domain := read_domain(path, kind, is_debians)) is None:
             return None
     except OSError as error:
+        if kind == "libvirt" and isinstance(error, FileNotFoundError):
+            return None  # libvirt looks for the files, and then for links to them
         unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
@@ -3275,7 +3219,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
         if required_by(disk).path == f"/{disk.target}"
     ]
     if distrust := why_not_trusted(path, status):
-        warnings.insert(0, f"{distrust}; xl uses it anyway")
+        warnings.insert(0, f"{distrust}; it is used anyway")
     domain = domain._replace(warnings=(*domain.warnings, *warnings))
     required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
     return Guest(domain, READY, signature, required)
@@ -3824,7 +3768,8 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
         statuses = [(one.path, snapshot.disk_status(one)) for one in guest.required]
         gone = [f"{path} {status.reason}" for path, status in statuses if status.is_rejected()]
         if guest.status.is_rejected():
-            will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
+            will = f"{'libvirt' if guest.domain.kind == 'libvirt' else 'xl'} will reject it"
+            will = will if guest.status.state is State.REFUSED else "it is ignored"
             lost[file] = f"{guest.status.reason}; {will}"
         elif gone or (guest.start.how == "none" and not guest.start.instead):
             lost[file] = guest.start.reason or gone[0]
@@ -4060,9 +4005,10 @@ def footer_of_list(record: Mapping[str, Any], xendomains: Xendomains) -> str:
         word = words.get(state, state.value)
         counts[word] = counts.get(word, 0) + 1
     parts = ", ".join(f"{count} {word}" for word, count in counts.items())
-    places = " and ".join(place for place in (xendomains.auto, xendomains.save) if place)
+    places = " and ".join(filter(None, (xendomains.auto, xendomains.save, xendomains.libvirt)))
     total = f"{counted(len(states), 'guest')}{': ' if parts else ''}{parts}"
-    return f"{total}; read from {places} (settings: {xendomains.file})"
+    settings = f" (settings: {xendomains.file})" if xendomains.file else ""
+    return f"{total}; read from {places}{settings}"
 
 
 def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
@@ -4176,7 +4122,9 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
     checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot, "the next boot will wait for this")]
     checks += [check_sharing(uses), check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
-    checks += [check_units()] if snapshot.guests and not watcher.names else []
+    checks += [check_both_worlds(snapshot)]
+    by_xendomains = [guest for guest in snapshot.guests.values() if guest.domain.kind != "libvirt"]
+    checks += [check_units()] if by_xendomains and not watcher.names else []
     swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         checks += [check_name(use, facts)]
@@ -4212,6 +4160,16 @@ def place_of(path: str) -> str:
         if stat.S_ISBLK(status.st_mode):
             return os.path.basename(os.readlink(device_link(status.st_rdev)))
     return path
+
+
+def check_both_worlds(snapshot: Snapshot) -> Iterator[Finding]:
+    """Guests that both libvirt and xendomains start."""
+    others = {guest.domain.name: file for file, guest in snapshot.read.items() if guest.domain.kind != "libvirt"}
+    for file, guest in snapshot.guests.items():
+        name = guest.domain.name
+        if guest.domain.kind == "libvirt" and name in others:
+            problem = f"xendomains starts a guest of this name as well, from {others[name]}"
+            yield Finding(problem, f"virsh autostart --disable {name}", True, file, name)
 
 
 def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -> Iterator[Finding]:
@@ -4311,7 +4269,7 @@ def check_name(use: Use, facts: StorageFacts) -> Iterator[Finding]:
     """A name that may be another disk's after a reboot."""
     path = use.required.path
     match = re.fullmatch(UNSTABLE_NAME, path)
-    if match and not is_in_mdadm_conf(match[1], facts):
+    if match and array_name(match[1]) not in facts.arrays:
         links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
@@ -4471,7 +4429,10 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     """
     clock, deadline = watcher.clock, started + options.wait
     # The boot may be told to ignore guests because they start later; and all files have to be read to find saved ones.
-    watcher = Watcher(watcher.xendomains, watcher.settings._replace(ignored_domains=()), clock)
+    xendomains = watcher.xendomains
+    if options.wait and not options.guests and xendomains.libvirt and is_inactive("xendomains.service"):
+        xendomains = Xendomains(libvirt=xendomains.libvirt)  # what its directories hold is not meant to start
+    watcher = Watcher(xendomains, watcher.settings._replace(ignored_domains=()), clock)
     watcher.rest, watcher.shares = START_REST, bool(options.guests)
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
     # The events are collected from before the first look on.
@@ -4484,16 +4445,17 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
             seen = snapshot
             starts.judge(snapshot)
         if options.wait:
-            reporter.report(only_of(snapshot, [one.guest for one in starts.waiting.values()]))
+            waiting = {one.guest.domain.source: one.guest for one in starts.waiting.values()}
+            reporter.report(snapshot._replace(guests=waiting))
         ready, ends = starts.ready(), starts.next_tries()
         if ready and recheck:
-            starts.try_guest(ready[0])
+            starts.try_guest(ready[0], MAX_TURN if options.wait else MAX_XL)
         elif ready:
             recheck = True  # one of its disks may have gone again
         elif clock.now() >= deadline or not (starts.waiting or snapshot.awaits_files()):
             break
         else:
-            recheck = bool(ends)  # a disk that goes away has to be seen
+            recheck = bool(ends) or not starts.libvirt_is_done  # a disk that goes away has to be seen
             sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
     outcomes = starts.outcomes()
     clock.release_signals()
@@ -4508,17 +4470,23 @@ class Starts:
         self._options = options
         self._journal = journal
         self._running = running_guests(watcher)
+        self.libvirt_is_done = False
         self._next: dict[str, tuple[float, Outcome]] = {}  # when to try again, and why not before
-        self._failed: dict[str, int] = {}
+        self._pauses: dict[str, Iterator[float]] = {}  # before the tries that are left
         self.settled: dict[str, Outcome] = {}
         self.waiting: dict[str, Outcome] = {}
 
     def judge(self, snapshot: Snapshot) -> None:
         """Sees which guests may be started now."""
         self.waiting = {}
+        left = [one.domain.kind for one in snapshot.guests.values() if one.domain.name not in self.settled]
+        # It answers when it has tried to start its guests at this boot.
+        self.libvirt_is_done = "libvirt" not in left or ask(self._watcher, *VIRSH, "list") != ""
         for name, outcome in outcomes_of(snapshot, self._options, self._watcher.settings, self._running).items():
             if name in self.settled:
                 continue
+            if outcome.guest.domain.kind == "libvirt" and outcome.result == "ready" and not self.libvirt_is_done:
+                outcome = outcome._replace(result="waiting", reason=f"libvirt (`{' '.join(VIRSH)} list` fails)")
             if outcome.result == "waiting":
                 self._next.pop(name, None)  # when a disk that has gone is back, the next try is at once
             if outcome.result == "waiting" or (outcome.result == "ready" and not self._options.dry_run):
@@ -4535,16 +4503,15 @@ class Starts:
         """When guests are tried again."""
         return [end for end, _ in self._next.values() if end > self._watcher.clock.now()]
 
-    def try_guest(self, guest: Guest) -> None:
+    def try_guest(self, guest: Guest, limit: float) -> None:
         """Starts a guest. If that fails, there may be another try."""
-        name, outcome, pause = guest.domain.name, start_guest(guest, self._watcher), START_PAUSE
+        name, outcome, pause = guest.domain.name, start_guest(guest, self._watcher, limit), START_PAUSE
         if outcome.result == "failed" and self._options.wait:
-            times = self._failed[name] = self._failed.get(name, 0) + 1
-            why = f"{outcome.reason} (it is left alone now)"
-            if times <= len(RETRIES):
-                pause = RETRIES[times - 1]
+            if pause := next(self._pauses.setdefault(name, iter(RETRIES)), 0.0):
                 why = f"another try in {format_time_span(pause)}, because {outcome.reason}"
-            outcome = outcome._replace(result="waiting" if times <= len(RETRIES) else "failed", reason=why)
+                outcome = outcome._replace(result="waiting", reason=why)
+            else:
+                outcome = outcome._replace(reason=f"{outcome.reason} (it is left alone now)")
         if outcome.result != "waiting":
             self._settle(outcome)
             return
@@ -4584,36 +4551,30 @@ def guests_meant(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
     return list(by_name.values())
 
 
-def only_of(snapshot: Snapshot, guests: Sequence[Guest]) -> Snapshot:
-    """The snapshot with these guests alone."""
-    disks = {one.path: snapshot.disks[one.path] for guest in guests for one in guest.required if one.path}
-    return snapshot._replace(guests={guest.domain.source: guest for guest in guests}, disks=disks)
-
-
 def outcomes_of(
     snapshot: Snapshot, options: Options, settings: Settings, running: Container[str]
 ) -> dict[str, Outcome]:
     """By name, whether each guest may be started now ("ready"), and if not, why. In doubt it may not."""
     outcomes = {}
-    logs = xl_logs()
+    logs, lost, needs = guest_logs(), lost_guests(snapshot), snapshot.missing()
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
     patterns = ("*",) if options.guests else settings.late_domains
     for guest in guests_meant(snapshot, options.guests):
         name, file, kind, *_ = guest.domain
         # As long as those are not known, a guest may be saved.
         saved = {path: one for path, one in snapshot.directories.items() if one.kind == "saved" != kind}
-        needed = only_of(snapshot, [guest])._replace(directories=saved)
-        lost = [f"{file}: {why}" for why in lost_guests(needed).values()]
-        lost += [f"{path}: {one.status.reason}" for path, one in saved.items() if one.status.is_rejected()]
-        missing = [f"{one.path} ({one.status.reason})" for one in needed.missing()]
+        paths = {file, *saved, *(one.path for one in guest.required)}
+        missing = [f"{one.path} ({one.status.reason})" for one in needs if one.path in paths]
+        broken = [f"{file}: {lost[file]}"] if file in lost else []
+        broken += [f"{path}: {one.status.reason}" for path, one in saved.items() if one.status.is_rejected()]
         if name in running:
             result, reason = "running", ""
         elif not matches_any((name, os.path.basename(file)), patterns):
             result, reason = "skipped", "[late] domains does not match it"
         elif name in have_run:
             result, reason = "skipped", f"it has been started since the host booted (try: {COMMAND} start {name})"
-        elif lost:
-            result, reason = "refused", lost[0]
+        elif broken:
+            result, reason = "refused", broken[0]
         elif kind == "saved" and guest.signature and has_run_since(guest.signature[MODIFIED], logs.get(name)):
             result, reason = "refused", f"{file} is older than its last start (to give it up: rm {file})"
         else:
@@ -4628,17 +4589,20 @@ def has_run_since(saved: int, log: Sequence[int] | None) -> bool:
     return log is not None and saved + MAX_SAVE_END * 1e9 < log[-1]
 
 
-def xl_logs() -> dict[str, list[int]]:
-    """The inode, size and time (in ns) of the log of each guest, which xl begins anew when it has started the guest.
+def guest_logs() -> dict[str, list[int]]:
+    """The inode, size and time (in ns) of the log of each guest, by name.
 
-    Not seen is what xl has started without its daemon (xl create -e), and what logrotate has emptied or taken away.
+    xl begins it anew when it has started the guest, and libvirt goes on with it. Not seen is what xl has started
+    without its daemon (xl create -e), and what logrotate has emptied or taken away.
     """
-    logs = {}
-    for file in list_names(XL_LOGS, r"xl-.+\.log"):
-        with suppress(OSError):
-            status = os.stat(f"{XL_LOGS}/{file}")
-            if status.st_size:
-                logs[well_formed(file[len("xl-") : -len(".log")])] = [status.st_ino, status.st_size, status.st_mtime_ns]
+    logs: dict[str, list[int]] = {}
+    for directory, prefix in ((XL_LOGS, "xl-"), (LIBVIRT_LOGS, "")):
+        for file in list_names(directory, rf"{prefix}.+\.log"):
+            with suppress(OSError):
+                status = os.stat(f"{directory}/{file}")
+                name = well_formed(file[len(prefix) : -len(".log")])
+                if status.st_size and status.st_mtime_ns > logs.get(name, [0])[-1]:
+                    logs[name] = [status.st_ino, status.st_size, status.st_mtime_ns]
     return logs
 
 
@@ -4646,7 +4610,7 @@ def note_logs() -> None:
     """Notes how the logs of the guests are before xendomains starts them, once a boot. Raises OSError."""
     # What runs long after the boot is not the wait at boot, and guests may have been started before it.
     if not os.path.exists(NOTED_LOGS) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
-        write_record(NOTED_LOGS, xl_logs())
+        write_record(NOTED_LOGS, guest_logs())
 
 
 def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
@@ -4665,33 +4629,40 @@ def running_guests(watcher: Watcher) -> set[str]:
     """The names of the guests that run. Raises ConfigError if xl does not work here."""
     if os.geteuid() != 0:
         raise ConfigError("start must be run as root, because xl must")
-    if not (printed := ask_xl(watcher, "list")):
+    if not (printed := ask(watcher, "xl", "list")):
         raise ConfigError("`xl list` fails, so no guest can be started (is xl installed, and does this host run Xen?)")
     return set(re.findall(r"^(.*?) +\d+ +\d+ +\d+ +\S+ +[\d.]+$", printed, re.MULTILINE))
 
 
-def ask_xl(watcher: Watcher, *words: str) -> str:
-    """What xl prints; nothing if it fails or takes long."""
-    calls: dict[str, Call] = {words[-1]: partial(output_of, "xl", *words)}
-    answers = watcher.calls.run("xl", calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
+def is_inactive(unit: str) -> bool:
+    """Whether a unit was not started, or has been stopped; one that failed was started."""
+    return output_of("systemctl", "is-active", unit).strip() == "inactive"
+
+
+def ask(watcher: Watcher, *command: str) -> str:
+    """What xl or virsh prints; nothing if it fails or takes long."""
+    calls: dict[str, Call] = {command[-1]: partial(output_of, *command)}
+    answers = watcher.calls.run(command[0], calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
     return next((answer for answer in answers.values() if isinstance(answer, str)), "")
 
 
 def start_command(guest: Guest) -> str:
-    """The shell command that starts a guest as xendomains does. A file left behind would be restored again later."""
-    from shlex import quote
+    """The shell command that starts a guest as is done at boot. A file left behind would be restored again later."""
+    from shlex import join, quote
 
     file = quote(guest.domain.source)
+    if guest.domain.kind == "libvirt":
+        return join((*VIRSH, "start", guest.domain.name))
     return (
-        f"xl restore {file} && rm {file}" if guest.domain.kind == "saved" else f"xl create --quiet --defconfig {file}"
+        f"xl restore {file} && rm {file}" if guest.start.how == "restore" else f"xl create --quiet --defconfig {file}"
     )
 
 
-def start_guest(guest: Guest, watcher: Watcher) -> Outcome:
-    """Starts a guest, unless it runs, or another process starts it.
+def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
+    """Starts a guest within `limit` seconds, unless it runs, or another process starts it.
 
-    xl goes on when this program ends: it has a session of its own, and prints to a file. That is the guest's lock as
-    well, so that it is held until xl has ended; what xl leaves running has closed it.
+    xl goes on after that, and when this program ends: it has a session of its own, and prints to a file. That is the
+    guest's lock as well, so that it is held until xl has ended; what xl leaves running has closed it.
     """
     from fcntl import LOCK_EX, LOCK_NB, flock
     from subprocess import DEVNULL, run
@@ -4703,19 +4674,20 @@ def start_guest(guest: Guest, watcher: Watcher) -> Outcome:
             flock(lock, LOCK_EX | LOCK_NB)
         except BlockingIOError:
             return Outcome(guest, "waiting", "another process, which is starting it")
-        if ask_xl(watcher, "domid", guest.domain.name):
+        if ask(watcher, "xl", "domid", guest.domain.name):
             return Outcome(guest, "running")
         lock.truncate(0)
         files = {"stdin": DEVNULL, "stdout": lock, "stderr": lock}
         call = partial(run, command, shell=True, cwd="/", start_new_session=True, **files)
-        # Of its own purpose, because an earlier one may still hang.
-        ended = watcher.calls.run(f"start at {now}", {command: call}, now + MAX_XL, MAX_XL).get(command, NoResponse())
+        # Of its own purpose, because that of another guest may still hang.
+        answers = watcher.calls.run(f"start {guest.domain.name}", {command: call}, now + limit, limit)
+        ended = answers.get(command, NoResponse())
         said = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
     if isinstance(ended, Exception):
-        return Outcome(guest, "failed", f"`{command}` has not ended after {format_time_span(MAX_XL)}")
+        return Outcome(guest, "waiting", f"`{command}`, which has not ended after {format_time_span(limit)}")
     if ended.returncode != 0:
         return Outcome(guest, "failed", f"`{command}` failed with status {ended.returncode}: {said}")
-    return Outcome(guest, "restored" if guest.domain.kind == "saved" else "started")
+    return Outcome(guest, "restored" if guest.start.how == "restore" else "started")
 
 
 def tell(outcome: Outcome, journal: Journal, options: Options) -> None:
@@ -4747,7 +4719,9 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
         for guest, result, reason in outcomes:
             text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
             show(start_command(guest) if result == "ready" else f"# {text}")
-    return max((OUTCOMES[result][0] for result in results), default=EXIT_READY)
+    # What will never start was an error of the wait at boot, and is none of who waits for the others.
+    is_late = options.wait > 0 and not options.guests
+    return max((OUTCOMES[one][0] for one in results if one != "refused" or not is_late), default=EXIT_READY)
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------

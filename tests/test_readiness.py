@@ -517,13 +517,13 @@ def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> Non
     machine.device("sda")
     (machine.database / "b259:77").write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\nQ:tag\n")
     machine.paths().use()
-    device = xwd.read_udev_device("259:77")
+    device = xwd.StorageFacts().udev_entry("259:77")
     assert device and device.properties == {"ID_MODEL": "a=b ", "ID_SERIAL": "\ufffd", "EMPTY": ""}
 
 
 def test_of_a_device_that_udev_does_not_know_there_are_no_properties(machine: Machine) -> None:
     machine.paths().use()
-    assert xwd.read_udev_device("259:77") is None
+    assert xwd.StorageFacts().udev_entry("259:77") is None
 
 
 def test_a_loop_device_whose_file_has_a_name_that_is_no_utf8_is_ready(machine: Machine) -> None:
@@ -607,7 +607,7 @@ def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
     with attached(loop_device(), image) as device:
         run_quietly("udevadm", "settle")
         number = device.stat().st_rdev
-        found = xwd.read_udev_device(f"{os.major(number)}:{os.minor(number)}")
+        found = xwd.StorageFacts().udev_entry(f"{os.major(number)}:{os.minor(number)}")
         seen = dict(pyudev.Devices.from_device_number(pyudev.Context(), "block", number).properties)
     assert found and found.name == device.name and f"/dev/disk/by-label/{LABEL}" in found.links
     properties = found.properties
