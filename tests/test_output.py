@@ -29,76 +29,80 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
     host.guest("web", host.image("a"), host.images / "b", host.images, "backend=storage,vdev=xvdz,target=/dev/x")
     broken = host.configuration("zz.cfg", 'name="zz"\ndisk=["/dev/x"\n')
     saved = host.saved("old", host.image("c"))
+    ready, missing = status("ready"), status("missing", "does not exist")
+    no_disk = status("not-ready", "is a directory, neither a block device nor a regular file")
     assert host.list() == {
         "version": 1,
         "ready": False,
-        "domains": [
+        "guests": [
             {
                 "name": "old",
+                "kind": "saved",
                 "source": str(saved),
                 "start": "restore",
-                "start_reason": None,
-                "kind": "saved",
-                "error": None,
-                "refused": False,
-                "disks": [disk("xvda", host.images / "c", "ready", None)],
+                **ready,
+                "disks": [disk("xvda", host.images / "c", ready)],
+                "boot_files": [],
             },
             {
                 "name": "web",
+                "kind": "auto",
                 "source": str(host.auto / "web.cfg"),
                 "start": "create",
-                "start_reason": None,
-                "kind": "auto",
-                "error": None,
-                "refused": False,
+                **missing,
                 "disks": [
-                    disk("xvda", host.images / "a", "ready", None),
-                    disk("xvdb", host.images / "b", "missing", "does not exist"),
-                    disk("xvdc", host.images, "not-ready", "is a directory, neither a block device nor a regular file"),
-                    {
-                        "vdev": "xvdz",
-                        "target": "/dev/x",
-                        "path": None,
-                        "state": "skipped",
-                        "reason": "the driver domain storage holds it",
-                        "hint": None,
-                    },
+                    disk("xvda", host.images / "a", ready),
+                    disk("xvdb", host.images / "b", missing),
+                    disk("xvdc", host.images, no_disk),
+                    {"vdev": "xvdz", "target": "/dev/x", "path": None, **status("skipped", ANY)},
                 ],
+                "boot_files": [],
             },
             {
                 "name": "zz.cfg",
+                "kind": "auto",
                 "source": str(broken),
                 "start": "create",
-                "start_reason": None,
-                "kind": "auto",
-                "error": "line 3: syntax error near the end of the file, expected , or ]",
-                "refused": True,
+                **status("refused", "line 3: syntax error near the end of the file, expected , or ]"),
                 "disks": [],
+                "boot_files": [],
             },
         ],
         "directories": [],
     }
 
 
-def disk(vdev: str, path: Path, state: str, reason: str | None) -> dict[str, str | None]:
-    return {"vdev": vdev, "target": str(path), "path": str(path), "state": state, "reason": reason, "hint": None}
+def status(state: str, reason: str | None = None) -> dict[str, Any]:
+    return {"state": state, "reason": reason, "hint": None}
+
+
+def disk(vdev: str, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    return {"vdev": vdev, "target": str(path), "path": str(path), **state}
+
+
+def test_what_a_guest_boots_from_is_not_among_its_disks(host: Host) -> None:
+    (host.auto / "web").write_text(f'name="web"\nkernel="{host.image("vmlinuz")}"\ndisk=["{host.image("a")},,xvda"]\n')
+    (guest,) = host.list()["guests"]
+    assert [one["vdev"] for one in guest["disks"]] == ["xvda"]
+    assert [one["vdev"] for one in guest["boot_files"]] == ["kernel"]
 
 
 def test_a_reason_comes_with_a_command_that_helps_in_the_last_message_and_where_more_is_asked_for(host: Host) -> None:
     host.guest("web", "/dev/zvol/no-such-pool/web")
     reason, hint = "ZFS pool no-such-pool is not imported", "zpool import no-such-pool"
     messages = host.run("--timeout", "0").messages
-    assert f"/dev/zvol/no-such-pool/web for web is still missing: {reason} (try: {hint})\n" in messages
+    assert f"/dev/zvol/no-such-pool/web for web is missing: {reason}; try: {hint}\n" in messages
     assert f"missing  {reason}\n" in host.run("list").output
-    assert f"missing  {reason} (try: {hint})\n" in host.run("list", "-v").output
-    assert host.list()["domains"][0]["disks"][0]["hint"] == hint
+    assert f"missing  {reason}; try: {hint}\n" in host.run("list", "-v").output
+    assert host.list()["guests"][0]["disks"][0]["hint"] == hint
 
 
 def test_a_link_that_dangles_is_shown_as_something_to_wait_for(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     answer = host.list()
     assert answer["ready"] is False
-    assert answer["domains"][0]["error"] == "is a link to /nowhere/web.cfg, which does not exist"
+    assert answer["guests"][0]["state"] == "missing"
+    assert answer["guests"][0]["reason"] == "is a link to /nowhere/web.cfg, which does not exist"
     assert re.search(r"^web.cfg +create +- +\S+/web.cfg +missing +is a link to", host.run("list").output, re.M)
 
 
@@ -109,17 +113,17 @@ def test_a_directory_that_cannot_be_read_yet_is_shown_as_one(host: Host) -> None
     assert host.list() == {
         "version": 1,
         "ready": False,
-        "domains": [],
-        "directories": [{"path": str(host.auto), "kind": "auto", "state": "missing", "reason": reason}],
+        "guests": [],
+        "directories": [{"path": str(host.auto), "kind": "auto", **status("missing", reason)}],
     }
     assert re.search(rf"^- +- +- +{host.auto} +missing +{reason}$", host.run("list").output, re.M)
 
 
-def test_the_table_shows_domains_disks_and_states(host: Host) -> None:
+def test_the_table_shows_guests_disks_and_states(host: Host) -> None:
     host.guest("web", host.image("a"), host.images / "b")
     host.guest("idle")
     lines = host.run("list").output.splitlines()
-    assert lines[0].split() == ["DOMAIN", "START", "VDEV", "DISK", "STATE", "REASON"]
+    assert lines[0].split() == ["GUEST", "START", "VDEV", "DISK", "STATE", "REASON"]
     assert lines[1].split() == ["idle", "create", "-", "-", "no", "disks"]
     assert lines[2].split() == ["web", "create", "xvda", f"{host.images}/a", "ready"]
     assert lines[3].split() == ["web", "create", "xvdb", f"{host.images}/b", "missing", "does", "not", "exist"]
@@ -162,7 +166,7 @@ def test_a_configuration_that_xl_refuses_is_told_of_and_does_not_hold_the_boot(h
     assert result.status == xwd.EXIT_READY
     assert result.messages == (
         f"{file}: line 2: syntax error near 'os', expected = or +=; import is a leftover of xm: "
-        "xl does not run Python; xl will reject it; not waiting for its disks.\n"
+        "xl does not run Python; xl will reject it.\n"
     )
 
 
@@ -197,7 +201,7 @@ def test_a_wrong_level_in_the_environment_is_told_of(host: Host) -> None:
 def test_quiet_says_only_what_is_missing_in_the_end(host: Host) -> None:
     host.guest("web", host.images / "a")
     assert host.run("-q", "--timeout", "0").messages == (
-        f"{host.images}/a for web is still missing: does not exist\n"
+        f"{host.images}/a for web is missing: does not exist\n"
         "These guests will probably not come up: web (start it later with: xendomains-wait-disk start web).\n"
     )
 
@@ -214,7 +218,7 @@ def test_the_journal_gets_messages_with_fields(host: Host, journald: Journald) -
     about = {"DISK": f"{host.images}/a", "DOMAIN": "web", "STATE": "missing", "REASON": "does not exist", "HINT": ""}
     assert journald.entries() == [
         {
-            "MESSAGE": f"{host.images}/a for web is still missing: does not exist",
+            "MESSAGE": f"{host.images}/a for web is missing: does not exist",
             "PRIORITY": "3",
             **always,
             **about,
@@ -246,7 +250,7 @@ def test_the_journal_is_told_of_wrong_settings(host: Host, journald: Journald) -
     host.configure("timeout = soon")
     journald.start().end()
     entry = journald.entry()
-    assert entry["MESSAGE"].startswith(f"{host.conf}: timeout is not a time span: 'soon'")
+    assert entry["MESSAGE"].startswith(f"{host.conf}: line 1: timeout is not a time span: 'soon'")
     assert (entry["PRIORITY"], entry["MESSAGE_ID"]) == ("3", xwd.MESSAGE_SETTINGS)
 
 
@@ -561,22 +565,22 @@ def test_names_cannot_forge_messages_or_send_escapes_to_the_terminal(host: Host)
     (host.auto / "web.cfg").write_text(
         f'name="{evil}"\ndisk=["/no/a\\tb\x1b]0;x\x07,raw,xvda"]\n'.replace("\n<", "\\n<")
     )
-    for output in (host.run("--timeout", "0").messages, host.run("list").output, host.run("check").messages):
+    for output in (host.run("--timeout", "0").messages, host.run("list").output, host.run("check").output):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", output)
         assert not re.search(r"^<0>", output, re.M)
     assert r"web\n<0>all is well\x1b[2J" in host.run("list").output
-    assert host.list()["domains"][0]["name"] == evil
+    assert host.list()["guests"][0]["name"] == evil
 
 
 def test_bytes_that_are_no_utf8_are_shown_as_escapes(host: Host) -> None:
     file = Path(os.fsdecode(os.fsencode(host.auto) + b"/b\xfcro.cfg"))
     file.write_bytes(b'name="b\xfcro"\ndisk=["/no/b\xfcro.img,raw,xvda"]\nxen_platform_pci = nonsense\n')
     os.utime(file, (0, 0))
-    assert rf"{host.auto}/b\xfcro.cfg: line 3: " in host.run("check").messages
+    assert rf"{host.auto}/b\xfcro.cfg:" in host.run("check").output
     file.write_bytes(b'name="b\xfcro"\ndisk=["/no/b\xfcro.img,raw,xvda"]\n')
     assert r"/no/b\xfcro.img" in host.run("list").output
-    assert host.list()["domains"][0]["name"] == r"b\xfcro"
-    assert r"/no/b\xfcro.img for b\xfcro is still missing: does not exist" in host.run("--timeout", "0").messages
+    assert host.list()["guests"][0]["name"] == r"b\xfcro"
+    assert r"/no/b\xfcro.img for b\xfcro is missing: does not exist" in host.run("--timeout", "0").messages
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8", "xx", "tr_TR.UTF-8", "en_US.ISO-8859-1"])
@@ -587,7 +591,7 @@ def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> No
     host.configuration("bücher.cfg", f'name="bücher"\ndisk={disks}\n')
     (directory / "a").write_text("x")
     environment: dict[str, Any] = {"LC_ALL": locale, "LANG": locale, "PYTHONUTF8": "", "PYTHONCOERCECLOCALE": ""}
-    domain = json.loads(host.run("list", "--json", **environment).output)["domains"][0]
+    domain = json.loads(host.run("list", "--json", **environment).output)["guests"][0]
     assert domain["name"] == "bücher"
     assert [(d["path"], d["state"]) for d in domain["disks"]] == [
         (f"{directory}/a", "ready"),
@@ -595,7 +599,7 @@ def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> No
     ]
     assert "missing" in host.run("list", **environment, PYTHONIOENCODING="ascii").output
     messages = host.run("--timeout", "0", **environment, PYTHONIOENCODING="utf-8").messages
-    assert f"{directory}/b for bücher is still missing: does not exist\n" in messages
+    assert f"{directory}/b for bücher is missing: does not exist\n" in messages
 
 
 def test_an_interrupted_list_says_nothing(host: Host) -> None:

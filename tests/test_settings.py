@@ -118,7 +118,10 @@ def test_a_file_named_on_the_command_line_must_exist(tmp_path: Path) -> None:
         ("[timeout]\nx = 1", "line 2: [timeout] x is unknown and ignored"),
         ("[polling]\n[[first]]\nx = 1", "[polling] first is unknown and ignored"),
         ("timeuot = 5", "line 1: timeuot is unknown and ignored (did you mean timeout?)"),
-        ("[polling]\ntimeout = 5", "line 2: [polling] timeout is unknown and ignored (it belongs before the first section)"),
+        (
+            "[polling]\ntimeout = 5",
+            "line 2: [polling] timeout is unknown and ignored (it belongs before the first section)",
+        ),
         ("[colour]\nred = 1", "line 2: [colour] red is unknown and ignored (known: "),
     ],
 )

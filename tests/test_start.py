@@ -874,7 +874,9 @@ def test_without_xl_or_xen_it_says_so(late: StartHost, without: str) -> None:
         (late.root / "no-xen").touch()
     result = late.late().end()
     assert result.status == xwd.EXIT_USAGE
-    assert result.messages.startswith("xendomains-wait-disk: `xl list` fails, so no guest can be started (is xl installed, ")
+    assert result.messages.startswith(
+        "xendomains-wait-disk: `xl list` fails, so no guest can be started (is xl installed, "
+    )
 
 
 @pytest.mark.parametrize(

@@ -539,8 +539,7 @@ def test_a_disk_that_udev_never_looked_at_is_told_so(host: Host, place: Place, l
     with attached(*loop):
         result = host.run("--timeout", "0", prefix=place.prefix)
     assert (
-        f"{loop[0]} for web is not ready: udev has not finished processing it; try: udevadm settle\n"
-        in result.messages
+        f"{loop[0]} for web is not ready: udev has not finished processing it; try: udevadm settle\n" in result.messages
     )
 
 

@@ -23,7 +23,7 @@ TARGET = "iqn.2003-01.org.example:disk"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
 DISKS = ("web", "mounted", "swap", "member", "pv", "group", "secret", "drbd", "shared", "plain", "whole")
 # Lines from the manual page.
-PAGE = (TOP / "man" / "xendomains-wait-disk.8").read_text().partition(".SS \"Monitoring\"\n")[2].replace("\\-", "-")
+PAGE = (TOP / "man" / "xendomains-wait-disk.8").read_text().partition('.SS "Monitoring"\n')[2].replace("\\-", "-")
 MONITORING = re.findall(r"^((?:systemctl|journalctl) .*)", PAGE, re.MULTILINE)
 
 
