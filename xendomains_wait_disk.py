@@ -3345,8 +3345,12 @@ class Journal:
         self.log_all([(level, text, fields)], self._clock.now() + MAX_SENDING)
 
     def log_all(self, messages: Sequence[Message], end: float, summary: Message | None = None) -> None:
-        """Several messages, until `end` on the monotonic clock; and one that the journal gets whatever the level."""
-        shown = [message for message in messages if message[0] <= self.level]
+        """Several messages, until `end` on the monotonic clock; and one that the journal gets whatever the level.
+
+        It gets the entries about single disks as well, which nobody needs to see who has seen the message about all.
+        """
+        level = INFO if self._is_journal else self.level
+        shown = [one for one in messages if one[0] <= self.level or (one[0] <= level and "DISK" in one[2])]
         if shown:
             self._say_dropped(end)
         for position, message in enumerate(shown):
@@ -3990,7 +3994,9 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
     for guest in record["guests"]:
         disks = guest["disks"] + guest["boot_files"]
         if not disks:
-            add(guest["name"], guest["start"], "-", "-" if guest["state"] == "ready" else guest["source"], guest)
+            is_ready = guest["state"] == State.READY.value
+            row = {**guest, "reason": "no disks"} if is_ready else guest
+            add(guest["name"], guest["start"], "-", "-" if is_ready else guest["source"], row)
         for disk in disks:
             add(guest["name"], guest["start"], disk["vdev"], disk["path"] or disk["target"] or "-", disk)
     return in_columns(rows, screen)
