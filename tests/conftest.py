@@ -295,7 +295,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def waiting(host: Host, *arguments: str, **how: Any) -> Iterator[Running]:
     """The command while it waits: it has said so. `how` is handed on to Host.start()."""
     with host.start(*arguments, **how) as running:
-        running.wait_for("waiting for")
+        running.wait_for("still waiting for")
         yield running
 
 

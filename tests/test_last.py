@@ -185,7 +185,7 @@ def test_last_says_so_if_there_is_no_record(host: Host, run: Path, text: str | N
         (run / "last.json").write_text(text, errors="surrogateescape")
     result = show(host, run)
     assert result.status == xwd.EXIT_USAGE
-    assert result.messages.startswith(f"{run}/last.json, which a wait leaves at its end, cannot be read (")
+    assert result.messages.startswith(f"No wait recorded since boot ({run}/last.json: ")
 
 
 # The message that sums it up

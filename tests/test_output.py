@@ -124,7 +124,7 @@ def test_the_table_shows_guests_disks_and_states(host: Host) -> None:
     host.guest("idle")
     lines = host.run("list").output.splitlines()
     assert lines[0].split() == ["GUEST", "START", "VDEV", "DISK", "STATE", "REASON"]
-    assert lines[1].split() == ["idle", "create", "-", "-", "no", "disks"]
+    assert lines[1].split() == ["idle", "create", "-", "-", "ready", "no", "disks"]
     assert lines[2].split() == ["web", "create", "xvda", f"{host.images}/a", "ready"]
     assert lines[3].split() == ["web", "create", "xvdb", f"{host.images}/b", "missing", "does", "not", "exist"]
 
@@ -392,7 +392,7 @@ class SlowReader:
 
 
 def test_whatever_messages_cost_the_timeout_holds_to_within_a_second(host: Host, clock: FakeClock) -> None:
-    host.guest("web", *(host.images / str(number) for number in range(400)))
+    host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with a reason of its own
     reader = SlowReader(clock, 0.05)
     settings = xwd.Settings(timeout=3.0)
     assert xwd.wait_for_disks(host.watcher(clock, settings), reader.journal(clock), clock.now()) == xwd.EXIT_TIMED_OUT
@@ -404,7 +404,7 @@ def test_whatever_messages_cost_the_timeout_holds_to_within_a_second(host: Host,
 
 
 def test_whatever_messages_cost_a_signal_ends_it_within_a_second(host: Host, clock: FakeClock) -> None:
-    host.guest("web", *(host.images / str(number) for number in range(400)))
+    host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with a reason of its own
     reader = SlowReader(clock, 0.05)
     clock.take_signals()
     clock.at(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -420,8 +420,8 @@ def test_whatever_messages_cost_a_signal_ends_it_within_a_second(host: Host, clo
 def test_a_signal_ends_what_waits_for_a_reader(host: Host, command: str) -> None:
     host.configure("nonsense = yes")
     with full_pipe() as (_, writing):
-        running = host.start(command, options={"stderr": writing})
-        wait_until(lambda: "poll" in Path(f"/proc/{running.pid}/wchan").read_text())
+        running = host.start(command, options={"stdout": writing})
+        wait_until(lambda: "pipe" in Path(f"/proc/{running.pid}/wchan").read_text())
         running.signal(signal.SIGTERM)
         assert running.end().status == -signal.SIGTERM
 
@@ -431,13 +431,13 @@ def test_check_waits_for_a_reader_who_is_slow(host: Host) -> None:
         host.configuration(f"{number}.cfg", "what is this\n")
     messages = []
     with full_pipe() as (reading, writing):
-        running = host.start("check", options={"stderr": writing})
-        wait_until(lambda: "poll" in Path(f"/proc/{running.pid}/wchan").read_text())
+        running = host.start("check", options={"stdout": writing})
+        wait_until(lambda: "pipe" in Path(f"/proc/{running.pid}/wchan").read_text())
         while running.process.poll() is None:
             messages.append(read_all(reading))
         messages.append(read_all(reading))
     assert running.end().status == xwd.EXIT_USAGE
-    assert "".join(messages).count(".cfg: line 1: ") == 3
+    assert "".join(messages).count("  error: line 1: ") == 3
 
 
 @pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
@@ -454,19 +454,19 @@ def test_other_closed_streams_do_not_matter(host: Host, closed: str) -> None:
         assert (result.status, result.messages) == (xwd.EXIT_READY, "")
 
 
-@pytest.mark.parametrize(("command", "stream"), [("list", "stdout"), ("wait", "stderr")])
-def test_a_reader_may_leave_early(host: Host, command: str, stream: str) -> None:
+@pytest.mark.parametrize(("arguments", "stream"), [(["list"], "stdout"), (["wait", "--timeout", "0"], "stderr")])
+def test_a_reader_may_leave_early(host: Host, arguments: list[str], stream: str) -> None:
     host.guest("web", host.images / "a")
     ours, theirs = os.pipe()
     os.close(ours)
-    result = host.run(command, "--timeout", "0", options={stream: theirs})
+    result = host.run(*arguments, options={stream: theirs})
     os.close(theirs)
     assert (result.status, result.messages) == (xwd.EXIT_TIMED_OUT, "")
 
 
 def test_output_that_cannot_be_written_is_told_of(host: Host) -> None:
     result = host.run("list", prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
-    assert result.status == xwd.EXIT_TIMED_OUT
+    assert result.status == xwd.EXIT_USAGE
     assert result.messages == "xendomains-wait-disk: the output cannot be written: No space left on device.\n"
 
 
@@ -514,13 +514,24 @@ def test_reminders_come_with_doubling_gaps(clock: FakeClock, reported: Reported)
     assert said_at == [0, 5, 15, 35, 75, 155]
 
 
-def test_reminders_are_grouped_by_reason(clock: FakeClock, reported: Reported) -> None:
-    reasons = {"a": "does not exist", "b": "does not exist", "c": "md array is inactive"}
-    reported.report(**reasons)
+def test_what_is_waited_for_is_grouped_by_reason_at_first_and_in_reminders(
+    clock: FakeClock, reported: Reported
+) -> None:
+    reasons = {**dict.fromkeys("abcd", "does not exist"), "e": "md array is inactive"}
+    assert reported.report(**reasons) == [
+        "waiting for 4 disks of 4 guests: does not exist",
+        "still waiting for /e for e... (md array is inactive)",
+    ]
     clock.seconds += 5
     assert reported.report(**reasons) == [
-        "still waiting for 2 disks of 2 guests: does not exist",
-        "still waiting for /c for c... (md array is inactive)",
+        "still waiting for 4 disks of 4 guests: does not exist",
+        "still waiting for /e for e... (md array is inactive)",
+    ]
+
+
+def test_up_to_three_disks_of_one_cause_are_named_in_the_words_of_the_script_of_2017(reported: Reported) -> None:
+    assert reported.report(a="does not exist", b="does not exist", c="does not exist") == [
+        f"still waiting for /{name} for {name}... (does not exist)" for name in "abc"
     ]
 
 
@@ -545,10 +556,10 @@ def test_a_configuration_that_always_changes_is_told_of_once_between_two_reminde
 
 
 def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(reported: Reported) -> None:
-    said = reported.report(**{f"g{number}": "does not exist" for number in range(1100)})
+    others = {f"g{number}": f"reason {number}" for number in range(1100)}
+    said = reported.report(**others)
     assert len(said) == xwd.MAX_LINES + 1
     assert said[-1] == ("There are 100 more messages like these; see `xendomains-wait-disk list`.")
-    others = {f"g{number}": "does not exist" for number in range(1100)}
     assert reported.report(**others, new="does not exist") == []
     del others["g0"]
     assert reported.report(**others, new="does not exist") == ["/g0 is no longer needed (after 0 seconds)"]
