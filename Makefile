@@ -61,8 +61,9 @@ SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/x
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
 # What people read, in plain words: tests/words. Neither this list nor that of words is complete.
-PROSE_FILES = README.md CONTRIBUTING.md SECURITY.md Makefile etc/xen-wait-disk.conf $(wildcard docs/*.md docs/*.dot schema/*) \
-    packaging/debian/control $(addprefix packaging/systemd/,$(UNITS)) $(wildcard packaging/completions/*) docs/pictures \
+PROSE_FILES = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile etc/xen-wait-disk.conf \
+    $(wildcard docs/*.md docs/*.dot schema/*) $(filter-out %.7,$(PAGES)) packaging/debian/control \
+    $(addprefix packaging/systemd/,$(UNITS) $(CATALOG)) $(wildcard packaging/completions/*) docs/pictures docs/reasons \
     tests/README.md tests/demo tests/promises tests/xen/README.md tests/data/hosts/README.md
 # Apart from the others, because there is a conftest.py here and one there.
 XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-initrd tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \

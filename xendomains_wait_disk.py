@@ -1291,7 +1291,7 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-# --- Storage below a disk: what a device stands on, and which layer lacks what ---------------------------------------
+# --- Storage below a disk: what a device lies on, and which layer is to blame ----------------------------------------
 @record
 class Problem(NamedTuple):
     """Why a layer cannot be used, and a command that helps.
@@ -1317,8 +1317,9 @@ class Layer(NamedTuple):
 
 def stacked(name: str, kind: str, problem: Problem | None, *below: Layer) -> Layer:
     """A layer that needs everything below it."""
-    causes = [layer.cause for layer in below if layer.cause]
-    return Layer(name, kind, problem, below, causes[0] if causes else problem)
+    # Of several causes always the same, or two maps on the portals of one target would have two.
+    cause = min((layer.cause for layer in below if layer.cause), default=problem)
+    return Layer(name, kind, problem, below, cause)
 
 
 @record
@@ -1343,7 +1344,7 @@ class VolumeGroup(NamedTuple):
 
 @record
 class PlannedMount(NamedTuple):
-    """What is to be mounted, the table or unit that says so, and whether nothing in that keeps it from being done."""
+    """What should be mounted, the table or unit that says so, and whether nothing in that keeps it from being done."""
 
     source: str
     file: str
@@ -1389,7 +1390,7 @@ class StorageFacts:
 
     @once
     def layer(self, name: str) -> Layer:
-        """A device with all that it stands on."""
+        """A device with all that it lies on."""
         return check_device(name, self)
 
     def find(self, path: str) -> tuple[Layer, ...]:
@@ -1429,7 +1430,8 @@ class StorageFacts:
     def table(self, path: str) -> list[list[str]]:
         """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
         lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
-        return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
+        octal = re.compile(r"\\([0-3][0-7]{2})")
+        return [[octal.sub(lambda m: chr(int(m[1], 8)), word) for word in line] for line in lines if line[1:]]
 
     @cached_property
     def devices(self) -> list[Device]:
@@ -1492,7 +1494,7 @@ class StorageFacts:
 
     @cached_property
     def planned_mounts(self) -> dict[str, PlannedMount]:
-        """What is to be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
+        """What should be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
         plans: dict[str, PlannedMount] = {}
         texts = {}
         for directory in unit_directories():
@@ -1578,14 +1580,17 @@ class StorageFacts:
         return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
 
     @cached_property
-    def iscsi_sessions(self) -> dict[str, str]:
-        """The state of the session with each target; of several, LOGGED_IN if one is."""
-        directory = f"{SYS}/class/iscsi_session"
-        states: dict[str, str] = {}
-        for session in list_names(directory):
-            target, state = (self.text(f"{directory}/{session}/{key}").strip() for key in ("targetname", "state"))
-            states[target] = "LOGGED_IN" if states.get(target) == "LOGGED_IN" else state
-        return states
+    def iscsi_sessions(self) -> dict[str, tuple[str, str, str]]:
+        """The target, the portal and the state of each iSCSI session, by its name in sysfs."""
+        sessions, connections = f"{SYS}/class/iscsi_session", f"{SYS}/class/iscsi_connection"
+        found = {}
+        for name in list_names(sessions):
+            target, state = (attribute(f"{sessions}/{name}", key) for key in ("targetname", "state"))
+            connection = "".join(list_names(connections, f"connection{name[len('session') :]}:.*")[:1])
+            end = f"{connections}/{connection}"
+            address, port = (attribute(end, f"persistent_{key}") for key in ("address", "port"))
+            found[name] = (target, portal_of(address, port), state)
+        return found
 
     @cached_property
     def iscsi_nodes(self) -> dict[tuple[str, str], str]:
@@ -1604,9 +1609,10 @@ class StorageFacts:
     @cached_property
     def likely_sessions(self) -> tuple[Layer, ...]:
         """The session that a missing LUN probably needs, if its path does not name the target."""
-        nodes, sessions = self.iscsi_nodes.items(), self.iscsi_sessions
+        nodes, sessions = self.iscsi_nodes.items(), [target for target, _, _ in self.iscsi_sessions.values()]
         # A target to which the host does not log in at boot is no evidence.
-        absent = {target: portal for (target, portal), start in nodes if target not in sessions and start in AT_BOOT}
+        at_boot = sorted((key for key, startup in nodes if startup in AT_BOOT), reverse=True)
+        absent = {target: portal for target, portal in at_boot if target not in sessions}
         if len(absent) < 2:
             return tuple(session_layer(target, portal, None, self) for target, portal in absent.items())
         targets = join_limited(sorted(absent), MAX_LISTED)
@@ -1642,11 +1648,6 @@ def unit_directories() -> tuple[str, ...]:
     """Where systemd finds units; of those with the same name the last one counts."""
     late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
     return late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"
-
-
-def unescaped(word: str) -> str:
-    """A word of a table such as fstab(5), in which a blank is an octal escape."""
-    return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), word)
 
 
 def udev_runs() -> bool:
@@ -1708,9 +1709,9 @@ def device_path(name: str) -> str:
     return f"/dev/mapper/{mapped}" if mapped else f"/dev/{name.replace('!', '/')}"
 
 
-# What is there: a device, and all that it stands on.
+# What is there: a device, and all that it lies on.
 def check_device(name: str, facts: StorageFacts) -> Layer:
-    """A block device with all that it stands on, down to the leaves, and what is wrong with it."""
+    """A block device with all that it lies on, down to the leaves, and what is wrong with it."""
     below = tuple(map(facts.layer, devices_below(name)))
     bad = tuple(layer for layer in below if layer.cause)
     problem = check_kernel_state(name, facts)
@@ -1727,7 +1728,7 @@ def check_device(name: str, facts: StorageFacts) -> Layer:
 
 
 def devices_below(name: str) -> list[str]:
-    """The devices that this one stands on: in sysfs its slaves, or the disk of a partition."""
+    """The devices that this one lies on: in sysfs its slaves, or the disk of a partition."""
     directory = device_directory(name)
     below = list_names(f"{directory}/slaves")
     # A device-mapper or md device has no slaves while it has no table or member.
@@ -1737,7 +1738,7 @@ def devices_below(name: str) -> list[str]:
 
 
 def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
-    """What else a device stands on: the session of a LUN, the file of a loop device."""
+    """What else a device lies on: the session of a LUN, the file of a loop device."""
     directory = device_directory(name)
     if name.startswith("loop"):
         file = attribute(directory, "loop/backing_file")
@@ -1745,22 +1746,15 @@ def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
     if name.startswith("dm-"):
         group, volume = split_map_name(attribute(directory, "dm/name"))
         return (group_layer(group, (), facts),) if "-missing_" in volume and facts.volume_group(group) else ()
-    target, portal, state = iscsi_session(name) if name.startswith("sd") else ("", "", "")
+    target, portal, state = iscsi_session(name, facts) if name.startswith("sd") else ("", "", "")
     return (session_layer(target, portal, state, facts),) if target else ()
 
 
-def iscsi_session(name: str) -> tuple[str, str, str]:
+def iscsi_session(name: str, facts: StorageFacts) -> tuple[str, str, str]:
     """The target and portal of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
     # …/host2/session1/target2:0:0/2:0:0:1/block/sda
-    session = re.search(r"/session([0-9]+)/", os.path.realpath(device_directory(name)))
-    if session is None:
-        return "", "", ""
-    directory = f"{SYS}/class/iscsi_session/session{session[1]}"
-    connections = f"{SYS}/class/iscsi_connection"
-    connection = "".join(list_names(connections, f"connection{session[1]}:.*")[:1])
-    address, port = (attribute(f"{connections}/{connection}", f"persistent_{key}") for key in ("address", "port"))
-    portal = portal_of(address, port) if address else "an unknown portal"
-    return attribute(directory, "targetname"), portal, attribute(directory, "state")
+    session = re.search(r"/(session[0-9]+)/", os.path.realpath(device_directory(name)))
+    return facts.iscsi_sessions.get(session[1] if session else "", ("", "", ""))
 
 
 def session_layer(target: str, portal: str, state: str | None, facts: StorageFacts) -> Layer:
@@ -1806,7 +1800,7 @@ DEVICE_STATES = (
     ("nvme", "device/state", "|live", "its NVMe controller is not live"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
     # lvchange --activationmode partial puts one in the place of what is missing; to read it fails (lv_manip.c).
-    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "stands in for a missing physical volume"),
+    ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "placeholder for a missing physical volume"),
     ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
     ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
     ("drbd", "size", "(?!0$).*", "DRBD device has size 0: it has no disk and no peer"),
@@ -2266,7 +2260,8 @@ def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer
 
 def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
     """A physical volume in LVM's backup, on the device that holds it; that it is missing is its group's problem."""
-    uuid, device, ident = (backup_value(text, key) for key in ("id", "device", "device_id"))
+    values = dict(re.findall('^[ \t]*(.+) = "([^"]*)"', text, re.MULTILINE))
+    uuid, device = values.get("id", ""), values.get("device", "")
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
     found = facts.devices_with(uuid, "ID_FS_UUID")
     # All the paths of a multipath device are one disk.
@@ -2284,19 +2279,14 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
     # LVM writes "[unknown]" where it has not seen the device either.
     name = f"{uuid} (last seen as {device})" if device.startswith("/") else uuid
     if device.startswith("/dev/sd"):  # of which the name may be another one today
-        below = () if re.search("ATA|^eui|^nvme", ident) else facts.likely_sessions
+        is_local = re.search("ATA|^eui|^nvme", values.get("device_id", ""))
+        below = () if is_local else facts.likely_sessions
     else:
         below = tuple(one for one in facts.find(device) if one.cause)  # what is there now may be another disk
     return stacked(name, "physical volume", None, *below)._replace(problem=MISSING)
 
 
 MISSING = Problem("is missing")
-
-
-def backup_value(text: str, key: str) -> str:
-    """A value in LVM's backup."""
-    found = re.search(rf'^[ \t]*{key} = "([^"]*)"', text, re.MULTILINE)
-    return found[1] if found else ""
 
 
 def has_flag(text: str, flag: str) -> bool:
@@ -2308,7 +2298,8 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
     """A LUN of an iSCSI target, by its path."""
     target, portal = match["target"], match["portal"]
     reason = f"iSCSI target {target} at {portal} has no LUN {match['lun']}, though there is a session"
-    session = session_layer(target, portal, facts.iscsi_sessions.get(target), facts)
+    states = [state for one, at, state in facts.iscsi_sessions.values() if (one, at) == (target, portal)]
+    session = session_layer(target, portal, states[0] if states else None, facts)
     return absent(reason, "iscsiadm -m session --rescan", session)
 
 
@@ -2527,7 +2518,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
     except FileNotFoundError:
         mounted = os.path.isdir(f"{SYS}/dev/block")
         why = "the kernel has no such block device" if mounted else f"{SYS}, which describes it, is not mounted"
-        return stacked(required.path, "device node", Problem(f"is a device file, but {why}"))
+        return stacked(required.path, "path", Problem(f"is a device file, but {why}"))
     facts.numbers[name] = f"{os.major(number)}:{os.minor(number)}"
     layer = facts.layer(name)
     problem = None
@@ -2536,7 +2527,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
         problem = problem or check_drbd_role(name, required, facts)
         if problem is None and udev_runs():
             problem = check_udev(name, facts, is_disk=True)
-    return stacked(required.path, "device node", problem, layer)
+    return stacked(required.path, "link", problem, layer)
 
 
 def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Problem | None:
@@ -4343,7 +4334,7 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
         scripts = re.search("losetup|nbd-client", "\n".join(map(facts.text, files)))
         is_known = scripts or name in [words[0] for words in facts.table(f"{ETC}/nbdtab")]
         return None if is_known else Problem(f"nothing sets up {name} at boot", "let a unit do that")
-    if target := iscsi_session(name)[0]:
+    if target := iscsi_session(name, facts)[0]:
         startups = {startup for (one, _), startup in facts.iscsi_nodes.items() if one == target}
         # Without a record, the firmware or the initramfs has logged in.
         if startups and startups.isdisjoint(AT_BOOT):
@@ -5050,7 +5041,7 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
         journal.log(ERR, f"No wait recorded since boot ({LAST_WAIT}: {error_text(error)}).")
         return EXIT_USAGE
     show(text)
-    return EXIT_READY if last["result"] == "ready" else EXIT_TIMED_OUT
+    return EXIT_READY if last["result"] == "ready" or options.format == "prometheus" else EXIT_TIMED_OUT
 
 
 def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> int:

@@ -519,8 +519,8 @@ def test_a_disk_that_two_guests_write(host: Host) -> None:
     host.guest("web", shared)
     host.guest("db", shared)
     assert check(host) == [
-        f"{one}.cfg: error: guest {one}, xvda: {shared} is also written to by guest {other}, and Xen refuses to share it "
-        "(fix: give each guest its own disk)"
+        f"{one}.cfg: error: guest {one}, xvda: {shared} is also written to by guest {other}, "
+        "and Xen refuses to share it (fix: give each guest its own disk)"
         for one, other in (("db", "web"), ("web", "db"))
     ]
 
@@ -563,8 +563,10 @@ def test_a_disk_and_a_part_of_it_are_shared(tree: Tree) -> None:
     tree.partition("sda1", 1, of="sda")
     uses = [use(tree.paths, "sda", "/dev/disk/by-id/a"), use(tree.paths, "sda1", "/dev/disk/by-id/a-part1", "db")]
     (finding,) = texts(xwd.check_sharing(uses))
-    problem = "/dev/disk/by-id/a is also written to by guest db, and Xen refuses to share it"
-    assert finding == f"{problem} (fix: give each guest its own disk)"
+    assert (
+        finding == "/dev/disk/by-id/a is also written to by guest db, and Xen refuses to share it "
+        "(fix: give each guest its own disk)"
+    )
 
 
 def test_disks_of_a_driver_domain_or_a_script_and_those_ignored_are_not_looked_at(host: Host) -> None:

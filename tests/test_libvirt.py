@@ -292,7 +292,8 @@ def test_a_managed_save_is_restored_with_the_disks_that_it_names(late: LibvirtHo
 
 def test_where_nobody_uses_libvirt_no_parser_is_imported(host: Host) -> None:
     host.guest("web", host.image("web"))
-    code = "import sys, xendomains_wait_disk as m\nm.os._exit = lambda _: print([n for n in sys.modules if 'xml' in n])\nm.run()"
+    printed = "print([name for name in sys.modules if 'xml' in name])"
+    code = f"import sys, xendomains_wait_disk as xwd\nxwd.os._exit = lambda _: {printed}\nxwd.run()"
     assert host.run(program=(sys.executable, "-c", code)).output == "[]\n"
 
 

@@ -572,6 +572,20 @@ def test_a_loop_device_becomes_ready_with_a_file_behind_it(tmp_path: Path) -> No
 
 @as_root
 @pytest.mark.xdist_group("block_devices")
+def test_the_layers_of_a_loop_device_begin_with_the_path_that_is_required(tmp_path: Path) -> None:
+    image, link = tmp_path / "image", tmp_path / "link"
+    image.write_bytes(bytes(1 << 20))
+    NO_UDEV.use()
+    with attached(loop_device(), image) as device:
+        link.symlink_to(device)
+        facts = xwd.StorageFacts()
+        layers = [xwd.storage_of(xwd.Required(str(path)), facts) for path in (device, link)]
+    expected = xwd.Layer(str(device), "loop device", None, (xwd.Layer(str(image), "file"),))
+    assert layers == [expected, xwd.Layer(str(link), "link", None, (expected,))]
+
+
+@as_root
+@pytest.mark.xdist_group("block_devices")
 def test_a_loop_device_of_size_0_is_not_ready(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.touch()

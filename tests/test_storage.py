@@ -134,6 +134,12 @@ NO_SESSIONS = (
 )
 
 
+def test_a_session_at_another_portal_of_the_target_does_not_count(host: Callable[[str], HostPaths]) -> None:
+    path = f"/dev/disk/by-path/ip-127.0.0.2:3260-iscsi-{TARGET}:disk-lun-1"
+    reason = f"no session with iSCSI target {TARGET}:disk at 127.0.0.2:3260 (node.startup is manual)"
+    assert missing(host("iscsi/logged-in"), path)[0] == reason
+
+
 def logs_in_at_boot(host: HostPaths) -> HostPaths:
     """The host, with open-iscsi's records as on one that logs in to all its targets."""
     for record in Path(host.etc, "iscsi/nodes").glob("*/*/default"):
@@ -748,6 +754,19 @@ def test_all_volumes_of_a_group_have_its_reason(host: Callable[[str], HostPaths]
     assert reason.startswith("volume group vg ")
 
 
+def test_maps_on_the_portals_of_a_target_have_one_reason_whatever_the_order_of_their_paths(
+    host: Callable[[str], HostPaths],
+) -> None:
+    here = host("iscsi/failed")
+    reason = usable(here, "mpatha")
+    sessions = [Path(here.sys, "class/iscsi_connection", f"connection{number}:0") for number in (4, 5)]
+    one, other = (session / "persistent_address" for session in sessions)
+    addresses = one.read_text(), other.read_text()
+    other.write_text(addresses[0])
+    one.write_text(addresses[1])
+    assert usable(here, "mpatha") == reason
+
+
 def test_all_files_below_a_mount_have_its_reason(host: Callable[[str], HostPaths], tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/srv/images/three.img")
     paths = ("/srv/images/one.img", "/srv/images/deep/two.img", f"{tmp_path}/link")
@@ -1109,7 +1128,7 @@ def volume(kind: str, legs: int, size: int, *missing: int) -> dict[str, dict[str
     return devices
 
 
-LEG_GONE = "stands in for a missing physical volume"
+LEG_GONE = "placeholder for a missing physical volume"
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
