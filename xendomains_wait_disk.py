@@ -4077,14 +4077,15 @@ def cut(cell: str, columns: int) -> str:
     return cell
 
 
-def wrapped(text: str, columns: int) -> list[str]:
-    """The lines of a text of at most so many columns; of 0 columns, one line."""
+def wrapped(text: str, columns: int, indent: str = "") -> list[str]:
+    """The lines of a text of at most so many columns, from the second on indented; of 0 columns, one line."""
     if not columns or columns_of(text) <= columns:
         return [text]
     from textwrap import wrap
 
     # textwrap counts characters; where some are wide, lines of half as many fit.
-    return wrap(text, columns if columns_of(text) == len(text) else max(columns // 2, 1), break_on_hyphens=False)
+    width = columns if columns_of(text) == len(text) else max(columns // 2, len(indent) + 1)
+    return wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def columns_of(text: str) -> int:
@@ -4917,9 +4918,10 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     elif not screen.columns or options.verbose:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
-        later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
-        footer = f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}{later}"
-        show("\n".join([*picture_of_list(record, screen), "", *wrapped(footer, screen.columns)]))
+        later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains).strip()
+        footer = wrapped(footer_of_list(as_record(watcher.known), watcher.xendomains), screen.columns)
+        footer += wrapped(later, screen.columns) if later else []
+        show("\n".join([*picture_of_list(record, screen), "", *footer]))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
@@ -4994,7 +4996,8 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
             by_file.setdefault(finding.file, []).append(line_of_finding(finding))
         screen = screen_of(sys.stdout)
         for file, texts in reversed(by_file.items()):
-            lines[:0] = [f"{screen.paint(printable(file or 'This host'), '1')}:", *texts]
+            head = [screen.paint(line, "1") for line in wrapped(printable(f"{file or 'This host'}:"), screen.columns)]
+            lines[:0] = head + [line for text in texts for line in wrapped(text, screen.columns, indent="    ")]
     show("\n".join(lines))
     return EXIT_USAGE if errors else EXIT_READY
 
@@ -5036,7 +5039,8 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             lost = {one["name"] for one in last["guests"] if State(one["state"]) in AWAITED}
             head = f"{last['started']}: {last['result']} after {waited} of {timeout}{start_later(lost, patterns)}"
-            text = "\n".join([*wrapped(head, screen.columns), *picture_of_last(last, screen)])
+            gap = [""] if screen.columns else []
+            text = "\n".join([*wrapped(head, screen.columns), *gap, *picture_of_last(last, screen)])
     except (OSError, ValueError, KeyError, TypeError) as error:
         journal.log(ERR, f"No wait recorded since boot ({LAST_WAIT}: {error_text(error)}).")
         return EXIT_USAGE
