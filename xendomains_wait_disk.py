@@ -3899,7 +3899,7 @@ def screen_of(stream: IO[str] | None) -> Screen:
         return screen
     from shutil import get_terminal_size
 
-    has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "", "dumb")
     return screen._replace(columns=get_terminal_size().columns, has_colours=has_colours)
 
 
