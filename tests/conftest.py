@@ -187,7 +187,8 @@ class Host:
         specifications = [
             f"{disk},raw,{vdev(number)},rw" if "," not in str(disk) else disk for number, disk in enumerate(disks)
         ]
-        file.write_text(f'name = "{name}"\ndisk = {json.dumps([str(s) for s in specifications])}\n')
+        disks_in_file = json.dumps([str(s) for s in specifications], ensure_ascii=False)
+        file.write_text(f'name = "{name}"\ndisk = {disks_in_file}\n', encoding="utf-8")
         return file
 
     def configuration(self, name: str, text: str) -> Path:
