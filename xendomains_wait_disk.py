@@ -3343,8 +3343,12 @@ class Journal:
         self.log_all([(level, text, fields)], self._clock.now() + MAX_SENDING)
 
     def log_all(self, messages: Sequence[Message], end: float, summary: Message | None = None) -> None:
-        """Several messages, until `end` on the monotonic clock; and one that the journal gets whatever the level."""
-        shown = [message for message in messages if message[0] <= self.level]
+        """Several messages, until `end` on the monotonic clock; and one that the journal gets whatever the level.
+
+        It gets the entries about single disks as well, which nobody needs to see who has seen the message about all.
+        """
+        level = INFO if self._is_journal else self.level
+        shown = [one for one in messages if one[0] <= self.level or (one[0] <= level and "DISK" in one[2])]
         if shown:
             self._say_dropped(end)
         for position, message in enumerate(shown):
@@ -3508,7 +3512,8 @@ class Reporter:
             self._said.clear()
             self._lines = 0
             known = [one for one in self._missing if one.key in self._announced or one.status == UNKNOWN]
-            messages += limited(messages_by_cause(known, WARNING, "still waiting for {}", waiting_message))
+            reminders = messages_by_cause(known, WARNING, "still waiting for {}", waiting_message)
+            messages += limited([message for message in reminders if message[0] == WARNING])
         if has_changed or is_due:
             new = self._new_problems()
             new += messages_by_cause(self._new_waits(), WARNING, "waiting for {}", waiting_message)
@@ -3667,16 +3672,17 @@ def causes_of(needs: Iterable[Need]) -> list[Cause]:
 def messages_by_cause(
     needs: Sequence[Need], level: int, about_all: str, about_one: Callable[[Need], str], **fields: str
 ) -> list[Message]:
-    """A message for each cause, or if few have it, one for each of them; the journal has an entry for each disk."""
+    """A message for each cause, or if few have it, one for each of them; and behind these, an entry for each disk."""
     messages: list[Message] = []
+    entries: list[Message] = []
     for cause in causes_of(needs):
-        level_of_one = level
-        if len(cause.needs) > MAX_NAMED:
-            text = f"{about_all.format(in_numbers(cause.needs))}: {cause.text()}"
-            messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
-            level_of_one = INFO
-        messages += [(level_of_one, about_one(one), {**fields_of(one), **fields}) for one in cause.needs]
-    return messages
+        if len(cause.needs) <= MAX_NAMED:
+            messages += [(level, about_one(one), {**fields_of(one), **fields}) for one in cause.needs]
+            continue
+        text = f"{about_all.format(in_numbers(cause.needs))}: {cause.text()}"
+        messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
+        entries += [(INFO, about_one(one), fields_of(one)) for one in cause.needs]
+    return messages + entries
 
 
 def waiting_message(need: Need) -> str:
@@ -3715,7 +3721,7 @@ def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
     if not 0 < most < len(messages):
         return messages[: max(0, most)]
     text = f"There are {len(messages) - most} more messages like these; see `{COMMAND} list`."
-    return [*messages[:most], (messages[0][0], text, {})]
+    return [*messages[:most], (messages[most][0], text, {})]
 
 
 def fields_of(need: Need) -> dict[str, str]:
@@ -3901,7 +3907,7 @@ def screen_of(stream: IO[str] | None) -> Screen:
         return screen
     from shutil import get_terminal_size
 
-    has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    has_colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "", "dumb")
     return screen._replace(columns=get_terminal_size().columns, has_colours=has_colours)
 
 
@@ -3991,7 +3997,9 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
     for guest in record["guests"]:
         disks = guest["disks"] + guest["boot_files"]
         if not disks:
-            add(guest["name"], guest["start"], "-", "-" if guest["state"] == "ready" else guest["source"], guest)
+            is_ready = guest["state"] == State.READY.value
+            row = {**guest, "reason": "no disks"} if is_ready else guest
+            add(guest["name"], guest["start"], "-", "-" if is_ready else guest["source"], row)
         for disk in disks:
             add(guest["name"], guest["start"], disk["vdev"], disk["path"] or disk["target"] or "-", disk)
     return in_columns(rows, screen)
@@ -4081,14 +4089,15 @@ def cut(cell: str, columns: int) -> str:
     return cell
 
 
-def wrapped(text: str, columns: int) -> list[str]:
-    """The lines of a text of at most so many columns; of 0 columns, one line."""
+def wrapped(text: str, columns: int, indent: str = "") -> list[str]:
+    """The lines of a text of at most so many columns, from the second on indented; of 0 columns, one line."""
     if not columns or columns_of(text) <= columns:
         return [text]
     from textwrap import wrap
 
     # textwrap counts characters; where some are wide, lines of half as many fit.
-    return wrap(text, columns if columns_of(text) == len(text) else max(columns // 2, 1), break_on_hyphens=False)
+    width = columns if columns_of(text) == len(text) else max(columns // 2, len(indent) + 1)
+    return wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def columns_of(text: str) -> int:
@@ -5005,22 +5014,21 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
         by_file: dict[str, list[str]] = {}
         screen = screen_of(sys.stdout)
         for finding in (*errors, *warnings):
-            by_file.setdefault(finding.file, []).extend(lines_of_finding(finding, screen))
+            by_file.setdefault(finding.file, []).append(line_of_finding(finding))
         for file, texts in reversed(by_file.items()):
-            lines[:0] = [f"{screen.paint(printable(file or 'This host'), '1')}:", *texts]
+            head = [screen.paint(line, "1") for line in wrapped(printable(f"{file or 'This host'}:"), screen.columns)]
+            lines[:0] = head + [line for text in texts for line in wrapped(text, screen.columns, indent="    ")]
     show("\n".join(lines))
     return EXIT_USAGE if errors else EXIT_READY
 
 
-def lines_of_finding(finding: Finding, screen: Screen) -> list[str]:
-    """What there is about it below the name of the file."""
+def line_of_finding(finding: Finding) -> str:
+    """A line about it, below the name of the file."""
     about = [f"guest {finding.guest}"] if finding.guest else []
     about += [finding.vdev] if finding.vdev else []
     where = f"{', '.join(about)}: " if about else ""
     fix = f" (fix: {finding.fix})" if finding.fix else ""
-    text = f"{'error' if finding.is_error else 'warning'}: {where}{finding.problem}{fix}"
-    first, *more = wrapped(printable(text), max(screen.columns - 4, 0))
-    return [f"  {first}", *(f"    {line}" for line in more)]
+    return printable(f"  {'error' if finding.is_error else 'warning'}: {where}{finding.problem}{fix}")
 
 
 def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snapshot: Snapshot) -> int:
@@ -5052,7 +5060,8 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
             lost = {one["name"] for one in last["guests"] if State(one["state"]) in AWAITED}
             later = start_later(lost, patterns)
             head = f"{last['started']}: {last['result']} after {waited} of {timeout}{f' ({later})' if later else ''}"
-            text = "\n".join([*wrapped(head, screen.columns), *picture_of_last(last, screen)])
+            gap = [""] if screen.columns else []
+            text = "\n".join([*wrapped(head, screen.columns), *gap, *picture_of_last(last, screen)])
     except (OSError, ValueError, KeyError, TypeError) as error:
         journal.log(ERR, f"No wait recorded since boot ({LAST_WAIT}: {error_text(error)}).")
         return EXIT_USAGE

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
+import pty
 import re
 import select
 import signal
@@ -20,9 +22,10 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from heapq import heappop, heappush
 from itertools import count
@@ -184,7 +187,8 @@ class Host:
         specifications = [
             f"{disk},raw,{vdev(number)},rw" if "," not in str(disk) else disk for number, disk in enumerate(disks)
         ]
-        file.write_text(f'name = "{name}"\ndisk = {json.dumps([str(s) for s in specifications])}\n')
+        disks_in_file = json.dumps([str(s) for s in specifications], ensure_ascii=False)
+        file.write_text(f'name = "{name}"\ndisk = {disks_in_file}\n', encoding="utf-8")
         return file
 
     def configuration(self, name: str, text: str) -> Path:
@@ -238,6 +242,20 @@ class Host:
         """The command, run to its end."""
         return self.start(*arguments, prefix=prefix, program=program, options=options, **environment).end()
 
+    def show(self, *arguments: str, columns: int = 80, **environment: str) -> str:
+        """What the command shows on a terminal that is so wide."""
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        running = self.start(*arguments, options={"stdout": theirs}, **{"TERM": "xterm", **environment})
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the command has ended, and nobody has the terminal open
+            while select.select([ours], [], [], CAP)[0]:
+                shown += os.read(ours, 1 << 16)
+        os.close(ours)
+        running.end()
+        return text_of(shown).replace("\r\n", "\n")
+
     def list(self) -> dict[str, Any]:
         """What `list --json` says."""
         answer: dict[str, Any] = json.loads(self.run("list", "--json").output)
@@ -290,6 +308,7 @@ def program_with(change: str) -> list[str]:
 def clean_environment() -> dict[str, str]:
     """The environment without what would change messages or where they go."""
     ours = ("LOGLEVEL", "SYSTEMD_LOG_LEVEL", "NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONUNBUFFERED")
+    ours += ("COLUMNS", "NO_COLOR", "TERM")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     return {**environment, "PYTHONPATH": str(MODULE.parent)}
 
@@ -314,9 +333,9 @@ def vdev(number: int) -> str:
     return f"xvd{chr(97 + number)}" if number < 26 else f"d{number}p0"
 
 
-def texts(sentences: Sequence[str]) -> str:
-    """Sentences in one piece, for a test that wants to find something in any of them."""
-    return "\n".join(sentences)
+def texts(findings: Iterable[xwd.Finding]) -> str:
+    """What is said of all that is wrong, for a test that wants to find something in it."""
+    return "\n".join(finding.sentence() for finding in findings)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -111,7 +111,7 @@ def guest_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd
 
 def problem_of(guest: xwd.Guest) -> str:
     file = guest.domain.source
-    return texts(xwd.problems_of(xwd.Snapshot(guests={file: guest}))[file])
+    return texts(xwd.check_files(xwd.Snapshot(guests={file: guest})))
 
 
 @pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
@@ -131,10 +131,10 @@ def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
     assert error in guest.status.reason
     if error.startswith(OURS):
         assert guest.status.state is xwd.State.UNREADABLE
-        assert problem_of(guest) == f"{file}: {guest.status.reason}; it is ignored; not waiting for its disks."
+        assert problem_of(guest) == f"{file}: {guest.status.reason}; it is ignored."
     else:
         assert guest.status.state is xwd.State.REFUSED
-        assert problem_of(guest) == f"{file}: {guest.status.reason}; xl will reject it; not waiting for its disks."
+        assert problem_of(guest) == f"{file}: {guest.status.reason}; xl will reject it."
 
 
 @pytest.mark.parametrize("make", NOT_SAVED)
@@ -329,10 +329,9 @@ def test_a_directory_that_will_not_be_read_is_told_of_and_not_waited_for(
     found = snapshot(host)
     assert found.missing() == []
     reason = f"cannot be read: {os.strerror(number)}"
-    assert xwd.problems_of(found) == {
-        str(directory): [f"{directory}: {reason}; not waiting for the guests in it."]
-        for directory in (host.save, host.auto)
-    }
+    assert list(xwd.check_files(found)) == [
+        xwd.Finding(reason, is_error=True, file=str(directory)) for directory in (host.save, host.auto)
+    ]
 
 
 def test_guests_that_are_known_are_still_waited_for_while_their_directory_hangs(
@@ -460,8 +459,8 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     assert len(directory.files) == 3
     assert directory.files == sorted(directory.files)
     assert directory.warning == "holds more than 3 files; only 3 of them are looked at"
-    problems = xwd.problems_of(xwd.Snapshot({"/etc/xen/auto": directory}))
-    assert problems == {"/etc/xen/auto": [f"/etc/xen/auto: {directory.warning}."]}
+    (finding,) = xwd.check_files(xwd.Snapshot({"/etc/xen/auto": directory}))
+    assert finding == xwd.Finding(directory.warning, file="/etc/xen/auto")
     monkeypatch.setattr(xwd, "MAX_FILES", 5)
     assert xwd.list_directory(str(host.auto), xwd.Directory("auto"), "XENDOMAINS_AUTO", FACTS) == xwd.Directory(
         "auto", [f"{host.auto}/{name}.cfg" for name in "abcde"]

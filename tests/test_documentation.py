@@ -82,7 +82,7 @@ def test_every_exit_status_is_explained(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_every_environment_variable_is_explained() -> None:
     variables = set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", MODULE.read_text())) - {"TERM"}
-    variables |= set(re.findall(r'"(\w+)"', inspect.getsource(xwd.log_level)))
+    variables |= set(re.findall(r'"([A-Z_]+)"', inspect.getsource(xwd.log_level)))
     assert set(tags(section(COMMAND_PAGE, "ENVIRONMENT"))) == variables
 
 

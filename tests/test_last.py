@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeClock, Host, Journald, Result, clean_environment, wait_until, waiting
+from conftest import FakeClock, Host, Journald, Result, clean_environment, vdev, wait_until, waiting
 
 import xendomains_wait_disk as xwd
 
@@ -52,36 +52,33 @@ def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: FakeClock, las
     record = read(last)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", record.pop("started"))
     assert record.pop("boot_id") == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    found = [disk.pop("found_after") for disk in record["disks"]]
-    assert [found[1], found[2]] == [None, None] and 7 <= found[0] <= 8
-    none = {"reason": None, "hint": None}
+    db, web, zz = record.pop("guests")
+    found = [disk.pop("found_after") for guest in (db, web) for disk in guest["disks"]]
+    assert found[0] == found[2] and 7 <= found[0] <= 8
+    assert [found[1], found[3]] == [None, None]
     assert record == {
         "version": 1,
         "waited": 20,
         "timeout": 20,
         "result": "timeout",
-        "disks": [
-            {"path": f"{host.images}/b", "domains": ["db", "web"], "state": "ready", **none},
-            {"path": f"{host.images}/a", "domains": ["web"], "state": "ready", **none},
-            {
-                "path": f"{host.images}/c",
-                "domains": ["web"],
-                "state": "missing",
-                "reason": "does not exist",
-                "hint": None,
-            },
-        ],
-        "refused": [
-            {
-                "source": f"{host.auto}/zz",
-                "error": "line 1: syntax error near 'is', expected = or +=; xl will reject it",
-            },
-        ],
-        "guests": [
-            {"name": name, "source": f"{host.auto}/{file}", "start": "create", "start_reason": None}
-            for name, file in (("db", "db.cfg"), ("web", "web.cfg"), ("zz", "zz"))
-        ],
+        "directories": [],
     }
+    ready = {"state": "ready", "reason": None, "hint": None}
+    missing = {"state": "missing", "reason": "does not exist", "hint": None}
+    refused = {"state": "refused", "reason": "line 1: syntax error near 'is', expected = or +=", "hint": None}
+
+    def guest(name: str, file: str, state: dict[str, Any], **disks: dict[str, Any]) -> dict[str, Any]:
+        paths = [f"{host.images}/{disk}" for disk in disks]
+        rows = [
+            {"vdev": vdev(number), "target": path, "path": path, **row}
+            for number, (path, row) in enumerate(zip(paths, disks.values()))
+        ]
+        about = {"name": name, "kind": "auto", "source": f"{host.auto}/{file}", "start": "create"}
+        return {**about, **state, "disks": rows, "boot_files": []}
+
+    assert db == guest("db", "db.cfg", ready, b=ready)
+    assert web == guest("web", "web.cfg", missing, a=ready, b=ready, c=missing)
+    assert zz == guest("zz", "zz", refused)
 
 
 def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: FakeClock, last: Path) -> None:
@@ -89,14 +86,14 @@ def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: FakeClock, 
     clock.at(3, lambda: host.image("a"))
     clock.at(9, lambda: (host.images / "a").unlink())
     clock.wait(host, timeout=20)
-    assert [disk["found_after"] for disk in read(last)["disks"]] == [None, None]
+    assert [disk["found_after"] for disk in read(last)["guests"][0]["disks"]] == [None, None]
 
 
 def test_a_configuration_that_is_missing_in_the_end_is_in_the_record(host: Host, clock: FakeClock, last: Path) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     clock.wait(host, timeout=20)
-    (row,) = read(last)["disks"]
-    assert (row["path"], row["domains"], row["state"]) == (f"{host.auto}/web.cfg", ["web.cfg"], "missing")
+    (guest,) = read(last)["guests"]
+    assert (guest["source"], guest["name"], guest["state"]) == (f"{host.auto}/web.cfg", "web.cfg", "missing")
 
 
 @pytest.mark.parametrize("present", [True, False])
@@ -165,12 +162,12 @@ def test_last_shows_it_as_a_table(host: Host, clock: FakeClock, last: Path) -> N
     head, *rows = result.output.splitlines()
     assert result.status == xwd.EXIT_TIMED_OUT
     assert head.endswith(": timeout after 1min 30s of 1min 30s (start it later with: xendomains-wait-disk start web)")
-    assert rows[1].endswith(("  7s", "  8s"))
+    assert rows[-1].startswith(("7s", "8s"))
     assert [re.split("  +", row) for row in rows] == [
-        ["DISK", "DOMAINS", "STATE", "FOUND AFTER", "REASON"],
-        [f"{host.images}/a", "web", "ready", rows[1][-2:]],
-        [f"{host.images}/b", "web", "missing", "does not exist"],
-        [f"{host.auto}/zz", "-", "not started", "line 1: syntax error near 'is', expected = or +=; xl will reject it"],
+        ["AFTER", "DISK", "GUESTS", "STATE"],
+        ["-", f"{host.images}/b", "web", "missing", "does not exist"],
+        ["-", f"{host.auto}/zz", "zz", "refused", "line 1: syntax error near 'is', expected = or +="],
+        [rows[-1][:2], f"{host.images}/a", "web", "ready"],
     ]
 
 
@@ -182,13 +179,13 @@ def test_last_prints_it_for_programs(host: Host, run: Path) -> None:
     assert json.loads(result.output) == read(run / "last.json")
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"disks": 1, "refused": []}', "\udcff"])
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"guests": 1, "directories": []}', "\udcff"])
 def test_last_says_so_if_there_is_no_record(host: Host, run: Path, text: str | None) -> None:
     if text is not None:
         (run / "last.json").write_text(text, errors="surrogateescape")
     result = show(host, run)
     assert result.status == xwd.EXIT_USAGE
-    assert result.messages.startswith(f"{run}/last.json, which a wait leaves at its end, cannot be read (")
+    assert result.messages.startswith(f"No wait recorded since boot ({run}/last.json: ")
 
 
 # The message that sums it up
@@ -269,7 +266,7 @@ def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.configuration("zz", "what is this\n")
     assert host.run("list").status == xwd.EXIT_USAGE
-    assert [domain["refused"] for domain in host.list()["domains"]] == [False, True]
+    assert [guest["state"] for guest in host.list()["guests"]] == ["ready", "refused"]
     host.guest("db", host.images / "b")
     assert host.run("list").status == xwd.EXIT_USAGE
 
@@ -286,14 +283,14 @@ def test_only_the_guests_that_are_asked_for_count(host: Host, name: str) -> None
     listed = host.run("list", name)
     assert (listed.status, len(listed.output.splitlines())) == (xwd.EXIT_READY, 2)
     checked = host.run("check", name)
-    assert checked.output == "Nothing is wrong in the configuration of 1 guest with 1 disk.\n"
+    assert checked.output == "No problems found (1 guest with 1 disk).\n"
 
 
 def test_the_saved_and_the_configured_form_of_a_guest_have_one_name(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.saved("web", host.image("b"))
     answer = json.loads(host.run("list", "--json", "web").output)
-    assert [domain["kind"] for domain in answer["domains"]] == ["saved", "auto"]
+    assert [guest["kind"] for guest in answer["guests"]] == ["saved", "auto"]
 
 
 @pytest.mark.parametrize("command", ["wait", "list", "check"])

@@ -29,76 +29,80 @@ def test_json_has_exactly_the_documented_form(host: Host) -> None:
     host.guest("web", host.image("a"), host.images / "b", host.images, "backend=storage,vdev=xvdz,target=/dev/x")
     broken = host.configuration("zz.cfg", 'name="zz"\ndisk=["/dev/x"\n')
     saved = host.saved("old", host.image("c"))
+    ready, missing = status("ready"), status("missing", "does not exist")
+    no_disk = status("not-ready", "is a directory, neither a block device nor a regular file")
     assert host.list() == {
         "version": 1,
         "ready": False,
-        "domains": [
+        "guests": [
             {
                 "name": "old",
+                "kind": "saved",
                 "source": str(saved),
                 "start": "restore",
-                "start_reason": None,
-                "kind": "saved",
-                "error": None,
-                "refused": False,
-                "disks": [disk("xvda", host.images / "c", "ready", None)],
+                **ready,
+                "disks": [disk("xvda", host.images / "c", ready)],
+                "boot_files": [],
             },
             {
                 "name": "web",
+                "kind": "auto",
                 "source": str(host.auto / "web.cfg"),
                 "start": "create",
-                "start_reason": None,
-                "kind": "auto",
-                "error": None,
-                "refused": False,
+                **missing,
                 "disks": [
-                    disk("xvda", host.images / "a", "ready", None),
-                    disk("xvdb", host.images / "b", "missing", "does not exist"),
-                    disk("xvdc", host.images, "not-ready", "is a directory, neither a block device nor a regular file"),
-                    {
-                        "vdev": "xvdz",
-                        "target": "/dev/x",
-                        "path": None,
-                        "state": "skipped",
-                        "reason": "the driver domain storage holds it",
-                        "hint": None,
-                    },
+                    disk("xvda", host.images / "a", ready),
+                    disk("xvdb", host.images / "b", missing),
+                    disk("xvdc", host.images, no_disk),
+                    {"vdev": "xvdz", "target": "/dev/x", "path": None, **status("skipped", ANY)},
                 ],
+                "boot_files": [],
             },
             {
                 "name": "zz.cfg",
+                "kind": "auto",
                 "source": str(broken),
                 "start": "create",
-                "start_reason": None,
-                "kind": "auto",
-                "error": "line 3: syntax error near the end of the file, expected , or ]",
-                "refused": True,
+                **status("refused", "line 3: syntax error near the end of the file, expected , or ]"),
                 "disks": [],
+                "boot_files": [],
             },
         ],
         "directories": [],
     }
 
 
-def disk(vdev: str, path: Path, state: str, reason: str | None) -> dict[str, str | None]:
-    return {"vdev": vdev, "target": str(path), "path": str(path), "state": state, "reason": reason, "hint": None}
+def status(state: str, reason: str | None = None) -> dict[str, Any]:
+    return {"state": state, "reason": reason, "hint": None}
+
+
+def disk(vdev: str, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    return {"vdev": vdev, "target": str(path), "path": str(path), **state}
+
+
+def test_what_a_guest_boots_from_is_not_among_its_disks(host: Host) -> None:
+    (host.auto / "web").write_text(f'name="web"\nkernel="{host.image("vmlinuz")}"\ndisk=["{host.image("a")},,xvda"]\n')
+    (guest,) = host.list()["guests"]
+    assert [one["vdev"] for one in guest["disks"]] == ["xvda"]
+    assert [one["vdev"] for one in guest["boot_files"]] == ["kernel"]
 
 
 def test_a_reason_comes_with_a_command_that_helps_in_the_last_message_and_where_more_is_asked_for(host: Host) -> None:
     host.guest("web", "/dev/zvol/no-such-pool/web")
     reason, hint = "ZFS pool no-such-pool is not imported", "zpool import no-such-pool"
     messages = host.run("--timeout", "0").messages
-    assert f"/dev/zvol/no-such-pool/web for web is still missing: {reason} (try: {hint})\n" in messages
+    assert f"/dev/zvol/no-such-pool/web for web is missing: {reason}; try: {hint}\n" in messages
     assert f"missing  {reason}\n" in host.run("list").output
-    assert f"missing  {reason} (try: {hint})\n" in host.run("list", "-v").output
-    assert host.list()["domains"][0]["disks"][0]["hint"] == hint
+    assert f"missing  {reason}; try: {hint}\n" in host.run("list", "-v").output
+    assert host.list()["guests"][0]["disks"][0]["hint"] == hint
 
 
 def test_a_link_that_dangles_is_shown_as_something_to_wait_for(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     answer = host.list()
     assert answer["ready"] is False
-    assert answer["domains"][0]["error"] == "is a link to /nowhere/web.cfg, which does not exist"
+    assert answer["guests"][0]["state"] == "missing"
+    assert answer["guests"][0]["reason"] == "is a link to /nowhere/web.cfg, which does not exist"
     assert re.search(r"^web.cfg +create +- +\S+/web.cfg +missing +is a link to", host.run("list").output, re.M)
 
 
@@ -109,18 +113,18 @@ def test_a_directory_that_cannot_be_read_yet_is_shown_as_one(host: Host) -> None
     assert host.list() == {
         "version": 1,
         "ready": False,
-        "domains": [],
-        "directories": [{"path": str(host.auto), "kind": "auto", "state": "missing", "reason": reason}],
+        "guests": [],
+        "directories": [{"path": str(host.auto), "kind": "auto", **status("missing", reason)}],
     }
     assert re.search(rf"^- +- +- +{host.auto} +missing +{reason}$", host.run("list").output, re.M)
 
 
-def test_the_table_shows_domains_disks_and_states(host: Host) -> None:
+def test_the_table_shows_guests_disks_and_states(host: Host) -> None:
     host.guest("web", host.image("a"), host.images / "b")
     host.guest("idle")
     lines = host.run("list").output.splitlines()
-    assert lines[0].split() == ["DOMAIN", "START", "VDEV", "DISK", "STATE", "REASON"]
-    assert lines[1].split() == ["idle", "create", "-", "-", "no", "disks"]
+    assert lines[0].split() == ["GUEST", "START", "VDEV", "DISK", "STATE", "REASON"]
+    assert lines[1].split() == ["idle", "create", "-", "-", "ready", "no", "disks"]
     assert lines[2].split() == ["web", "create", "xvda", f"{host.images}/a", "ready"]
     assert lines[3].split() == ["web", "create", "xvdb", f"{host.images}/b", "missing", "does", "not", "exist"]
 
@@ -162,7 +166,7 @@ def test_a_configuration_that_xl_refuses_is_told_of_and_does_not_hold_the_boot(h
     assert result.status == xwd.EXIT_READY
     assert result.messages == (
         f"{file}: line 2: syntax error near 'os', expected = or +=; import is a leftover of xm: "
-        "xl does not run Python; xl will reject it; not waiting for its disks.\n"
+        "xl does not run Python; xl will reject it.\n"
     )
 
 
@@ -197,7 +201,7 @@ def test_a_wrong_level_in_the_environment_is_told_of(host: Host) -> None:
 def test_quiet_says_only_what_is_missing_in_the_end(host: Host) -> None:
     host.guest("web", host.images / "a")
     assert host.run("-q", "--timeout", "0").messages == (
-        f"{host.images}/a for web is still missing: does not exist\n"
+        f"{host.images}/a for web is missing: does not exist\n"
         "These guests will probably not come up: web (start it later with: xendomains-wait-disk start web).\n"
     )
 
@@ -214,7 +218,7 @@ def test_the_journal_gets_messages_with_fields(host: Host, journald: Journald) -
     about = {"DISK": f"{host.images}/a", "DOMAIN": "web", "STATE": "missing", "REASON": "does not exist", "HINT": ""}
     assert journald.entries() == [
         {
-            "MESSAGE": f"{host.images}/a for web is still missing: does not exist",
+            "MESSAGE": f"{host.images}/a for web is missing: does not exist",
             "PRIORITY": "3",
             **always,
             **about,
@@ -246,7 +250,7 @@ def test_the_journal_is_told_of_wrong_settings(host: Host, journald: Journald) -
     host.configure("timeout = soon")
     journald.start().end()
     entry = journald.entry()
-    assert entry["MESSAGE"].startswith(f"{host.conf}: timeout is not a time span: 'soon'")
+    assert entry["MESSAGE"].startswith(f"{host.conf}: line 1: timeout is not a time span: 'soon'")
     assert (entry["PRIORITY"], entry["MESSAGE_ID"]) == ("3", xwd.MESSAGE_SETTINGS)
 
 
@@ -388,7 +392,7 @@ class SlowReader:
 
 
 def test_whatever_messages_cost_the_timeout_holds_to_within_a_second(host: Host, clock: FakeClock) -> None:
-    host.guest("web", *(host.images / str(number) for number in range(400)))
+    host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with a reason of its own
     reader = SlowReader(clock, 0.05)
     settings = xwd.Settings(timeout=3.0)
     assert xwd.wait_for_disks(host.watcher(clock, settings), reader.journal(clock), clock.now()) == xwd.EXIT_TIMED_OUT
@@ -400,7 +404,7 @@ def test_whatever_messages_cost_the_timeout_holds_to_within_a_second(host: Host,
 
 
 def test_whatever_messages_cost_a_signal_ends_it_within_a_second(host: Host, clock: FakeClock) -> None:
-    host.guest("web", *(host.images / str(number) for number in range(400)))
+    host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with a reason of its own
     reader = SlowReader(clock, 0.05)
     clock.take_signals()
     clock.at(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -416,8 +420,8 @@ def test_whatever_messages_cost_a_signal_ends_it_within_a_second(host: Host, clo
 def test_a_signal_ends_what_waits_for_a_reader(host: Host, command: str) -> None:
     host.configure("nonsense = yes")
     with full_pipe() as (_, writing):
-        running = host.start(command, options={"stderr": writing})
-        wait_until(lambda: "poll" in Path(f"/proc/{running.pid}/wchan").read_text())
+        running = host.start(command, options={"stdout": writing})
+        wait_until(lambda: "pipe" in Path(f"/proc/{running.pid}/wchan").read_text())
         running.signal(signal.SIGTERM)
         assert running.end().status == -signal.SIGTERM
 
@@ -427,13 +431,13 @@ def test_check_waits_for_a_reader_who_is_slow(host: Host) -> None:
         host.configuration(f"{number}.cfg", "what is this\n")
     messages = []
     with full_pipe() as (reading, writing):
-        running = host.start("check", options={"stderr": writing})
-        wait_until(lambda: "poll" in Path(f"/proc/{running.pid}/wchan").read_text())
+        running = host.start("check", options={"stdout": writing})
+        wait_until(lambda: "pipe" in Path(f"/proc/{running.pid}/wchan").read_text())
         while running.process.poll() is None:
             messages.append(read_all(reading))
         messages.append(read_all(reading))
     assert running.end().status == xwd.EXIT_USAGE
-    assert "".join(messages).count(".cfg: line 1: ") == 3
+    assert "".join(messages).count("  error: line 1: ") == 3
 
 
 @pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
@@ -450,19 +454,19 @@ def test_other_closed_streams_do_not_matter(host: Host, closed: str) -> None:
         assert (result.status, result.messages) == (xwd.EXIT_READY, "")
 
 
-@pytest.mark.parametrize(("command", "stream"), [("list", "stdout"), ("wait", "stderr")])
-def test_a_reader_may_leave_early(host: Host, command: str, stream: str) -> None:
+@pytest.mark.parametrize(("arguments", "stream"), [(["list"], "stdout"), (["wait", "--timeout", "0"], "stderr")])
+def test_a_reader_may_leave_early(host: Host, arguments: list[str], stream: str) -> None:
     host.guest("web", host.images / "a")
     ours, theirs = os.pipe()
     os.close(ours)
-    result = host.run(command, "--timeout", "0", options={stream: theirs})
+    result = host.run(*arguments, options={stream: theirs})
     os.close(theirs)
     assert (result.status, result.messages) == (xwd.EXIT_TIMED_OUT, "")
 
 
 def test_output_that_cannot_be_written_is_told_of(host: Host) -> None:
     result = host.run("list", prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
-    assert result.status == xwd.EXIT_TIMED_OUT
+    assert result.status == xwd.EXIT_USAGE
     assert result.messages == "xendomains-wait-disk: the output cannot be written: No space left on device.\n"
 
 
@@ -510,13 +514,24 @@ def test_reminders_come_with_doubling_gaps(clock: FakeClock, reported: Reported)
     assert said_at == [0, 5, 15, 35, 75, 155]
 
 
-def test_reminders_are_grouped_by_reason(clock: FakeClock, reported: Reported) -> None:
-    reasons = {"a": "does not exist", "b": "does not exist", "c": "md array is inactive"}
-    reported.report(**reasons)
+def test_what_is_waited_for_is_grouped_by_reason_at_first_and_in_reminders(
+    clock: FakeClock, reported: Reported
+) -> None:
+    reasons = {**dict.fromkeys("abcd", "does not exist"), "e": "md array is inactive"}
+    assert reported.report(**reasons) == [
+        "waiting for 4 disks of 4 guests: does not exist",
+        "still waiting for /e for e... (md array is inactive)",
+    ]
     clock.seconds += 5
     assert reported.report(**reasons) == [
-        "still waiting for 2 disks of 2 guests: does not exist",
-        "still waiting for /c for c... (md array is inactive)",
+        "still waiting for 4 disks of 4 guests: does not exist",
+        "still waiting for /e for e... (md array is inactive)",
+    ]
+
+
+def test_up_to_three_disks_of_one_cause_are_named_in_the_words_of_the_script_of_2017(reported: Reported) -> None:
+    assert reported.report(a="does not exist", b="does not exist", c="does not exist") == [
+        f"still waiting for /{name} for {name}... (does not exist)" for name in "abc"
     ]
 
 
@@ -541,10 +556,10 @@ def test_a_configuration_that_always_changes_is_told_of_once_between_two_reminde
 
 
 def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(reported: Reported) -> None:
-    said = reported.report(**{f"g{number}": "does not exist" for number in range(1100)})
+    others = {f"g{number}": f"reason {number}" for number in range(1100)}
+    said = reported.report(**others)
     assert len(said) == xwd.MAX_LINES + 1
     assert said[-1] == ("There are 100 more messages like these; see `xendomains-wait-disk list`.")
-    others = {f"g{number}": "does not exist" for number in range(1100)}
     assert reported.report(**others, new="does not exist") == []
     del others["g0"]
     assert reported.report(**others, new="does not exist") == ["/g0 is no longer needed (after 0 seconds)"]
@@ -561,22 +576,22 @@ def test_names_cannot_forge_messages_or_send_escapes_to_the_terminal(host: Host)
     (host.auto / "web.cfg").write_text(
         f'name="{evil}"\ndisk=["/no/a\\tb\x1b]0;x\x07,raw,xvda"]\n'.replace("\n<", "\\n<")
     )
-    for output in (host.run("--timeout", "0").messages, host.run("list").output, host.run("check").messages):
+    for output in (host.run("--timeout", "0").messages, host.run("list").output, host.run("check").output):
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", output)
         assert not re.search(r"^<0>", output, re.M)
     assert r"web\n<0>all is well\x1b[2J" in host.run("list").output
-    assert host.list()["domains"][0]["name"] == evil
+    assert host.list()["guests"][0]["name"] == evil
 
 
 def test_bytes_that_are_no_utf8_are_shown_as_escapes(host: Host) -> None:
     file = Path(os.fsdecode(os.fsencode(host.auto) + b"/b\xfcro.cfg"))
     file.write_bytes(b'name="b\xfcro"\ndisk=["/no/b\xfcro.img,raw,xvda"]\nxen_platform_pci = nonsense\n')
     os.utime(file, (0, 0))
-    assert rf"{host.auto}/b\xfcro.cfg: line 3: " in host.run("check").messages
+    assert rf"{host.auto}/b\xfcro.cfg:" in host.run("check").output
     file.write_bytes(b'name="b\xfcro"\ndisk=["/no/b\xfcro.img,raw,xvda"]\n')
     assert r"/no/b\xfcro.img" in host.run("list").output
-    assert host.list()["domains"][0]["name"] == r"b\xfcro"
-    assert r"/no/b\xfcro.img for b\xfcro is still missing: does not exist" in host.run("--timeout", "0").messages
+    assert host.list()["guests"][0]["name"] == r"b\xfcro"
+    assert r"/no/b\xfcro.img for b\xfcro is missing: does not exist" in host.run("--timeout", "0").messages
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8", "xx", "tr_TR.UTF-8", "en_US.ISO-8859-1"])
@@ -587,7 +602,7 @@ def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> No
     host.configuration("bücher.cfg", f'name="bücher"\ndisk={disks}\n')
     (directory / "a").write_text("x")
     environment: dict[str, Any] = {"LC_ALL": locale, "LANG": locale, "PYTHONUTF8": "", "PYTHONCOERCECLOCALE": ""}
-    domain = json.loads(host.run("list", "--json", **environment).output)["domains"][0]
+    domain = json.loads(host.run("list", "--json", **environment).output)["guests"][0]
     assert domain["name"] == "bücher"
     assert [(d["path"], d["state"]) for d in domain["disks"]] == [
         (f"{directory}/a", "ready"),
@@ -595,7 +610,7 @@ def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> No
     ]
     assert "missing" in host.run("list", **environment, PYTHONIOENCODING="ascii").output
     messages = host.run("--timeout", "0", **environment, PYTHONIOENCODING="utf-8").messages
-    assert f"{directory}/b for bücher is still missing: does not exist\n" in messages
+    assert f"{directory}/b for bücher is missing: does not exist\n" in messages
 
 
 def test_an_interrupted_list_says_nothing(host: Host) -> None:

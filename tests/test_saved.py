@@ -194,7 +194,7 @@ def test_a_huge_memory_image_is_not_read(host: Host) -> None:
 
 def test_a_saved_domains_disk_is_waited_for(host: Host) -> None:
     host.saved("web", host.images / "web")
-    assert [(d["name"], d["kind"], d["disks"][0]["state"]) for d in host.list()["domains"]] == [
+    assert [(d["name"], d["kind"], d["disks"][0]["state"]) for d in host.list()["guests"]] == [
         ("web", "saved", "missing")
     ]
 
@@ -202,4 +202,4 @@ def test_a_saved_domains_disk_is_waited_for(host: Host) -> None:
 def test_saved_domains_come_before_the_others_as_xendomains_starts_them(host: Host, tmp_path: Path) -> None:
     host.guest("auto", host.image("a"))
     host.saved("saved", host.image("b"))
-    assert [domain["kind"] for domain in host.list()["domains"]] == ["saved", "auto"]
+    assert [domain["kind"] for domain in host.list()["guests"]] == ["saved", "auto"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,17 @@ def schema(command: str) -> Any:
     return strict(json.loads((SCHEMAS / f"{command}.schema.json").read_text()))
 
 
-def validate(host: Host, *arguments: str) -> Any:
+def fields(part: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields that a schema describes, also those of the records in lists."""
+    for key, one in {**part.get("properties", {}), **part.get("$defs", {})}.items():
+        if key in part.get("properties", {}):
+            yield f"{name}.{key}", one
+        yield from fields(one.get("items", one), f"{name}.{key}")
+
+
+def validate(host: Host, *arguments: str, **environment: str) -> Any:
     """What a command prints, which its schema allows."""
-    printed = json.loads(host.run(*arguments, "--json", RUNTIME_DIRECTORY=str(host.root)).output)
+    printed = json.loads(host.run(*arguments, "--json", RUNTIME_DIRECTORY=str(host.root), **environment).output)
     jsonschema.Draft202012Validator(schema(arguments[0])).validate(printed)
     return printed
 
@@ -48,6 +57,7 @@ def troubled(host: Host) -> Host:
     host.guest("db", "/dev/zvol/no-such-pool/db", "/dev/sdz", host.images / "a")
     host.saved("old", host.image("c"))
     host.configuration("broken", "what is this\n")
+    host.guest("fine", host.image("d"), ",,hdc:cdrom,r")
     shutil.copy(host.auto / "db.cfg", host.auto / "db.cfg.bak")
     (host.auto / "dangling").symlink_to("/nowhere")
     (host.auto / "pv").write_text('name="p\\tv"\nkernel="/nowhere/vmlinuz"\n')
@@ -57,7 +67,12 @@ def troubled(host: Host) -> Host:
 @pytest.mark.parametrize("command", ["list", "check", "last", "start"])
 def test_a_schema_is_one(command: str) -> None:
     jsonschema.Draft202012Validator.check_schema(schema(command))
-    assert schema(command)["properties"]["version"] == {"const": xwd.JSON_VERSION}
+    assert schema(command)["properties"]["version"]["const"] == xwd.JSON_VERSION
+
+
+@pytest.mark.parametrize("command", ["list", "check", "last", "start"])
+def test_a_schema_describes_each_field(command: str) -> None:
+    assert [name for name, one in fields(schema(command)) if not one.get("description", "").endswith(".")] == []
 
 
 @pytest.mark.promise("The JSON has a schema")
@@ -69,7 +84,7 @@ def test_what_is_printed_is_what_the_schema_allows(troubled: Host, command: str)
 
 def test_what_is_printed_where_nothing_is_wrong_as_well(host: Host) -> None:
     host.run(RUNTIME_DIRECTORY=str(host.root))
-    assert validate(host, "list") == {"version": 1, "ready": True, "domains": [], "directories": []}
+    assert validate(host, "list") == {"version": 1, "ready": True, "guests": [], "directories": []}
     assert validate(host, "check", "--reboot") == {"version": 1, "ok": True, "findings": []}
     assert validate(host, "last")["result"] == "ready"
 
@@ -80,16 +95,22 @@ def test_a_directory_that_cannot_be_read_as_well(host: Host) -> None:
     host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root))
     assert len(validate(host, "list")["directories"]) == 1
     assert len(validate(host, "check")["findings"]) == 1
-    assert len(validate(host, "last")["disks"]) == 1
+    assert len(validate(host, "last")["directories"]) == 1
 
 
 def test_a_schema_has_no_name_that_is_never_printed(troubled: Host) -> None:
-    troubled.run("--timeout", "0", RUNTIME_DIRECTORY=str(troubled.root))
-    troubled.configure("timeout = soon")
     troubled.save.rename(troubled.root / "elsewhere")
-    troubled.save.symlink_to("/nowhere")
+    answers: dict[str, list[Any]] = {command: [] for command in ("list", "check", "last")}
+    for place in ("/nowhere", "/dev/zvol/no-such-pool/save"):
+        troubled.save.unlink(missing_ok=True)
+        troubled.save.symlink_to(place)
+        troubled.run("--timeout", "0", RUNTIME_DIRECTORY=str(troubled.root))
+        for command, printed in answers.items():
+            printed.append(validate(troubled, command, LOGLEVEL="loud"))
 
     def check(part: Any, printed: list[Any]) -> None:
+        if "$ref" in part:
+            needed.extend(printed)
         for name, one in part.get("properties", {}).items():
             values = [value[name] for value in printed]
             items = [item for value in values if isinstance(value, list) for item in value]
@@ -98,12 +119,13 @@ def test_a_schema_has_no_name_that_is_never_printed(troubled: Host) -> None:
         if "enum" not in part and isinstance(part.get("type"), list):
             assert {None} < set(printed), part
 
-    for command in ("list", "check", "last"):
-        printed = [validate(troubled, command)]
+    for command, printed in answers.items():
         part = schema(command)
-        if command == "last":  # nothing is found in no time
-            part["properties"]["disks"]["items"]["properties"].pop("found_after")
+        needed: list[Any] = []
         check(part, printed)
+        for one in part.get("$defs", {}).values():
+            one["properties"].pop("found_after", None)  # nothing is found in no time
+            check(one, needed)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -337,7 +337,7 @@ def test_a_name_that_is_not_that_of_a_guest_starts_nothing(late: StartHost) -> N
     late.guest("web", late.image("web"))
     result = late.late("web", "wbe").end()
     assert (result.status, late.calls()) == (xwd.EXIT_USAGE, [])
-    assert result.messages == "'wbe' is not a guest that starts at boot (did you mean web?).\n"
+    assert result.messages == "xendomains-wait-disk: 'wbe' is not a guest that starts at boot (did you mean web?).\n"
 
 
 def test_what_cannot_be_read_yet_is_not_meant_where_the_name_is_known(late: StartHost, start: Start) -> None:
@@ -862,7 +862,7 @@ def test_a_file_system_that_hangs_holds_up_no_other_guest(late: StartHost) -> No
 def test_who_is_not_root_is_told(late: StartHost) -> None:
     result = late.late(change="m.os.geteuid = lambda: 1000").end()
     assert result.status == xwd.EXIT_USAGE
-    assert result.messages == "start must be run as root, because xl must.\n"
+    assert result.messages == "xendomains-wait-disk: start must be run as root, because xl must.\n"
 
 
 @pytest.mark.parametrize("without", ["xl", "hypervisor"])
@@ -874,14 +874,16 @@ def test_without_xl_or_xen_it_says_so(late: StartHost, without: str) -> None:
         (late.root / "no-xen").touch()
     result = late.late().end()
     assert result.status == xwd.EXIT_USAGE
-    assert result.messages.startswith("`xl list` fails, so no guest can be started (is xl installed, ")
+    assert result.messages.startswith(
+        "xendomains-wait-disk: `xl list` fails, so no guest can be started (is xl installed, "
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["list", "--dry-run"], "--dry-run and --wait go with start"),
-        (["wait", "--wait"], "--dry-run and --wait go with start"),
+        (["list", "--dry-run"], "unrecognized arguments: --dry-run"),
+        (["wait", "--wait"], "unrecognized arguments: --wait"),
         (["start", "--dry-run", "--wait"], "--dry-run does not wait"),
         (["start", "--wait=soon"], "is not a time span: 'soon'"),
     ],
@@ -922,18 +924,18 @@ def test_json_has_one_record_a_guest(late: StartHost) -> None:
         "guests": [
             {
                 "name": "a",
+                "kind": "auto",
                 "source": str(file),
                 "start": "create",
-                "start_reason": None,
                 "result": "started",
                 "reason": None,
                 "command": f"xl create --quiet --defconfig {file}",
             },
             {
                 "name": "b",
+                "kind": "auto",
                 "source": str(other),
                 "start": "create",
-                "start_reason": None,
                 "result": "waiting",
                 "reason": f"{late.images}/b (does not exist)",
                 "command": f"xl create --quiet --defconfig {other}",

@@ -85,7 +85,7 @@ def test_a_timeout_of_0_looks_once_and_takes_no_time(host: Host, clock: FakeCloc
     host.guest("web", host.images / "a")
     result = clock.wait(host, timeout=0)
     assert (result.status, clock.seconds) == (xwd.EXIT_TIMED_OUT, 0)
-    assert f"{host.images}/a for web is still missing: does not exist\n" in result.messages
+    assert f"{host.images}/a for web is missing: does not exist\n" in result.messages
 
 
 def test_the_disk_that_comes_in_the_last_moment_counts(host: Host, clock: FakeClock) -> None:
@@ -341,7 +341,7 @@ def test_a_configuration_that_does_not_answer_is_waited_for_and_holds_no_other(h
 def test_a_settings_file_that_hangs_does_not_outlast_the_timeout(host: Host) -> None:
     host.settings.write_text("sleep 1000\n")
     with host.start("--timeout", "0") as running:
-        running.wait_for(f"{host.settings} was not read within 500ms; waiting for the guests in ")
+        running.wait_for(f"{host.settings}: was not read within 500ms; waiting for the guests in ")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

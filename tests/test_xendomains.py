@@ -73,7 +73,7 @@ def test_directories_may_hold_any_character(sysconfig: Path, directory: str) -> 
 def test_unset_and_empty_variables_mean_no_guests(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, text)
     assert (xendomains.auto, xendomains.save) == ("", "")
-    assert problems == f"{sysconfig} names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none."
+    assert problems == f"{sysconfig}: names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none."
 
 
 def test_variables_of_the_environment_do_not_count(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_saved_domains_are_not_restored_wherever_they_are_if_xendomains_does_not
 def test_a_syntax_error_is_named_with_its_line_and_what_comes_before_counts(sysconfig: Path) -> None:
     xendomains, problems = read(sysconfig, f"{ALL}if then\nXENDOMAINS_AUTO=/later\n")
     assert xendomains.auto == "/etc/xen/auto"
-    assert f"{sysconfig} has a syntax error (line 3: syntax error near unexpected token `then')" in problems
+    assert f"{sysconfig}: has a syntax error (line 3: syntax error near unexpected token `then')" in problems
 
 
 @pytest.mark.parametrize("last", ["false", "return 3", "/nowhere/command", "readonly x=1; x=2"])
@@ -162,7 +162,7 @@ def test_how_a_file_ends_does_not_matter(sysconfig: Path, last: str) -> None:
 def test_a_file_that_ends_the_shell_is_told_of_and_xens_defaults_are_taken(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n" + text)
     assert xendomains.auto == "/etc/xen/auto"
-    assert f"{sysconfig} makes the shell that sources it exit; waiting for the guests in /etc/xen/auto" in problems
+    assert f"{sysconfig}: makes the shell that sources it exit; waiting for the guests in /etc/xen/auto" in problems
 
 
 @pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
@@ -183,7 +183,7 @@ def test_a_file_that_hangs_is_told_of_and_left(host: Host, text: str) -> None:
     result = host.run()
     assert result.status == xwd.EXIT_READY
     assert result.messages == (
-        f"{host.settings} was not read within 500ms; waiting for the guests in {host.auto} and {host.save} instead.\n"
+        f"{host.settings}: was not read within 500ms; waiting for the guests in {host.auto} and {host.save} instead.\n"
     )
 
 
@@ -223,7 +223,7 @@ def test_it_gets_no_input_and_its_output_is_dropped(sysconfig: Path, capfd: pyte
 def test_a_process_left_behind_does_not_hold_us(host: Host) -> None:
     host.settings.write_text(f"sleep 600 &\n{host.settings.read_text()}")
     host.guest("web", host.image("web"))
-    assert [domain["name"] for domain in host.list()["domains"]] == ["web"]
+    assert [domain["name"] for domain in host.list()["guests"]] == ["web"]
 
 
 @pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
@@ -235,13 +235,13 @@ def test_output_without_end_does_not_hold_us(host: Host) -> None:
 def test_a_file_that_prints_more_than_directories_are_long_is_told_of(sysconfig: Path) -> None:
     xendomains, problems = read(sysconfig, f"printf -v XENDOMAINS_AUTO '/%0{xwd.MAX_CONFIGURATION}d' 0\n")
     assert xendomains.auto == xwd.DEFAULT_AUTO
-    assert f"{sysconfig} makes bash print more than 131072 bytes" in problems
+    assert f"{sysconfig}: makes bash print more than 131072 bytes" in problems
 
 
 def test_a_file_that_is_too_large_is_told_of(sysconfig: Path) -> None:
     xendomains, problems = read(sysconfig, ALL + "# \n" * xwd.MAX_CONFIGURATION)
     assert xendomains.auto == xwd.DEFAULT_AUTO
-    assert f"{sysconfig} is too large for a configuration: more than 131072 bytes" in problems
+    assert f"{sysconfig}: is too large for a configuration: more than 131072 bytes" in problems
 
 
 def ignore_children() -> None:
@@ -272,12 +272,10 @@ def test_a_file_that_others_may_write_counts_and_is_warned_of(sysconfig: Path, m
     read(sysconfig, ALL)
     sysconfig.chmod(mode)
     os.chown(sysconfig, owner, -1)
-    xendomains, problems = read_first(sysconfig)
-    assert xendomains.auto == "/etc/xen/auto"
-    assert problems == ""
-    assert xendomains.warning == (
-        f"{sysconfig}: {why.format(sysconfig)}; xendomains runs it as root anyway, so its settings are used."
-    )
+    xendomains, findings = xwd.read_xendomains(xwd.Settings(xendomains=(str(sysconfig),)), xwd.Clock(), CAP)
+    problem = f"{why.format(sysconfig)}; xendomains runs it as root anyway, so its settings are used"
+    assert xendomains and xendomains.auto == "/etc/xen/auto"
+    assert findings == [xwd.Finding(problem, file=str(sysconfig))]
 
 
 def test_the_boot_is_warned_of_settings_that_others_may_write(host: Host) -> None:
@@ -291,7 +289,7 @@ def test_the_boot_is_warned_of_settings_that_others_may_write(host: Host) -> Non
 def test_a_directory_in_its_place_is_told_of(tmp_path: Path) -> None:
     xendomains, problems = read_first(tmp_path)
     assert xendomains.auto == xwd.DEFAULT_AUTO
-    assert f"{tmp_path} is a directory, not a regular file; waiting for the guests in /etc/xen/auto" in problems
+    assert f"{tmp_path}: is a directory, not a regular file; waiting for the guests in /etc/xen/auto" in problems
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES])
@@ -317,7 +315,7 @@ def test_a_file_that_is_there_in_any_way_and_cannot_be_read_is_told_of(
     monkeypatch.undo()
     assert (xendomains.auto, xendomains.save) == ("/etc/xen/auto", "/var/lib/xen/save")
     reason = os.strerror(number if call != "lstat" else errno.ENOENT)
-    assert f"{sysconfig} cannot be read ({reason}); waiting for the guests in /etc/xen/auto" in problems
+    assert f"{sysconfig}: cannot be read ({reason}); waiting for the guests in /etc/xen/auto" in problems
 
 
 @pytest.mark.promise("xendomains' settings cannot be read (EIO, EACCES, a dangling link)")
@@ -327,7 +325,7 @@ def test_a_link_to_nothing_in_its_place_is_told_of(sysconfig: Path) -> None:
     sysconfig.symlink_to("/nowhere/xendomains")
     xendomains, problems = read_first(sysconfig)
     assert xendomains.auto == xwd.DEFAULT_AUTO
-    assert f"{sysconfig} cannot be read (No such file or directory); waiting for the guests in" in problems
+    assert f"{sysconfig}: cannot be read (No such file or directory); waiting for the guests in" in problems
 
 
 def test_what_is_waited_for_instead_are_the_directories_of_our_own_settings(tmp_path: Path) -> None:
@@ -341,7 +339,7 @@ def test_without_bash_xens_defaults_are_taken(sysconfig: Path, monkeypatch: pyte
     monkeypatch.setattr(xwd, "BASH", "/nowhere/bash")
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n")
     assert xendomains.auto == xwd.DEFAULT_AUTO
-    assert f"{sysconfig} cannot be read with /nowhere/bash and /dev/null (No such file or directory)" in problems
+    assert f"{sysconfig}: cannot be read with /nowhere/bash and /dev/null (No such file or directory)" in problems
 
 
 def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
@@ -355,15 +353,15 @@ def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
     host.auto.rmdir()
     host.auto.touch()
     reason = "cannot be read: Not a directory"
-    directory = {"path": str(host.auto), "kind": "auto", "state": "unreadable", "reason": reason}
-    assert host.list() == {"version": 1, "ready": False, "domains": [], "directories": [directory]}
+    directory = {"path": str(host.auto), "kind": "auto", "state": "unreadable", "reason": reason, "hint": None}
+    assert host.list() == {"version": 1, "ready": False, "guests": [], "directories": [directory]}
 
 
 def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:
     host.guest("web", host.image("web"))
     (host.auto / ".gitkeep").touch()
     (host.auto / "web.cfg~").write_text('name = "old"\n')
-    assert [domain["name"] for domain in host.list()["domains"]] == ["web", "old"]
+    assert [domain["name"] for domain in host.list()["guests"]] == ["web", "old"]
 
 
 def test_a_directory_that_is_a_file_system_of_its_own_has_nothing_wrong_in_it(host: Host) -> None:
@@ -375,9 +373,9 @@ def test_a_directory_that_is_a_file_system_of_its_own_has_nothing_wrong_in_it(ho
 def test_directories_that_do_not_exist_hold_no_guests(host: Host) -> None:
     host.settings.write_text("XENDOMAINS_AUTO=/nowhere\nXENDOMAINS_SAVE=/not/here\nXENDOMAINS_RESTORE=true\n")
     reason = "does not exist; correct XENDOMAINS_AUTO, or make it"
-    directory = {"path": "/nowhere", "kind": "auto", "state": "unreadable", "reason": reason}
-    assert host.list() == {"version": 1, "ready": False, "domains": [], "directories": [directory]}
+    directory = {"path": "/nowhere", "kind": "auto", "state": "unreadable", "reason": reason, "hint": None}
+    assert host.list() == {"version": 1, "ready": False, "guests": [], "directories": [directory]}
     assert host.run("list").status == xwd.EXIT_USAGE
     result = host.run()
     assert result.status == xwd.EXIT_READY
-    assert result.messages == f"/nowhere: {reason}; not waiting for the guests in it.\n"
+    assert result.messages == f"/nowhere: {reason}.\n"

@@ -29,7 +29,7 @@ PIECES = [
 def check(content: bytes) -> bool:
     """The file is read, and never refused."""
     settings, problems = xwd.read_settings(FILE.write(content))
-    check_sentences(problems)
+    check_sentences([problem.sentence() for problem in problems])
     check_range(settings)
     assert (settings, problems) == xwd.read_settings(FILE.path)
     return not problems

@@ -140,12 +140,14 @@ def check_guest(guest: xwd.Guest) -> xwd.Guest:
     file = guest.domain.source
     snapshot = xwd.Snapshot({}, {file: guest}, disks)
     is_ready = guest.status == xwd.READY
-    (domain,) = json.loads(xwd.as_json(snapshot).encode())["domains"]
-    assert (domain["error"] is None) == is_ready
-    assert len(xwd.as_table(snapshot).split("\n")) == 1 + max(1, len(guest.domain.needs()))
-    problems = xwd.problems_of(snapshot).get(file, [])
-    assert problems or is_ready
-    check_sentences(problems)
+    record = xwd.as_record(snapshot)
+    assert json.loads(json.dumps(record, ensure_ascii=False).encode()) == record
+    assert len(xwd.table_of_disks(record, xwd.Screen(), with_hints=True)) == 1 + max(1, len(guest.domain.needs()))
+    picture = xwd.picture_of_list(record, xwd.Screen(80))
+    assert max(map(xwd.columns_of, picture)) <= 80 and all(map(str.isprintable, picture))
+    findings = list(xwd.check_files(snapshot))
+    assert findings or is_ready
+    check_sentences([finding.sentence() for finding in findings])
     return guest
 
 

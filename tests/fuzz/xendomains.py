@@ -45,7 +45,7 @@ def check(content: bytes) -> bool:
     xendomains, problems = xwd.read_xendomains(xwd.Settings(xendomains=(path,)), CLOCK, 30.0)
     assert xendomains
     assert all(directory == "" or directory.startswith("/") for directory in (xendomains.auto, xendomains.save))
-    check_sentences(problems)
+    check_sentences([problem.sentence() for problem in problems])
     return not problems
 
 

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""What list, check and last show on a terminal, of a real width, and what they print into a pipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import FakeClock, Host
+
+import xendomains_wait_disk as xwd
+
+COLOURS = r"\x1b\[[0-9;]*m"
+
+
+def without_colours(shown: str) -> str:
+    return re.sub(COLOURS, "", shown)
+
+
+def blocks(shown: str) -> list[str]:
+    """What stands between empty lines: the causes, the table, the footer."""
+    return without_colours(shown).rstrip("\n").split("\n\n")
+
+
+@pytest.fixture
+def incident(host: Host) -> Host:
+    """A host with a ZFS pool that is not imported, on which most guests have their disks, and other trouble."""
+    for number in range(1, 6):
+        host.guest(f"web-{number}", f"/dev/zvol/tank/web-{number}")
+    host.guest("db", host.image("db"), host.images / "data")
+    host.guest("fine", host.image("fine"))
+    host.configuration("broken", "what is this\n")
+    return host
+
+
+# Causes
+
+
+def test_the_cause_of_most_stands_first_with_what_helps_how_much_it_is_and_the_first_names(incident: Host) -> None:
+    shown = incident.show("list", columns=200)
+    assert blocks(shown)[0].splitlines() == [
+        "[1] ZFS pool tank is not imported",
+        "    try: zpool import tank",
+        "    5 disks of 5 guests: /dev/zvol/tank/web-1 (web-1), /dev/zvol/tank/web-2 (web-2), "
+        "/dev/zvol/tank/web-3 (web-3), 2 more",
+    ]
+
+
+def test_a_cause_of_one_disk_begins_with_that(incident: Host) -> None:
+    assert f"] {incident.images}/data (db): does not exist" in without_colours(incident.show("list", columns=200))
+
+
+def test_the_table_names_the_disks_that_a_guest_lacks_and_the_number_of_the_cause(incident: Host) -> None:
+    *causes, table, _ = blocks(incident.show("list", columns=200))
+    rows = {row.split()[0]: re.split("  +", row, maxsplit=3)[1:] for row in table.splitlines()}
+    assert rows["GUEST"] == ["START", "STATE"]
+    assert rows["web-3"] == ["create", "missing", "xvda: see [1]"]
+    assert rows["fine"] == ["create", "ready"]
+    (broken,) = (cause[:3] for cause in causes if "syntax error" in cause)
+    (data,) = (cause[:3] for cause in causes if "/data (db)" in cause)
+    assert rows["broken"] == ["create", "refused", f"see {broken}"]
+    assert rows["db"] == ["create", "missing", f"xvdb: see {data}"]
+
+
+def test_a_guest_that_lacks_disks_for_two_reasons_has_both_numbers(host: Host) -> None:
+    host.guest("web", "/dev/zvol/tank/a", host.images / "b", "/dev/zvol/tank/c")
+    *_, table, _ = blocks(host.show("list"))
+    assert table.splitlines()[1].split(maxsplit=3)[3] == "xvda, xvdc: see [1]; xvdb: see [2]"
+
+
+def test_where_nothing_is_wrong_there_is_the_table_and_the_footer(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    table, footer = blocks(host.show("list", columns=500))
+    assert table.splitlines() == ["GUEST  START   STATE", "web    create  ready"]
+    assert footer == f"1 guest: 1 ready; read from {host.auto} and {host.save} (settings: {host.settings})"
+
+
+def test_where_no_guest_starts_at_boot_the_footer_says_where_that_was_read(host: Host) -> None:
+    footer = f"0 guests; read from {host.auto} and {host.save} (settings: {host.settings})"
+    assert host.show("list", columns=500).strip() == footer
+
+
+def test_the_footer_counts_the_guests_by_state_and_says_what_starts_them_later(incident: Host) -> None:
+    footer = blocks(incident.show("list", columns=500))[-1].splitlines()
+    assert footer[0].startswith("8 guests: 1 refused, 6 waiting for disks, 1 ready; read from ")
+    assert footer[1] == "(start them later with: xendomains-wait-disk start)"
+
+
+def test_of_problems_only_guests_that_are_not_ready_are_shown_and_all_are_counted(incident: Host) -> None:
+    *_, table, footer = blocks(incident.show("list", "--problems", columns=500))
+    assert "fine" not in table and "web-1" in table
+    assert footer.startswith("8 guests: ")
+
+
+def test_problems_are_selected_in_a_pipe_and_in_the_json_as_well(incident: Host) -> None:
+    names = [line.split()[0] for line in incident.run("list", "--problems").output.splitlines()[1:]]
+    assert sorted(names) == ["broken", "db", "db", "web-1", "web-2", "web-3", "web-4", "web-5"]
+    assert '"name": "fine"' not in incident.run("list", "--problems", "--json").output
+
+
+# Widths
+
+LONG = "a-name-as-long-as-names-of-guests-may-be-" * 3
+
+
+@pytest.fixture
+def wide(incident: Host) -> Host:
+    """The same with names that are long, or wide."""
+    directory = incident.images / "日本語のディレクトリ" / LONG
+    incident.guest("日本語の仮想マシン", directory / "ディスク", incident.image("ある"))
+    incident.guest(LONG, "/dev/zvol/tank/long", directory / LONG)
+    incident.guest("bu\u0308ro", *(directory / f"{LONG}{number}" for number in range(5)))  # u and a diaeresis
+    return incident
+
+
+ARGUMENTS = [["list"], ["list", "-v"], ["list", "--problems"], ["list", "--tree"], ["check"], ["last"]]
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=" ".join)
+def test_no_line_is_wider_than_the_terminal(wide: Host, arguments: list[str], columns: int) -> None:
+    wide.run("--timeout", "0", RUNTIME_DIRECTORY=str(wide.root))
+    shown = wide.show(*arguments, columns=columns, RUNTIME_DIRECTORY=str(wide.root))
+    lines = without_colours(shown).splitlines()
+    assert len(lines) > 10
+    assert [line for line in lines if xwd.columns_of(line) > columns] == []
+
+
+def test_the_columns_of_a_table_begin_below_each_other_also_behind_wide_names(wide: Host) -> None:
+    *_, table, _ = blocks(wide.show("list", "--problems", columns=200))
+    starts = {xwd.columns_of(line[: match.start()]) for line in table.splitlines() if (match := STATES.search(line))}
+    assert len(table.splitlines()) > 8 and len(starts) == 1
+
+
+STATES = re.compile(r"(?<=  )(STATE|missing|refused)\b")
+
+
+def test_a_name_that_is_cut_keeps_its_beginning_and_its_end(host: Host) -> None:
+    host.guest(LONG, host.image("a"))
+    (row,) = (line for line in host.show("list").splitlines() if "create" in line)
+    assert re.match(r"a-name-as-long.*….*may-be- +create", row)
+
+
+def test_a_reason_that_is_long_goes_on_below_itself(host: Host) -> None:
+    host.guest("web", "/dev/zvol/a-pool-with-a-long-name-that-nobody-has-imported/web")
+    _, first, *more = without_colours(host.show("list", "-v")).splitlines()
+    assert more and {len(line) - len(line.lstrip()) for line in more} == {first.index("ZFS pool")}
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [("web", 3), ("日本語", 6), ("ﾊﾝｶｸ", 4), ("ｗｅｂ", 6), ("bu\u0308ro", 4), ("größe", 5), ("…", 1)],
+)
+def test_columns_of_a_terminal(text: str, columns: int) -> None:
+    assert xwd.columns_of(text) == columns
+
+
+# Colours
+
+
+def test_a_state_is_a_word_and_a_colour_only_adds_to_it(incident: Host) -> None:
+    coloured, plain = incident.show("list"), incident.show("list", NO_COLOR="1")
+    assert re.search(rf"{COLOURS}missing{COLOURS}", coloured)
+    assert without_colours(coloured) == plain
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}], ids=str)
+@pytest.mark.parametrize("command", ["list", "check"])
+def test_who_wants_no_colours_gets_none(incident: Host, command: str, environment: dict[str, str]) -> None:
+    shown = incident.show(command, **environment)
+    assert "\x1b" not in shown
+    assert "ZFS pool tank is not imported" in shown
+
+
+def test_into_a_pipe_goes_a_line_for_each_disk_with_its_whole_reason_and_no_colours(wide: Host) -> None:
+    output = wide.run("list", TERM="xterm", COLUMNS="80").output
+    head, *lines = output.splitlines()
+    assert head.split() == ["GUEST", "START", "VDEV", "DISK", "STATE", "REASON"]
+    assert len(lines) == 5 + 2 + 1 + 1 + 2 + 2 + 5
+    assert "\x1b" not in output and "see [" not in output
+    (line,) = (line for line in lines if "zvol/tank/long" in line)
+    assert re.fullmatch(rf"{LONG} +create +xvda +/dev/zvol/tank/long +missing +ZFS pool tank is not imported", line)
+
+
+# How a wait went
+
+
+@pytest.fixture
+def waited(host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host on which a wait of 40 s has ended: one disk was there at once, two came, and one did not."""
+    monkeypatch.setattr(xwd, "LAST_WAIT", str(host.root / "last.json"))
+    host.guest("web", host.image("at-once"), host.images / "early", host.images / "late")
+    host.guest("db", host.images / "late", "/dev/zvol/tank/db")
+    clock.at(10, lambda: host.image("early"))
+    clock.at(20, lambda: host.image("late"))
+    clock.wait(host, timeout=40)
+    return host
+
+
+def last(host: Host) -> list[str]:
+    return blocks(host.show("last", columns=200, RUNTIME_DIRECTORY=str(host.root)))
+
+
+def test_last_shows_the_causes_of_what_was_missing_first(waited: Host) -> None:
+    head, cause, _ = last(waited)
+    assert head.endswith(": timeout after 40s of 40s (start it later with: xendomains-wait-disk start db)")
+    assert cause.splitlines() == [
+        "[1] /dev/zvol/tank/db (db): ZFS pool tank is not imported",
+        "    try: zpool import tank",
+    ]
+
+
+def test_last_shows_when_each_disk_was_there_the_slowest_first_with_a_bar(waited: Host) -> None:
+    *_, table = last(waited)
+    rows = [re.split("  +", row) for row in table.splitlines()]
+    assert [row[1:4] for row in rows] == [
+        ["DISK", "GUESTS", "STATE"],
+        ["/dev/zvol/tank/db", "db", "missing"],
+        [f"{waited.images}/late", "db, web", "ready"],
+        [f"{waited.images}/early", "web", "ready"],
+        [f"{waited.images}/at-once", "web", "ready"],
+    ]
+    assert [row[0] for row in rows] == ["AFTER", "-", "20s", "10s", "0s"]
+    assert [row[4:] for row in rows[1:]] == [["see [1]"], ["#" * 15], ["#" * 8], []]
+
+
+def test_last_prints_into_a_pipe_the_reason_itself(waited: Host) -> None:
+    output = waited.run("last", RUNTIME_DIRECTORY=str(waited.root)).output
+    assert re.search(r"^- +/dev/zvol/tank/db +db +missing +ZFS pool tank is not imported$", output, re.M)
+    assert "#" not in output and "see [" not in output
+
+
+def test_a_record_that_somebody_has_changed_sends_nothing_to_the_terminal(waited: Host) -> None:
+    record = Path(waited.root, "last.json")
+    record.write_text(record.read_text().replace("/dev/zvol/tank/db", "/dev/\\u001b[2J\\n/db"))
+    assert "\x1b" not in waited.show("last", NO_COLOR="1", RUNTIME_DIRECTORY=str(waited.root))
