@@ -4682,7 +4682,7 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
     guest's lock as well, so that it is held until xl has ended; what xl leaves running has closed it.
     """
     from fcntl import LOCK_EX, LOCK_NB, flock
-    from subprocess import DEVNULL, run
+    from subprocess import DEVNULL, CompletedProcess, run
 
     command, now = start_command(guest), watcher.clock.now()
     os.makedirs(LOCKS, exist_ok=True)
@@ -4693,10 +4693,12 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
             return Outcome(guest, "waiting", "another process, which is starting it")
         if ask(watcher, "xl", "domid", guest.domain.name):
             return Outcome(guest, "running")
-        lock.truncate(0)
-        files = {"stdin": DEVNULL, "stdout": lock, "stderr": lock}
-        call = partial(run, command, shell=True, cwd="/", start_new_session=True, **files)
-        # Of its own purpose, because that of another guest may still hang.
+
+        def call() -> CompletedProcess[bytes]:
+            lock.truncate(0)
+            return run(command, shell=True, cwd="/", start_new_session=True, stdin=DEVNULL, stdout=lock, stderr=lock)
+
+        # If it went on after an earlier try, and has ended since, this is its answer.
         answers = watcher.calls.run(f"start {guest.domain.name}", {command: call}, now + limit, limit)
         ended = answers.get(command, NoResponse())
         said = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
