@@ -4573,7 +4573,7 @@ def outcomes_of(
 ) -> dict[str, Outcome]:
     """By name, whether each guest may be started now ("ready"), and if not, why. In doubt it may not."""
     outcomes = {}
-    logs, lost, needs = guest_logs(), lost_guests(snapshot), snapshot.missing()
+    logs, lost, needs = xl_logs(), lost_guests(snapshot), snapshot.missing()
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
     patterns = ("*",) if options.guests else settings.late_domains
     for guest in guests_meant(snapshot, options.guests):
@@ -4606,40 +4606,48 @@ def has_run_since(saved: int, log: Sequence[int] | None) -> bool:
     return log is not None and saved + MAX_SAVE_END * 1e9 < log[-1]
 
 
-def guest_logs() -> dict[str, list[int]]:
+def guest_logs(directory: str, prefix: str) -> dict[str, list[int]]:
     """The inode, size and time (in ns) of the log of each guest, by name.
 
     xl begins it anew when it has started the guest, and libvirt goes on with it. Not seen is what xl has started
     without its daemon (xl create -e), and what logrotate has emptied or taken away.
     """
-    logs: dict[str, list[int]] = {}
-    for directory, prefix in ((XL_LOGS, "xl-"), (LIBVIRT_LOGS, "")):
-        for file in list_names(directory, rf"{prefix}.+\.log"):
-            with suppress(OSError):
-                status = os.stat(f"{directory}/{file}")
+    logs = {}
+    for file in list_names(directory, rf"{prefix}.+\.log"):
+        with suppress(OSError):
+            status = os.stat(f"{directory}/{file}")
+            if status.st_size:
                 name = well_formed(file[len(prefix) : -len(".log")])
-                if status.st_size and status.st_mtime_ns > logs.get(name, [0])[-1]:
-                    logs[name] = [status.st_ino, status.st_size, status.st_mtime_ns]
+                logs[name] = [status.st_ino, status.st_size, status.st_mtime_ns]
     return logs
+
+
+def xl_logs() -> dict[str, list[int]]:
+    """The logs of the guests that xl has started."""
+    return guest_logs(XL_LOGS, "xl-")
 
 
 def note_logs() -> None:
     """Notes how the logs of the guests are before xendomains starts them, once a boot. Raises OSError."""
     # What runs long after the boot is not the wait at boot, and guests may have been started before it.
     if not os.path.exists(NOTED_LOGS) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
-        write_record(NOTED_LOGS, guest_logs())
+        write_record(NOTED_LOGS, xl_logs())
 
 
 def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
-    """The guests whose logs are not as the wait at boot has noted them, or if it has not, are newer than the boot."""
+    """The guests whose logs are not as the wait at boot has noted them, or if it has not, are newer than the boot.
+
+    `logs` are those of xl. Those of libvirt are not noted, because it does not wait for the wait.
+    """
     import json
 
-    with suppress(OSError, ValueError, TypeError):
-        noted = dict(json.loads(read_file(NOTED_LOGS)))
-        return {name for name, log in logs.items() if noted.get(name) != log}
     # Where the clock was behind at boot, a log from before it looks newer than the boot: its guest is left alone.
     booted = (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)) * 1e9
-    return {name for name, log in logs.items() if log[-1] > booted}
+    started = {name for name, log in guest_logs(LIBVIRT_LOGS, "").items() if log[-1] > booted}
+    with suppress(OSError, ValueError, TypeError):
+        noted = dict(json.loads(read_file(NOTED_LOGS)))
+        return started.union(name for name, log in logs.items() if noted.get(name) != log)
+    return started.union(name for name, log in logs.items() if log[-1] > booted)
 
 
 def running_guests(watcher: Watcher) -> set[str]:
