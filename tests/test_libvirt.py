@@ -424,8 +424,10 @@ def test_what_runs_or_was_shut_down_since_is_left_alone(late: LibvirtHost, start
 def test_it_is_left_alone_also_if_the_wait_has_noted_the_logs_later(late: LibvirtHost, start: Start) -> None:
     """libvirt does not wait for the wait at boot."""
     late.libvirt_guest("ran", late.image("ran"))
-    (late.root / "libvirt-log" / "ran.log").write_text("Domain start\n")
-    xwd.write_record(xwd.NOTED_LOGS, {})
+    log = late.root / "libvirt-log" / "ran.log"
+    log.write_text("Domain start\n")
+    status = log.stat()
+    xwd.write_record(xwd.NOTED_LOGS, {"ran": [status.st_ino, status.st_size, status.st_mtime_ns]})
     assert start() == xwd.EXIT_READY
     assert late.calls() == []
 
