@@ -1936,7 +1936,7 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     """What the members of an md array are called, how many can be used, and how many are needed: md(4), md.rst."""
     directory = f"{device_directory(name)}/md"
     if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
-        return "member", 1, 1
+        return "member", 1, 1  # none of them has failed
     level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
     total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
     bad = [f"dev-{layer.name}" for layer in below if layer.cause]
