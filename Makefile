@@ -51,7 +51,8 @@ CONFFILE = $(SYSCONFDIR)/xen-wait-disk.conf
 UNITS = xendomains-wait-disk.service xendomains-late.service
 PRESET = 90-xendomains-wait-disk.preset
 CATALOG = xendomains-wait-disk.catalog
-PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk docs/pictures packaging/changelogs tests/bench tests/demo \
+PAGES = $(wildcard man/*.[1-9])
+PYTHON_FILES = $(MODULE) bin/xendomains-wait-disk docs/pictures docs/reasons packaging/changelogs tests/bench tests/demo \
     tests/promises tests/skipped tests/packages/table noxfile.py $(wildcard tests/*.py tests/fuzz/*.py)
 SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/xendomains-wait-disk.bash \
     packaging/dist packaging/release packaging/debian/build packaging/debian/tests/command packaging/debian/tests/unit \
@@ -59,6 +60,11 @@ SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/x
     tests/packages/deb tests/packages/dist tests/packages/lintian tests/packages/pip tests/packages/rpm \
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
+# What people read, in plain words: tests/words. Neither this list nor that of words is complete.
+PROSE_FILES = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile etc/xen-wait-disk.conf \
+    $(wildcard docs/*.md docs/*.dot schema/*) $(filter-out %.7,$(PAGES)) packaging/debian/control \
+    $(addprefix packaging/systemd/,$(UNITS) $(CATALOG)) $(wildcard packaging/completions/*) docs/pictures docs/reasons \
+    tests/README.md tests/demo tests/promises tests/xen/README.md tests/data/hosts/README.md
 # Apart from the others, because there is a conftest.py here and one there.
 XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-initrd tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
     $(wildcard tests/xen/*.py)
@@ -76,7 +82,7 @@ export PYTHON REPORTS
 
 SETUPS = $(addprefix setup-,demo pictures check bench fuzz coverage mutation environments lock fresh xen deb rpm packages)
 
-.PHONY: help setup demo pictures check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
+.PHONY: help setup demo pictures manual check check-fresh check-packages check-environments check-xen check-all bench bench-xen \
     lint promises format test fuzz coverage mutation lock dist deb rpm release test-build \
     install install-module install-files uninstall clean $(SETUPS)
 
@@ -91,8 +97,11 @@ setup: ## install the Debian packages that demo and check need, or FOR='xen pack
 demo: setup-demo ## show the program at work on two made-up hosts; ten seconds
 	@$(PYTHON) tests/demo
 
-pictures: setup-pictures ## draw docs/*.svg anew, from docs/*.dot and the output of demo
+pictures: setup-pictures ## draw docs/*.svg, from docs/*.dot and the output of demo
 	@$(PYTHON) docs/pictures
+
+manual: ## make the manual page of the reasons from the module and docs/reasons.txt
+	@docs/reasons
 
 check: lint test ## what has to pass before a change is taken: lint and test; two minutes
 
@@ -119,7 +128,7 @@ bench: setup-bench ## measure start-up, CPU time and memory of a wait, and laten
 bench-xen: setup-xen ## the same on a booted Xen host, and what the boot takes longer; ten minutes, as root
 	@$(VENV_PYTHON) tests/xen/bench
 
-lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises
+lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, the page of the reasons, codespell, tests/words
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy --scripts-are-modules $(PYTHON_FILES)
@@ -129,6 +138,9 @@ lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises
 	zsh -n packaging/completions/_xendomains-wait-disk
 	fish --no-execute packaging/completions/xendomains-wait-disk.fish
 	tests/promises >/dev/null
+	$(VENV_PYTHON) docs/reasons --check
+	.venv/bin/codespell
+	! sed '/^#/d' tests/words | cut -f 1 | grep -nwiEf - $(PROSE_FILES)
 
 promises: ## list the promises in tests/README.md and the tests that hold them; fail if one has none
 	@tests/promises
@@ -205,8 +217,9 @@ install-files:
 	install -D -p -m 644 packaging/systemd/$(CATALOG) '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)'
 	install -d '$(DESTDIR)$(DATADIR)'
 	install -p -m 644 schema/*.json '$(DESTDIR)$(DATADIR)'
-	install -D -p -m 644 man/xendomains-wait-disk.8 '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8'
-	install -D -p -m 644 man/xen-wait-disk.conf.5 '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5'
+	for page in $(PAGES); do \
+	    install -D -p -m 644 "$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page#man/}" || exit; \
+	done
 	install -D -p -m 644 packaging/completions/xendomains-wait-disk.bash '$(DESTDIR)$(BASHCOMPLETIONDIR)/xendomains-wait-disk'
 	install -D -p -m 644 packaging/completions/_xendomains-wait-disk '$(DESTDIR)$(ZSHCOMPLETIONDIR)/_xendomains-wait-disk'
 	install -D -p -m 644 packaging/completions/xendomains-wait-disk.fish \
@@ -216,7 +229,7 @@ uninstall: ## remove what install installed, but for settings that were edited
 	rm -f '$(DESTDIR)$(PURELIB)/$(MODULE)' '$(DESTDIR)$(PURELIB)'/__pycache__/$(MODULE:.py=).*.pyc \
 	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)' $(patsubst %,'$(DESTDIR)$(UNITDIR)/%',$(UNITS)) \
 	    '$(DESTDIR)$(PRESETDIR)/$(PRESET)' '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)' \
-	    '$(DESTDIR)$(MANDIR)/man8/xendomains-wait-disk.8' '$(DESTDIR)$(MANDIR)/man5/xen-wait-disk.conf.5' \
+	    $(foreach page,$(PAGES),'$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(notdir $(page))') \
 	    '$(DESTDIR)$(BASHCOMPLETIONDIR)/xendomains-wait-disk' '$(DESTDIR)$(ZSHCOMPLETIONDIR)/_xendomains-wait-disk' \
 	    '$(DESTDIR)$(FISHCOMPLETIONDIR)/xendomains-wait-disk.fish' $(patsubst schema/%,'$(DESTDIR)$(DATADIR)/%',$(wildcard schema/*))
 	-rmdir '$(DESTDIR)$(DATADIR)'

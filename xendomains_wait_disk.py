@@ -60,6 +60,7 @@ STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
 LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
 NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
 LOCKS = f"{STATE_DIRECTORY}/start"
+VIRSH = ("virsh", "--connect", "xen:///system")
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 # Where the state of this host's storage is found.
@@ -91,7 +92,8 @@ MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
 START_PAUSE = 10.0  # between two looks of start, if nothing happens
 START_REST = 120.0  # between two looks of start at configurations and reasons
 RETRIES = (30.0, 120.0, 600.0)  # after which a guest is tried again whose start failed
-MAX_XL = 600.0  # that xl may take to start a guest, before others have their turn
+MAX_XL = 600.0  # that xl may take to start a guest
+MAX_TURN = 30.0  # after which others have their turn, while xl goes on
 MAX_BOOT = 600.0  # since the kernel was started, until the wait at boot begins
 FOREVER = 1e9  # a wait without end, in seconds that systemd takes
 MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory image behind a saved configuration
@@ -3160,9 +3162,8 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian
 MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
 
 
-def signature_of(path: str) -> tuple[int, ...]:
-    """What tells whether a file is as it was. Raises OSError."""
-    status = os.stat(path)
+def signature_of(status: os.stat_result) -> tuple[int, ...]:
+    """What tells whether a file is as it was."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -3188,15 +3189,17 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
     unread = unread_guest(path, kind)
     try:
         status = os.stat(path)
-        signature = signature_of(path)
+        signature = signature_of(status)
         if kind == "libvirt" and not is_absent(managed_save_of(path)):
-            signature += signature_of(managed_save_of(path))
+            signature += signature_of(os.stat(managed_save_of(path)))
         if signature == before.signature:
             return before
         unread = unread._replace(signature=signature)
         if (domain := read_domain(path, kind, is_debians)) is None:
             return None
     except OSError as error:
+        if kind == "libvirt" and isinstance(error, FileNotFoundError):
+            return None  # libvirt looks for the files, and then for links to them
         unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
@@ -3207,7 +3210,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
         if required_by(disk).path == f"/{disk.target}"
     ]
     if distrust := why_not_trusted(path, status):
-        warnings.insert(0, f"{distrust}; xl uses it anyway")
+        warnings.insert(0, f"{distrust}; it is used anyway")
     domain = domain._replace(warnings=(*domain.warnings, *warnings))
     required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
     return Guest(domain, READY, signature, required)
@@ -3754,7 +3757,8 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
         statuses = [(one.path, snapshot.disk_status(one)) for one in guest.required]
         gone = [f"{path} {status.reason}" for path, status in statuses if status.is_rejected()]
         if guest.status.is_rejected():
-            will = "xl will reject it" if guest.status.state is State.REFUSED else "it is ignored"
+            will = f"{'libvirt' if guest.domain.kind == 'libvirt' else 'xl'} will reject it"
+            will = will if guest.status.state is State.REFUSED else "it is ignored"
             lost[file] = f"{guest.status.reason}; {will}"
         elif gone or (guest.start.how == "none" and not guest.start.instead):
             lost[file] = guest.start.reason or gone[0]
@@ -3800,8 +3804,8 @@ def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] |
     """A guest with its disks and the files that it boots from."""
     rows = []
     for disk, required in zip(guest.domain.needs(), guest.required):
-        about = {"vdev": disk.vdev, "target": disk.target, "path": required.path}
-        row: dict[str, Any] = {key: well_formed(value) or None for key, value in about.items()}
+        target, path = (well_formed(text) or None for text in (disk.target, required.path))
+        row: dict[str, Any] = {"vdev": well_formed(disk.vdev), "target": target, "path": path}
         row.update(status_as_json(snapshot.disk_status(required)))
         if found is not None:
             row["found_after"] = found.get(required.path)
@@ -3990,9 +3994,10 @@ def footer_of_list(record: Mapping[str, Any], xendomains: Xendomains) -> str:
         word = words.get(state, state.value)
         counts[word] = counts.get(word, 0) + 1
     parts = ", ".join(f"{count} {word}" for word, count in counts.items())
-    places = " and ".join(place for place in (xendomains.auto, xendomains.save) if place)
+    places = " and ".join(filter(None, (xendomains.auto, xendomains.save, xendomains.libvirt)))
     total = f"{counted(len(states), 'guest')}{': ' if parts else ''}{parts}"
-    return f"{total}; read from {places} (settings: {xendomains.file})"
+    settings = f" (settings: {xendomains.file})" if xendomains.file else ""
+    return f"{total}; read from {places}{settings}"
 
 
 def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
@@ -4106,11 +4111,14 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
     checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot, "the next boot will wait for this")]
     checks += [check_sharing(uses), check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
-    checks += [check_units()] if snapshot.guests and not watcher.names else []
+    checks += [check_both_worlds(snapshot)]
+    by_xendomains = [guest for guest in snapshot.guests.values() if guest.domain.kind != "libvirt"]
+    checks += [check_units()] if by_xendomains and not watcher.names else []
     swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        checks += [check_name(use, facts), check_host_use(use, swaps, facts)]
-        checks += [check_reboot(use, facts)] if reboot and snapshot.disk_status(use.required) == READY else []
+        checks += [check_name(use, facts)]
+        if snapshot.disk_status(use.required) == READY:
+            checks += [check_host_use(use, swaps, facts)] + ([check_reboot(use, facts)] if reboot else [])
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [one for one in found if not watcher.names or not one.file or one.file in snapshot.guests]
 
@@ -4141,6 +4149,16 @@ def place_of(path: str) -> str:
         if stat.S_ISBLK(status.st_mode):
             return os.path.basename(os.readlink(device_link(status.st_rdev)))
     return path
+
+
+def check_both_worlds(snapshot: Snapshot) -> Iterator[Finding]:
+    """Guests that both libvirt and xendomains start."""
+    others = {guest.domain.name: file for file, guest in snapshot.read.items() if guest.domain.kind != "libvirt"}
+    for file, guest in snapshot.guests.items():
+        name = guest.domain.name
+        if guest.domain.kind == "libvirt" and name in others:
+            problem = f"xendomains starts a guest of this name as well, from {others[name]}"
+            yield Finding(problem, f"virsh autostart --disable {name}", True, file, name)
 
 
 def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -> Iterator[Finding]:
@@ -4400,7 +4418,10 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     """
     clock, deadline = watcher.clock, started + options.wait
     # The boot may be told to ignore guests because they start later; and all files have to be read to find saved ones.
-    watcher = Watcher(watcher.xendomains, watcher.settings._replace(ignored_domains=()), clock)
+    xendomains = watcher.xendomains
+    if options.wait and not options.guests and xendomains.libvirt and is_inactive("xendomains.service"):
+        xendomains = Xendomains(libvirt=xendomains.libvirt)  # what its directories hold is not meant to start
+    watcher = Watcher(xendomains, watcher.settings._replace(ignored_domains=()), clock)
     watcher.rest, watcher.shares = START_REST, bool(options.guests)
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
     # The events are collected from before the first look on.
@@ -4413,16 +4434,17 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
             seen = snapshot
             starts.judge(snapshot)
         if options.wait:
-            reporter.report(only_of(snapshot, [one.guest for one in starts.waiting.values()]))
+            waiting = {one.guest.domain.source: one.guest for one in starts.waiting.values()}
+            reporter.report(snapshot._replace(guests=waiting))
         ready, ends = starts.ready(), starts.next_tries()
         if ready and recheck:
-            starts.try_guest(ready[0])
+            starts.try_guest(ready[0], MAX_TURN if options.wait else MAX_XL)
         elif ready:
             recheck = True  # one of its disks may have gone again
         elif clock.now() >= deadline or not (starts.waiting or snapshot.awaits_files()):
             break
         else:
-            recheck = bool(ends)  # a disk that goes away has to be seen
+            recheck = bool(ends) or not starts.libvirt_is_done  # a disk that goes away has to be seen
             sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
     outcomes = starts.outcomes()
     clock.release_signals()
@@ -4437,17 +4459,23 @@ class Starts:
         self._options = options
         self._journal = journal
         self._running = running_guests(watcher)
+        self.libvirt_is_done = False
         self._next: dict[str, tuple[float, Outcome]] = {}  # when to try again, and why not before
-        self._failed: dict[str, int] = {}
+        self._pauses: dict[str, Iterator[float]] = {}  # before the tries that are left
         self.settled: dict[str, Outcome] = {}
         self.waiting: dict[str, Outcome] = {}
 
     def judge(self, snapshot: Snapshot) -> None:
         """Sees which guests may be started now."""
         self.waiting = {}
+        left = [one.domain.kind for one in snapshot.guests.values() if one.domain.name not in self.settled]
+        # It answers when it has tried to start its guests at this boot.
+        self.libvirt_is_done = "libvirt" not in left or ask(self._watcher, *VIRSH, "list") != ""
         for name, outcome in outcomes_of(snapshot, self._options, self._watcher.settings, self._running).items():
             if name in self.settled:
                 continue
+            if outcome.guest.domain.kind == "libvirt" and outcome.result == "ready" and not self.libvirt_is_done:
+                outcome = outcome._replace(result="waiting", reason=f"libvirt (`{' '.join(VIRSH)} list` fails)")
             if outcome.result == "waiting":
                 self._next.pop(name, None)  # when a disk that has gone is back, the next try is at once
             if outcome.result == "waiting" or (outcome.result == "ready" and not self._options.dry_run):
@@ -4464,16 +4492,15 @@ class Starts:
         """When guests are tried again."""
         return [end for end, _ in self._next.values() if end > self._watcher.clock.now()]
 
-    def try_guest(self, guest: Guest) -> None:
+    def try_guest(self, guest: Guest, limit: float) -> None:
         """Starts a guest. If that fails, there may be another try."""
-        name, outcome, pause = guest.domain.name, start_guest(guest, self._watcher), START_PAUSE
+        name, outcome, pause = guest.domain.name, start_guest(guest, self._watcher, limit), START_PAUSE
         if outcome.result == "failed" and self._options.wait:
-            times = self._failed[name] = self._failed.get(name, 0) + 1
-            why = f"{outcome.reason} (it is left alone now)"
-            if times <= len(RETRIES):
-                pause = RETRIES[times - 1]
+            if pause := next(self._pauses.setdefault(name, iter(RETRIES)), 0.0):
                 why = f"another try in {format_time_span(pause)}, because {outcome.reason}"
-            outcome = outcome._replace(result="waiting" if times <= len(RETRIES) else "failed", reason=why)
+                outcome = outcome._replace(result="waiting", reason=why)
+            else:
+                outcome = outcome._replace(reason=f"{outcome.reason} (it is left alone now)")
         if outcome.result != "waiting":
             self._settle(outcome)
             return
@@ -4513,36 +4540,30 @@ def guests_meant(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
     return list(by_name.values())
 
 
-def only_of(snapshot: Snapshot, guests: Sequence[Guest]) -> Snapshot:
-    """The snapshot with these guests alone."""
-    disks = {one.path: snapshot.disks[one.path] for guest in guests for one in guest.required if one.path}
-    return snapshot._replace(guests={guest.domain.source: guest for guest in guests}, disks=disks)
-
-
 def outcomes_of(
     snapshot: Snapshot, options: Options, settings: Settings, running: Container[str]
 ) -> dict[str, Outcome]:
     """By name, whether each guest may be started now ("ready"), and if not, why. In doubt it may not."""
     outcomes = {}
-    logs = xl_logs()
+    logs, lost, needs = guest_logs(), lost_guests(snapshot), snapshot.missing()
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
     patterns = ("*",) if options.guests else settings.late_domains
     for guest in guests_meant(snapshot, options.guests):
         name, file, kind, *_ = guest.domain
         # As long as those are not known, a guest may be saved.
         saved = {path: one for path, one in snapshot.directories.items() if one.kind == "saved" != kind}
-        needed = only_of(snapshot, [guest])._replace(directories=saved)
-        lost = [f"{file}: {why}" for why in lost_guests(needed).values()]
-        lost += [f"{path}: {one.status.reason}" for path, one in saved.items() if one.status.is_rejected()]
-        missing = [f"{one.path} ({one.status.reason})" for one in needed.missing()]
+        paths = {file, *saved, *(one.path for one in guest.required)}
+        missing = [f"{one.path} ({one.status.reason})" for one in needs if one.path in paths]
+        broken = [f"{file}: {lost[file]}"] if file in lost else []
+        broken += [f"{path}: {one.status.reason}" for path, one in saved.items() if one.status.is_rejected()]
         if name in running:
             result, reason = "running", ""
         elif not matches_any((name, os.path.basename(file)), patterns):
             result, reason = "skipped", "[late] domains does not match it"
         elif name in have_run:
             result, reason = "skipped", f"it has been started since the host booted (try: {COMMAND} start {name})"
-        elif lost:
-            result, reason = "refused", lost[0]
+        elif broken:
+            result, reason = "refused", broken[0]
         elif kind == "saved" and guest.signature and has_run_since(guest.signature[MODIFIED], logs.get(name)):
             result, reason = "refused", f"{file} is older than its last start (to give it up: rm {file})"
         else:
@@ -4557,17 +4578,20 @@ def has_run_since(saved: int, log: Sequence[int] | None) -> bool:
     return log is not None and saved + MAX_SAVE_END * 1e9 < log[-1]
 
 
-def xl_logs() -> dict[str, list[int]]:
-    """The inode, size and time (in ns) of the log of each guest, which xl begins anew when it has started the guest.
+def guest_logs() -> dict[str, list[int]]:
+    """The inode, size and time (in ns) of the log of each guest, by name.
 
-    Not seen is what xl has started without its daemon (xl create -e), and what logrotate has emptied or taken away.
+    xl begins it anew when it has started the guest, and libvirt goes on with it. Not seen is what xl has started
+    without its daemon (xl create -e), and what logrotate has emptied or taken away.
     """
-    logs = {}
-    for file in list_names(XL_LOGS, r"xl-.+\.log"):
-        with suppress(OSError):
-            status = os.stat(f"{XL_LOGS}/{file}")
-            if status.st_size:
-                logs[well_formed(file[len("xl-") : -len(".log")])] = [status.st_ino, status.st_size, status.st_mtime_ns]
+    logs: dict[str, list[int]] = {}
+    for directory, prefix in ((XL_LOGS, "xl-"), (LIBVIRT_LOGS, "")):
+        for file in list_names(directory, rf"{prefix}.+\.log"):
+            with suppress(OSError):
+                status = os.stat(f"{directory}/{file}")
+                name = well_formed(file[len(prefix) : -len(".log")])
+                if status.st_size and status.st_mtime_ns > logs.get(name, [0])[-1]:
+                    logs[name] = [status.st_ino, status.st_size, status.st_mtime_ns]
     return logs
 
 
@@ -4575,7 +4599,7 @@ def note_logs() -> None:
     """Notes how the logs of the guests are before xendomains starts them, once a boot. Raises OSError."""
     # What runs long after the boot is not the wait at boot, and guests may have been started before it.
     if not os.path.exists(NOTED_LOGS) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
-        write_record(NOTED_LOGS, xl_logs())
+        write_record(NOTED_LOGS, guest_logs())
 
 
 def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
@@ -4594,33 +4618,40 @@ def running_guests(watcher: Watcher) -> set[str]:
     """The names of the guests that run. Raises ConfigError if xl does not work here."""
     if os.geteuid() != 0:
         raise ConfigError("start must be run as root, because xl must")
-    if not (printed := ask_xl(watcher, "list")):
+    if not (printed := ask(watcher, "xl", "list")):
         raise ConfigError("`xl list` fails, so no guest can be started (is xl installed, and does this host run Xen?)")
     return set(re.findall(r"^(.*?) +\d+ +\d+ +\d+ +\S+ +[\d.]+$", printed, re.MULTILINE))
 
 
-def ask_xl(watcher: Watcher, *words: str) -> str:
-    """What xl prints; nothing if it fails or takes long."""
-    calls: dict[str, Call] = {words[-1]: partial(output_of, "xl", *words)}
-    answers = watcher.calls.run("xl", calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
+def is_inactive(unit: str) -> bool:
+    """Whether a unit was not started, or has been stopped; one that failed was started."""
+    return output_of("systemctl", "is-active", unit).strip() == "inactive"
+
+
+def ask(watcher: Watcher, *command: str) -> str:
+    """What xl or virsh prints; nothing if it fails or takes long."""
+    calls: dict[str, Call] = {command[-1]: partial(output_of, *command)}
+    answers = watcher.calls.run(command[0], calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
     return next((answer for answer in answers.values() if isinstance(answer, str)), "")
 
 
 def start_command(guest: Guest) -> str:
-    """The shell command that starts a guest as xendomains does. A file left behind would be restored again later."""
-    from shlex import quote
+    """The shell command that starts a guest as is done at boot. A file left behind would be restored again later."""
+    from shlex import join, quote
 
     file = quote(guest.domain.source)
+    if guest.domain.kind == "libvirt":
+        return join((*VIRSH, "start", guest.domain.name))
     return (
-        f"xl restore {file} && rm {file}" if guest.domain.kind == "saved" else f"xl create --quiet --defconfig {file}"
+        f"xl restore {file} && rm {file}" if guest.start.how == "restore" else f"xl create --quiet --defconfig {file}"
     )
 
 
-def start_guest(guest: Guest, watcher: Watcher) -> Outcome:
-    """Starts a guest, unless it runs, or another process starts it.
+def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
+    """Starts a guest within `limit` seconds, unless it runs, or another process starts it.
 
-    xl goes on when this program ends: it has a session of its own, and prints to a file. That is the guest's lock as
-    well, so that it is held until xl has ended; what xl leaves running has closed it.
+    xl goes on after that, and when this program ends: it has a session of its own, and prints to a file. That is the
+    guest's lock as well, so that it is held until xl has ended; what xl leaves running has closed it.
     """
     from fcntl import LOCK_EX, LOCK_NB, flock
     from subprocess import DEVNULL, run
@@ -4632,19 +4663,20 @@ def start_guest(guest: Guest, watcher: Watcher) -> Outcome:
             flock(lock, LOCK_EX | LOCK_NB)
         except BlockingIOError:
             return Outcome(guest, "waiting", "another process, which is starting it")
-        if ask_xl(watcher, "domid", guest.domain.name):
+        if ask(watcher, "xl", "domid", guest.domain.name):
             return Outcome(guest, "running")
         lock.truncate(0)
         files = {"stdin": DEVNULL, "stdout": lock, "stderr": lock}
         call = partial(run, command, shell=True, cwd="/", start_new_session=True, **files)
-        # Of its own purpose, because an earlier one may still hang.
-        ended = watcher.calls.run(f"start at {now}", {command: call}, now + MAX_XL, MAX_XL).get(command, NoResponse())
+        # Of its own purpose, because that of another guest may still hang.
+        answers = watcher.calls.run(f"start {guest.domain.name}", {command: call}, now + limit, limit)
+        ended = answers.get(command, NoResponse())
         said = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
     if isinstance(ended, Exception):
-        return Outcome(guest, "failed", f"`{command}` has not ended after {format_time_span(MAX_XL)}")
+        return Outcome(guest, "waiting", f"`{command}`, which has not ended after {format_time_span(limit)}")
     if ended.returncode != 0:
         return Outcome(guest, "failed", f"`{command}` failed with status {ended.returncode}: {said}")
-    return Outcome(guest, "restored" if guest.domain.kind == "saved" else "started")
+    return Outcome(guest, "restored" if guest.start.how == "restore" else "started")
 
 
 def tell(outcome: Outcome, journal: Journal, options: Options) -> None:
@@ -4676,7 +4708,9 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
         for guest, result, reason in outcomes:
             text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
             show(start_command(guest) if result == "ready" else f"# {text}")
-    return max((OUTCOMES[result][0] for result in results), default=EXIT_READY)
+    # What will never start was an error of the wait at boot, and is none of who waits for the others.
+    is_late = options.wait > 0 and not options.guests
+    return max((OUTCOMES[one][0] for one in results if one != "refused" or not is_late), default=EXIT_READY)
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
@@ -4999,7 +5033,7 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
         journal.log(ERR, f"No wait recorded since boot ({LAST_WAIT}: {error_text(error)}).")
         return EXIT_USAGE
     show(text)
-    return EXIT_READY if last["result"] == "ready" else EXIT_TIMED_OUT
+    return EXIT_READY if last["result"] == "ready" or options.format == "prometheus" else EXIT_TIMED_OUT
 
 
 def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> int:

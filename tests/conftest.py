@@ -163,6 +163,7 @@ class Host:
         self.auto = root / "auto"
         self.save = root / "save"
         self.images = root / "images"
+        self.libvirt = root / "autostart"  # is not there, unless a test makes it
         self.settings = root / "sysconfig" / "xendomains"
         self.conf = root / "xen-wait-disk.conf"
         self._started: list[Running] = []
@@ -175,7 +176,7 @@ class Host:
 
     def configure(self, text: str) -> None:
         """What /etc/xen-wait-disk.conf says, besides where xendomains' settings are."""
-        self.conf.write_text(f"{text}\n[paths]\nxendomains = {self.settings}\n")
+        self.conf.write_text(f"{text}\n[paths]\nxendomains = {self.settings}\nlibvirt = {self.libvirt}\n")
 
     def guest(self, name: str, *disks: str | Path) -> Path:
         """A configuration in the auto directory; a disk is a path or a whole specification."""
@@ -244,7 +245,8 @@ class Host:
 
     def xendomains(self) -> xwd.Xendomains:
         """What xendomains does here."""
-        return xwd.Xendomains(str(self.auto), str(self.save))
+        libvirt = str(self.libvirt) if self.libvirt.exists() else ""
+        return xwd.Xendomains(str(self.auto), str(self.save), libvirt=libvirt)
 
     def watcher(
         self, clock: xwd.Clock | None = None, settings: xwd.Settings | None = None, names: Sequence[str] = ()

@@ -141,7 +141,7 @@ def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
 def test_what_is_not_a_saved_domain_is_passed_over_as_xendomains_does(host: Host, make: Callable[[Path], None]) -> None:
     make(host.save / "other")
     assert host.run().messages == ""
-    assert host.list()["domains"] == []
+    assert host.list()["guests"] == []
 
 
 @as_root
@@ -227,8 +227,8 @@ def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeyp
     file = host.guest("gone", host.images / "missing")
     list_directory = xwd.list_directory
 
-    def list_and_remove(path: str, before: xwd.Directory, facts: xwd.StorageFacts) -> xwd.Directory | None:
-        directory = list_directory(path, before, facts)
+    def list_and_remove(path: str, *others: Any) -> xwd.Directory | None:
+        directory = list_directory(path, *others)
         if directory and str(file) in directory.files:
             file.unlink()
         return directory
@@ -239,7 +239,7 @@ def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeyp
 
 def test_a_disk_that_a_guest_has_twice_is_missing_once(host: Host) -> None:
     host.guest("web", host.images / "a", host.images / "a")
-    assert [one.domains for one in snapshot(host).missing()] == [("web",)]
+    assert [one.guest for one in snapshot(host).missing()] == ["web"]
 
 
 def test_only_what_has_changed_is_read_again(host: Host, clock: FakeClock) -> None:
@@ -345,7 +345,7 @@ def test_guests_that_are_known_are_still_waited_for_while_their_directory_hangs(
     monkeypatch.setattr(
         xwd,
         "list_directory",
-        lambda _, before, __: hang() if before.kind == "auto" else before._replace(status=xwd.READY),
+        lambda _, before, *__: hang() if before.kind == "auto" else before._replace(status=xwd.READY),
     )
     clock.pause(xwd.READ_INTERVAL)
     assert missing(watcher.look(math.inf)).keys() == {str(host.auto), f"{host.images}/missing"}
@@ -455,7 +455,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     for name in ("d", "b", "e", "a", "c"):
         host.guest(name)
     (host.auto / ".hidden").touch()
-    directory = xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS)
+    directory = xwd.list_directory(str(host.auto), xwd.Directory("auto"), "XENDOMAINS_AUTO", FACTS)
     assert directory
     assert len(directory.files) == 3
     assert directory.files == sorted(directory.files)
@@ -463,7 +463,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     problems = xwd.problems_of(xwd.Snapshot({"/etc/xen/auto": directory}))
     assert problems == {"/etc/xen/auto": [f"/etc/xen/auto: {directory.warning}."]}
     monkeypatch.setattr(xwd, "MAX_FILES", 5)
-    assert xwd.list_directory(str(host.auto), xwd.Directory("auto"), FACTS) == xwd.Directory(
+    assert xwd.list_directory(str(host.auto), xwd.Directory("auto"), "XENDOMAINS_AUTO", FACTS) == xwd.Directory(
         "auto", [f"{host.auto}/{name}.cfg" for name in "abcde"]
     )
 
@@ -484,4 +484,4 @@ def test_a_configuration_that_others_may_write_is_warned_of_and_counts(host: Hos
     file.chmod(0o666)
     messages = host.run("--timeout", "0").messages
     assert f"{file}: it is writable by group or others (fix: chmod go-w {file}); xl uses it anyway.\n" in messages
-    assert f"{host.images}/missing for web is still missing" in messages
+    assert f"{host.images}/missing for web is missing" in messages

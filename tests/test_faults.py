@@ -86,8 +86,8 @@ ISOLATED = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path = {sys.path
 def test_with_fewer_file_descriptors_it_waits_or_says_what_is_wrong(waiting_host: Host, number: int) -> None:
     options = limited(resource.RLIMIT_NOFILE, number)
     messages = waiting_host.run("--timeout", "0", options=options, program=ISOLATED).messages
-    missing = f"{waiting_host.images}/web for web is still missing: does not exist\n"
-    assert missing in messages or f"{waiting_host.settings} cannot be read (Too many open files); " in messages
+    missing = f"{waiting_host.images}/web for web is missing: does not exist\n"
+    assert missing in messages or f"{waiting_host.settings}: cannot be read (Too many open files); " in messages
 
 
 def test_with_too_few_file_descriptors_to_load_a_module_it_says_so(host: Host) -> None:
@@ -195,7 +195,7 @@ def test_without_pyudev_it_waits(waiting_host: Host) -> None:
 def test_without_configobj_the_defaults_are_used_and_the_interpreter_is_named(host: Host) -> None:
     host.configure("timeout = 0")
     result = host.run("list", program=program_with("sys.modules['configobj'] = None"))
-    assert f"{host.conf} cannot be read without Python's configobj (import of configobj halted" in result.messages
+    assert f"{host.conf}: cannot be read without Python's configobj (import of configobj halted" in result.messages
     assert f"; this is {sys.executable}); the defaults are used." in result.messages
 
 
@@ -240,7 +240,7 @@ def test_without_bash_the_guests_of_xens_defaults_are_waited_for(host: Host) -> 
         host.image("web")
         result = waiter.end()
     assert (
-        f"{host.settings} cannot be read with /bin/bash and /dev/null (Permission denied); "
+        f"{host.settings}: cannot be read with /bin/bash and /dev/null (Permission denied); "
         "waiting for the guests in /etc/xen/auto and /var/lib/xen/save instead.\n"
     ) in result.messages
     assert f"disk {host.images}/web found (after " in result.messages
@@ -386,7 +386,7 @@ def test_settings_that_are_there_and_cannot_be_read_do_not_cost_the_wait(
     host = waiting_host
     host.conf.write_text(f"[paths]\nxendomains = {host.settings}\nauto = {host.auto}\n")
     with spoil(host), waiting(host, "--timeout", "1h", prefix=WITHOUT_POWER) as waiter:
-        said = waiter.wait_for(f"{host.settings} cannot be read ({why}); ")
+        said = waiter.wait_for(f"{host.settings}: cannot be read ({why}); ")
         assert said.endswith(f"; waiting for the guests in {host.auto} and /var/lib/xen/save instead.\n")
         waiter.wait_for(f"still waiting for {host.images}/web for web... (does not exist)")
 
@@ -398,7 +398,7 @@ def test_only_where_all_settings_are_absent_the_status_is_6(host: Host) -> None:
     host.settings.symlink_to("nowhere")
     result = host.run("--timeout", "0")
     assert result.status != xwd.EXIT_NO_XENDOMAINS
-    assert f"{host.settings} cannot be read (No such file or directory); " in result.messages
+    assert f"{host.settings}: cannot be read (No such file or directory); " in result.messages
 
 
 # What bash does meanwhile
@@ -415,7 +415,7 @@ def test_after_a_suspend_while_bash_reads_the_settings_they_count(host: Host) ->
             return self.seconds
 
     found, problems = xwd.read_xendomains(xwd.Settings(xendomains=(str(host.settings),)), Suspended(), 10)
-    assert (found, problems) == (host.xendomains(), [])
+    assert (found, problems) == (host.xendomains()._replace(file=str(host.settings)), [])
 
 
 @pytest.mark.promise("A signal comes, at any moment")
@@ -433,7 +433,7 @@ def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Hos
 def test_settings_that_end_the_shell_leave_nothing_running(host: Host) -> None:
     host.settings.write_text("sleep 1000 &\nexit\n")
     with host.start("--timeout", "0", options={"start_new_session": True}) as running:
-        assert f"{host.settings} makes the shell that sources it exit; " in running.end().messages
+        assert f"{host.settings}: makes the shell that sources it exit; " in running.end().messages
         wait_until(lambda: session_members(running.pid) == [])
 
 
@@ -448,17 +448,21 @@ def test_odd_patterns_do_not_cost_the_wait(waiting_host: Host) -> None:
 
 def test_wrong_settings_are_quoted_in_one_line_without_escape_sequences(host: Host) -> None:
     host.conf.write_bytes(b'timeout = "\x1b[2J\x9b5\xff"\n\x1b]0;x\x07 = 1\nwhat\x1b[1m\n[paths]\nauto = "\x1b/x"\n')
-    messages = host.run("check").messages
+    messages = host.run("list").messages
     assert messages.count("\n") >= 4
     assert all(line.isprintable() and line.startswith(f"{host.conf}") for line in messages.splitlines()[:4])
+    first, *lines = host.run("check").output.splitlines()
+    assert first == f"{host.conf}:"
+    assert all(line.isprintable() and line.startswith("  error: ") for line in lines[:4])
 
 
 def test_a_nul_in_a_directory_of_the_conf_is_an_error_of_the_conf(waiting_host: Host) -> None:
     host = waiting_host
     host.conf.write_bytes(f"[paths]\nxendomains = {host.settings}\nauto = /a\0b\n".encode())
     result = host.run("--timeout", "0")
-    assert rf"{host.conf}: paths.auto is not an absolute path: '/a\x00b'; the default is used." in result.messages
-    assert f"{host.images}/web for web is still missing: does not exist\n" in result.messages
+    problem = r"line 3: [paths] auto is not an absolute path: '/a\x00b'; the default is used"
+    assert f"{host.conf}: {problem}." in result.messages
+    assert f"{host.images}/web for web is missing: does not exist\n" in result.messages
 
 
 # Names that would like to be more than names
@@ -512,8 +516,7 @@ def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
     reporter.report(xwd.Snapshot())
     reporter.log_end(found)
     reporter.log_end(found, signal.SIGTERM)
-    findings = xwd.findings_of(found, watcher, reboot=True)
-    xwd.show_findings([], findings, found, journal, as_json=False)
+    findings = xwd.findings_of(found, watcher, xwd.Options("check", reboot=True))
 
     lines = os.pread(written.fileno(), 1 << 24, 0).decode().splitlines(keepends=True)
     assert len(lines) == len(journal.messages)
@@ -521,11 +524,15 @@ def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
     entries = b"".join(xwd.journal_entry(*message) for message in journal.messages).decode().splitlines(keepends=True)
     assert len(entries) == sum(3 + len(fields) for _, _, fields in journal.messages)
     assert all(re.fullmatch("[A-Z_]+=.*\n", line) and line[:-1].isprintable() for line in entries)
-    table = xwd.as_table(found).splitlines()
-    assert all(line.isprintable() for line in table)
+    assert all(xwd.line_of_finding(finding).isprintable() for finding in findings)
+    answer = xwd.as_record(found)
+    assert len(answer["guests"]) == len(found.guests)
+    table = xwd.table_of_disks(answer, xwd.Screen(), with_hints=True)
     assert len(table) == 1 + sum(max(1, len(guest.domain.disks)) for guest in found.guests.values())
-    answer = json.loads(xwd.as_json(found).encode("ascii"))
-    assert len(answer["domains"]) == len(found.guests)
+    screen = xwd.Screen(80)
+    pictures = xwd.picture_of_list(answer, screen) + xwd.picture_of_last(reporter.as_last_wait("timeout"), screen)
+    assert all(line.isprintable() for line in table + pictures)
+    assert max(map(xwd.columns_of, pictures)) <= screen.columns
     last = reporter.as_last_wait("timeout")
     json.dumps([answer, last], ensure_ascii=False).encode()  # there are no halves of characters in it
 

@@ -23,7 +23,7 @@ WORK = HERE.parents[1] / ".fuzz"
 XL_CORPUS = HERE.parent / "data" / "xl-corpus"
 
 # The targets, and what they can use of the files that the real xl has answered for.
-TARGETS = {"xl_config": "*.cfg", "disk": "", "saved": "*.head", "conffile": "", "xendomains": ""}
+TARGETS = {"xl_config": "*.cfg", "disk": "", "saved": "*.head", "libvirt": "", "conffile": "", "xendomains": ""}
 LARGEST = 8192  # bytes that libFuzzer makes up; harness.py adds a few inputs of the largest size that is read
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from md import WHOLE
 from recorded import entries
-from xenhost import TOP, Boot, Disk, Guest, Host
+from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = pytest.mark.promise("The reason names the layer at fault, with a command that helps")
 
@@ -172,11 +172,6 @@ def test_it_is_told_at_once_and_in_fields(boot: Boot, name: str) -> None:
     waiting = boot.entry(f"still waiting for {re.escape(f'{row.path} for {name}... ({row.reason})')}")
     fields = {"DISK": row.path, "DOMAIN": name, "STATE": row.state, "REASON": row.reason, "HINT": row.hint}
     assert {key: waiting[key] for key in fields} == fields
-
-
-def test_the_table_stands_in_the_manual_page_as_it_is_printed(boot: Boot) -> None:
-    page = (TOP / "man" / "xendomains-wait-disk.8").read_text().replace("\\-", "-")
-    assert boot.text("list") in page
 
 
 def test_the_table_says_the_same_outside_of_the_sandbox(boot: Boot) -> None:

@@ -23,8 +23,8 @@ TARGET = "iqn.2003-01.org.example:disk"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
 DISKS = ("web", "mounted", "swap", "member", "pv", "group", "secret", "drbd", "shared", "plain", "whole")
 # Lines from the manual page.
-PAGE = (TOP / "man" / "xendomains-wait-disk.8").read_text().partition(".SH MONITORING")[2].replace("\\-", "-")
-MONITORING = re.findall(r"\.EX\n((?:systemctl|journalctl) .*)", PAGE)
+PAGE = (TOP / "man" / "xendomains-wait-disk.8").read_text().partition('.SS "Monitoring"\n')[2].replace("\\-", "-")
+MONITORING = re.findall(r"^((?:systemctl|journalctl) .*)", PAGE, re.MULTILINE)
 
 
 def by_id(name: str) -> str:

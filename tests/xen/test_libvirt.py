@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""Guests of libvirt: one whose disk comes a minute late is started then, and one that was shut down stays down."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from xenhost import Boot, Disk, Guest, Host
+
+pytestmark = pytest.mark.promise(
+    "A guest of libvirt is listed, checked and waited for as the others, and started late if libvirt could not start it"
+)
+
+NAMES = ("one", "late", "ran")
+UNIT = "xendomains-late.service"
+VIRSH = "virsh --connect xen:///system"
+
+
+def definition(name: str, disk: str) -> str:
+    """What virsh define leaves in /etc/libvirt/libxl, without what libvirt adds by itself."""
+    return (
+        f"<domain type='xen'><name>{name}</name><memory unit='MiB'>160</memory><vcpu>1</vcpu>"
+        "<os><type arch='x86_64' machine='xenpv'>linux</type><kernel>/boot/guest</kernel>"
+        "<initrd>/boot/guest.img</initrd><cmdline>console=hvc0 quiet mitigations=off vdevs=xvda</cmdline></os>"
+        "<devices><disk type='block' device='disk'><driver name='phy' type='raw'/>"
+        f"<source dev='{disk}'/><target dev='xvda' bus='xen'/></disk>"
+        "<console type='pty'><target type='xen' port='0'/></console></devices></domain>\n"
+    )
+
+
+HOST = Host(
+    disks=tuple(Disk(name, 32) for name in NAMES),
+    files={
+        "/etc/libvirt/libxl/one.xml": definition("one", "/dev/disk/by-id/virtio-one"),
+        "/etc/libvirt/libxl/ran.xml": definition("ran", "/dev/disk/by-id/virtio-ran"),
+        "/etc/libvirt/libxl/late.xml": definition("late", "/dev/mapper/late"),
+        # Debian's libvirtd does not wait for Debian's Xen, and does without its Xen driver where that is late.
+        "/etc/systemd/system/libvirtd.service.d/xen.conf": "[Unit]\nAfter=xen.service\n",
+        # A configuration that is left in the auto directory of a host where xendomains is not enabled.
+        "/etc/xen/auto/old.cfg": Guest("old", ("/dev/disk/by-id/virtio-one,raw,xvda,w",)).configuration(),
+    },
+    setup="""
+        mkdir -p /etc/libvirt/libxl/autostart
+        ln -s /etc/libvirt/libxl/*.xml /etc/libvirt/libxl/autostart
+        # libvirt takes no host whose CPU is none of its models, and QEMU's lacks this one feature under Xen.
+        sed -i "/'sep'/d" /usr/share/libvirt/cpu_map/x86_kvm64.xml
+        systemctl --quiet disable xendomains.service
+        systemctl --quiet enable libvirtd.service virtlogd.socket virtlockd.socket xendomains-late.service
+    """,
+    after=f"""
+        state() {{ systemctl show -p ActiveState,Result,StatusText {UNIT} >"$report/$1"; }}
+
+        for _ in $(seq 60); do
+            {VIRSH} list && break
+            sleep 1
+        done
+        wait_for_guest one
+        wait_for_guest ran
+        {VIRSH} list --all >"$report/at-first"
+        xendomains-wait-disk list --json >"$report/list.json" || true
+        xendomains-wait-disk check >"$report/check" || true
+        state waiting
+
+        # Somebody shuts down what has run.
+        {VIRSH} destroy ran
+
+        sleep 60
+        ready late-disk
+        dmsetup create late --table "0 65536 linear /dev/disk/by-id/virtio-late 0"
+        wait_for_guest late
+        for _ in $(seq 30); do
+            systemctl is-active {UNIT} || break
+            sleep 1
+        done
+        state at-last
+        {VIRSH} list --all >"$report/guests"
+
+        # A later start of libvirt starts the service as well, and that leaves all as it is.
+        systemctl restart libvirtd.service
+        systemctl start {UNIT}
+        sleep 5
+        {VIRSH} list --all >"$report/later"
+    """,
+)
+
+
+def test_libvirt_starts_what_has_its_disk_and_gives_up_the_other(boot: Boot) -> None:
+    assert boot.disks_of("one") == {"xvda": 32}
+    assert boot.came_up("ran")
+    assert any("Failed to autostart VM 'late'" in message for message in boot.messages("libvirtd.service"))
+
+
+def test_its_guests_are_listed_as_the_others(boot: Boot) -> None:
+    guests = {guest["name"]: guest for guest in json.loads(boot.text("list.json"))["guests"]}
+    assert {name: guests[name]["kind"] for name in NAMES} == dict.fromkeys(NAMES, "libvirt")
+    assert guests["late"]["disks"][0]["state"] == "missing"
+    assert guests["one"]["disks"][0]["state"] == "ready"
+
+
+def test_the_late_guest_is_started_when_its_disk_comes(boot: Boot) -> None:
+    assert "StatusText=Waiting for 1 disk of 1 guest: /dev/mapper/late for late" in boot.text("waiting")
+    assert boot.disks_of("late") == {"xvda": 32}
+    assert "guest late has been started." in boot.messages(UNIT)
+
+
+def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
+    for moment in ("guests", "later"):
+        states = dict(line.split(None, 2)[1:] for line in boot.text(moment).splitlines()[2:] if line.strip())
+        assert states["ran"] == "shut off"
+        assert states["one"] == states["late"] == "running"
+
+
+def test_what_is_left_in_the_directories_of_xendomains_is_not_started(boot: Boot) -> None:
+    assert not boot.came_up("old")
+    assert not any("guest old" in message for message in boot.messages(UNIT))
+
+
+def test_when_nothing_is_waited_for_any_more_the_service_has_ended_well(boot: Boot) -> None:
+    assert "ActiveState=inactive" in boot.text("at-last")
+    assert "Result=success" in boot.text("at-last")
