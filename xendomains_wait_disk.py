@@ -2008,12 +2008,12 @@ def explain_missing(path: str, facts: StorageFacts) -> Layer:
     if not facts.explains:
         return stacked(path, "path", Problem("does not exist"))
     target, parent = os.path.realpath(path), os.path.dirname(path)
-    reason = "does not exist"
+    known, reason = facts.find(target), "does not exist"
     if os.path.islink(path):
         reason = f"is a link to {target}, which does not exist"
-    elif not os.path.isdir(parent):
+    elif not known and not os.path.isdir(parent):
         reason = f"does not exist, nor does the directory {parent}"
-    return stacked(path, "path", Problem(reason), *facts.find(target))
+    return stacked(path, "path", Problem(reason), *known)
 
 
 def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
