@@ -1937,7 +1937,7 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     """What the members of an md array are called, how many can be used, and how many are needed: md(4), md.rst."""
     directory = f"{device_directory(name)}/md"
     if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
-        return "member", 1, 1
+        return "member", 1, 1  # none of them has failed
     level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
     total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
     bad = [f"dev-{layer.name}" for layer in below if layer.cause]
@@ -2007,12 +2007,12 @@ def explain_missing(path: str, facts: StorageFacts) -> Layer:
     if not facts.explains:
         return stacked(path, "path", Problem("does not exist"))
     target, parent = os.path.realpath(path), os.path.dirname(path)
-    reason = "does not exist"
+    known, reason = facts.find(target), "does not exist"
     if os.path.islink(path):
         reason = f"is a link to {target}, which does not exist"
-    elif not os.path.isdir(parent):
+    elif not known and not os.path.isdir(parent):
         reason = f"does not exist, nor does the directory {parent}"
-    return stacked(path, "path", Problem(reason), *facts.find(target))
+    return stacked(path, "path", Problem(reason), *known)
 
 
 def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
