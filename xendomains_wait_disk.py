@@ -1029,9 +1029,8 @@ def domain_from_libvirt_xml(text: str, source: str) -> Domain:
     disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
     keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
     values = {key: root.findtext(path) for key, path in keys.items()}
-    return Domain(
-        name, source, "libvirt", disks, (), () if root.findtext("os/type") == "hvm" else boot_files_in(values)
-    )
+    boot_files = () if root.findtext("os/type") == "hvm" else boot_files_in(values)
+    return Domain(name, source, "libvirt", disks, (), boot_files)
 
 
 def disk_from_libvirt_xml(disk: Element) -> Disk:
@@ -3607,7 +3606,8 @@ class Reporter:
             messages += limited(missing_messages(self._missing, self._timeout))
             starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
             later = start_later(snapshot.waiting_guests(), patterns)
-            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless]) + f"{later}."
+            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless])
+            text += f" ({later})." if later else "."
             notify(f"STATUS=Timed out waiting for {in_short(self._missing)}")
         else:
             result, level = "ready", INFO
@@ -3691,7 +3691,7 @@ def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
         words = "missing" if need.status.state is State.MISSING else "not ready"
         return f"{need.path} for {need.guest} is {still}{words}{after}: {with_hint(*need.status[1:3])}"
 
-    about_all = f"{{}} are {still}missing{after}"
+    about_all = f"{still}missing{after}: {{}}"
     return messages_by_cause(needs, ERR, about_all, about, MESSAGE_ID=MESSAGE_MISSING)
 
 
@@ -3738,7 +3738,7 @@ def in_short(needs: Sequence[Need]) -> str:
 
 
 def start_later(names: set[str], patterns: Sequence[str]) -> str:
-    """In parentheses, what starts these guests when their disks are there: the service if it is enabled, or you."""
+    """What starts these guests when their disks are there: the service if it is enabled, or you; nothing for none."""
     from shlex import quote
 
     is_service = is_enabled(LATE_SERVICE)
@@ -3749,7 +3749,7 @@ def start_later(names: set[str], patterns: Sequence[str]) -> str:
     which = "".join(f" {quote(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
     texts = [f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} when {when}"] if by_service else []
     texts += [f"start {them} later with: {COMMAND} start{which}"] if by_hand else []
-    return f" ({printable(shortened('; '.join(texts), MAX_REASON))})" if texts else ""
+    return printable(shortened("; ".join(texts), MAX_REASON))
 
 
 def counted(number: int, noun: str) -> str:
@@ -3908,7 +3908,7 @@ def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
     """The causes, the guests and their state, for a terminal."""
     causes = causes_of(problems_in(record))
     numbers = {(cause.reason, cause.hint): number for number, cause in enumerate(causes, 1)}
-    rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "")]
+    rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "CAUSE")]
     for guest in record["guests"]:
         rows.append((guest["name"], guest["start"], guest["state"], why_not_ready(guest, numbers)))
     table = in_columns(rows, screen) if record["guests"] else []
@@ -3931,7 +3931,10 @@ def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], in
 def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], screen: Screen) -> list[str]:
     """A block about what is wrong: why, what helps, and which disks and guests have it."""
     label = f"[{numbers[cause.reason, cause.hint]}] "
-    named = [f"{one.path} ({one.guest})" for one in cause.needs]
+    guests: dict[str, list[str]] = {}
+    for one in cause.needs:
+        guests.setdefault(one.path, []).append(one.guest)
+    named = [f"{path} ({join_limited(names, MAX_LISTED)})" for path, names in guests.items()]
     texts = [cause.reason, f"{in_numbers(cause.needs)}: {join_limited(named, MAX_NAMED)}"]
     if len(named) == 1:
         texts = [f"{named[0]}: {cause.reason}"]
@@ -3964,8 +3967,9 @@ def rows_of_layer(
     branch, last_branch, trunk = screen.branches
     problem, state = layer.problem, State.READY.value
     if problem is not None:
-        state = f"{problem.reason}  <-- try: {problem.hint}" if problem == cause and problem.hint else problem.reason
-    elif layer.cause is not None:
+        state = problem.reason.removeprefix(f"{layer.name}: ")
+        state += f"  <-- try: {problem.hint}" if problem == cause and problem.hint else ""
+    elif layer.cause is not None or layer.kind == "NFS server":  # which is never asked
         state = "-"
     yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
     indent += "  " if is_last else trunk
@@ -4184,7 +4188,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -
     }
     for cause in causes_of(uses_of_need):
         if len(cause.needs) > MAX_NAMED:
-            yield Finding(f"{in_numbers(cause.needs)} are missing: {cause.reason}", cause.hint, is_error=True)
+            yield Finding(f"missing: {in_numbers(cause.needs)}: {cause.reason}", cause.hint, is_error=True)
             continue
         for need in cause.needs:
             other = similar.get(need.path)
@@ -4220,12 +4224,19 @@ def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
                 {one.guest.domain.name for one in others if one.disk.writes is w} for w in (True, False)
             )
             if writers:
-                problem = f"{use.required.path} is also written to by guest {join_limited(sorted(writers), MAX_LISTED)}"
+                problem = f"{use.required.path} is also written to by {guests_in_words(writers)}"
             elif readers and use.disk.writes:
-                problem = f"{use.required.path} is also used by guest {join_limited(sorted(readers), MAX_LISTED)}"
+                problem = f"{use.required.path} is also used by {guests_in_words(readers)}"
             else:
                 continue
             yield use.finding(f"{problem}, and Xen refuses to share it", "give each guest its own disk", is_error=True)
+
+
+def guests_in_words(names: Iterable[str]) -> str:
+    """As in "guest web" and "guests db, web"."""
+    ordered = sorted(names)
+    noun = "guest" if len(ordered) == 1 else "guests"
+    return f"{noun} {join_limited(ordered, MAX_LISTED)}"
 
 
 def check_patterns(snapshot: Snapshot, settings: Settings, file: str) -> Iterator[Finding]:
@@ -4561,7 +4572,7 @@ def outcomes_of(
     for guest in guests_meant(snapshot, options.guests):
         name, file, kind, *_ = guest.domain
         # As long as those are not known, a guest may be saved.
-        saved = {path: one for path, one in snapshot.directories.items() if one.kind == "saved" != kind}
+        saved = {path: one for path, one in snapshot.directories.items() if (kind, one.kind) == ("auto", "saved")}
         paths = {file, *saved, *(one.path for one in guest.required)}
         missing = [f"{one.path} ({one.status.reason})" for one in needs if one.path in paths]
         broken = [f"{file}: {lost[file]}"] if file in lost else []
@@ -4920,10 +4931,11 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     elif not screen.columns or options.verbose:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
-        later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains).strip()
-        footer = wrapped(footer_of_list(as_record(watcher.known), watcher.xendomains), screen.columns)
-        footer += wrapped(later, screen.columns) if later else []
-        show("\n".join([*picture_of_list(record, screen), "", *footer]))
+        later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
+        footer = [f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}."]
+        footer += [f"{later[0].upper()}{later[1:]}"] if later else []
+        lines = [line for text in footer for line in wrapped(text, screen.columns)]
+        show("\n".join([*picture_of_list(record, screen), "", *lines]))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
@@ -4994,9 +5006,9 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
         return show_for_nagios(errors, warnings, snapshot)
     else:
         by_file: dict[str, list[str]] = {}
+        screen = screen_of(sys.stdout)
         for finding in (*errors, *warnings):
             by_file.setdefault(finding.file, []).append(line_of_finding(finding))
-        screen = screen_of(sys.stdout)
         for file, texts in reversed(by_file.items()):
             head = [screen.paint(line, "1") for line in wrapped(printable(f"{file or 'This host'}:"), screen.columns)]
             lines[:0] = head + [line for text in texts for line in wrapped(text, screen.columns, indent="    ")]
@@ -5010,7 +5022,7 @@ def line_of_finding(finding: Finding) -> str:
     about += [finding.vdev] if finding.vdev else []
     where = f"{', '.join(about)}: " if about else ""
     fix = f" (fix: {finding.fix})" if finding.fix else ""
-    return f"  {'error' if finding.is_error else 'warning'}: {printable(f'{where}{finding.problem}{fix}')}"
+    return printable(f"  {'error' if finding.is_error else 'warning'}: {where}{finding.problem}{fix}")
 
 
 def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snapshot: Snapshot) -> int:
@@ -5040,7 +5052,8 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
         elif not options.format:
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             lost = {one["name"] for one in last["guests"] if State(one["state"]) in AWAITED}
-            head = f"{last['started']}: {last['result']} after {waited} of {timeout}{start_later(lost, patterns)}"
+            later = start_later(lost, patterns)
+            head = f"{last['started']}: {last['result']} after {waited} of {timeout}{f' ({later})' if later else ''}"
             gap = [""] if screen.columns else []
             text = "\n".join([*wrapped(head, screen.columns), *gap, *picture_of_last(last, screen)])
     except (OSError, ValueError, KeyError, TypeError) as error:

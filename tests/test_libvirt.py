@@ -53,6 +53,37 @@ def refusal(text: str) -> str:
 # The XML
 
 
+BOOT_FILES = ["/boot/guest", "/boot/guest.img"]
+
+
+@pytest.mark.parametrize(
+    ("name", "needed", "skipped"),
+    [
+        ("web", ["/dev/disk/by-id/virtio-web", *BOOT_FILES], []),
+        ("image", ["/srv/image.img", "/srv/b.qcow2", *BOOT_FILES], []),
+        ("grub", ["/dev/vg/grub", "/usr/lib/xen-4.17/bin/pygrub"], []),
+        ("script", BOOT_FILES, ["QEMU opens it", "QEMU opens it"]),
+        (
+            "volume",
+            ["/dev/vg/c", "/dev/sdb", "/boot/guest"],
+            [
+                "libvirt (type volume) attaches it",
+                "the drive is empty",
+                "libvirt (type network) attaches it",
+                "libvirt (type dir) attaches it",
+                "the drive is empty",
+            ],
+        ),
+    ],
+)
+def test_what_a_real_virsh_wrote_is_read(name: str, needed: list[str], skipped: list[str]) -> None:
+    guest = parse((RECORDED / f"{name}.xml").read_text())
+    required = [xwd.required_by(disk) for disk in guest.needs()]
+    assert guest.name == name
+    assert [one.path for one in required if one.path] == needed
+    assert [one.reason for one in required if not one.path] == skipped
+
+
 @pytest.mark.parametrize(
     ("xml", "expected"),
     [
@@ -162,6 +193,8 @@ def managed_save(xml: str, version: int = 2, end: bytes = xwd.SAVED_END, size: i
 
 
 def test_the_xml_in_a_managed_save_is_read() -> None:
+    recorded = (RECORDED / "web.save.head").read_bytes() + xwd.SAVED_END
+    assert parse(xwd.saved_by_libvirt(io.BytesIO(recorded))).disks[0].target == "/dev/disk/by-id/virtio-web"
     assert xwd.saved_by_libvirt(io.BytesIO(managed_save(domain()))) == domain()
 
 

@@ -160,7 +160,7 @@ def test_the_service_for_late_guests_waits_without_holding_up_the_boot() -> None
 
 def test_it_starts_after_xendomains_and_is_over_before_that_stops() -> None:
     late = settings(LATE)
-    assert late["After"] == ["xendomains.service libvirtd.service virtxend.service"]
+    assert late["After"] == ["xendomains.service", "libvirtd.service", "virtxend.service"]
     assert late["PartOf"] == ["xendomains.service"]
     assert "xendomains.service" not in late.get("Requires", [])
 
@@ -187,4 +187,4 @@ def test_it_is_for_hosts_only_as_the_wait_is() -> None:
 
 def test_late_guests_are_taken_care_of_only_if_somebody_asks_for_it() -> None:
     assert f"disable {LATE.name}" in PRESET.read_text().splitlines()
-    assert settings(LATE)["WantedBy"] == ["xendomains.service libvirtd.service virtxend.service"]
+    assert settings(LATE)["WantedBy"] == ["xendomains.service", "libvirtd.service", "virtxend.service"]
