@@ -1674,7 +1674,8 @@ def output_of(*command: str) -> str:
     from subprocess import DEVNULL, SubprocessError, run
 
     with suppress(OSError, SubprocessError):
-        return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_PROGRAM).stdout
+        printed = run(command, stdin=DEVNULL, capture_output=True, timeout=MAX_PROGRAM).stdout
+        return printed.decode(errors="surrogateescape")
     return ""
 
 
@@ -4798,7 +4799,6 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     listing.add_argument("-v", "--verbose", action="count", default=0, help="show each disk, and what helps")
     listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
     check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
-    last.add_argument("-b", "--boot", metavar="OFFSET", default="", help="an earlier boot, as in journalctl: -1")
     forms = {one: one.add_mutually_exclusive_group() for one in (listing, check, last, start)}
     for form in forms.values():
         form.add_argument("--json", dest="format", action="store_const", const="json", default="", help="print JSON")
@@ -4808,6 +4808,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     forms[last].add_argument(
         "--prometheus", dest="format", action="store_const", const="prometheus", help=prometheus_help
     )
+    boot_help = "show the messages of an earlier boot, as in journalctl: -1"
+    forms[last].add_argument("-b", "--boot", metavar="OFFSET", default="", help=boot_help)
     forms[last].add_argument("--list", dest="boots", action="store_true", help="show a line for each boot")
     forms[listing].add_argument("--tree", action="store_true", help="show the storage below each disk")
     for one in (wait, listing, check, start):
@@ -4931,8 +4933,8 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
         footer = [f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}."]
-        footer += [f"{later[0].upper()}{later[1:]}"] if later else []
-        lines = [line for text in footer for line in wrapped(text, screen.columns)]
+        footer += [f"S{later[1:]}" if later.startswith("start ") else later]  # the name of a unit stays as it is
+        lines = [line for text in footer if text for line in wrapped(text, screen.columns)]
         show("\n".join([*picture_of_list(record, screen), "", *lines]))
 
 
@@ -5062,17 +5064,21 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
 
 
 def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> int:
-    """Prints how the waits at earlier boots went, as far as the journal has kept their messages."""
+    """Prints how the waits at earlier boots went, as far as the journal has kept their messages; returns a status."""
     boots = output_of("journalctl", "--quiet", "--no-pager", "--list-boots")
     numbers = {boot: number for number, boot in re.findall(r"^ *(-?[0-9]+) ([0-9a-f]{32}) ", boots, re.MULTILINE)}
-    choice = [f"MESSAGE_ID={MESSAGE_SUMMARY}"] if options.boots else [f"--boot={options.boot}", "--priority=warning"]
-    entries = journal_entries(*choice, f"SYSLOG_IDENTIFIER={COMMAND}")
+    choice = f"MESSAGE_ID={MESSAGE_SUMMARY}" if options.boots else f"--boot={options.boot}"
+    entries = journal_entries(choice, f"SYSLOG_IDENTIFIER={COMMAND}")
+    entries = [entry for entry in entries if "RESULT" in entry or int(entry["PRIORITY"]) <= WARNING]
     if not entries:
-        journal.log(ERR, f"The journal has no message of {COMMAND} of that boot.")
+        which = "" if options.boots else f" of boot {options.boot}"
+        journal.log(ERR, f"The journal has no messages of {COMMAND}{which}.")
         return EXIT_USAGE
     if not options.boots:
-        show("\n".join(printable(str(entry["MESSAGE"])) for entry in entries))
-        return EXIT_READY
+        texts = [printable(str(entry["MESSAGE"])) for entry in entries]
+        show("\n".join(line for text in texts for line in wrapped(text, screen.columns, indent="    ")))
+        results = [entry["RESULT"] for entry in entries if "RESULT" in entry]
+        return EXIT_READY if results[-1:] == ["ready"] else EXIT_TIMED_OUT
     rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE")]
     for entry in entries:
         ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(entry["__REALTIME_TIMESTAMP"]) / 1e6))
@@ -5088,7 +5094,7 @@ def journal_entries(*matches: str) -> list[dict[str, Any]]:
     import json
 
     with suppress(ValueError):
-        lines = output_of("journalctl", "--quiet", "--no-pager", "--output=json", *matches).splitlines()
+        lines = output_of("journalctl", "--quiet", "--no-pager", "--all", "--output=json", *matches).splitlines()
         return [json.loads(line) for line in lines]
     return []
 
