@@ -103,6 +103,7 @@ MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # and of looking once
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
+MAX_RECHECKED = 32  # ready disks that are checked again in one look, which takes some milliseconds
 MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
 MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
@@ -2695,12 +2696,13 @@ class Watcher:
         self.shares = True  # see StorageFacts
         self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
         self._read_at = self._explain_at = float("-inf")  # when to do it again
+        self._turn = 0  # of the ready disks, which one is checked again next
 
     def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
         """What there is now, until `deadline` at the latest; the snapshot of before if nothing has changed.
 
-        Reads only files that have changed, and checks only disks that were not ready; with `recheck_ready` all disks,
-        because one may have gone again. Raises Stopped if a signal comes.
+        Reads only files that have changed, and checks the disks that were not ready, and some that were, each in its
+        turn, because it may have gone again; with `recheck_ready` all disks. Raises Stopped if a signal comes.
         """
         if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
             explains = recheck_ready or self.clock.now() >= self._explain_at
@@ -2710,7 +2712,9 @@ class Watcher:
     def check_disks(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
         """Like look(), without directories and configurations."""
         disks = dict(self.known.disks)
-        checked = [path for path, status in disks.items() if recheck_ready or status != READY]
+        ready = [path for path, status in disks.items() if status == READY]
+        checked = [path for path, status in disks.items() if status != READY]
+        checked += ready if recheck_ready else self._in_turn(ready)
         absent = absent_devices(path for path in checked if disks[path].state is State.MISSING)
         patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
         answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
@@ -2723,6 +2727,12 @@ class Watcher:
         if disks != self.known.disks:
             self.known = self.known._replace(disks=disks)
         return self.known
+
+    def _in_turn(self, ready: Sequence[str]) -> Sequence[str]:
+        """Those of the ready disks that are checked again in this look."""
+        first = self._turn if self._turn < len(ready) else 0
+        self._turn = first + MAX_RECHECKED
+        return ready[first : self._turn]
 
     def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
         """How these disks are, and why."""
@@ -2983,9 +2993,6 @@ def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) 
         snapshot = watcher.look(end_of_look(deadline, clock))
         if clock.now() >= deadline:
             return watcher.check_disks(end_of_look(deadline, clock), recheck_ready=True)
-        if snapshot.is_complete():
-            # What became ready first may have gone again.
-            snapshot = watcher.look(end_of_look(deadline, clock), recheck_ready=True)
         if not snapshot.is_complete():
             report(snapshot)
         return snapshot

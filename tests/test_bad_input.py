@@ -267,14 +267,34 @@ def test_while_a_configuration_is_waited_for_all_are_read_each_time(host: Host, 
     assert names(watcher.look(math.inf)) == ["web"]
 
 
-def test_what_was_ready_is_looked_at_again_only_if_asked(host: Host) -> None:
+def test_a_ready_disk_that_has_gone_again_is_seen_in_the_next_look(host: Host) -> None:
     image = host.image("a")
     host.guest("web", image)
     watcher = host.watcher()
-    watcher.look(math.inf)
-    image.unlink()
     assert watcher.look(math.inf).is_complete()
-    assert list(missing(watcher.look(math.inf, recheck_ready=True))) == [str(image)]
+    image.unlink()
+    assert list(missing(watcher.look(math.inf))) == [str(image)]
+
+
+def test_of_many_ready_disks_some_are_checked_again_in_each_look(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in its turn; if that is asked for, all of them."""
+    images = [str(host.image(name)) for name in "abcde"]
+    host.guest("web", *images)
+    watcher = host.watcher()
+    watcher.look(math.inf)
+    checked: list[str] = []
+
+    def check_disk(required: xwd.Required, _: xwd.StorageFacts) -> xwd.Status:
+        checked.append(required.path)
+        return xwd.READY
+
+    monkeypatch.setattr(xwd, "MAX_RECHECKED", 2)
+    monkeypatch.setattr(xwd, "check_disk", check_disk)
+    for _ in range(3):
+        watcher.look(math.inf)
+    assert sorted(checked) == images
+    watcher.look(math.inf, recheck_ready=True)
+    assert len(checked) == 2 * len(images)
 
 
 def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) -> None:
