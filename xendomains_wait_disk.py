@@ -2728,12 +2728,6 @@ class Watcher:
             self.known = self.known._replace(disks=disks)
         return self.known
 
-    def _in_turn(self, ready: Sequence[str]) -> Sequence[str]:
-        """Those of the ready disks that are checked again in this look."""
-        first = self._turn if self._turn < len(ready) else 0
-        self._turn = first + MAX_RECHECKED
-        return ready[first : self._turn]
-
     def _explain(self, paths: Sequence[str], deadline: float) -> dict[str, Status]:
         """How these disks are, and why."""
         spent = time.process_time()
@@ -2747,6 +2741,12 @@ class Watcher:
         facts = StorageFacts(explains=explains, shares=self.shares)
         calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
+
+    def _in_turn(self, ready: Sequence[str]) -> Sequence[str]:
+        """Those of the ready disks that are checked again in this look."""
+        first = self._turn if self._turn < len(ready) else 0
+        self._turn = first + MAX_RECHECKED
+        return ready[first : self._turn]
 
     def _patience(self, deadline: float) -> float:
         """How long a step may be silent: at most a third of what is left, so that one which hangs leaves some."""

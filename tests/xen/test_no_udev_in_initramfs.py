@@ -12,6 +12,8 @@ HOST = Host(
         mount -t proc proc /proc
         mount -t sysfs sysfs /sys
         mount -t devtmpfs devtmpfs /dev
+        # Debian's initramfs has udev.
+        kill $(grep --files-with-matches --line-regexp systemd-udevd /proc/[0-9]*/comm | cut -d / -f 3)
         truncate --size=64M /srv/disk
         modprobe loop
         modprobe dm-mod
