@@ -25,7 +25,7 @@ DEFAULT_RELEASE = "bookworm"
 RELEASE = os.environ.get("RELEASE") or DEFAULT_RELEASE
 
 # A boot takes 30 to 200 seconds, and more on a busy machine. Before this time is over, the host's watchdog speaks.
-BOOT_TIMEOUT = 600
+BOOT_TIMEOUT = 900
 REPORT_SIZE = 64 << 20
 
 # Mitigations cost an emulated CPU more than they would a real one. But where Xen switches the FPU lazily, as it does
