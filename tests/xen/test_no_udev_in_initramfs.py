@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A volume group that was activated before udev ran, as an initramfs without udev does: udev calls it not ready for ever.
+"""A volume group that was activated before udev ran, as an initramfs without udev does.
 
-It is ready as soon as udev has finished with it.
+udev calls it not ready for ever. It is ready as soon as udev has finished with it.
 """
 
 from __future__ import annotations
