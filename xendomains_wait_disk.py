@@ -108,7 +108,7 @@ MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # and of looking once
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
-MAX_RECHECKED = 32  # ready disks that are checked again in one look, which takes some milliseconds
+MAX_RECHECKED = 16  # ready disks that are checked again in one look, which takes one or two milliseconds
 MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
 MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
@@ -2977,6 +2977,12 @@ class Watcher:
         facts = StorageFacts(explains=explains, shares=self.shares)
         calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
+
+    def _in_turn(self, ready: Sequence[str]) -> Sequence[str]:
+        """Those of the ready disks that are checked again in this look."""
+        first = self._turn if self._turn < len(ready) else 0
+        self._turn = first + MAX_RECHECKED
+        return ready[first : self._turn]
 
     def _patience(self, deadline: float) -> float:
         """How long a step may be silent: at most a third of what is left, so that one which hangs leaves some."""
