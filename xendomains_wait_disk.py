@@ -2978,12 +2978,6 @@ class Watcher:
         calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
 
-    def _in_turn(self, ready: Sequence[str]) -> Sequence[str]:
-        """Those of the ready disks that are checked again in this look."""
-        first = self._turn if self._turn < len(ready) else 0
-        self._turn = first + MAX_RECHECKED
-        return ready[first : self._turn]
-
     def _patience(self, deadline: float) -> float:
         """How long a step may be silent: at most a third of what is left, so that one which hangs leaves some."""
         return min(MAX_SILENCE, (deadline - self.clock.now()) / 3)
