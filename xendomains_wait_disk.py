@@ -108,7 +108,7 @@ MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # and of looking once
 MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
-MAX_RECHECKED = 32  # ready disks that are checked again in one look, which takes some milliseconds
+MAX_RECHECKED = 16  # ready disks that are checked again in one look, which takes one or two milliseconds
 MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
 MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
@@ -1682,7 +1682,8 @@ def output_of(*command: str) -> str:
     from subprocess import DEVNULL, SubprocessError, run
 
     with suppress(OSError, SubprocessError):
-        return run(command, stdin=DEVNULL, capture_output=True, text=True, timeout=MAX_PROGRAM).stdout
+        printed = run(command, stdin=DEVNULL, capture_output=True, timeout=MAX_PROGRAM).stdout
+        return printed.decode(errors="surrogateescape")
     return ""
 
 
@@ -1945,7 +1946,7 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     """What the members of an md array are called, how many can be used, and how many are needed: md(4), md.rst."""
     directory = f"{device_directory(name)}/md"
     if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
-        return "member", 1, 1
+        return "member", 1, 1  # none of them has failed
     level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
     total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
     bad = [f"dev-{layer.name}" for layer in below if layer.cause]
@@ -2015,12 +2016,12 @@ def explain_missing(path: str, facts: StorageFacts) -> Layer:
     if not facts.explains:
         return stacked(path, "path", Problem("does not exist"))
     target, parent = os.path.realpath(path), os.path.dirname(path)
-    reason = "does not exist"
+    known, reason = facts.find(target), "does not exist"
     if os.path.islink(path):
         reason = f"is a link to {target}, which does not exist"
-    elif not os.path.isdir(parent):
+    elif not known and not os.path.isdir(parent):
         reason = f"does not exist, nor does the directory {parent}"
-    return stacked(path, "path", Problem(reason), *facts.find(target))
+    return stacked(path, "path", Problem(reason), *known)
 
 
 def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
@@ -4816,7 +4817,6 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     listing.add_argument("-v", "--verbose", action="count", default=0, help="show each disk, and what helps")
     listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
     check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
-    last.add_argument("-b", "--boot", metavar="OFFSET", default="", help="an earlier boot, as in journalctl: -1")
     forms = {one: one.add_mutually_exclusive_group() for one in (listing, check, last, start)}
     for form in forms.values():
         form.add_argument("--json", dest="format", action="store_const", const="json", default="", help="print JSON")
@@ -4826,6 +4826,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     forms[last].add_argument(
         "--prometheus", dest="format", action="store_const", const="prometheus", help=prometheus_help
     )
+    boot_help = "show the messages of an earlier boot, as in journalctl: -1"
+    forms[last].add_argument("-b", "--boot", metavar="OFFSET", default="", help=boot_help)
     forms[last].add_argument("--list", dest="boots", action="store_true", help="show a line for each boot")
     forms[listing].add_argument("--tree", action="store_true", help="show the storage below each disk")
     for one in (wait, listing, check, start):
@@ -4949,8 +4951,8 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
         footer = [f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}."]
-        footer += [f"{later[0].upper()}{later[1:]}"] if later else []
-        lines = [line for text in footer for line in wrapped(text, screen.columns)]
+        footer += [f"S{later[1:]}" if later.startswith("start ") else later]  # the name of a unit stays as it is
+        lines = [line for text in footer if text for line in wrapped(text, screen.columns)]
         show("\n".join([*picture_of_list(record, screen), "", *lines]))
 
 
@@ -5080,17 +5082,21 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
 
 
 def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> int:
-    """Prints how the waits at earlier boots went, as far as the journal has kept their messages."""
+    """Prints how the waits at earlier boots went, as far as the journal has kept their messages; returns a status."""
     boots = output_of("journalctl", "--quiet", "--no-pager", "--list-boots")
     numbers = {boot: number for number, boot in re.findall(r"^ *(-?[0-9]+) ([0-9a-f]{32}) ", boots, re.MULTILINE)}
-    choice = [f"MESSAGE_ID={MESSAGE_SUMMARY}"] if options.boots else [f"--boot={options.boot}", "--priority=warning"]
-    entries = journal_entries(*choice, f"SYSLOG_IDENTIFIER={COMMAND}")
+    choice = f"MESSAGE_ID={MESSAGE_SUMMARY}" if options.boots else f"--boot={options.boot}"
+    entries = journal_entries(choice, f"SYSLOG_IDENTIFIER={COMMAND}")
+    entries = [entry for entry in entries if "RESULT" in entry or int(entry["PRIORITY"]) <= WARNING]
     if not entries:
-        journal.log(ERR, f"The journal has no message of {COMMAND} of that boot.")
+        which = "" if options.boots else f" of boot {options.boot}"
+        journal.log(ERR, f"The journal has no messages of {COMMAND}{which}.")
         return EXIT_USAGE
     if not options.boots:
-        show("\n".join(printable(str(entry["MESSAGE"])) for entry in entries))
-        return EXIT_READY
+        texts = [printable(str(entry["MESSAGE"])) for entry in entries]
+        show("\n".join(line for text in texts for line in wrapped(text, screen.columns, indent="    ")))
+        results = [entry["RESULT"] for entry in entries if "RESULT" in entry]
+        return EXIT_READY if results[-1:] == ["ready"] else EXIT_TIMED_OUT
     rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE")]
     for entry in entries:
         ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(entry["__REALTIME_TIMESTAMP"]) / 1e6))
@@ -5106,7 +5112,7 @@ def journal_entries(*matches: str) -> list[dict[str, Any]]:
     import json
 
     with suppress(ValueError):
-        lines = output_of("journalctl", "--quiet", "--no-pager", "--output=json", *matches).splitlines()
+        lines = output_of("journalctl", "--quiet", "--no-pager", "--all", "--output=json", *matches).splitlines()
         return [json.loads(line) for line in lines]
     return []
 

@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +116,19 @@ def test_it_is_left_when_a_signal_ends_the_wait(host: Host, run: Path) -> None:
     assert read(run / "last.json")["result"] == "stopped"
 
 
+def test_a_wait_by_hand_leaves_the_record_of_the_boot(
+    host: Host, clock: FakeClock, last: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd makes a directory for the service, and names it to nobody else."""
+    monkeypatch.delenv("RUNTIME_DIRECTORY")
+    host.guest("web", host.image("a"))
+    clock.wait(host)
+    assert not last.exists()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(last.parent))
+    clock.wait(host)
+    assert last.exists()
+
+
 def test_a_wait_for_some_guests_leaves_the_record_of_all(host: Host, run: Path) -> None:
     host.guest("web", host.image("a"))
     host.run("wait", "web", RUNTIME_DIRECTORY=str(run))
@@ -186,6 +202,222 @@ def test_last_says_so_if_there_is_no_record(host: Host, run: Path, text: str | N
     result = show(host, run)
     assert result.status == xwd.EXIT_USAGE
     assert result.messages.startswith(f"No wait recorded since boot ({run}/last.json: ")
+
+
+# For Prometheus
+
+NAME = "[a-zA-Z_:][a-zA-Z0-9_:]*"
+# https://prometheus.io/docs/instrumenting/exposition_formats, of which only gauges are needed here.
+SAMPLE = rf'({NAME})(?:\{{([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"\}})? (-?[0-9.e+-]+)'
+
+
+def metrics(output: str) -> dict[tuple[str, str], float]:
+    """The samples by name and value of their label, of text that is as Prometheus wants it."""
+    found: dict[tuple[str, str], float] = {}
+    kinds: list[str] = []
+    assert output.endswith("\n")
+    for line in output.splitlines():
+        if match := re.fullmatch(rf"# TYPE ({NAME}) gauge", line):
+            assert match[1] not in kinds
+            kinds.append(match[1])
+        elif not line.startswith("# HELP "):
+            match = re.fullmatch(SAMPLE, line)
+            assert match and match[1] == kinds[-1], line
+            assert (match[1], match[3] or "") not in found
+            found[match[1], match[3] or ""] = float(match[4])
+    return found
+
+
+def test_metrics_say_how_the_wait_ended_and_how_many_guests_and_disks_are_in_which_state(
+    host: Host, clock: FakeClock, last: Path
+) -> None:
+    host.guest("web", host.image("a"), host.images / "b")
+    host.guest("db", host.images / "b", host.images / "c")
+    host.configuration("zz", "what is this\n")
+    clock.at(7, lambda: host.image("b"))
+    clock.wait(host, timeout=90)
+    result = show(host, last.parent, "--prometheus")
+    found = metrics(result.output)
+    assert result.status == xwd.EXIT_READY
+    after = found.pop(("xendomains_wait_disk_found_after_seconds", f"{host.images}/b"))
+    assert 7 <= after <= 8
+    assert {key: value for key, value in found.items() if value} == {
+        ("xendomains_wait_waited_seconds", ""): 90,
+        ("xendomains_wait_timeout_seconds", ""): 90,
+        ("xendomains_wait_guests", "ready"): 1,
+        ("xendomains_wait_guests", "missing"): 1,
+        ("xendomains_wait_guests", "refused"): 1,
+        ("xendomains_wait_disks", "ready"): 2,
+        ("xendomains_wait_disks", "missing"): 1,
+    }
+    assert found["xendomains_wait_ok", ""] == 0
+    assert {label for name, label in found if name == "xendomains_wait_guests"} == {one.value for one in xwd.State}
+
+
+def test_metrics_are_well_formed_whatever_a_path_is_called(host: Host, clock: FakeClock, last: Path) -> None:
+    path = host.images / 'a "quote", a \\backslash, ☃'
+    host.guest("web", f"vdev=xvda,target={path}")
+    clock.at(7, lambda: host.image(path.name))
+    clock.wait(host)
+    found = metrics(show(host, last.parent, "--prometheus").output)
+    label = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    assert ("xendomains_wait_disk_found_after_seconds", label) in found
+    assert found["xendomains_wait_ok", ""] == 1
+
+
+# Earlier boots, from the journal
+
+
+def entry(boot: str, priority: int, message: str, **fields: str) -> dict[str, str]:
+    """An entry, as `journalctl --output=json` prints it."""
+    always = {"__REALTIME_TIMESTAMP": "1790000000000000", "_BOOT_ID": boot, "SYSLOG_IDENTIFIER": "xendomains-wait-disk"}
+    return {**always, "PRIORITY": str(priority), "MESSAGE": message, **fields}
+
+
+def summary_of(boot: str, priority: int, result: str, waited: str, missing: str, message: str) -> dict[str, str]:
+    about = {"RESULT": result, "WAITED_SEC": waited, "MISSING": missing, "MESSAGE_ID": xwd.MESSAGE_SUMMARY}
+    return entry(boot, priority, message, **about)
+
+
+A, B = "a" * 32, "b" * 32
+LOST = "xendomains starts now; these guests will probably not come up: web."
+READY = "Everything is ready for 1 guest with 1 disk."
+JOURNAL = [
+    entry(A, 4, "waiting for 4 disks of 1 guest: does not exist"),
+    entry(A, 6, "still waiting for /a for web... (does not exist)", DISK="/a"),
+    entry(A, 3, "4 disks of 1 guest are still missing after 5min: does not exist"),
+    summary_of(A, 3, "timeout", "300.250", "4", LOST),
+    summary_of(B, 6, "ready", "0.120", "0", READY),
+]
+
+
+class Journalctl:
+    """Stands in for journalctl: it knows two boots, and remembers what it was asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        script = directory / "journalctl"
+        script.write_text(
+            f'#!/bin/sh\ncd {directory}\necho "$@" >>asked\n'
+            'case "$*" in *--list-boots*) cat boots ;; *--boot=-1*) cat before ;; *--boot=*) ;; *) cat all ;; esac\n'
+        )
+        script.chmod(0o755)
+        (directory / "boots").write_text(f" -1 {A} Mon 2026-09-21—Mon\n  0 {B} Tue 2026-09-22—Tue\n")
+        self.has(JOURNAL)
+
+    def has(self, entries: list[dict[str, str]]) -> None:
+        """What is in the journal."""
+        for name, chosen in (("before", A), ("all", "")):
+            lines = [json.dumps(one) for one in entries if one["_BOOT_ID"].startswith(chosen)]
+            lines = [line for line in lines if chosen or xwd.MESSAGE_SUMMARY in line]
+            (self._directory / name).write_text("".join(f"{line}\n" for line in lines))
+
+    def asked(self) -> str:
+        return (self._directory / "asked").read_text()
+
+
+@pytest.fixture
+def journalctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Journalctl:
+    directory = tmp_path_factory.mktemp("journalctl")
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return Journalctl(directory)
+
+
+def test_a_line_for_each_boot_says_how_its_wait_ended(host: Host, run: Path, journalctl: Journalctl) -> None:
+    result = show(host, run, "--list")
+    ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1790000000))
+    assert result.status == xwd.EXIT_READY
+    assert [re.split("  +", line) for line in result.output.splitlines()] == [
+        ["BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE"],
+        ["-1", ended, "timeout", "5min 0.2s", "4", LOST],
+        ["0", ended, "ready", "120ms", "0", READY],
+    ]
+    assert f"MESSAGE_ID={xwd.MESSAGE_SUMMARY} SYSLOG_IDENTIFIER=xendomains-wait-disk" in journalctl.asked()
+
+
+@pytest.mark.parametrize("arguments", [["-b", "-1"], ["--boot=-1"]])
+def test_of_an_earlier_boot_its_messages_are_shown_without_the_entries_of_single_disks(
+    host: Host, run: Path, journalctl: Journalctl, arguments: list[str]
+) -> None:
+    result = show(host, run, *arguments)
+    assert result.output.splitlines() == [
+        "waiting for 4 disks of 1 guest: does not exist",
+        "4 disks of 1 guest are still missing after 5min: does not exist",
+        LOST,
+    ]
+    assert result.status == xwd.EXIT_TIMED_OUT
+
+
+def test_an_earlier_boot_at_which_all_was_ready_says_so(host: Host, run: Path, journalctl: Journalctl) -> None:
+    journalctl.has([summary_of(A, 6, "ready", "0.120", "0", READY)])
+    result = show(host, run, "-b", "-1")
+    assert (result.status, result.output) == (xwd.EXIT_READY, f"{READY}\n")
+
+
+def test_a_boot_that_the_journal_does_not_know(host: Host, run: Path, journalctl: Journalctl) -> None:
+    result = show(host, run, "-b", "-7")
+    assert (result.status, result.output) == (xwd.EXIT_USAGE, "")
+    assert result.messages == "The journal has no messages of xendomains-wait-disk of boot -7.\n"
+
+
+@pytest.mark.parametrize("line", ["", "what is this\n", "[1, 2", "\udcff\n"])
+def test_a_journalctl_that_prints_something_else_is_told_of(
+    host: Host, run: Path, journalctl: Journalctl, line: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("other")
+    (directory / "text").write_text(line, errors="surrogateescape")
+    (directory / "journalctl").write_text(f"#!/bin/sh\ncat {directory}/text\n")
+    (directory / "journalctl").chmod(0o755)
+    result = host.run("last", "--list", PATH=f"{directory}:{os.environ['PATH']}")
+    assert (result.status, result.messages) == (
+        xwd.EXIT_USAGE,
+        "The journal has no messages of xendomains-wait-disk.\n",
+    )
+
+
+def test_what_the_journal_has_is_no_escape_for_the_terminal(host: Host, run: Path, journalctl: Journalctl) -> None:
+    journalctl.has([summary_of(A, 3, "timeout", "1.000", "1", "web\x1b[2J\n is gone")])
+    for arguments in (["--list"], ["-b", "-1"]):
+        assert "\x1b" not in show(host, run, *arguments).output
+
+
+@pytest.mark.parametrize("form", ["--json", "--prometheus", "--list"])
+def test_an_earlier_boot_has_no_other_form(host: Host, form: str) -> None:
+    result = host.run("last", "-b", "-1", form)
+    assert result.status == xwd.EXIT_USAGE
+    assert "not allowed with argument" in result.messages
+
+
+JOURNAL_REMOTE = "/lib/systemd/systemd-journal-remote"
+
+
+@pytest.mark.skipif(not os.path.exists(JOURNAL_REMOTE), reason="systemd-journal-remote is not installed")
+def test_the_real_journalctl_prints_what_is_understood(host: Host, run: Path, tmp_path: Path) -> None:
+    """A journal with the messages of two boots, made as https://systemd.io/JOURNAL_EXPORT_FORMATS says."""
+    if not shutil.which("journalctl"):
+        pytest.skip("journalctl is not installed")
+    file = tmp_path / "test.journal"
+    entries = [{**one, "__REALTIME_TIMESTAMP": f"{1790000000 + number}000000"} for number, one in enumerate(JOURNAL)]
+    long = entry(A, 4, "x" * 10_000)
+    long["__REALTIME_TIMESTAMP"] = "1790000002500000"
+    entries.insert(3, long)
+    text = "".join(
+        "".join(f"{key}={value}\n" for key, value in {"__MONOTONIC_TIMESTAMP": f"{n + 1}000000", **one}.items()) + "\n"
+        for n, one in enumerate(entries)
+    )
+    subprocess.run([JOURNAL_REMOTE, f"--output={file}", "-"], input=text, text=True, check=True, capture_output=True)
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    (directory / "journalctl").write_text(f'#!/bin/sh\nexec {shutil.which("journalctl")} --file={file} "$@"\n')
+    (directory / "journalctl").chmod(0o755)
+    environment = {"PATH": f"{directory}:{os.environ['PATH']}", "RUNTIME_DIRECTORY": str(run)}
+    rows = [re.split("  +", line) for line in host.run("last", "--list", **environment).output.splitlines()]
+    assert [[row[0], *row[2:]] for row in rows[1:]] == [
+        ["-1", "timeout", "5min 0.2s", "4", LOST],
+        ["0", "ready", "120ms", "0", READY],
+    ]
+    before = host.run("last", "-b", "-1", **environment)
+    assert before.output.splitlines() == [JOURNAL[0]["MESSAGE"], JOURNAL[2]["MESSAGE"], "x" * 10_000, LOST]
 
 
 # The message that sums it up

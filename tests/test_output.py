@@ -20,7 +20,19 @@ from typing import Any, NamedTuple
 from unittest.mock import ANY
 
 import pytest
-from conftest import CAP, MODULE, FakeClock, Host, Journald, Receiver, Running, full_pipe, program_with, wait_until
+from conftest import (
+    CAP,
+    MODULE,
+    FakeClock,
+    Host,
+    Journald,
+    Receiver,
+    Recorder,
+    Running,
+    full_pipe,
+    program_with,
+    wait_until,
+)
 
 import xendomains_wait_disk as xwd
 
@@ -236,6 +248,80 @@ def test_the_journal_gets_messages_with_fields(host: Host, journald: Journald) -
         },
     ]
     assert journald.stderr() == ""
+
+
+GROUP = {"a", "b", "c", "d"}
+
+
+def grouped(entries: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The entries about the disks of a guest that lacks four for one reason: first a message, then one for each."""
+    message, *each = (entry for entry in entries if entry.get("REASON") == "does not exist")
+    assert message["MESSAGE"].endswith(": does not exist") and "DISK" not in message
+    assert {Path(entry["DISK"]).name for entry in each} == GROUP
+    assert all((entry["DOMAIN"], entry["STATE"], entry["HINT"]) == ("web", "missing", "") for entry in each)
+    return [message, *each]
+
+
+@pytest.mark.parametrize("level", [(), ("--quiet",)], ids=["warning", "err"])
+def test_of_a_group_the_journal_has_the_entry_of_each_disk_whatever_the_level(
+    host: Host, journald: Journald, level: tuple[str, ...]
+) -> None:
+    host.guest("web", *(host.images / name for name in sorted(GROUP)))
+    journald.start("--timeout", "0", *level).end()
+    message, *each = grouped(journald.entries())
+    assert (message["PRIORITY"], message["MESSAGE_ID"]) == ("3", xwd.MESSAGE_MISSING)
+    assert {entry["PRIORITY"] for entry in each} == {"6"}
+
+
+def test_of_a_group_the_catalogue_explains_the_message_and_not_each_entry(host: Host, journald: Journald) -> None:
+    host.guest("web", *(host.images / name for name in sorted(GROUP)))
+    journald.start("--timeout", "0").end()
+    _, *each = grouped(journald.entries())
+    assert all("MESSAGE_ID" not in entry for entry in each)
+
+
+def test_reminders_of_a_group_do_not_repeat_the_entries_of_its_disks(
+    host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.guest("web", *(host.images / name for name in sorted(GROUP)))
+    journal = Recorder(clock.messages, clock)
+    xwd.wait_for_disks(host.watcher(clock, xwd.Settings(timeout=60.0)), journal, clock.now())
+    texts = [text for level, text, fields in journal.messages if level <= xwd.WARNING and "REASON" in fields]
+    assert texts == [
+        "waiting for 4 disks of 1 guest: does not exist",
+        *["still waiting for 4 disks of 1 guest: does not exist"] * 3,  # after 5, 15 and 35 s
+        "4 disks of 1 guest are still missing after 1min: does not exist",
+    ]
+    entries = [fields["DISK"] for level, _, fields in journal.messages if level == xwd.INFO and "DISK" in fields]
+    assert sorted(entries) == sorted(2 * [f"{host.images}/{name}" for name in GROUP])
+
+
+def test_on_a_terminal_or_in_a_pipe_a_group_is_one_message(host: Host) -> None:
+    host.guest("web", *(host.images / name for name in sorted(GROUP)))
+    first, _ = host.run("--timeout", "0").messages.splitlines()
+    assert first == "4 disks of 1 guest are missing: does not exist"
+
+
+def test_the_messages_about_other_causes_come_before_the_entries_of_a_group(host: Host, journald: Journald) -> None:
+    """So that where there are more than may be sent, or a slow reader, no cause is lost."""
+    host.guest("web", *(host.images / name for name in sorted(GROUP)), host.images / "other" / "disk")
+    journald.start("--timeout", "0").end()
+    priorities = [entry["PRIORITY"] for entry in journald.entries() if "REASON" in entry]
+    assert priorities == ["3", "3", "6", "6", "6", "6"]
+
+
+def test_a_journald_that_is_slow_does_not_hold_the_boot_for_the_entries_of_a_group(
+    host: Host, deaf_journal: Journald
+) -> None:
+    host.guest("web", *(host.images / str(number) for number in range(900)))
+    assert deaf_journal.start("--timeout", "0").end().status == xwd.EXIT_TIMED_OUT
+
+
+@pytest.fixture
+def deaf_journal(journald: Journald) -> Journald:
+    """A journald that takes nothing."""
+    journald.fill()
+    return journald
 
 
 def test_the_journal_is_told_what_xl_will_reject(host: Host, journald: Journald) -> None:

@@ -894,6 +894,11 @@ def test_wrong_usage(late: StartHost, arguments: list[str], error: str) -> None:
     assert error in result.messages
 
 
+def test_what_xl_prints_need_not_be_utf8() -> None:
+    """A guest may be called so, and the others are started all the same."""
+    assert xwd.output_of("printf", r"b\374ro 1 256 1 -b---- 0.1\n") == "b\udcfcro 1 256 1 -b---- 0.1\n"
+
+
 # What is printed
 
 
