@@ -1677,12 +1677,12 @@ def list_names(directory: str, pattern: str = "") -> list[str]:
     return []
 
 
-def output_of(*command: str) -> str:
-    """What a program prints; nothing if it cannot be run or takes long."""
+def output_of(*command: str, limit: float = MAX_PROGRAM) -> str:
+    """What a program prints; nothing if it cannot be run, or takes longer than so many seconds."""
     from subprocess import DEVNULL, SubprocessError, run
 
     with suppress(OSError, SubprocessError):
-        printed = run(command, stdin=DEVNULL, capture_output=True, timeout=MAX_PROGRAM).stdout
+        printed = run(command, stdin=DEVNULL, capture_output=True, timeout=limit).stdout
         return printed.decode(errors="surrogateescape")
     return ""
 
@@ -4473,7 +4473,7 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
         elif clock.now() >= deadline or not (starts.waiting or snapshot.awaits_files()):
             break
         else:
-            recheck = bool(ends) or not starts.libvirt_is_done  # a disk that goes away has to be seen
+            recheck = bool(ends) or starts.awaits_libvirt  # a disk that goes away has to be seen
             sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
     outcomes = starts.outcomes()
     clock.release_signals()
@@ -4488,7 +4488,7 @@ class Starts:
         self._options = options
         self._journal = journal
         self._running = running_guests(watcher)
-        self.libvirt_is_done = False
+        self._libvirt_is_done = self.awaits_libvirt = False
         self._next: dict[str, tuple[float, Outcome]] = {}  # when to try again, and why not before
         self._pauses: dict[str, Iterator[float]] = {}  # before the tries that are left
         self.settled: dict[str, Outcome] = {}
@@ -4498,12 +4498,14 @@ class Starts:
         """Sees which guests may be started now."""
         self.waiting = {}
         left = [one.domain.kind for one in snapshot.guests.values() if one.domain.name not in self.settled]
-        # It answers when it has tried to start its guests at this boot.
-        self.libvirt_is_done = "libvirt" not in left or ask(self._watcher, *VIRSH, "list") != ""
+        # libvirt answers when it has tried to start its guests at this boot.
+        if "libvirt" in left and not self._libvirt_is_done:
+            self._libvirt_is_done = ask(self._watcher, *VIRSH, "list", limit=MAX_XL) != ""
+        self.awaits_libvirt = "libvirt" in left and not self._libvirt_is_done
         for name, outcome in outcomes_of(snapshot, self._options, self._watcher.settings, self._running).items():
             if name in self.settled:
                 continue
-            if outcome.guest.domain.kind == "libvirt" and outcome.result == "ready" and not self.libvirt_is_done:
+            if outcome.guest.domain.kind == "libvirt" and outcome.result == "ready" and self.awaits_libvirt:
                 outcome = outcome._replace(result="waiting", reason=f"libvirt (`{' '.join(VIRSH)} list` fails)")
             if outcome.result == "waiting":
                 self._next.pop(name, None)  # when a disk that has gone is back, the next try is at once
@@ -4665,9 +4667,9 @@ def is_inactive(unit: str) -> bool:
     return output_of("systemctl", "is-active", unit).strip() == "inactive"
 
 
-def ask(watcher: Watcher, *command: str) -> str:
-    """What xl or virsh prints; nothing if it fails or takes long."""
-    calls: dict[str, Call] = {command[-1]: partial(output_of, *command)}
+def ask(watcher: Watcher, *command: str, limit: float = MAX_PROGRAM) -> str:
+    """What xl or virsh prints; nothing if it fails or takes long. Where `limit` is longer, the next time may tell."""
+    calls: dict[str, Call] = {command[-1]: partial(output_of, *command, limit=limit)}
     answers = watcher.calls.run(command[0], calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
     return next((answer for answer in answers.values() if isinstance(answer, str)), "")
 
