@@ -72,7 +72,7 @@ HOST = Host(
         sleep 60
         ready late-disk
         dmsetup create late --table "0 65536 linear /dev/disk/by-id/virtio-late 0"
-        wait_for_guest late
+        wait_for_guest late 180
         until_over
         state at-last
         {VIRSH} list --all >"$report/guests"
