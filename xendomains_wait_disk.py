@@ -4958,7 +4958,7 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
         footer = [f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}."]
-        footer += [f"S{later[1:]}" if later.startswith("start ") else later]  # the name of a unit stays as it is
+        footer += [f"O{later[1:]}" if later.startswith("once ") else later]  # the name of a unit stays as it is
         lines = [line for text in footer if text for line in wrapped(text, screen.columns)]
         show("\n".join([*picture_of_list(record, screen), "", *lines]))
 

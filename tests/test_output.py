@@ -177,8 +177,8 @@ def test_a_configuration_that_xl_refuses_is_told_of_and_does_not_hold_the_boot(h
     result = host.run()
     assert result.status == xwd.EXIT_READY
     assert result.messages == (
-        f"{file}: line 2: syntax error near 'os', expected = or +=; import is a leftover of xm: "
-        "xl does not run Python; xl will reject it.\n"
+        f"{file}: line 2: syntax error near 'os', expected = or +=; import is a leftover from xm "
+        "(xl does not run Python); xl will reject it.\n"
     )
 
 
