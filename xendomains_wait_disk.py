@@ -4896,8 +4896,11 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: 
     snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
+        if options.format == "nagios":
+            show(f"XENDOMAINS UNKNOWN - {printable(unknown).replace('|', '/')}")
+            return NAGIOS_UNKNOWN
         journal.log(ERR, unknown)
-        return NAGIOS_UNKNOWN if options.format == "nagios" else EXIT_USAGE
+        return EXIT_USAGE
     if options.command == "check":
         return show_findings([*findings, *findings_of(snapshot, watcher, options)], snapshot, options)
     show_list(snapshot, watcher, options)
