@@ -290,7 +290,7 @@ def test_reminders_of_a_group_do_not_repeat_the_entries_of_its_disks(
     assert texts == [
         "waiting for 4 disks of 1 guest: does not exist",
         *["still waiting for 4 disks of 1 guest: does not exist"] * 3,  # after 5, 15 and 35 s
-        "4 disks of 1 guest are still missing after 1min: does not exist",
+        "still missing after 1min: 4 disks of 1 guest: does not exist",
     ]
     entries = [fields["DISK"] for level, _, fields in journal.messages if level == xwd.INFO and "DISK" in fields]
     assert sorted(entries) == sorted(2 * [f"{host.images}/{name}" for name in GROUP])
@@ -299,7 +299,7 @@ def test_reminders_of_a_group_do_not_repeat_the_entries_of_its_disks(
 def test_on_a_terminal_or_in_a_pipe_a_group_is_one_message(host: Host) -> None:
     host.guest("web", *(host.images / name for name in sorted(GROUP)))
     first, _ = host.run("--timeout", "0").messages.splitlines()
-    assert first == "4 disks of 1 guest are missing: does not exist"
+    assert first == "missing: 4 disks of 1 guest: does not exist"
 
 
 def test_the_messages_about_other_causes_come_before_the_entries_of_a_group(host: Host, journald: Journald) -> None:
