@@ -548,16 +548,24 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     """What xendomains does when it starts, and everything wrong with its settings.
 
     Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6,
-    Debian's starts no guest. A file that cannot be read, or not be sourced within `limit` seconds, counts as if it held
-    Xen's own defaults.
+    Debian's starts no guest.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
     libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
-    if path is None and libvirt:
+    if path is not None:
+        xendomains, findings = read_xendomains_file(path, settings, clock, limit)
+        return xendomains._replace(libvirt=libvirt), findings
+    if libvirt:
         return Xendomains(libvirt=libvirt), []
-    if path is None:
-        problem = f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests"
-        return None, [Finding(problem, is_error=True)]
+    problem = f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests"
+    return None, [Finding(problem, is_error=True)]
+
+
+def read_xendomains_file(path: str, settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains, list[Finding]]:
+    """The same, by the settings file at this path.
+
+    If it cannot be read, or not be sourced within `limit` seconds, it counts as if it held Xen's own defaults.
+    """
     findings, problems = [], []
     try:
         if distrust := why_not_trusted(path, os.stat(path)):
@@ -577,10 +585,10 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
-    if not auto and not save and not libvirt:
+    if not auto and not save:
         problems.append("names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none")
     findings += [Finding(problem, "", True, path) for problem in problems]
-    return Xendomains(auto, save, is_debians, path, libvirt), findings
+    return Xendomains(auto, save, is_debians, path), findings
 
 
 def is_absent(path: str) -> bool:
@@ -1938,7 +1946,7 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     """What the members of an md array are called, how many can be used, and how many are needed: md(4), md.rst."""
     directory = f"{device_directory(name)}/md"
     if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
-        return "member", 1, 1
+        return "member", 1, 1  # none of them has failed
     level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
     total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
     bad = [f"dev-{layer.name}" for layer in below if layer.cause]
@@ -2008,12 +2016,12 @@ def explain_missing(path: str, facts: StorageFacts) -> Layer:
     if not facts.explains:
         return stacked(path, "path", Problem("does not exist"))
     target, parent = os.path.realpath(path), os.path.dirname(path)
-    reason = "does not exist"
+    known, reason = facts.find(target), "does not exist"
     if os.path.islink(path):
         reason = f"is a link to {target}, which does not exist"
-    elif not os.path.isdir(parent):
+    elif not known and not os.path.isdir(parent):
         reason = f"does not exist, nor does the directory {parent}"
-    return stacked(path, "path", Problem(reason), *facts.find(target))
+    return stacked(path, "path", Problem(reason), *known)
 
 
 def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
@@ -2705,10 +2713,8 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # As long as it was not read, a saved guest is taken to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
-        start = Start("restore" if is_saved or guest.domain.saved else "create")
-        if guest.domain.kind == "libvirt":
-            pass  # whatever xendomains does
-        elif re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+        start = Start("restore" if is_saved else "create")
+        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
             start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
         elif not is_saved and comes_up and name in taken:
             start = taken[name]
@@ -2985,7 +2991,9 @@ class Watcher:
             return
         self._read = files
         saved = [file for one in directories.values() if one.kind == "saved" for file in one.files]
-        read = with_starts(files, self.xendomains, " ".join(map(os.path.basename, saved)))
+        by_libvirt = {file: guest for file, guest in files.items() if guest.domain.kind == "libvirt"}
+        others = {file: guest for file, guest in files.items() if file not in by_libvirt}
+        read = {**with_starts(others, self.xendomains, " ".join(map(os.path.basename, saved))), **by_libvirt}
         guests = guests_named(read, self.names)
         needed = required_paths(guests)
         disks = {path: known.disks[path] if known.needed.get(path) == needed[path] else UNKNOWN for path in needed}
@@ -3213,7 +3221,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
         warnings.insert(0, f"{distrust}; it is used anyway")
     domain = domain._replace(warnings=(*domain.warnings, *warnings))
     required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
-    return Guest(domain, READY, signature, required)
+    return Guest(domain, READY, signature, required, Start("restore" if domain.saved else "create"))
 
 
 def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import pytest
@@ -258,8 +259,9 @@ def start(late: LibvirtHost, clock: FakeClock) -> Start:
     return Start(late, clock)
 
 
-def guests_of(host: Host) -> list[dict[str, object]]:
-    return json.loads(host.run("list", "--json").output)["guests"]
+def guests_of(host: Host) -> list[dict[str, Any]]:
+    guests: list[dict[str, Any]] = json.loads(host.run("list", "--json").output)["guests"]
+    return guests
 
 
 def test_a_guest_of_libvirt_is_listed_with_its_disks(late: LibvirtHost) -> None:

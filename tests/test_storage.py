@@ -865,7 +865,7 @@ def test_tree_of_the_same_without_a_session(host: Callable[[str], HostPaths]) ->
     physical_volume = f"{pv_of(here, 'vg')} (last seen as /dev/mapper/mpatha)"
     portal = "127.0.0.1:3260"
     assert tree_of_path(here, "/dev/vg/lv") == [
-        "LVM volume /dev/vg/lv: does not exist, nor does the directory /dev/vg",
+        "LVM volume /dev/vg/lv: does not exist",
         f"  volume group vg: volume group vg lacks physical volume {physical_volume}",
         f"    physical volume {physical_volume}: is missing",
         "      multipath map /dev/mapper/mpatha",
@@ -877,7 +877,7 @@ def test_tree_of_the_same_without_a_session(host: Callable[[str], HostPaths]) ->
 def test_tree_of_an_array(host: Callable[[str], HostPaths]) -> None:
     assert tree_of_device(host("md/degraded"), "9:127") == ["md array /dev/md127", "  disk /dev/vdd"]
     assert tree_of_path(host("md/inactive"), "/dev/md/mirror") == [
-        "md array /dev/md/mirror: does not exist, nor does the directory /dev/md",
+        "md array /dev/md/mirror: does not exist",
         f"  -> md array /dev/md127: {INACTIVE_ARRAY}; mdadm will start it degraded after 30 s",
         "    disk /dev/vdd",
     ]
@@ -886,7 +886,7 @@ def test_tree_of_an_array(host: Callable[[str], HostPaths]) -> None:
 def test_tree_of_an_image_on_nfs(host: Callable[[str], HostPaths], tmp_path: Path) -> None:
     here = host("mount/failed")
     assert tree_of_path(here, "/srv/images/web.img") == [
-        "file /srv/images/web.img: does not exist, nor does the directory /srv/images",
+        "file /srv/images/web.img: does not exist",
         "  -> mount /srv/images: /srv/images is not mounted (/etc/fstab mounts 192.0.2.1:/srv/export there)",
         "    NFS server 192.0.2.1",
     ]

@@ -102,7 +102,7 @@ def test_the_wait_lasts_until_the_sessions_recover(boot: Boot) -> None:
     ],
 )
 def test_it_is_told_why_and_what_helps(boot: Boot, guest: str, path: str, name: str) -> None:
-    reason = rf"the session with iSCSI target {TARGET}:{name} at 127\.0\.0\.[12]:3260 has failed"
+    reason = rf"the session with iSCSI target {TARGET}:{name} at [0-9.]+:3260 has failed"
     waiting = boot.entry(rf"still waiting for {path} for {guest}\.\.\. \({reason}\)")
     assert (waiting["STATE"], waiting["HINT"]) == ("not-ready", "iscsiadm -m session -P 1")
     assert boot.said(rf"disk {path} found \(after \d+ seconds\)")
