@@ -208,6 +208,7 @@ def test_what_a_guest_boots_from_is_no_disk_that_it_writes(host: Host) -> None:
 # What is missing now
 
 
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
 def test_a_disk_that_is_missing_is_an_error_with_what_helps(host: Host) -> None:
     host.guest("web", "/dev/zvol/tank/web")
     assert check(host) == [

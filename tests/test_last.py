@@ -323,6 +323,7 @@ def journalctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     return Journalctl(directory)
 
 
+@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
 def test_a_line_for_each_boot_says_how_its_wait_ended(host: Host, run: Path, journalctl: Journalctl) -> None:
     result = show(host, run, "--list")
     ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1790000000))
@@ -410,7 +411,7 @@ def test_the_real_journalctl_prints_what_is_understood(host: Host, run: Path, tm
     directory.mkdir()
     (directory / "journalctl").write_text(f'#!/bin/sh\nexec {shutil.which("journalctl")} --file={file} "$@"\n')
     (directory / "journalctl").chmod(0o755)
-    environment = {"PATH": f"{directory}:{os.environ['PATH']}", "RUNTIME_DIRECTORY": str(run)}
+    environment: dict[str, Any] = {"PATH": f"{directory}:{os.environ['PATH']}", "RUNTIME_DIRECTORY": str(run)}
     rows = [re.split("  +", line) for line in host.run("last", "--list", **environment).output.splitlines()]
     assert [[row[0], *row[2:]] for row in rows[1:]] == [
         ["-1", "timeout", "5min 0.2s", "4", LOST],

@@ -262,6 +262,7 @@ def grouped(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     return [message, *each]
 
 
+@pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
 @pytest.mark.parametrize("level", [(), ("--quiet",)], ids=["warning", "err"])
 def test_of_a_group_the_journal_has_the_entry_of_each_disk_whatever_the_level(
     host: Host, journald: Journald, level: tuple[str, ...]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FakeClock, Host, program_with
@@ -38,6 +39,7 @@ def incident(host: Host) -> Host:
 # Causes
 
 
+@pytest.mark.promise("The reason names the layer at fault, with a command that helps")
 def test_the_cause_of_most_stands_first_with_what_helps_how_much_it_is_and_the_first_names(incident: Host) -> None:
     shown = incident.show("list", columns=200)
     assert blocks(shown)[0].splitlines() == [
@@ -182,7 +184,7 @@ def test_a_state_is_a_word_and_a_colour_only_adds_to_it(incident: Host) -> None:
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}], ids=str)
 @pytest.mark.parametrize("command", ["list", "check"])
-def test_who_wants_no_colours_gets_none(incident: Host, command: str, environment: dict[str, str]) -> None:
+def test_who_wants_no_colours_gets_none(incident: Host, command: str, environment: dict[str, Any]) -> None:
     shown = incident.show(command, **environment)
     assert "\x1b" not in shown
     assert "ZFS pool tank is not imported" in shown
@@ -246,6 +248,7 @@ def test_last_prints_into_a_pipe_the_reason_itself(waited: Host) -> None:
     assert "#" not in output and "see [" not in output
 
 
+@pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
 def test_a_record_that_somebody_has_changed_sends_nothing_to_the_terminal(waited: Host) -> None:
     record = Path(waited.root, "last.json")
     record.write_text(record.read_text().replace("/dev/zvol/tank/db", "/dev/\\u001b[2J\\n/db"))
