@@ -519,6 +519,30 @@ def test_only_the_guests_that_are_asked_for_count(host: Host, name: str) -> None
     assert checked.output == "No problems found (1 guest with 1 disk).\n"
 
 
+@pytest.mark.parametrize(
+    ("patterns", "guests"),
+    [
+        (["web-*"], ["web-1", "web-2"]),
+        (["web-[!1]", "d?"], ["db", "web-2"]),
+        (["web-?.cfg"], ["web-1", "web-2"]),
+        (["[odd]"], ["[odd]"]),  # a name that looks like a pattern is a name first
+        (["WEB-1*", "web-1"], []),  # no pattern is left without a guest
+    ],
+)
+def test_guests_are_asked_for_by_shell_patterns_as_well(host: Host, patterns: list[str], guests: list[str]) -> None:
+    for name in ("db", "web-1", "web-2", "[odd]"):
+        host.guest(name, host.image(name))
+    result = host.run("list", *patterns)
+    assert [line.split()[0] for line in result.output.splitlines()[1:]] == guests
+    assert result.status == (xwd.EXIT_READY if guests else xwd.EXIT_USAGE)
+
+
+def test_a_pattern_waits_for_the_guests_that_it_matches(host: Host) -> None:
+    host.guest("web-1", host.image("a"))
+    host.guest("db", host.images / "b")
+    assert host.run("wait", "web-*").status == xwd.EXIT_READY
+
+
 def test_the_saved_and_the_configured_form_of_a_guest_have_one_name(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.saved("web", host.image("b"))
