@@ -312,8 +312,8 @@ def program_with(change: str) -> list[str]:
 
 def clean_environment() -> dict[str, str]:
     """The environment without what would change messages or where they go."""
-    ours = ["LOGLEVEL", "SYSTEMD_LOG_LEVEL", "NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONUNBUFFERED"]
-    ours += ["COLUMNS", "NO_COLOR", "TERM"]
+    messages = ("LOGLEVEL", "SYSTEMD_LOG_LEVEL", "NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONUNBUFFERED")
+    ours = (*messages, "COLUMNS", "NO_COLOR", "TERM")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     return {**environment, "PYTHONPATH": str(MODULE.parent)}
 

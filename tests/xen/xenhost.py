@@ -25,7 +25,7 @@ DEFAULT_RELEASE = "bookworm"
 RELEASE = os.environ.get("RELEASE") or DEFAULT_RELEASE
 
 # A boot takes 30 to 200 seconds, and more on a busy machine. Before this time is over, the host's watchdog speaks.
-BOOT_TIMEOUT = 600
+BOOT_TIMEOUT = 900
 REPORT_SIZE = 64 << 20
 
 # Mitigations cost an emulated CPU more than they would a real one. But where Xen switches the FPU lazily, as it does
@@ -70,6 +70,8 @@ class Host(NamedTuple):
     # Further files, by their paths, and whether our package is installed.
     files: Mapping[str, str] = {}
     package: bool = True
+    # The initramfs; initrd-mdadm.img is the one that Debian makes where mdadm is installed, and assembles arrays.
+    initrd: str = "initrd.img"
     # Before systemd starts; before remote file systems are mounted; in the background; when the guests have started.
     setup: str = ""
     early: str = ""
@@ -343,7 +345,7 @@ class Machine:
             *("-kernel", str(self.image / "xen")),
             *("-append", f"dom0_mem=1200M,max:1200M com1=115200,8n1 console=com1 noreboot=1 cpufreq=none {SPEC_CTRL}"),
             "-initrd",
-            f"{self.image / 'vmlinux'} root=/dev/vda rw console=hvc0 mitigations=off quiet,{self.image / 'initrd.img'}",
+            f"{self.image / 'vmlinux'} root=/dev/vda rw console=hvc0 mitigations=off quiet,{self.image / host.initrd}",
             *(argument for drive in drives for argument in drive_arguments(*drive)),
         ]
         (directory / "command").write_text(shlex.join(command) + "\n")

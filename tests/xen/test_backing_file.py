@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-FileCopyrightText: The xendomains-wait-disk authors
+"""A qcow2 image that is there, and whose backing files lie on NFS, which is mounted late."""
+
+from __future__ import annotations
+
+import nfs
+import pytest
+from xenhost import Boot, Guest, Host
+
+pytestmark = [
+    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
+]
+
+HOST = Host(
+    guests=(Guest("web", ("/srv/web.qcow2,qcow2,xvda,w",)),),
+    files=nfs.FILES,
+    setup="""
+        truncate --size=24M /srv/export/base.img
+        qemu-img create -f qcow2 -F raw -b base.img /srv/export/middle.qcow2
+        qemu-img create -f qcow2 -F qcow2 -u -b /mnt/images/middle.qcow2 /srv/web.qcow2 24M
+    """,
+    early=nfs.START,
+    late=f"""
+        until_said "still waiting for /srv/web.qcow2 for web..."
+        {nfs.MOUNT}
+        ready mounted
+    """,
+    awaited=("mounted",),
+)
+
+
+def test_the_guest_sees_the_image(boot: Boot) -> None:
+    assert boot.disks_of("web") == {"xvda": 24}
+
+
+def test_the_wait_lasts_until_its_backing_files_are_there(boot: Boot) -> None:
+    assert boot.wait["Result"] == "success"
+    # No event tells of a mount: the next look, a second later at most, sees it.
+    assert -0.5 < boot.released_after < boot.soon + 1
+
+
+def test_it_is_told_which_file_lacks(boot: Boot) -> None:
+    waiting = boot.entry(r"still waiting for /srv/web\.qcow2 for web\.\.\. .*/mnt/images/middle\.qcow2.*")
+    assert waiting["STATE"] == "not-ready"
