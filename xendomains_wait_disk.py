@@ -1643,7 +1643,7 @@ class StorageFacts:
 
         files = [f"{ETC}/drbd.conf"]
         for file in files:
-            for pattern in re.findall(r'^[ \t]*include[ \t]+"?([^";\n]+)"?[ \t]*;', self.text(file), re.MULTILINE):
+            for pattern in re.findall(r'^[ \t]*include[ \t]+"?([^";\n\0]+)"?[ \t]*;', self.text(file), re.MULTILINE):
                 found = sorted(glob(os.path.join(os.path.dirname(file), pattern)))
                 files += [one for one in found if one not in files][:MAX_FILES]
         text = re.sub("#.*", "", "\n".join(map(self.text, files)))
