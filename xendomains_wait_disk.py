@@ -5090,12 +5090,12 @@ def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> in
         show("\n".join(line for text in texts for line in wrapped(text, screen.columns, indent="    ")))
         results = [entry["RESULT"] for entry in entries if "RESULT" in entry]
         return EXIT_READY if results[-1:] == ["ready"] else EXIT_TIMED_OUT
-    rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE")]
+    rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING")]
     for entry in entries:
         ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(entry["__REALTIME_TIMESTAMP"]) / 1e6))
         number = numbers.get(entry["_BOOT_ID"], "?")
         waited = format_time_span(float(entry["WAITED_SEC"]))
-        rows.append((number, ended, entry["RESULT"], waited, entry["MISSING"], entry["MESSAGE"]))
+        rows.append((number, ended, entry["RESULT"], waited, entry["MISSING"]))
     show("\n".join(in_columns(rows, screen)))
     return EXIT_READY
 

@@ -329,9 +329,9 @@ def test_a_line_for_each_boot_says_how_its_wait_ended(host: Host, run: Path, jou
     ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1790000000))
     assert result.status == xwd.EXIT_READY
     assert [re.split("  +", line) for line in result.output.splitlines()] == [
-        ["BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE"],
-        ["-1", ended, "timeout", "5min 0.2s", "4", LOST],
-        ["0", ended, "ready", "120ms", "0", READY],
+        ["BOOT", "ENDED", "RESULT", "WAITED", "MISSING"],
+        ["-1", ended, "timeout", "5min 0.2s", "4"],
+        ["0", ended, "ready", "120ms", "0"],
     ]
     assert f"MESSAGE_ID={xwd.MESSAGE_SUMMARY} SYSLOG_IDENTIFIER=xendomains-wait-disk" in journalctl.asked()
 
@@ -414,8 +414,8 @@ def test_the_real_journalctl_prints_what_is_understood(host: Host, run: Path, tm
     environment: dict[str, Any] = {"PATH": f"{directory}:{os.environ['PATH']}", "RUNTIME_DIRECTORY": str(run)}
     rows = [re.split("  +", line) for line in host.run("last", "--list", **environment).output.splitlines()]
     assert [[row[0], *row[2:]] for row in rows[1:]] == [
-        ["-1", "timeout", "5min 0.2s", "4", LOST],
-        ["0", "ready", "120ms", "0", READY],
+        ["-1", "timeout", "5min 0.2s", "4"],
+        ["0", "ready", "120ms", "0"],
     ]
     before = host.run("last", "-b", "-1", **environment)
     assert before.output.splitlines() == [JOURNAL[0]["MESSAGE"], JOURNAL[2]["MESSAGE"], "x" * 10_000, LOST]
