@@ -4946,7 +4946,8 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
         footer = [f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}."]
         footer += [f"S{later[1:]}" if later.startswith("start ") else later]  # the name of a unit stays as it is
         lines = [line for text in footer if text for line in wrapped(text, screen.columns)]
-        show("\n".join([*picture_of_list(record, screen), "", *lines]))
+        picture = picture_of_list(record, screen)
+        show("\n".join([*picture, "", *lines] if picture else lines))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:

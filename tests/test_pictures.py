@@ -81,7 +81,7 @@ def test_where_nothing_is_wrong_there_is_the_table_and_the_footer(host: Host) ->
 
 def test_where_no_guest_starts_at_boot_the_footer_says_where_that_was_read(host: Host) -> None:
     footer = f"0 guests; read from {host.auto} and {host.save} (settings: {host.settings})."
-    assert host.show("list", columns=500).strip() == footer
+    assert host.show("list", columns=500) == f"{footer}\n"
 
 
 def test_the_footer_counts_the_guests_by_state_and_says_what_starts_them_later(incident: Host) -> None:
@@ -108,6 +108,11 @@ def test_of_problems_only_guests_that_are_not_ready_are_shown_and_all_are_counte
     *_, table, footer = blocks(incident.show("list", "--problems", columns=500))
     assert "fine" not in table and "web-1" in table
     assert footer.startswith("8 guests: ")
+
+
+def test_where_there_are_no_problems_only_the_footer_is_shown(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    assert host.show("list", "--problems", columns=500).startswith("1 guest: 1 ready; read from ")
 
 
 def test_problems_are_selected_in_a_pipe_and_in_the_json_as_well(incident: Host) -> None:
