@@ -65,7 +65,7 @@ CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
 SAVED: list[tuple[str, Callable[[Path], None], str]] = [
     ("unknown", unknown_saved, "needs what xl does not know: mandatory flags 0xffffffff"),
     ("loop", link_to("bad"), "cannot be read: Too many levels of symbolic links"),
-    ("truncated", truncated, "ends within its configuration: 448 of 1041 bytes"),
+    ("truncated", truncated, "is cut off within its configuration: 448 of 1041 bytes"),
 ]
 
 # xendomains passes over what is no file, and upstream's what does not begin as a saved domain does.
@@ -458,7 +458,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     assert directory
     assert len(directory.files) == 3
     assert directory.files == sorted(directory.files)
-    assert directory.warning == "holds more than 3 files; only 3 of them are looked at"
+    assert directory.warning == "contains more than 3 files; only 3 of them are read"
     (finding,) = xwd.check_files(xwd.Snapshot({"/etc/xen/auto": directory}))
     assert finding == xwd.Finding(directory.warning, file="/etc/xen/auto")
     monkeypatch.setattr(xwd, "MAX_FILES", 5)

@@ -134,12 +134,12 @@ def test_a_directory_that_does_not_exist_is_a_typo(host: Host) -> None:
     host.settings.write_text(f"XENDOMAINS_AUTO={host.root}/atuo\n")
     result = host.run("check")
     assert result.status == xwd.EXIT_USAGE
-    assert f"{host.root}/atuo:\n  error: does not exist; correct XENDOMAINS_AUTO, or make it\n" in result.output
+    assert f"{host.root}/atuo:\n  error: does not exist; correct XENDOMAINS_AUTO, or create it\n" in result.output
 
 
 def test_a_directory_of_our_own_settings_is_corrected_there(host: Host) -> None:
     host.conf.write_text(f"[paths]\nxendomains = {host.settings}\nauto = {host.root}/atuo\n")
-    assert "error: does not exist; correct [paths] auto, or make it\n" in host.run("check").output
+    assert "error: does not exist; correct [paths] auto, or create it\n" in host.run("check").output
 
 
 def test_xendomains_makes_the_directory_for_saved_guests_itself(host: Host) -> None:
@@ -153,7 +153,7 @@ def test_settings_that_name_no_directory_are_an_error(host: Host) -> None:
     result = host.run("check")
     assert result.status == xwd.EXIT_USAGE
     assert result.output.startswith(
-        f"{host.settings}:\n  error: names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none\n"
+        f"{host.settings}:\n  error: sets no directory of guests (XENDOMAINS_AUTO), so xendomains starts none\n"
     )
 
 
@@ -817,7 +817,7 @@ def check_reboot(host: HostPaths, name: str, path: str = "/dev/disk") -> list[st
     """Why this device, or what it stands on, would be missing."""
     found = texts(xwd.check_reboot(use(host, name, path), xwd.StorageFacts()))
     found = list(dict.fromkeys(found))
-    start = f"after a reboot {path} will be missing: "
+    start = f"after a reboot, {path} will be missing: "
     assert all(one.startswith(start) for one in found)
     return [one[len(start) :] for one in found]
 
@@ -907,7 +907,7 @@ def test_a_volume_group_that_is_not_activated_by_itself(value: str, there: Calla
     with_startup(here, "automatic")
     write(here, "lvm/lvm.conf", LVM_CONF.format(f"auto_activation_volume_list = {value}"))
     assert check_reboot(here, "vg-lv") == [
-        "auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group vg (fix: add it)"
+        "auto_activation_volume_list in /etc/lvm/lvm.conf does not list volume group vg (fix: add it)"
     ]
 
 
@@ -964,7 +964,7 @@ def test_a_loop_device_that_was_made_by_hand(host: Host, place: Place, loop: Pat
     link.symlink_to(loop)
     host.guest("web", link)
     assert check(host, place, reboot=True) == [
-        f"web.cfg: warning: guest web, xvda: after a reboot {link} will be missing: "
+        f"web.cfg: warning: guest web, xvda: after a reboot, {link} will be missing: "
         f"nothing sets up {loop.name} at boot (fix: let a unit do that)"
     ]
 
@@ -1001,8 +1001,8 @@ def test_a_file_system_that_was_mounted_by_hand(host: Host, place: Place) -> Non
     place.mount("/")
     place.mount(host.images)
     assert check(host, place, reboot=True) == [
-        f"web.cfg: warning: guest web, xvda: after a reboot {host.images}/a will be missing: "
-        f"what is mounted on {host.images} is not in /etc/fstab (fix: add a line for it)"
+        f"web.cfg: warning: guest web, xvda: after a reboot, {host.images}/a will be missing: "
+        f"the file system mounted on {host.images} is not in /etc/fstab (fix: add a line for it)"
     ]
     place.write("etc/fstab", f"/dev/sdx1 {host.images}/ ext4 noauto 0 0\n")
     assert "has the option noauto in /etc/fstab" in check(host, place, reboot=True)[0]
@@ -1045,7 +1045,7 @@ def test_what_a_server_has_mounted_below_what_it_exports_comes_with_it(host: Hos
     place.mount("/")
     place.mount(host.root, kind="nfs4", source="server:/")
     place.mount(host.images, kind="nfs4", source="server:/images")
-    assert f"what is mounted on {host.root} is not in /etc/fstab" in check(host, place, reboot=True)[0]
+    assert f"the file system mounted on {host.root} is not in /etc/fstab" in check(host, place, reboot=True)[0]
     place.write("etc/fstab", f"server:/ {host.root} nfs4 _netdev 0 0\n")
     assert check(host, place, reboot=True) == []
 
@@ -1153,12 +1153,12 @@ def test_names_that_may_refer_to_a_different_disk(tree: Tree, name: str) -> None
         (
             "\tflags = []",
             '\tflags = ["NOAUTOACTIVATE"]',
-            "volume group vg is not activated by itself (fix: vgchange --setautoactivation y vg)",
+            "volume group vg is not activated automatically (fix: vgchange --setautoactivation y vg)",
         ),
         (
             "\t\t\tflags = []\n\t\t\tcreation_time",
             '\t\t\tflags = ["NOAUTOACTIVATE"]\n\t\t\tcreation_time',
-            "vg/lv is not activated by itself (fix: lvchange --setautoactivation y vg/lv)",
+            "vg/lv is not activated automatically (fix: lvchange --setautoactivation y vg/lv)",
         ),
         (
             "\t\t\tflags = []\n\t\t\tcreation_time",

@@ -177,7 +177,9 @@ def test_last_shows_it_as_a_table(host: Host, clock: FakeClock, last: Path) -> N
     result = show(host, last.parent)
     head, *rows = result.output.splitlines()
     assert result.status == xwd.EXIT_TIMED_OUT
-    assert head.endswith(": timeout after 1min 30s of 1min 30s (start it later with: xendomains-wait-disk start web)")
+    assert head.endswith(
+        ": timeout after 1min 30s of 1min 30s (once its disk is ready, start it with: xendomains-wait-disk start web)"
+    )
     assert rows[-1].startswith(("7s", "8s"))
     assert [re.split("  +", row) for row in rows] == [
         ["AFTER", "DISK", "GUESTS", "STATE"],
@@ -454,7 +456,7 @@ def test_the_journal_is_told_how_much_was_missing(host: Host, journald: Journald
         "MISSING": "2",
         "PRIORITY": "3",
         "MESSAGE": "xendomains starts now; these guests will probably not come up: web "
-        "(start it later with: xendomains-wait-disk start web).",
+        "(once its disk is ready, start it with: xendomains-wait-disk start web).",
     }
 
 

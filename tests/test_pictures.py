@@ -87,7 +87,7 @@ def test_where_no_guest_starts_at_boot_the_footer_says_where_that_was_read(host:
 def test_the_footer_counts_the_guests_by_state_and_says_what_starts_them_later(incident: Host) -> None:
     footer = blocks(incident.show("list", columns=500))[-1].splitlines()
     assert footer[0].startswith("8 guests: 1 refused, 6 waiting for disks, 1 ready; read from ")
-    assert footer[1] == "Start them later with: xendomains-wait-disk start"
+    assert footer[1] == "Once their disks are ready, start them with: xendomains-wait-disk start"
 
 
 def test_the_footer_names_the_service_that_starts_them_later(
@@ -100,7 +100,7 @@ def test_the_footer_names_the_service_that_starts_them_later(
     footer = blocks(incident.show("list", columns=500, program=program))[-1].splitlines()
     assert (
         footer[1]
-        == "xendomains-late.service will start db, web-1, web-2, web-3, web-4, web-5 when their disks are there"
+        == "xendomains-late.service will start db, web-1, web-2, web-3, web-4, web-5 when their disks are ready"
     )
 
 
@@ -226,7 +226,9 @@ def last(host: Host) -> list[str]:
 
 def test_last_shows_the_causes_of_what_was_missing_first(waited: Host) -> None:
     head, cause, _ = last(waited)
-    assert head.endswith(": timeout after 40s of 40s (start it later with: xendomains-wait-disk start db)")
+    assert head.endswith(
+        ": timeout after 40s of 40s (once its disk is ready, start it with: xendomains-wait-disk start db)"
+    )
     assert cause.splitlines() == [
         "[1] /dev/zvol/tank/db (db): ZFS pool tank is not imported",
         "    try: zpool import tank",

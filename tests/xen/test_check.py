@@ -219,17 +219,17 @@ def test_it_names_what_to_write_instead(boot: Boot) -> None:
         (
             "volume",
             "/dev/group/lv",
-            "auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group group",
+            "auto_activation_volume_list in /etc/lvm/lvm.conf does not list volume group group",
         ),
         ("lun", LUN, f"the host does not log in to target {TARGET} at boot"),
         ("luks", "/dev/mapper/secret", "secret is not in /etc/crypttab"),
         ("drbd", "/dev/drbd/by-res/one/0", "no service that brings up DRBD is enabled"),
         ("loop", "/dev/loop7", "nothing sets up loop7 at boot"),
-        ("image", "/srv/mounted/image", "what is mounted on /srv/mounted is not in /etc/fstab"),
+        ("image", "/srv/mounted/image", "the file system mounted on /srv/mounted is not in /etc/fstab"),
     ],
 )
 def test_with_reboot_it_finds_what_does_not_come_back(boot: Boot, guest: str, path: str, reason: str) -> None:
-    assert ("warning", guest, f"after a reboot {path} will be missing: {reason}") in found(boot, "reboot.json")
+    assert ("warning", guest, f"after a reboot, {path} will be missing: {reason}") in found(boot, "reboot.json")
 
 
 def test_with_reboot_it_finds_nothing_else(boot: Boot) -> None:
