@@ -228,9 +228,7 @@ def test_what_is_not_ready_is_an_error_as_well(host: Host) -> None:
 def test_many_disks_that_are_missing_for_one_reason_are_one_finding_of_the_host(host: Host) -> None:
     for name in ("web", "db"):
         host.guest(name, f"/dev/zvol/tank/{name}-a", f"/dev/zvol/tank/{name}-b")
-    assert check(host) == [
-        "error: missing: 4 disks of 2 guests: ZFS pool tank is not imported (fix: zpool import tank)"
-    ]
+    assert check(host) == ["error: 4 disks of 2 guests missing: ZFS pool tank is not imported (fix: zpool import tank)"]
 
 
 def test_a_path_that_may_be_mistyped_comes_with_the_closest_that_exists(host: Host) -> None:
@@ -324,7 +322,7 @@ def test_without_settings_of_xendomains_json_is_printed_all_the_same(host: Host)
     result = host.run("check", "--json")
     assert result.status == xwd.EXIT_NO_XENDOMAINS
     (finding,) = json.loads(result.output)["findings"]
-    assert finding["problem"].startswith("xendomains has no settings (")
+    assert finding["problem"].startswith("xendomains has no settings file (")
     assert json.loads(host.run("list", "--json").output)["guests"] == []
 
 

@@ -287,7 +287,7 @@ READY = "Everything is ready for 1 guest with 1 disk."
 JOURNAL = [
     entry(A, 4, "waiting for 4 disks of 1 guest: does not exist"),
     entry(A, 6, "still waiting for /a for web... (does not exist)", DISK="/a"),
-    entry(A, 3, "still missing after 5min: 4 disks of 1 guest: does not exist"),
+    entry(A, 3, "4 disks of 1 guest are still missing after 5min: does not exist"),
     summary_of(A, 3, "timeout", "300.250", "4", LOST),
     summary_of(B, 6, "ready", "0.120", "0", READY),
 ]
@@ -345,7 +345,7 @@ def test_of_an_earlier_boot_its_messages_are_shown_without_the_entries_of_single
     result = show(host, run, *arguments)
     assert result.output.splitlines() == [
         "waiting for 4 disks of 1 guest: does not exist",
-        "still missing after 5min: 4 disks of 1 guest: does not exist",
+        "4 disks of 1 guest are still missing after 5min: does not exist",
         LOST,
     ]
     assert result.status == xwd.EXIT_TIMED_OUT

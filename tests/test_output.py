@@ -177,8 +177,8 @@ def test_a_configuration_that_xl_refuses_is_told_of_and_does_not_hold_the_boot(h
     result = host.run()
     assert result.status == xwd.EXIT_READY
     assert result.messages == (
-        f"{file}: line 2: syntax error near 'os', expected = or +=; import is a leftover of xm: "
-        "xl does not run Python; xl will reject it.\n"
+        f"{file}: line 2: syntax error near 'os', expected = or +=; import is a leftover from xm "
+        "(xl does not run Python); xl will reject it.\n"
     )
 
 
@@ -214,7 +214,8 @@ def test_quiet_says_only_what_is_missing_in_the_end(host: Host) -> None:
     host.guest("web", host.images / "a")
     assert host.run("-q", "--timeout", "0").messages == (
         f"{host.images}/a for web is missing: does not exist\n"
-        "These guests will probably not come up: web (once its disk is ready, start it with: xendomains-wait-disk start web).\n"
+        "These guests will probably not come up: web "
+        "(once its disk is ready, start it with: xendomains-wait-disk start web).\n"
     )
 
 
@@ -291,7 +292,7 @@ def test_reminders_of_a_group_do_not_repeat_the_entries_of_its_disks(
     assert texts == [
         "waiting for 4 disks of 1 guest: does not exist",
         *["still waiting for 4 disks of 1 guest: does not exist"] * 3,  # after 5, 15 and 35 s
-        "still missing after 1min: 4 disks of 1 guest: does not exist",
+        "4 disks of 1 guest are still missing after 1min: does not exist",
     ]
     entries = [fields["DISK"] for level, _, fields in journal.messages if level == xwd.INFO and "DISK" in fields]
     assert sorted(entries) == sorted(2 * [f"{host.images}/{name}" for name in GROUP])
@@ -300,7 +301,7 @@ def test_reminders_of_a_group_do_not_repeat_the_entries_of_its_disks(
 def test_on_a_terminal_or_in_a_pipe_a_group_is_one_message(host: Host) -> None:
     host.guest("web", *(host.images / name for name in sorted(GROUP)))
     first, _ = host.run("--timeout", "0").messages.splitlines()
-    assert first == "missing: 4 disks of 1 guest: does not exist"
+    assert first == "4 disks of 1 guest are missing: does not exist"
 
 
 def test_the_messages_about_other_causes_come_before_the_entries_of_a_group(host: Host, journald: Journald) -> None:

@@ -50,20 +50,21 @@ def test_the_cause_of_most_stands_first_with_what_helps_how_much_it_is_and_the_f
     ]
 
 
-def test_a_cause_of_one_disk_begins_with_that(incident: Host) -> None:
-    assert f"] {incident.images}/data (db): does not exist" in without_colours(incident.show("list", columns=200))
+def test_a_cause_of_one_disk_names_it(incident: Host) -> None:
+    shown = without_colours(incident.show("list", columns=200))
+    assert re.search(rf"^\[\d\] does not exist\n    {incident.images}/data \(db\)$", shown, re.M)
 
 
 def test_the_table_names_the_disks_that_a_guest_lacks_and_the_number_of_the_cause(incident: Host) -> None:
     *causes, table, _ = blocks(incident.show("list", columns=200))
     rows = {row.split()[0]: re.split("  +", row, maxsplit=3)[1:] for row in table.splitlines()}
     assert rows["GUEST"] == ["START", "STATE", "CAUSE"]
-    assert rows["web-3"] == ["create", "missing", "xvda: see [1]"]
+    assert rows["web-3"] == ["create", "waiting", "xvda: see [1]"]
     assert rows["fine"] == ["create", "ready"]
     (broken,) = (cause[:3] for cause in causes if "syntax error" in cause)
     (data,) = (cause[:3] for cause in causes if "/data (db)" in cause)
     assert rows["broken"] == ["create", "refused", f"see {broken}"]
-    assert rows["db"] == ["create", "missing", f"xvdb: see {data}"]
+    assert rows["db"] == ["create", "waiting", f"xvdb: see {data}"]
 
 
 def test_a_guest_that_lacks_disks_for_two_reasons_has_both_numbers(host: Host) -> None:
@@ -155,7 +156,7 @@ def test_the_columns_of_a_table_begin_below_each_other_also_behind_wide_names(wi
     assert len(table.splitlines()) > 8 and len(starts) == 1
 
 
-STATES = re.compile(r"(?<=  )(STATE|missing|refused)\b")
+STATES = re.compile(r"(?<=  )(STATE|waiting|refused)\b")
 
 
 def test_a_name_that_is_cut_keeps_its_beginning_and_its_end(host: Host) -> None:
@@ -183,7 +184,7 @@ def test_columns_of_a_terminal(text: str, columns: int) -> None:
 
 def test_a_state_is_a_word_and_a_colour_only_adds_to_it(incident: Host) -> None:
     coloured, plain = incident.show("list"), incident.show("list", NO_COLOR="1")
-    assert re.search(rf"{COLOURS}missing{COLOURS}", coloured)
+    assert re.search(rf"{COLOURS}waiting{COLOURS}", coloured)
     assert without_colours(coloured) == plain
 
 
@@ -230,8 +231,9 @@ def test_last_shows_the_causes_of_what_was_missing_first(waited: Host) -> None:
         ": timeout after 40s of 40s (once its disk is ready, start it with: xendomains-wait-disk start db)"
     )
     assert cause.splitlines() == [
-        "[1] /dev/zvol/tank/db (db): ZFS pool tank is not imported",
+        "[1] ZFS pool tank is not imported",
         "    try: zpool import tank",
+        "    /dev/zvol/tank/db (db)",
     ]
 
 

@@ -350,7 +350,7 @@ def test_a_signal_ends_it_in_the_midst_of_a_crowd(crowded: Host) -> None:
 def test_of_many_disks_that_are_missing_for_one_reason_one_line_is_said(host: Host) -> None:
     host.guest("web", *(host.images / str(number) for number in range(1100)))
     first, last = host.run("--timeout", "0").messages.splitlines()
-    assert first == "missing: 1100 disks of 1 guest: does not exist"
+    assert first == "1100 disks of 1 guest are missing: does not exist"
     assert last.startswith("These guests will probably not come up: web (")
 
 
