@@ -1643,7 +1643,7 @@ class StorageFacts:
 
         files = [f"{ETC}/drbd.conf"]
         for file in files:
-            for pattern in re.findall(r'^[ \t]*include[ \t]+"?([^";\n]+)"?[ \t]*;', self.text(file), re.MULTILINE):
+            for pattern in re.findall(r'^[ \t]*include[ \t]+"?([^";\n\0]+)"?[ \t]*;', self.text(file), re.MULTILINE):
                 found = sorted(glob(os.path.join(os.path.dirname(file), pattern)))
                 files += [one for one in found if one not in files][:MAX_FILES]
         text = re.sub("#.*", "", "\n".join(map(self.text, files)))
@@ -4921,8 +4921,11 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: 
     snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
+        if options.format == "nagios":
+            show(f"XENDOMAINS UNKNOWN - {printable(unknown).replace('|', '/')}")
+            return NAGIOS_UNKNOWN
         journal.log(ERR, unknown)
-        return NAGIOS_UNKNOWN if options.format == "nagios" else EXIT_USAGE
+        return EXIT_USAGE
     if options.command == "check":
         return show_findings([*findings, *findings_of(snapshot, watcher, options)], snapshot, options)
     show_list(snapshot, watcher, options)
@@ -4960,7 +4963,8 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
         footer = [f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}."]
         footer += [f"O{later[1:]}" if later.startswith("once ") else later]  # the name of a unit stays as it is
         lines = [line for text in footer if text for line in wrapped(text, screen.columns)]
-        show("\n".join([*picture_of_list(record, screen), "", *lines]))
+        picture = picture_of_list(record, screen)
+        show("\n".join([*picture, "", *lines] if picture else lines))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
@@ -5104,12 +5108,12 @@ def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> in
         show("\n".join(line for text in texts for line in wrapped(text, screen.columns, indent="    ")))
         results = [entry["RESULT"] for entry in entries if "RESULT" in entry]
         return EXIT_READY if results[-1:] == ["ready"] else EXIT_TIMED_OUT
-    rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE")]
+    rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING")]
     for entry in entries:
         ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(entry["__REALTIME_TIMESTAMP"]) / 1e6))
         number = numbers.get(entry["_BOOT_ID"], "?")
         waited = format_time_span(float(entry["WAITED_SEC"]))
-        rows.append((number, ended, entry["RESULT"], waited, entry["MISSING"], entry["MESSAGE"]))
+        rows.append((number, ended, entry["RESULT"], waited, entry["MISSING"]))
     show("\n".join(in_columns(rows, screen)))
     return EXIT_READY
 

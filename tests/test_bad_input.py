@@ -482,5 +482,5 @@ def test_a_configuration_that_others_may_write_is_warned_of_and_counts(host: Hos
     file = host.guest("web", host.images / "missing")
     file.chmod(0o666)
     messages = host.run("--timeout", "0").messages
-    assert f"{file}: it is writable by group or others (fix: chmod go-w {file}); xl uses it anyway.\n" in messages
+    assert f"{file}: it is writable by group or others (fix: chmod go-w {file}); it is used anyway.\n" in messages
     assert f"{host.images}/missing for web is missing" in messages

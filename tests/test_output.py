@@ -214,7 +214,8 @@ def test_quiet_says_only_what_is_missing_in_the_end(host: Host) -> None:
     host.guest("web", host.images / "a")
     assert host.run("-q", "--timeout", "0").messages == (
         f"{host.images}/a for web is missing: does not exist\n"
-        "These guests will probably not come up: web (once its disk is ready, start it with: xendomains-wait-disk start web).\n"
+        "These guests will probably not come up: web "
+        "(once its disk is ready, start it with: xendomains-wait-disk start web).\n"
     )
 
 
@@ -262,6 +263,7 @@ def grouped(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     return [message, *each]
 
 
+@pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
 @pytest.mark.parametrize("level", [(), ("--quiet",)], ids=["warning", "err"])
 def test_of_a_group_the_journal_has_the_entry_of_each_disk_whatever_the_level(
     host: Host, journald: Journald, level: tuple[str, ...]

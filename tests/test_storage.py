@@ -493,6 +493,13 @@ def test_a_drbd_resource_that_is_down(host: Callable[[str], HostPaths]) -> None:
     assert missing(here, "/dev/drbd/by-res/typo/0") == (reason, "drbdadm dump")
 
 
+def test_drbds_configuration_includes_no_file_with_a_nul_in_its_name(host: Callable[[str], HostPaths]) -> None:
+    here = host("drbd/down")
+    with (Path(here.etc) / "drbd.conf").open("a") as file:
+        file.write('include "drbd\0.d/*.res";\n')
+    assert missing(here, "/dev/drbd/by-res/one/0") == ("DRBD resource one is not up", "drbdadm up one")
+
+
 def test_a_drbd_resource_that_is_up_under_another_name(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("drbd/one-secondary"), "/dev/drbd/by-res/one")[1] == ""
 

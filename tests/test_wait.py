@@ -315,7 +315,8 @@ def test_looking_once_finds_the_others_though_a_file_system_does_not_answer(host
         result = host.run("--timeout", "0")
     assert result.status == xwd.EXIT_TIMED_OUT
     assert result.messages.endswith(
-        "These guests will probably not come up: deaf (once its disk is ready, start it with: xendomains-wait-disk start deaf).\n"
+        "These guests will probably not come up: deaf "
+        "(once its disk is ready, start it with: xendomains-wait-disk start deaf).\n"
     )
 
 
