@@ -83,52 +83,52 @@ MESSAGE_SETTINGS = "3a7b5633a5a94b02ae3188726f21d967"
 MESSAGE_SUMMARY = "e2f4ab1c6a8c4a7b9f0a1f2b8d7f3c55"
 
 # All limits and intervals; sizes are in bytes, times in seconds.
-MAX_CONFIGURATION = 1 << 17  # of a guest; hundreds of disks fit. Larger is something else, and would take long to parse
+MAX_CONFIGURATION = 1 << 17  # of a guest; hundreds of disks fit. Anything larger is no configuration, and slow to parse
 MAX_SETTINGS = 1 << 15  # ours has 2 KiB; configobj takes a minute for 1 MiB of sections
 MAX_SETTINGS_LINE = 1 << 12  # and 12 s for a line of 32 KiB
 MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
-START_PAUSE = 10.0  # between two looks of start, if nothing happens
-START_REST = 120.0  # between two looks of start at configurations and reasons
-RETRIES = (30.0, 120.0, 600.0)  # after which a guest is tried again whose start failed
+START_PAUSE = 10.0  # between two looks by start, if nothing happens
+START_REST = 120.0  # between two looks by start at configurations and reasons
+RETRIES = (30.0, 120.0, 600.0)  # after which the failed start of a guest is retried
 MAX_XL = 600.0  # that xl may take to start a guest
-MAX_TURN = 30.0  # after which others have their turn, while xl goes on
-MAX_BOOT = 600.0  # since the kernel was started, until the wait at boot begins
-FOREVER = 1e9  # a wait without end, in seconds that systemd takes
-MAX_BUFFER = 1 << 12  # of a file that is read; as much may be read of a memory image behind a saved configuration
-MAX_FILES = 4096  # in one of xendomains' directories; where there are more, they are not guests
-MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group has 1 MiB
+MAX_TURN = 30.0  # after which other guests get their turn, while xl goes on
+MAX_BOOT = 600.0  # from the start of the kernel to that of the wait at boot
+FOREVER = 1e9  # an endless wait, in seconds that systemd accepts
+MAX_BUFFER = 1 << 12  # for reading a file; as much may be read of the memory image after a saved configuration
+MAX_FILES = 4096  # in one of xendomains' directories; if there are more, they are not guests' files
+MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group is 1 MiB
 MAX_BACKING_FILES = 16  # behind an image
 QCOW_HEADER = 1 << 12  # of an image, in which the format of its backing file is named
 MAX_TIME = 7 * 86400.0  # that may be configured
-MIN_PAUSE = 0.01  # between two looks, that may be configured
+MIN_PAUSE = 0.01  # between two looks; the shortest that may be configured
 MIN_SLEEP = 0.02  # between two looks in a storm of events
 MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
 MAX_FIRST_LOOK = 10.0  # and of looking once
-MAX_LAST_LOOK = 0.7  # that begins when the timeout is over
+MAX_LAST_LOOK = 0.7  # that begins when the timeout has expired
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
 MAX_RECHECKED = 16  # ready disks that are checked again in one look, which takes one or two milliseconds
-MAX_REWRITING = 1.0  # since a file was changed, before it is refused: it may be half written
+MAX_REWRITING = 1.0  # after the last change of a file until it is refused, as it may be half written
 MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
 MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
-STUCK_AFTER = 0.5  # a call that is silent for this long is stuck
-POLL_INTERVAL = 0.05  # for which the main thread pauses before it looks after calls that are silent
-MAX_THREADS = 64  # that make calls at the same time, besides those which are stuck
+STUCK_AFTER = 0.5  # a call that is silent for this long counts as stuck
+POLL_INTERVAL = 0.05  # for which the main thread pauses before it checks on calls that are silent
+MAX_THREADS = 64  # that make calls at the same time, not counting those that are stuck
 LAST_RESORT = 30.0  # after which mdadm starts an array that is degraded (mdadm-last-resort@.timer)
-LATE_TIMER = 70.0  # by which systemd may start it later: AccuracySec= in systemd.timer(5), and a host that is busy
+LATE_TIMER = 70.0  # by which systemd may start it later: AccuracySec= in systemd.timer(5), and a busy host
 SETTLED = 3.0  # after which udev is done with a device, unless it says otherwise
-MAX_SAVE_END = 60.0  # that it may take to destroy a guest which has been saved
+MAX_SAVE_END = 60.0  # that destroying a saved guest may take
 MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
-MAX_REASON_AGE = 4.0  # of a reason that is said
+MAX_REASON_AGE = 4.0  # of a reason that is reported
 MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
-MAX_SENDING = 0.4  # a message may take to be delivered, and how many were dropped before it
-MAX_SENDING_ALL = 3.0  # all the messages that are said at once
+MAX_SENDING = 0.4  # that delivering a message may take, with the note on how many were dropped before it
+MAX_SENDING_ALL = 3.0  # all messages that are sent at once
 MAX_SENDING_AT_END = 0.5  # those at the end, besides the summary
 MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
 FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
-MAX_LINES = 1000  # said between two reminders, besides what was found
-MAX_NAMES = 100  # in one line
+MAX_LINES = 1000  # sent between two reminders, not counting what was found
+MAX_NAMES = 20  # in one line
 MAX_NAMED = 3  # disks of one cause that are reported one by one
 MAX_LISTED = 4  # in one clause of a reason
 MAX_REASON = 1000  # characters, of why storage is missing
@@ -171,7 +171,7 @@ class Finding(NamedTuple):
 
 
 def quoted(text: str) -> str:
-    """Text from a file, in quotes, cut to what fits into a message."""
+    """Text from a file, in quotes, shortened to fit into a message."""
     return f"'{text}'" if len(text) <= 100 else f"'{text[:100]}…'"
 
 
@@ -189,7 +189,7 @@ FILE_KINDS = {
 
 
 def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
-    """The content of a regular file of at most so many bytes. Raises OSError, or ConfigError if it is anything else."""
+    """The content of a regular file of at most `most` bytes. Raises OSError, or ConfigError if it is anything else."""
     with open_regular_file(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -198,7 +198,7 @@ def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
 
 
 def open_regular_file(path: str) -> IO[bytes]:
-    """The file, to be read. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
+    """The file, opened for reading. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
     # Opening a device may do anything: a watchdog starts to count.
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind != stat.S_IFREG:
@@ -222,7 +222,8 @@ def attribute(directory: str, name: str) -> str:
     except FileNotFoundError:
         return ""
     try:
-        return os.read(descriptor, MAX_ATTRIBUTE).decode(errors="replace").strip()
+        # No path can be made of a NUL byte, which a file that is damaged may have.
+        return os.read(descriptor, MAX_ATTRIBUTE).decode(errors="replace").replace("\0", "").strip()
     finally:
         os.close(descriptor)
 
@@ -238,7 +239,7 @@ def error_text(error: Exception) -> str:
 # --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
 @record
 class Settings(NamedTuple):
-    """The settings in /etc/xen-wait-disk.conf; one that it does not set is as below."""
+    """The settings in /etc/xen-wait-disk.conf; those that it does not set have the defaults below."""
 
     timeout: float = 300.0
     log_level: int = WARNING
@@ -322,7 +323,7 @@ def check_pattern(text: str) -> str:
 
     try:
         re.compile(translate(text))
-    except re.error as error:  # Python 3.9 hands a range such as [z-a] on to re
+    except re.error as error:  # Python 3.9 passes a range such as [z-a] on to re
         raise ConfigError(f"is not a shell pattern: '{text}' ({error})") from None
     return text
 
@@ -345,7 +346,7 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
 
 
 def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, list[Finding]]:
-    """The settings in the file at `path`, and everything wrong in it.
+    """The settings in the file at `path`, and everything that is wrong with it.
 
     A wrong value is left at its default, and a file that does not exist means defaults (with must_exist, that is
     wrong as well), so that the settings can always be used.
@@ -371,7 +372,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
 
 
 def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Finding]]:
-    """The settings in these lines of the file at `path`, and everything wrong in them."""
+    """The settings in these lines of the file at `path`, and everything that is wrong with them."""
     from configobj import ConfigObj, ConfigObjError
 
     problems: list[str] = []
@@ -394,7 +395,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Find
         values = [value] if isinstance(value, str) else value
         try:
             if not takes_several and len(values) != 1:
-                raise ConfigError(f"is a list: '{', '.join(values)}' (it takes one value; put a comma into quotes)")
+                raise ConfigError(f"is a list: '{', '.join(values)}' (give one value; quote one that has a comma)")
             checked: Any = [check(item) for item in values if item or not takes_several]
             if checked:
                 changes[field] = tuple(checked) if takes_several else checked[0]
@@ -404,7 +405,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Find
 
 
 def key_as_written(name: str) -> str:
-    """A key as people find it in the file: paths.auto is [paths] auto."""
+    """A key as it appears in the file: paths.auto is [paths] auto."""
     section, _, key = name.rpartition(".")
     return f"[{section}] {key}" if section else key
 
@@ -422,7 +423,7 @@ def place_of_key(name: str, lines: Sequence[str]) -> str:
 
 
 def advice_on_key(name: str) -> str:
-    """What somebody meant who wrote an unknown key: the same in another section, or one like it."""
+    """What was meant by an unknown key: the same key in another section, or a similar one."""
     for known in SETTINGS_KEYS:
         section, _, key = known.rpartition(".")
         if key == name.rpartition(".")[2]:
@@ -468,7 +469,7 @@ class Clock:
         return time.monotonic()
 
     def start_thread(self, function: Callable[[], None]) -> None:
-        """Runs the function beside the caller. Raises RuntimeError if the process can have no more threads."""
+        """Runs the function in a thread of its own. Raises RuntimeError if the process can have no more threads."""
         start_new_thread(function, ())
 
     def take_signals(self) -> None:
@@ -491,7 +492,7 @@ class Clock:
 
     def wake(self) -> None:
         """Ends the pause of the main thread, or the next one. Any thread may call this."""
-        with suppress(BlockingIOError):  # what woke it before has not been read: it is awake
+        with suppress(BlockingIOError):  # an earlier wake-up has not been read yet, so it is awake
             os.write(self._writing, b"\0")
 
     def pause(self, seconds: float, descriptor: int = -1, event: int = select.POLLIN) -> bool:
@@ -539,7 +540,7 @@ builtin printf '%s\0' "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "
 """
 SOURCED_FIELDS = 4
 
-# As systemd starts xendomains. Nothing of ours is passed on: BASH_ENV, SHELLOPTS and the like change what bash does.
+# As systemd starts xendomains. Nothing of our own is passed on: BASH_ENV, SHELLOPTS and the like change what bash does.
 BASH = "/bin/bash"
 BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -557,7 +558,7 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
         return xendomains._replace(libvirt=libvirt), findings
     if libvirt:
         return Xendomains(libvirt=libvirt), []
-    problem = f"xendomains has no settings ({', '.join(settings.xendomains)}), so it starts no guests"
+    problem = f"xendomains has no settings file ({', '.join(settings.xendomains)}), so it starts no guests"
     return None, [Finding(problem, is_error=True)]
 
 
@@ -586,13 +587,13 @@ def read_xendomains_file(path: str, settings: Settings, clock: Clock, limit: flo
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
     if not auto and not save:
-        problems.append("names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none")
+        problems.append("sets no directory of guests (XENDOMAINS_AUTO), so xendomains starts none")
     findings += [Finding(problem, "", True, path) for problem in problems]
     return Xendomains(auto, save, is_debians, path), findings
 
 
 def is_absent(path: str) -> bool:
-    """Whether there is certainly no such file; a link that dangles is one."""
+    """Whether there is certainly no such file; a dangling link counts as one."""
     try:
         os.lstat(path)
     except OSError as error:
@@ -612,7 +613,7 @@ def is_read_by_debians(path: str) -> bool:
 
 
 def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
-    """What bash says of a syntax error in the file, and XENDOMAINS_AUTO, _SAVE and _RESTORE as it finds them there.
+    """What bash says about a syntax error in the file, and XENDOMAINS_AUTO, _SAVE and _RESTORE as it finds them there.
 
     bash sources the file as xendomains does, without input or output. Raises ConfigError if there is no bash, or if the
     file takes longer than `limit` seconds or ends the shell. This is not left to subprocess, whose import costs the
@@ -634,7 +635,7 @@ def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
         raise ConfigError(f"cannot be read with {BASH} and {os.devnull} ({error_text(error)})") from None
     finally:
         os.close(writing)
-    import json  # noqa: F401  the record of the wait needs it, and bash takes as long to start
+    import json  # noqa: F401  the record of the wait needs it, and meanwhile bash starts
 
     printed = b""
     end = clock.slept + limit
@@ -647,7 +648,7 @@ def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
             data = os.read(reading, MAX_CONFIGURATION)
             printed += data
             if not data:
-                raise ConfigError("makes the shell that sources it exit")
+                raise ConfigError("ends the shell that sources it")
             if len(printed) > MAX_CONFIGURATION:
                 raise ConfigError(f"makes bash print more than {MAX_CONFIGURATION} bytes")
     finally:
@@ -659,11 +660,11 @@ def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
 
 
 def kill_group(leader: int) -> None:
-    """Ends a child and what it left in its process group, even if it has ended itself."""
-    with suppress(ProcessLookupError, ChildProcessError):  # whoever started us may have had SIGCHLD ignored
+    """Kills a child and what is left of its process group, even if the child itself has ended."""
+    with suppress(ProcessLookupError, ChildProcessError):  # whoever started us may have ignored SIGCHLD
         os.killpg(leader, signal.SIGKILL)
         for _ in range(1000):
-            # Not for as long as it takes: where a file system hangs, even what is killed may stay.
+            # Not indefinitely: where a file system hangs, even a killed process may stay.
             if os.waitpid(leader, os.WNOHANG)[0]:
                 break
             time.sleep(0.0001)
@@ -694,7 +695,7 @@ class Domain(NamedTuple):
     kind: str
     disks: tuple[Disk, ...] = ()
     warnings: tuple[str, ...] = ()
-    boot_files: tuple[Disk, ...] = ()  # with their key for a vdev
+    boot_files: tuple[Disk, ...] = ()  # with their key as the vdev
     saved: str = ""  # the file with which libvirt will restore it
 
     def needs(self) -> tuple[Disk, ...]:
@@ -702,7 +703,7 @@ class Domain(NamedTuple):
         return self.disks + self.boot_files
 
 
-# xl's scanner (libxlu_cfg_l.l). A comment without a newline behind it is an error there, and so it is here.
+# xl's scanner (libxlu_cfg_l.l). A comment without a newline after it is an error there, so it is one here.
 XL_TOKEN = re.compile(
     r"""[ \t]+
     | (?P<newline> \n | \#[^\n]*\n )
@@ -736,7 +737,7 @@ def parse_xl_config(text: str) -> dict[str, tuple[Any, int]]:
             before = settings[name][0]
             if isinstance(before, list) != isinstance(value, list):
                 raise ConfigError(f"line {line}: += cannot join a list and a string")
-            before += value  # a list in place: a file may do this thousands of times
+            before += value  # extends a list in place: a file may do this thousands of times
             value = before
         settings[name] = (value, line)
         token = next(tokens)
@@ -769,7 +770,7 @@ def xl_tokens(text: str) -> Iterator[Token]:
 
 
 def xl_value(tokens: Iterator[Token]) -> tuple[str | list[Any], int]:
-    """The value that comes next, a string or a list, and the line it ends in."""
+    """The next value, a string or a list, and the line it ends in."""
     lists: list[list[Any]] = []
     after_value = False
     while True:
@@ -796,7 +797,7 @@ def xl_value(tokens: Iterator[Token]) -> tuple[str | list[Any], int]:
         after_value = True
 
 
-# xl means to take the digits of an octal number here, but takes up to three characters that strtoul(3) likes in
+# xl means to take the digits of an octal number here, but takes up to three characters that strtoul(3) accepts in
 # base 10 after the first digit, wants at least two of them, and puts nothing in their place.
 XL_ESCAPE = r"\\(?:[0-7]([ \t\v\f\r]*[+-]?[0-9]*)|(.))"
 XL_ESCAPES = {
@@ -826,26 +827,26 @@ def xl_string(token: Token) -> str:
 
 
 # xl's predecessor xm ran its configurations as Python.
-PYTHON = "a leftover of xm: xl does not run Python"
+PYTHON = "a leftover from xm (xl does not run Python)"
 PYTHON_WORDS = ("class", "def", "del", "for", "from", "if", "import", "print", "try", "while", "with")
 BAD_CHARACTERS = {
     **dict.fromkeys("+*%(){}", PYTHON),
     **dict.fromkeys(("True", "False", "None"), f"{PYTHON}; write 1 for True, and 0 for False"),
-    **dict.fromkeys("KMG", "a character that xl does not know (memory is in MiB, without a unit)"),
+    **dict.fromkeys("KMG", "xl does not know this character (memory is in MiB, without a unit)"),
     "\\": f"a backslash at the end of a line is {PYTHON}; a list may span lines without it",
     "\ufeff": "the file begins with a byte order mark; save it without one",
-    '"': "a string that does not end in its line",
-    "'": "a string that does not end in its line",
+    '"': "a string that does not end on its line",
+    "'": "a string that does not end on its line",
     "#": "a comment on the last line needs a newline at its end",
-    "\r": "the file has the line ends of Windows",
+    "\r": "the file has Windows line endings",
 }
 
 
 def syntax_error(token: Token, expected: str) -> ConfigError:
     """The error of xl's parser at this token."""
     if token.kind == "bad":
-        hint = BAD_CHARACTERS.get(token.text, "a character that xl does not know")
-        return ConfigError(f"line {token.line}: lexical error near '{token.text}', {hint}")
+        hint = BAD_CHARACTERS.get(token.text, "xl does not know this character")
+        return ConfigError(f"line {token.line}: lexical error near '{token.text}': {hint}")
     ends = {"newline": "the end of the line", "end": "the end of the file"}
     near = ends.get(token.kind, f"'{token.text}'")
     return ConfigError(f"line {token.line}: syntax error near {near}, expected {expected}")
@@ -855,7 +856,7 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
     """The domain an xl.cfg describes. Raises ConfigError where xl or libxl refuses it."""
     settings = parse_xl_config(text)
     if "name" not in settings:
-        raise ConfigError('names no domain (name = "…" is missing)')
+        raise ConfigError('does not name the domain (name = "…" is missing)')
     name, line = settings["name"]
     if not isinstance(name, str):
         raise ConfigError(f"line {line}: name is a list, not a string")
@@ -872,7 +873,7 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
         try:
             disks.append(parse_disk(specification))
         except ConfigError as error:
-            raise type(error)(f"disk {quoted(specification)}: {error} (the list ends in line {line})") from None
+            raise type(error)(f"disk {quoted(specification)}: {error} (the list ends on line {line})") from None
     check_vdevs(disks)
     return Domain(name, source, kind, tuple(disks), (), boot_files)
 
@@ -883,7 +884,7 @@ XL_TYPES = {"type": {"hvm": "hvm", "pv": "pv", "pvh": "pvh"}, "builder": {"hvm":
 
 
 def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
-    """The type of a domain. xl takes the first letters of a word as well: parse_config_data() in xl_parse.c."""
+    """The type of a domain. xl also accepts the first letters of a word: parse_config_data() in xl_parse.c."""
     found = []
     for key, types in XL_TYPES.items():
         value, line = settings.get(key, ([], 0))
@@ -929,7 +930,7 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
         raise ConfigError(f"has an unknown byte order: {words[:4].hex()}")
     flags = int.from_bytes(words[4:8], order)
     if flags & ~(SAVED_JSON | SAVED_STREAM_V2):
-        raise ConfigError(f"needs what xl does not know: mandatory flags {flags:#x}")
+        raise ConfigError(f"has mandatory flags that xl does not know: {flags:#x}")
     optional = int.from_bytes(words[12:16], order)
     size = int.from_bytes(file.read(4), order) if optional >= 4 else 0
     if size > optional - 4:
@@ -943,11 +944,11 @@ def read_saved(file: IO[bytes], size: int, has_end: bool) -> bytes:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
     configuration = file.read(size)
     if len(configuration) < size:
-        raise ConfigError(f"ends within its configuration: {len(configuration)} of {size} bytes")
+        raise ConfigError(f"is cut off within its configuration: {len(configuration)} of {size} bytes")
     if has_end:
         file.seek(-len(SAVED_END), os.SEEK_END)
         if file.read(len(SAVED_END)) != SAVED_END:
-            raise ConfigError("is incomplete, because the save failed or was ended, and cannot be restored")
+            raise ConfigError("is incomplete, because saving failed or was interrupted, and cannot be restored")
     return configuration.split(b"\0")[0]
 
 
@@ -959,17 +960,17 @@ def domain_from_json(text: str, source: str, kind: str) -> Domain:
     for mark in re.findall(r'"(?:[^"\\]|\\.)*"?|[][{}]', text):
         depth += (mark in "[{") - (mark in "]}")
         if depth > MAX_JSON_DEPTH:
-            raise Unsupported("holds JSON that is nested too deep")
+            raise Unsupported("contains JSON that is nested too deeply")
     try:
         config = json.loads(text)
         name = config["c_info"]["name"]
         disks = tuple(disk_from_json(disk) for disk in config.get("disks") or ())
     except ValueError as error:
-        raise ConfigError(f"holds JSON that is not valid: {error}") from None
+        raise ConfigError(f"contains invalid JSON: {error}") from None
     except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"holds JSON that describes no domain ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"contains JSON that does not describe a domain ({type(error).__name__}: {error})") from None
     if not isinstance(name, str):
-        raise ConfigError("holds JSON whose domain has no name")
+        raise ConfigError("contains JSON whose domain has no name")
     return Domain(name, source, kind, disks)
 
 
@@ -997,7 +998,7 @@ def saved_by_libvirt(file: IO[bytes]) -> str:
         raise ConfigError("was not written by virsh managedsave, or is damaged")
     version, size = (int.from_bytes(header[at : at + 4], sys.byteorder) for at in (16, 20))
     if version not in (1, 2):
-        raise ConfigError(f"has version {version} of libvirt's format, which is unknown")
+        raise ConfigError(f"is in an unknown version of libvirt's format: {version}")
     return os.fsdecode(read_saved(file, size, version == 2))
 
 
@@ -1028,12 +1029,12 @@ def domain_from_libvirt_xml(text: str, source: str) -> Domain:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         problem = str(error).partition(":")[0]
-        raise ConfigError(f"line {error.position[0]}: {problem} (virsh define FILE says more)") from None
+        raise ConfigError(f"line {error.position[0]}: {problem} (virt-xml-validate FILE tells more)") from None
     except UnicodeEncodeError:
         raise ConfigError("is not UTF-8") from None
     name = root.findtext("name")
     if root.tag != "domain" or not name:
-        raise ConfigError("describes no guest: a <domain> with a <name>")
+        raise ConfigError("describes no guest (a <domain> with a <name>)")
     disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
     keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
     values = {key: root.findtext(path) for key, path in keys.items()}
@@ -1092,14 +1093,14 @@ DISK_VDEV_AND_TYPE = r"[a-z0-9]+:[a-z0-9]"
 def parse_disk(specification: str) -> Disk:
     """The disk in one item of an xl.cfg's disk list. Raises ConfigError exactly where xl does.
 
-    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; the rule that matches most wins.
+    Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; the rule with the longest match wins.
     Two differences: what is too long for any path or script is refused, and so is a line break, which each of xl's
-    rules takes differently.
+    rules treats differently.
     """
     if len(specification) > MAX_DISK_SPECIFICATION:
         raise Unsupported(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
     if "\n" in specification:
-        raise Unsupported("has a line break in it; write it without")
+        raise Unsupported("contains a line break; remove it")
     parser = DiskParser()
     rest = specification
     while rest := rest.lstrip(" \t"):
@@ -1149,7 +1150,7 @@ class DiskParser:
             raise ConfigError(f"unknown prefix '{prefix}:'")
 
     def set_string(self, key: str, value: str) -> None:
-        """A parameter that must not be given twice; xl does not mind if it was set to nothing."""
+        """A parameter that must not be given twice; xl does not mind if it was empty the first time."""
         if self.values.get(key):
             raise ConfigError(f"{key} is given twice, the second time as {quoted(value)}")
         self.values[key] = value
@@ -1218,7 +1219,7 @@ VDEV = (
 
 
 def check_vdevs(disks: Sequence[Disk]) -> None:
-    """Raises ConfigError for what xl accepts, and libxl refuses then: libxl_disk.c and libxl_device.c."""
+    """Raises ConfigError for what xl accepts, but libxl then refuses: libxl_disk.c and libxl_device.c."""
     vdevs = [disk.vdev for disk in disks]
     for number, disk in enumerate(disks):
         if not re.fullmatch(VDEV, disk.vdev):
@@ -1227,13 +1228,13 @@ def check_vdevs(disks: Sequence[Disk]) -> None:
             raise ConfigError(f"two disks have the vdev {quoted(disk.vdev)}")
         needs_target = not (disk.cdrom or disk.script or disk.backend)
         if (needs_target and not disk.target) or (disk.format == "empty" and not disk.cdrom):
-            raise ConfigError(f"disk {quoted(disk.vdev)} is empty, and only a CD drive can be")
+            raise ConfigError(f"disk {quoted(disk.vdev)} has no target, and only a CD drive may be empty")
 
 
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
 @record
 class Required(NamedTuple):
-    """What a disk needs on this host: a path; if that is empty nothing, and `reason` says why."""
+    """What a disk needs on this host: a path; if that is empty, it needs nothing, and `reason` says why."""
 
     path: str = ""
     reason: str = ""
@@ -1248,7 +1249,7 @@ def required_by(disk: Disk) -> Required:
     """What this host must have before the domain with this disk can start."""
     script = os.path.basename(disk.script)
     if disk.backend not in ("", "0", "Domain-0"):
-        return Required(reason=f"the driver domain {disk.backend} holds it")
+        return Required(reason=f"the driver domain {disk.backend} serves it")
     if disk.attached_by:
         return Required(reason=f"{disk.attached_by} attaches it")
     if disk.format == "empty" or not disk.target:
@@ -1260,7 +1261,7 @@ def required_by(disk: Disk) -> Required:
         return Required(reason=f"the script {script} attaches it")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="QEMU opens it")
-    # libxl has blkback serve what is raw, and QEMU what is not, or is a CD for it to change (libxl_device.c).
+    # libxl has blkback serve what is raw, and QEMU what is not, or what is a CD that may be changed (libxl_device.c).
     by_script = disk.format == "raw" and disk.backendtype in ("", "phy") and not disk.cdrom
     required = Required(os.path.join("/", disk.target), writes=disk.writes, format=disk.format)
     return required._replace(by_script=by_script, is_boot_file=disk.vdev in BOOT_FILES)
@@ -1278,7 +1279,7 @@ def existing_path(path: str) -> str:
 
 
 def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
-    """What this host must have for this disk, if the administrator does not want it ignored."""
+    """What this host must have for this disk, unless the administrator wants it ignored."""
     required = required_by(disk)
     if required.path:
         names = (domain.name, os.path.basename(domain.source))
@@ -1298,7 +1299,7 @@ def matches_any(names: Iterable[str], patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-# --- Storage below a disk: what a device lies on, and which layer is to blame ----------------------------------------
+# --- Storage below a disk: what a device is built on, and which layer is to blame -------------------------------------
 @record
 class Problem(NamedTuple):
     """Why a layer cannot be used, and a command that helps.
@@ -1324,7 +1325,7 @@ class Layer(NamedTuple):
 
 def stacked(name: str, kind: str, problem: Problem | None, *below: Layer) -> Layer:
     """A layer that needs everything below it."""
-    # Of several causes always the same, or two maps on the portals of one target would have two.
+    # Always the same of several causes, or two maps on the portals of one target would differ.
     cause = min((layer.cause for layer in below if layer.cause), default=problem)
     return Layer(name, kind, problem, below, cause)
 
@@ -1351,7 +1352,7 @@ class VolumeGroup(NamedTuple):
 
 @record
 class PlannedMount(NamedTuple):
-    """What should be mounted, the table or unit that says so, and whether nothing in that keeps it from being done."""
+    """What should be mounted, the table or unit that says so, and whether nothing there prevents it."""
 
     source: str
     file: str
@@ -1371,7 +1372,7 @@ class DrbdState(NamedTuple):
 
 
 def once(find: Callable[[StorageFacts, str], Found]) -> Callable[[StorageFacts, str], Found]:
-    """Makes a method of StorageFacts find out each thing once."""
+    """Makes a method of StorageFacts find out each thing only once."""
 
     def known(self: StorageFacts, key: str) -> Found:
         values = self.known.setdefault(find.__name__, {})
@@ -1387,8 +1388,8 @@ class StorageFacts:
     """What one look finds out about storage: each thing once, however many disks lie on the same devices."""
 
     def __init__(self, explains: bool = True, shares: bool = True) -> None:
-        self.explains = explains  # why something is missing, which takes longer than to see that it is
-        self.shares = shares  # a disk that the peer uses may be used as well, where DRBD allows it
+        self.explains = explains  # why something is missing, which takes longer than seeing that it is
+        self.shares = shares  # a disk that the peer uses may be used here as well, where DRBD allows it
         # For what takes long to find: since Python 3.12, cached_property does not keep threads apart.
         self.lock = RLock()
         self.numbers: dict[str, str] = {}  # of devices whose number is known, such as "8:0"
@@ -1397,14 +1398,14 @@ class StorageFacts:
 
     @once
     def layer(self, name: str) -> Layer:
-        """A device with all that it lies on."""
+        """A device with everything below it."""
         return check_device(name, self)
 
     def find(self, path: str) -> tuple[Layer, ...]:
         """The device at a path below /dev, or what is known of what should be there: one layer, or none."""
         with self.lock:
             if path not in self.paths:
-                self.paths[path] = ()  # a table may say of a device that it needs itself
+                self.paths[path] = ()  # a table may say that a device needs itself
                 self.paths[path] = explain_path(path, self)
             return self.paths[path]
 
@@ -1457,7 +1458,7 @@ class StorageFacts:
         return {**paths, **{f"/dev/{device.name.replace('!', '/')}": device.name for device in self.devices}}
 
     def devices_with(self, value: str, *keys: str) -> list[Device]:
-        """The devices of which one of these properties has this value."""
+        """The devices that have this value in one of these properties."""
         return [device for device in self.devices if value in map(device.properties.get, keys)]
 
     def device_at(self, path: str) -> str:
@@ -1483,7 +1484,7 @@ class StorageFacts:
         problem = None
         # The unit's sandbox makes every mount read-only for us, but not the file system itself.
         if words and "ro" in words[-1].split(","):
-            reason = f"{where} is mounted read-only, and the guest writes to it"
+            reason = f"{where} is mounted read-only, but the guest writes to it"
             problem = Problem(reason, f"mount -o remount,rw {where}", is_readable=True)
         layer = Layer(where, "mount", problem, (), problem)
         if not words or not self.explains:
@@ -1493,7 +1494,7 @@ class StorageFacts:
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
-        """Where devices are mounted, by the kernel's name, and whether they are written there."""
+        """Where devices are mounted, by the kernel's name, and whether they are mounted for writing there."""
         found: dict[str, list[tuple[str, bool]]] = {}
         for words in self.mounts:
             found.setdefault(mounted_device(words), []).append((words[4], "ro" not in words[-1].split(",")))
@@ -1518,7 +1519,7 @@ class StorageFacts:
             options = ",".join(more[1:2]).split(",")
             at_boot = "noauto" not in options or "x-systemd.automount" in options
             plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
-        # No image comes with a tmpfs, such as tmp.mount's.
+        # A tmpfs, such as that of tmp.mount, never holds an image at boot.
         return {where: plan for where, plan in plans.items() if plan.source != "tmpfs"}
 
     def is_mounted_at_boot(self, where: str) -> bool:
@@ -1577,12 +1578,12 @@ class StorageFacts:
 
     @cached_property
     def uptime(self) -> float:
-        """How long the host runs."""
+        """How long the host has been running."""
         seconds = re.match("[0-9]{1,12}", self.text(f"{PROC}/uptime"))
         return float(seconds[0]) if seconds else 0.0
 
     def device_table(self, kind: str) -> dict[str, tuple[str, list[str]]]:
-        """The device of each volume in crypttab(5) or one like it, and its options."""
+        """The device of each volume in crypttab(5) or a similar table, and its options."""
         lines = self.table(f"{ETC}/{kind}tab")
         return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
 
@@ -1628,7 +1629,7 @@ class StorageFacts:
 
     @cached_property
     def drbd_states(self) -> dict[str, DrbdState]:
-        """The state of each DRBD device, by number. Version 8 has them in /proc, version 9 only that it is there."""
+        """The state of each DRBD device, by number. Version 8 has them in /proc, version 9 only a note that it runs."""
         text = self.text(f"{PROC}/drbd")
         if text.startswith("version: 9"):
             return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
@@ -1643,7 +1644,7 @@ class StorageFacts:
 
         files = [f"{ETC}/drbd.conf"]
         for file in files:
-            for pattern in re.findall(r'^[ \t]*include[ \t]+"?([^";\n]+)"?[ \t]*;', self.text(file), re.MULTILINE):
+            for pattern in re.findall(r'^[ \t]*include[ \t]+"?([^";\n\0]+)"?[ \t]*;', self.text(file), re.MULTILINE):
                 found = sorted(glob(os.path.join(os.path.dirname(file), pattern)))
                 files += [one for one in found if one not in files][:MAX_FILES]
         text = re.sub("#.*", "", "\n".join(map(self.text, files)))
@@ -1665,12 +1666,12 @@ def udev_runs() -> bool:
 def read_text_file(path: str) -> str:
     """What is in a file; nothing if it cannot be read, or is too large to be what it should be."""
     with suppress(OSError, ValueError):
-        return read_file(path, MAX_EVIDENCE).decode(errors="replace")
+        return read_file(path, MAX_EVIDENCE).decode(errors="replace").replace("\0", "")
     return ""
 
 
 def list_names(directory: str, pattern: str = "") -> list[str]:
-    """The names in a directory that are as the regular expression says, sorted; none if it cannot be read."""
+    """The names in a directory that match the regular expression, sorted; none if it cannot be read."""
     with suppress(OSError, ValueError):
         names = os.listdir(directory)
         return sorted(name for name in names if not pattern or re.fullmatch(pattern, name))[:MAX_FILES]
@@ -1678,7 +1679,7 @@ def list_names(directory: str, pattern: str = "") -> list[str]:
 
 
 def output_of(*command: str, limit: float = MAX_PROGRAM) -> str:
-    """What a program prints; nothing if it cannot be run, or takes longer than so many seconds."""
+    """What a program prints; nothing if it cannot be run or takes longer than `limit` seconds."""
     from subprocess import DEVNULL, SubprocessError, run
 
     with suppress(OSError, SubprocessError):
@@ -1688,7 +1689,7 @@ def output_of(*command: str, limit: float = MAX_PROGRAM) -> str:
 
 
 def is_bound_to_itself(mount: Sequence[str], parent: Sequence[str]) -> bool:
-    """Whether a mount shows what is in its place anyway, as that of /home in the unit's sandbox does (ProtectHome=)."""
+    """Whether a mount shows what would be there anyway, as that of /home in the unit's sandbox does (ProtectHome=)."""
     place = os.path.join(parent[3], os.path.relpath(mount[4], parent[4]))
     # A subvolume of btrfs that is mounted where it is has another subvolid= in the last word. No path is looked at:
     # what is mounted may hang.
@@ -1697,12 +1698,12 @@ def is_bound_to_itself(mount: Sequence[str], parent: Sequence[str]) -> bool:
 
 
 def longest_above(path: str, places: Iterable[str]) -> str:
-    """The one of these places that holds the path, and none of the others between; nothing if none does."""
+    """The innermost of these places that holds the path; nothing if none does."""
     return max((one for one in places if f"{path}/".startswith(f"{one.rstrip('/')}/")), key=len, default="")
 
 
 def device_directory(name: str) -> str:
-    """Where sysfs tells about a device."""
+    """Where sysfs describes a device."""
     return f"{SYS}/class/block/{name}"
 
 
@@ -1717,9 +1718,9 @@ def device_path(name: str) -> str:
     return f"/dev/mapper/{mapped}" if mapped else f"/dev/{name.replace('!', '/')}"
 
 
-# What is there: a device, and all that it lies on.
+# What is there: a device, and everything below it.
 def check_device(name: str, facts: StorageFacts) -> Layer:
-    """A block device with all that it lies on, down to the leaves, and what is wrong with it."""
+    """A block device with everything below it, down to the leaves, and what is wrong with it."""
     below = tuple(map(facts.layer, devices_below(name)))
     bad = tuple(layer for layer in below if layer.cause)
     problem = check_kernel_state(name, facts)
@@ -1736,7 +1737,7 @@ def check_device(name: str, facts: StorageFacts) -> Layer:
 
 
 def devices_below(name: str) -> list[str]:
-    """The devices that this one lies on: in sysfs its slaves, or the disk of a partition."""
+    """The devices that this one is built on: in sysfs its slaves, or the disk of a partition."""
     directory = device_directory(name)
     below = list_names(f"{directory}/slaves")
     # A device-mapper or md device has no slaves while it has no table or member.
@@ -1746,7 +1747,7 @@ def devices_below(name: str) -> list[str]:
 
 
 def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
-    """What else a device lies on: the session of a LUN, the file of a loop device."""
+    """What else a device is built on: the session of a LUN, the file of a loop device."""
     directory = device_directory(name)
     if name.startswith("loop"):
         file = attribute(directory, "loop/backing_file")
@@ -1798,7 +1799,7 @@ def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
 
 
 # The kernel's names of devices, an attribute of theirs, the values with which they can be used, else what is wrong.
-# Sources: the drivers in Linux, and the attributes that systemd's 99-systemd.rules looks at. Weighed were the states of
+# Sources: the drivers in Linux, and the attributes that systemd's 99-systemd.rules looks at. States considered:
 # SCSI (scsi_sysfs.c: also created, quiesce, offline, cancel, deleted), NVMe (also new, resetting, connecting, deleting,
 # dead), loop (a file that was deleted can be used), nbd (which keeps its pid while it connects anew), bcache (whose
 # device is there while it can be used), rbd, virtio, mmc and ZFS (which show none for a device; but see DRIVERS).
@@ -1807,17 +1808,17 @@ DEVICE_STATES = (
     ("sd", "device/state", "|running", "SCSI device is {}"),
     ("nvme", "device/state", "|live", "its NVMe controller is not live"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
-    # lvchange --activationmode partial puts one in the place of what is missing; to read it fails (lv_manip.c).
+    # lvchange --activationmode partial puts one in the place of what is missing; reading it fails (lv_manip.c).
     ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "placeholder for a missing physical volume"),
     ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
     ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
     ("drbd", "size", "(?!0$).*", "DRBD device has size 0: it has no disk and no peer"),
-    ("(?!sr)", "size", "(?!0$).*", "has size 0"),  # a drive without a CD has, too
+    ("(?!sr)", "size", "(?!0$).*", "has size 0"),  # so has a drive without a CD
 )
 
 
 def check_array(name: str, facts: StorageFacts) -> Problem | None:
-    """An md array that is not active (md.rst), and its members. How many it needs, sysfs does not say then."""
+    """An md array that is not active (md.rst), and its members. sysfs does not say then how many it needs."""
     state = attribute(device_directory(name), "md/array_state")
     if state not in ("clear", "inactive", "suspended", "broken"):  # read-auto and write-pending can be used
         return None
@@ -1840,7 +1841,7 @@ def when_it_starts(name: str, facts: StorageFacts) -> str:
         waits = min(waits, time.time() - os.stat(f"{RUN}/mdadm/map").st_mtime)
     if waits < LAST_RESORT + LATE_TIMER:
         return f"mdadm will start it degraded after {LAST_RESORT:.0f} s"
-    return f"mdadm has not started it degraded in {waits:.0f} s"
+    return f"mdadm has not started it degraded within {waits:.0f} s"
 
 
 def check_nvme(name: str, _: StorageFacts) -> Problem | None:
@@ -1873,22 +1874,22 @@ def check_zvol(name: str, facts: StorageFacts) -> Problem | None:
 
 
 def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
-    """A DRBD device with good data neither here nor at its peer, or which does no I/O."""
+    """A DRBD device that has good data neither here nor on its peer, or that has stopped I/O."""
     state = drbd_state(name, facts)
     if state.stopped:
-        return Problem(f"DRBD does no I/O: {state.stopped}", "drbdadm status")
+        return Problem(f"DRBD has stopped I/O: {state.stopped}", "drbdadm status")
     if state.disk not in ("UpToDate", "Consistent") and state.peer_disk != "UpToDate":
         peer = "is not connected" if state.peer_disk in ("", "DUnknown") else f"has one that is {state.peer_disk}"
         return Problem(f"DRBD's disk is {state.disk}, and the peer {peer}", "drbdadm status")
     return None
 
 
-# What the kernel's names of devices begin with, and what looks at the state of their driver.
+# What the kernel's names of devices begin with, and what checks the state of their driver.
 DRIVERS = (("md", check_array), ("drbd", check_drbd), ("nvme", check_nvme), ("zd", check_zvol))
 
 
 def drbd_state(name: str, facts: StorageFacts) -> DrbdState:
-    """How a DRBD device is, or the one of which this is a partition."""
+    """The state of a DRBD device, or of the one that this is a partition of."""
     with facts.lock:
         states = facts.drbd_states
     return states.get(name[len("drbd") :].partition("p")[0], DrbdState())
@@ -1923,7 +1924,7 @@ def has_minor(configuration: str, minor: str) -> bool:
 
 
 def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | None]:
-    """Whether the devices below hold the same data, so that not all are needed; and if too few can be used, that."""
+    """Whether the devices below hold the same data, so not all are needed; and the problem if too few can be used."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
     good = [layer.name for layer in below if not layer.cause]
     legs = [layer.name for layer in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(layer.name))]
@@ -1933,7 +1934,7 @@ def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | No
     elif name.startswith("md"):
         what, usable, needed = array_members(name, below)
     elif legs:
-        # As many as it takes to hold the volume's data: of a RAID10 whose pairs are not known, that is the least.
+        # As many as it takes to hold the volume's data: for a RAID10 whose pairs are not known, that is the minimum.
         size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
         what, usable, needed = "leg", sum(one in good for one in legs), -(-size // max(leg, 1))
     if usable >= needed:
@@ -1967,7 +1968,7 @@ def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem
     # (udev-worker.c; `udevadm wait` looks at the same).
     if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
         return Problem("udev has not finished processing it", "udevadm settle")
-    if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may run already
+    if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may be running already
         return Problem("multipathd uses none of its paths", "multipath -ll")
     if not is_disk or properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
         return None
@@ -2012,7 +2013,7 @@ def was_activated_without_udev(device: Device, facts: StorageFacts) -> bool:
 
 # What is missing: a function for each kind of path, from evidence in /etc and in udev's database.
 def explain_missing(path: str, facts: StorageFacts) -> Layer:
-    """A path at which there is nothing, on what is known of the layers that should be there. May block."""
+    """A path at which there is nothing, on top of what is known of the layers that should be there. May block."""
     if not facts.explains:
         return stacked(path, "path", Problem("does not exist"))
     target, parent = os.path.realpath(path), os.path.dirname(path)
@@ -2025,7 +2026,7 @@ def explain_missing(path: str, facts: StorageFacts) -> Layer:
 
 
 def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
-    """The device at a path; or if there is none, what the first row says that knows anything; or nothing."""
+    """The device at a path; or if there is none, the answer of the first row that knows anything; or nothing."""
     if name := facts.device_at(path):
         return (facts.layer(name),)
     for kind, pattern, explain in EXPLANATIONS:
@@ -2057,7 +2058,7 @@ def explain_file(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 
 
 def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
-    """A file system that is not mounted, and what it is on."""
+    """A file system that is not mounted, and what is below it."""
     plan = facts.planned_mounts[where]
     reason = f"{where} is not mounted ({plan.file} mounts {plan.source} there)"
     below = source_layers(plan.source)
@@ -2072,7 +2073,7 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
 
 def mounted_device(words: Sequence[str]) -> str:
     """The kernel's name of the device that is mounted according to this line of mountinfo; nothing if it is none."""
-    # btrfs has a number of its own, and only the source tells the device.
+    # btrfs has a number of its own, and only the source names the device.
     link, source = f"{SYS}/dev/block/{words[2]}", words[words.index("-") + 2]
     path = link if os.path.exists(link) else source
     return os.path.basename(os.path.realpath(path)) if path.startswith((SYS, "/dev/")) else ""
@@ -2101,7 +2102,7 @@ def hex_escaped(pattern: str, text: str) -> str:
 
 
 def map_name(group: str, volume: str) -> str:
-    """The name that LVM has a volume mapped by."""
+    """The name under which LVM maps a volume."""
     return f"{group.replace('-', '--')}-{volume.replace('-', '--')}"
 
 
@@ -2112,7 +2113,7 @@ def split_map_name(mapped: str) -> tuple[str, str]:
 
 
 def portal_of(address: str, port: str) -> str:
-    """A portal as udev writes it in by-path links, and iscsiadm takes it."""
+    """A portal as udev writes it in by-path links, and as iscsiadm accepts it."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
@@ -2152,7 +2153,7 @@ def array_name(path: str) -> str:
 
 
 def hex_digits(uuid: str) -> str:
-    """A UUID without what mdadm and udev put between its digits, in places of their own."""
+    """A UUID without what mdadm and udev put between its digits, each in its own places."""
     return re.sub("[^0-9a-f]", "", uuid.lower())
 
 
@@ -2162,7 +2163,7 @@ def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | Non
     if not (name := facts.maps.get(mapped)):
         return None
     hint = f"udevadm trigger --action=change /sys/class/block/{name}"
-    return absent(f"{mapped} is active as {name}, but udev has made no link to it", hint, facts.layer(name))
+    return absent(f"{mapped} is active as {name}, but udev has not created a link to it", hint, facts.layer(name))
 
 
 def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2174,15 +2175,15 @@ def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None
 
 
 def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """What systemd sets up by a table: crypttab(5), integritytab(5), veritytab(5)."""
+    """What systemd sets up from a table: crypttab(5), integritytab(5), veritytab(5)."""
     name = match["name"]
     for kind in ("crypt", "integrity", "verity"):
         source, options = facts.device_table(kind).get(name, ("", []))
         if source:
-            noauto = ", which has the option noauto" if "noauto" in options else ""
+            noauto = ", with the option noauto" if "noauto" in options else ""
             # systemd.unit(5), "String escaping"
             unit = hex_escaped("[^a-zA-Z0-9:_./]", name).replace("/", "-")
-            reason = f"{kind} volume {name} is not opened (it is in /etc/{kind}tab{noauto})"
+            reason = f"{kind} volume {name} is not open (it is in /etc/{kind}tab{noauto})"
             below = [needed_layer(path_of(source), facts)] if path_of(source) else []
             return absent(reason, f"systemctl start 'systemd-{kind}setup@{unit}'", *below)
     return None
@@ -2201,25 +2202,27 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         return None
     paths = [one for one in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
     if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
-        reason = f"no multipath map of {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
+        reason = f"no multipath map for {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
         return absent(reason, "multipath -v2", *map(facts.layer, names))
     return absent(f"multipath map {name} has no path to {wwid}", "multipath -v2", *facts.likely_sessions)
 
 
 def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A logical volume: LVM's backup tells what it lies on, and udev which of that is there."""
+    """A logical volume: LVM's backup says what it is built on, and udev which of that is there."""
     name, volume = match["group"], match["volume"]
     if is_mapped := match[0].startswith("/dev/mapper/"):
         name, volume = split_map_name(f"{name}-{volume}")
     file, group = f"/etc/lvm/backup/{name}", facts.volume_group(name)
     if group is None:
-        # Others have names of two parts as well.
+        # Other devices have names of two parts as well.
         if is_mapped or not list_names(f"{ETC}/lvm/backup") or os.path.isdir(f"/dev/{name}"):
             return None
         return absent(f"volume group {name} is unknown here (no {file})", "vgs")
     if volume not in group.volumes:
-        return absent(f"volume group {name} has no volume {volume} ({file}, {group.date})", f"lvs {name}")
-    reason, hint = f"volume group {name} is complete, but has volumes that are not activated", f"vgchange -ay {name}"
+        return absent(
+            f"volume group {name} has no volume {volume} (according to {file} of {group.date})", f"lvs {name}"
+        )
+    reason, hint = f"volume group {name} is complete, but not all of its volumes are active", f"vgchange -ay {name}"
     for pattern, why, command in INACTIVE:
         found = re.search(pattern, group.text + group.volumes[volume], re.MULTILINE)
         if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
@@ -2241,12 +2244,16 @@ INACTIVE = (
         "LVM volume {0}/{1} has the activation skip flag",
         "lvchange -ay -K {0}/{1}",
     ),
-    ('^\t+thin_pool = "(.*)"', "thin pool {0}/{2} is not activated", "vgchange -ay {0} || lvconvert --repair {0}/{2}"),
+    (
+        '^\t+thin_pool = "(.*)"',
+        "thin pool {0}/{2} is not active (if LVM refuses to activate it: lvconvert --repair {0}/{2})",
+        "lvchange -ay {0}/{2}",
+    ),
 )
 
 
 def disks_of(volume: str, group: VolumeGroup) -> set[str]:
-    """The physical volumes that a logical one lies on, also by way of its sub-volumes and its pool."""
+    """The physical volumes that a logical one is built on, including those of its sub-volumes and its pool."""
     volumes, disks = [volume], set()
     for one in volumes:
         words = set(re.findall('"([^"]+)"', group.volumes[one]))
@@ -2256,7 +2263,7 @@ def disks_of(volume: str, group: VolumeGroup) -> set[str]:
 
 
 def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer:
-    """A volume group with those of its physical volumes that are needed, or with all; which of them it lacks."""
+    """A volume group with those of its physical volumes that are needed, or with all; and which of them it lacks."""
     disks = facts.physical_volumes(name)
     below = [layer for key, layer in disks.items() if key in needed] or [*disks.values()]
     problem = None
@@ -2276,8 +2283,11 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
     holders = [one.name for one in found if one.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
     problem = None
     if len(holders) > 1:
-        reason = f"{join_limited(holders, MAX_LISTED)} carry the same PV UUID (a LUN and its clone?)"
-        problem = Problem(reason, "vgimportclone /dev/CLONE")
+        # Advice to change one of them would do harm where both are the same disk.
+        reason = (
+            f"{join_limited(holders, MAX_LISTED)} carry the same PV UUID (a LUN and its clone, or paths to one LUN)"
+        )
+        problem = Problem(reason, f"lsblk -o NAME,SERIAL,WWN {' '.join(map(device_path, holders))}")
     elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
         path = device_path(holders[0])
         reason = f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)"
@@ -2286,7 +2296,7 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
         return stacked(uuid, "physical volume", problem, *map(facts.layer, holders))
     # LVM writes "[unknown]" where it has not seen the device either.
     name = f"{uuid} (last seen as {device})" if device.startswith("/") else uuid
-    if device.startswith("/dev/sd"):  # of which the name may be another one today
+    if device.startswith("/dev/sd"):  # which may have another name today
         is_local = re.search("ATA|^eui|^nvme", values.get("device_id", ""))
         below = () if is_local else facts.likely_sessions
     else:
@@ -2312,7 +2322,7 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
 
 
 def explain_lun(_: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A SCSI disk, by a name that does not say of which target it was."""
+    """A SCSI disk, by a name that does not say which target it belongs to."""
     return stacked("", "", None, *facts.likely_sessions) if facts.likely_sessions else None
 
 
@@ -2325,7 +2335,7 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         if (minor and has_minor(text, minor)) or (disk and re.search(of_disk, text)):
             name = one
     if name not in resources:
-        reason = f"no DRBD resource {name or 'for this device'} in /etc/drbd.conf and what it includes"
+        reason = f"no DRBD resource {name or 'for this device'} in /etc/drbd.conf or the files it includes"
         return absent(reason, "drbdadm dump")
     if any(has_minor(resources[name], one[len("drbd") :]) for one in list_names(f"{SYS}/class/block", "drbd.*")):
         return None
@@ -2333,26 +2343,26 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 
 
 def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
-    """A volume of ZFS."""
+    """A ZFS volume."""
     pool, volume = match["pool"], match["volume"]
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
     return absent(reason, f"zfs list -r -o name,keystatus {pool}", pool_layer(pool))
 
 
 def pool_layer(pool: str) -> Layer:
-    """A pool of ZFS, which may not be imported: its module keeps a directory for each that is."""
+    """A ZFS pool, which may not be imported: the module keeps a directory for each one that is."""
     is_imported = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
     problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
     return stacked(pool, "ZFS pool", None if is_imported else problem)
 
 
 def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
-    """An image of Ceph: rbdmap(8)."""
+    """A Ceph image: rbdmap(8)."""
     image = match["image"]
     if image in (words[0] for words in facts.table(f"{ETC}/ceph/rbdmap")):
         reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
-        return absent(reason, "systemctl restart rbdmap.service")
-    return absent(f"Ceph image {image} is not mapped, nor in /etc/ceph/rbdmap", f"rbd device map {image}")
+        return absent(reason, "rbdmap map")
+    return absent(f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap", f"rbd device map {image}")
 
 
 def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2366,7 +2376,7 @@ def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
 
 
 def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
-    """A LUN behind a remote port of Fibre Channel (scsi_transport_fc.c)."""
+    """A LUN behind a remote Fibre Channel port (scsi_transport_fc.c)."""
     port, ports, hosts = match["port"], f"{SYS}/class/fc_remote_ports", f"{SYS}/class/fc_host"
     for remote in list_names(ports):
         if attribute(f"{ports}/{remote}", "port_name") == port:
@@ -2374,12 +2384,12 @@ def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
             what = f"has no LUN {match['lun']}" if state == "Online" else f"is {state}"
             return absent(f"Fibre Channel port {port} {what}", "rescan-scsi-bus.sh")
     ours = [f"{one} is {attribute(f'{hosts}/{one}', 'port_state')}" for one in list_names(hosts)]
-    reason = f"Fibre Channel port {port} is not seen ({join_limited(ours, MAX_LISTED) or 'no adapter'})"
+    reason = f"Fibre Channel port {port} is not visible ({join_limited(ours, MAX_LISTED) or 'no adapter'})"
     return absent(reason, "lsscsi --hosts --transport")
 
 
 def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A link by what a block device holds or is."""
+    """A link named after what a block device holds or is."""
     tag, value = match["tag"].upper(), match["value"]
     if facts.devices_with(value, TAGS[tag]):
         return None
@@ -2398,10 +2408,10 @@ TAGS = {
     "PARTUUID": "ID_PART_ENTRY_UUID",
     "UUID": "ID_FS_UUID_ENC",
 }
-NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # directories of others below /dev
+NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # directories of other subsystems below /dev
 AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 
-# What may be at a path, the pattern of that, and what knows why it is not there; the first that knows anything counts.
+# What may be at a path, the pattern for it, and what knows why it is not there; the first that knows anything counts.
 EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
     (
         "partition",
@@ -2478,7 +2488,7 @@ UNKNOWN = Status(State.UNKNOWN, "not checked yet")
 def check_disk(required: Required, facts: StorageFacts) -> Status:
     """Whether the required path, links resolved, is a usable block device or a regular file. May block.
 
-    Why a path does not exist is found only if the facts are for that.
+    The reason why a path does not exist is looked for only if `facts` explains.
     """
     return status_of(*check_layers(required, facts))
 
@@ -2507,7 +2517,7 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
         return State.MISSING, explain_missing(path, facts)
     except (OSError, ValueError) as error:
         problem = Problem(f"cannot be checked: {error_text(error)}")
-        # An automount, FUSE or NFS has no server.
+        # An automount, FUSE or NFS without its server.
         is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
         where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
         if where not in ("", "/"):
@@ -2539,7 +2549,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
 
 
 def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Problem | None:
-    """A DRBD device that is not Primary, and which nothing makes so when a guest starts."""
+    """A DRBD device that is not Primary, and which nothing promotes when a guest starts."""
     state = drbd_state(name, facts) if name.startswith("drbd") else DrbdState()
     if state.role == "Primary":
         return None
@@ -2562,11 +2572,11 @@ def check_writable(name: str, required: Required) -> Problem | None:
     if not required.writes or name.startswith("drbd") or attribute(device_directory(name), "ro") != "1":
         return None
     hint = f"{device_kind(name)[2]} {device_path(name)}"
-    return Problem("is read-only, and the guest writes to it", hint, is_readable=True)
+    return Problem("is read-only, but the guest writes to it", hint, is_readable=True)
 
 
 def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
-    """A disk that this host has mounted, which Xen's block script refuses; one that is only read, if it is written."""
+    """A disk that this host has mounted, which Xen's block script refuses unless both only read it."""
     places = facts.mounted.get(name, ()) if required.by_script else ()
     for where, is_written in places:
         if is_written or required.writes:
@@ -2576,21 +2586,21 @@ def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem
 
 
 def check_file(path: str, size: int, required: Required, facts: StorageFacts) -> Layer:
-    """A regular file: it may be empty, in the wrong file system, or lack a backing file. May block."""
+    """A regular file: it may be empty, on the wrong file system, or lack a backing file. May block."""
     mount = facts.mount_above(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
     if mount.cause and (required.writes or not mount.cause.is_readable):
         return stacked(path, "file", None, mount)
     if size == 0:
-        return stacked(path, "file", Problem("is empty: it has 0 bytes"))._replace(below=(mount,))
+        return stacked(path, "file", Problem("is empty (0 bytes)"))._replace(below=(mount,))
     image = image_layer(path, "file", required.format, facts, MAX_BACKING_FILES)
     return image._replace(below=(mount, *image.below))
 
 
 def image_layer(path: str, kind: str, image_format: str, facts: StorageFacts, depth: int) -> Layer:
-    """An image on the files behind it: QEMU's docs/interop/qcow2.rst. May block.
+    """An image and the files behind it: QEMU's docs/interop/qcow2.rst. May block.
 
     The chain is followed as far as the images say that the next one is qcow2, because a guest can write anything to a
-    raw image; what their owner may read only is taken for complete.
+    raw image; one that only its owner may read is taken to be complete.
     """
     if image_format not in ("qcow", "qcow2") or depth == 0:
         return Layer(path, kind)
@@ -2599,7 +2609,7 @@ def image_layer(path: str, kind: str, image_format: str, facts: StorageFacts, de
         return stacked(path, kind, Problem(f"{path} is not a {image_format} image"))
     offset, length = int.from_bytes(header[8:16], "big"), int.from_bytes(header[16:20], "big")
     name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
-    # "json:…" and "nbd://…" are no files.
+    # "json:…" and "nbd://…" are not files.
     if not name or re.match("[a-z+]+:", name):
         return Layer(path, kind)
     behind = os.path.join(os.path.dirname(path), name)
@@ -2612,7 +2622,7 @@ def image_layer(path: str, kind: str, image_format: str, facts: StorageFacts, de
 
 
 def read_part(path: str, offset: int, length: int) -> bytes:
-    """So many bytes of a file from there on; nothing if only QEMU may read it."""
+    """That many bytes of a file from there on; nothing if only QEMU may read it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
@@ -2624,13 +2634,13 @@ def read_part(path: str, offset: int, length: int) -> bytes:
 
 
 def storage_of(required: Required, facts: StorageFacts) -> Layer:
-    """The layers of a disk by the names that people know: its path, and what that lies on. May block.
+    """The layers of a disk by the names that people know: its path, and what is below that. May block.
 
     The one to blame, if any, is the layer whose problem is the cause of the first.
     """
     layer = named_layer(check_layers(required, facts)[1], facts)
     for one in layer.below:
-        # The same once more, of which the path is the name; LVM has two for a volume.
+        # The same device again, with the path as its name; LVM has two names for a volume.
         if one.name == layer.name or one.kind == "LVM volume":
             return one._replace(name=layer.name, problem=one.problem or layer.problem, cause=layer.cause)
     return layer
@@ -2661,7 +2671,7 @@ def device_kind(name: str) -> tuple[str, str, str]:
 
 
 # What the kernel's name of a device or device-mapper's UUID begins with, what people call it, and the command that
-# makes it writable or tells why it is not.
+# makes it writable or shows why it is not.
 DEVICE_KINDS = (
     ("md", "md array", "mdadm --readwrite"),
     ("LVM-", "LVM volume", "lvchange -prw"),
@@ -2711,17 +2721,15 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
     taken: dict[str, Start] = {}  # by the name of a guest: why no further file starts it
     for path, guest in guests.items():
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
-        # As long as it was not read, a saved guest is taken to have the name of its file.
+        # Until it has been read, a saved guest is assumed to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
         start = Start("restore" if is_saved else "create")
         if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
-            start = Start("none", "xendomains cannot start it, because its file has a blank in its name")
+            start = Start("none", "xendomains cannot start it, because its file name contains a blank")
         elif not is_saved and comes_up and name in taken:
             start = taken[name]
         elif not is_saved and not xendomains.is_debians and (word := word_in(listing, file)):
-            start = Start(
-                "none", f"upstream's xendomains skips it, because {xendomains.save}/{word} has its name in it"
-            )
+            start = Start("none", f"upstream's xendomains skips it, because {xendomains.save}/{word} contains its name")
         else:
             started = Start("none", f"is {start.how}d from {path}", start.how)
             if comes_up:
@@ -2739,7 +2747,7 @@ def word_in(listing: str, name: str) -> str:
     """Where, between blanks, `grep -w NAME` finds the name in a listing; nothing if it does not."""
     if not listing:
         return ""
-    # To grep, a dot is any character. What else is special to it is not in names that have ever worked.
+    # To grep, a dot is any character. Its other special characters are in no name that has ever worked.
     pattern = re.escape(name).replace(r"\.", ".")
     match = re.search(rf"\S*(?<!\w){pattern}(?!\w)\S*", listing)
     return match[0] if match else ""
@@ -2764,9 +2772,9 @@ class BlockingCalls:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._lock = allocate_lock()  # for what follows, which the threads change as well
+        self._lock = allocate_lock()  # protects what follows, which the threads change as well
         self._since: dict[Key, float] = {}  # when each call in progress was made, in Clock.slept
-        self._answers: dict[Key, Any] = {}  # that were not taken yet
+        self._answers: dict[Key, Any] = {}  # that have not been taken yet
 
     def run(
         self, purpose: str, calls: Mapping[str, Call], deadline: float, patience: float = MAX_SILENCE
@@ -2793,7 +2801,7 @@ class BlockingCalls:
         return answers
 
     def _make(self, new: set[Key], todo: deque[tuple[Key, Call]], deadline: float, patience: float) -> None:
-        """Starts threads for the calls, and waits until all have come back, none comes any more, or time is over."""
+        """Starts threads for the calls, and waits until all have come back, no more come, or time is up."""
         threads = answered = 0
         heard = self._clock.slept
         while new and self._clock.now() < deadline:
@@ -2807,11 +2815,11 @@ class BlockingCalls:
                 break
             if threads == 0 or silence >= POLL_INTERVAL:
                 for _ in range(min(max(threads, 1), most)):
-                    with suppress(RuntimeError):  # the process has as many as it may have; the next time may be better
+                    with suppress(RuntimeError):  # the process may have no more; the next time it may work
                         self._clock.start_thread(partial(self._work, todo))
                         threads += 1
             self._clock.pause(min(POLL_INTERVAL, deadline - self._clock.now()))
-        self._clock.pause(0)  # takes what woke the main thread, lest it end the next pause
+        self._clock.pause(0)  # consumes what woke the main thread, lest it end the next pause
 
     def _stuck(self) -> list[Key]:
         return [key for key, since in self._since.items() if self._clock.slept - since >= STUCK_AFTER]
@@ -2836,7 +2844,9 @@ class BlockingCalls:
 
 
 # --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
-LOST_AND_FOUND = "lost+found"  # mke2fs(8) makes it in each file system, and the directory may be one of its own
+LOST_AND_FOUND = (
+    "lost+found"  # mke2fs(8) makes it in each file system, and the directory may be a file system of its own
+)
 # Nobody needs to wait for the end of these.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -2853,7 +2863,7 @@ class Directory(NamedTuple):
 
 @record
 class Need(NamedTuple):
-    """A disk, a configuration, or a directory of configurations, a guest that needs it, and how it is."""
+    """A disk, a configuration, or a directory of configurations, a guest that needs it, and its status."""
 
     path: str
     guest: str
@@ -2861,7 +2871,7 @@ class Need(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is, however it is."""
+        """What it is, whatever its status."""
         return self.path, self.guest
 
 
@@ -2890,7 +2900,7 @@ class Snapshot(NamedTuple):
         return any(one.status.is_awaited() for one in directories) or any(one.status.is_awaited() for one in guests)
 
     def guest_status(self, guest: Guest) -> Status:
-        """How a guest is: as its file, unless something that it needs will not come, or is waited for."""
+        """The status of a guest: that of its file, unless something that it needs will not come, or is waited for."""
         statuses = [guest.status, *map(self.disk_status, guest.required)]
         bad = [one for one in statuses if one.is_rejected()] or [one for one in statuses if one.is_awaited()]
         return bad[0] if bad else guest.status
@@ -2910,9 +2920,9 @@ class Snapshot(NamedTuple):
 
 
 class Watcher:
-    """Looks at the guests about to start and at their disks, and holds what is known of them.
+    """Looks at the guests about to start and at their disks, and keeps what is known of them.
 
-    What a file system or a busy host keeps from being looked at in time stays as it was known.
+    What cannot be checked in time, because of a file system or a busy host, keeps its last known status.
     """
 
     def __init__(self, xendomains: Xendomains, settings: Settings, clock: Clock, names: Sequence[str] = ()) -> None:
@@ -2922,17 +2932,17 @@ class Watcher:
         self.names = names  # of the guests that are asked for, or of their files; without any, all are
         self.calls = BlockingCalls(clock)
         self.known = Snapshot()
-        self.rest = 0.0  # for at least so long, files are not read again and reasons not found again
+        self.rest = 0.0  # for at least this long, files are not read again, nor reasons looked for again
         self.shares = True  # see StorageFacts
         self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
         self._read_at = self._explain_at = float("-inf")  # when to do it again
         self._turn = 0  # of the ready disks, which one is checked again next
 
     def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
-        """What there is now, until `deadline` at the latest; the snapshot of before if nothing has changed.
+        """What there is now, until `deadline` at the latest; the previous snapshot if nothing has changed.
 
         Reads only files that have changed, and checks the disks that were not ready, and some that were, each in its
-        turn, because it may have gone again; with `recheck_ready` all disks. Raises Stopped if a signal comes.
+        turn, because they may have disappeared again; with `recheck_ready` all disks. Raises Stopped if a signal comes.
         """
         if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
             explains = recheck_ready or self.clock.now() >= self._explain_at
@@ -2964,7 +2974,7 @@ class Watcher:
         return ready[first : self._turn]
 
     def _explain(self, disks: Mapping[str, Status], deadline: float) -> dict[str, Status]:
-        """How those of these disks are that are not ready, and why."""
+        """The status of those of these disks that are not ready, with the reason."""
         spent = time.process_time()
         paths = [path for path, status in disks.items() if status.state in (State.MISSING, State.NOT_READY)]
         answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
@@ -2979,7 +2989,7 @@ class Watcher:
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
 
     def _patience(self, deadline: float) -> float:
-        """How long a step may be silent: at most a third of what is left, so that one which hangs leaves some."""
+        """How long a step may be silent: at most a third of what is left, so that one that hangs leaves some time."""
         return min(MAX_SILENCE, (deadline - self.clock.now()) / 3)
 
     def _read_files(self, deadline: float, facts: StorageFacts) -> None:
@@ -3047,7 +3057,7 @@ def absent_devices(paths: Iterable[str]) -> set[str]:
     """Those of these paths below /dev where there is certainly nothing.
 
     Only devtmpfs, which never blocks, is asked, and no link is followed, so the main thread may do it. That takes a
-    tenth of what a call in a thread does, and hundreds of disks may be missing at each event.
+    tenth of the time of a call in a thread, and hundreds of disks may be missing at each event.
     """
     device = os.lstat("/dev").st_dev
     found: dict[str, str] = {"/dev": "directory", "/": "unknown"}
@@ -3075,7 +3085,7 @@ def status_from_answer(answer: Status | Exception) -> Status:
 
 
 def updated_status(before: Status, answer: Status | Exception, *, is_last: bool) -> Status:
-    """How a disk is after this answer, in the last look or in another."""
+    """The status of a disk after this answer, in the last look or in another."""
     if is_last and isinstance(answer, NoResponse) and before.state in (State.MISSING, State.NOT_READY):
         return before  # there may have been no time, and this says more
     status = status_from_answer(answer)
@@ -3083,7 +3093,7 @@ def updated_status(before: Status, answer: Status | Exception, *, is_last: bool)
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
-    """Those with one of these names or patterns; if there is none, with such a file, or one but for its extension."""
+    """Those with one of these names or patterns; if none has, those whose file has (the extension may be missing)."""
     chosen: set[str] = set()
     for name in names:
         by_name = {file for file, guest in guests.items() if is_named(guest.domain.name, name)}
@@ -3112,16 +3122,16 @@ def list_directory(path: str, before: Directory, setting: str, facts: StorageFac
             is_crowded = next(names, None) is not None
     except OSError as error:
         status = status_of_unreadable(path, error, before.status, facts)
-        # Xen's own are there once they are needed; xendomains makes the one where it saves guests.
+        # Xen's own are there once they are needed; xendomains creates the one where it saves guests.
         if status is None and path != DEFAULT_AUTO and before.kind == "auto":
-            status = Status(State.UNREADABLE, f"does not exist; correct {setting}, or make it")
+            status = Status(State.UNREADABLE, f"does not exist; correct {setting}, or create it")
         return Directory(before.kind, status=status) if status else None
-    warning = f"holds more than {MAX_FILES} files; only {MAX_FILES} of them are looked at" if is_crowded else ""
+    warning = f"contains more than {MAX_FILES} files; only {MAX_FILES} of them are read" if is_crowded else ""
     return Directory(before.kind, [os.path.join(path, name) for name in first], warning=warning)
 
 
 def status_of_unreadable(path: str, error: OSError, before: Status, facts: StorageFacts) -> Status | None:
-    """How a file or directory is that cannot be read; nothing if it does not exist (any more).
+    """The status of a file or directory that cannot be read; nothing if it does not exist (any more).
 
     A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
     a file system may have for a while.
@@ -3138,7 +3148,7 @@ def status_of_unreadable(path: str, error: OSError, before: Status, facts: Stora
 
 
 def status_of_rejected(error: Exception) -> Status:
-    """How a configuration is that was read, and is not one."""
+    """The status of a file that was read, but is not a configuration."""
     refused = isinstance(error, ConfigError) and not isinstance(error, Unsupported)
     return Status(State.REFUSED if refused else State.UNREADABLE, error_text(error))
 
@@ -3167,11 +3177,11 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian
         time.sleep(POLL_INTERVAL)
 
 
-MODIFIED = 3  # the place of the time in nanoseconds in Guest.signature
+MODIFIED = 3  # the index of the time in nanoseconds in Guest.signature
 
 
 def signature_of(status: os.stat_result) -> tuple[int, ...]:
-    """What tells whether a file is as it was."""
+    """What shows whether a file has changed."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -3192,7 +3202,7 @@ def read_domain(path: str, kind: str, is_debians: bool) -> Domain | None:
 
 
 def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
-    """Like read_guest(), also if the file is half written."""
+    """Like read_guest(), even if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
     try:
@@ -3225,7 +3235,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
 
 
 def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
-    """What the guests require, by path; of a disk of several guests, what suffices for all."""
+    """What the guests require, by path; for a disk of several guests, what suffices for all of them."""
     paths: dict[str, Required] = {}
     for required in (one for guest in guests.values() for one in guest.required if one.path):
         other = paths.setdefault(required.path, required)
@@ -3236,17 +3246,17 @@ def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
     return paths
 
 
-# --- Wait: until everything is ready or time is over -----------------------------------------------------------------
+# --- Wait: until everything is ready or time is up -----------------------------------------------------------------
 def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) -> Snapshot:
-    """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has come.
+    """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has passed.
 
-    Each snapshot but the last is reported. The pauses grow as [polling] says; an event of a block device ends one
+    Each snapshot but the last is reported. The pauses grow as [polling] says; an event from a block device ends one
     early, and so does an answer that comes late. Raises Stopped if a signal comes.
     """
     from tenacity import Retrying, retry_if_result, wait_exponential
 
     clock, settings = watcher.clock, watcher.settings
-    # The events are collected from before the first look on, so that none can fall between a look and a pause.
+    # Events are collected from before the first look, so that none can be lost between a look and a pause.
     events = block_events()
 
     def attempt() -> Snapshot:
@@ -3318,14 +3328,14 @@ def escaped(character: str) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """The text without its middle if it is longer than that: what is wrong stands at the end."""
+    """The text without its middle if it is longer than that: what is wrong is said at the end."""
     return text if len(text) <= longest else f"{text[: longest // 2]} […] {text[-(longest // 2) :]}"
 
 
 class Journal:
     """Where messages go: to systemd's journal with fields, or to standard error.
 
-    Nobody may hold up the boot by not reading: a message that cannot be delivered soon is dropped, and later it is said
+    Nobody may hold up the boot by not reading: a message that cannot be delivered soon is dropped, and a later one says
     how many were. Each method raises Stopped if a signal comes meanwhile.
     """
 
@@ -3362,12 +3372,12 @@ class Journal:
             self._deliver(summary, end - self._clock.now())
 
     def _say_dropped(self, end: float) -> None:
-        text = f"{counted(self._dropped, 'message')} dropped here, because the reader was too slow."
+        text = f"{counted(self._dropped, 'message')} dropped here because the reader was too slow."
         if self._dropped and self._deliver((WARNING, text, {}), end - self._clock.now()):
             self._dropped = 0
 
     def progress(self, text: str) -> None:
-        """On a terminal, one line that the next one or a message is written over."""
+        """On a terminal, one line, which the next one or a message overwrites."""
         if self._is_terminal and self.level > ERR:
             from shutil import get_terminal_size
 
@@ -3375,7 +3385,7 @@ class Journal:
             self._shows_progress = True
 
     def _deliver(self, message: Message, seconds: float) -> bool:
-        """Whether the message has gone out within so many seconds; what cannot be told to anybody has."""
+        """Whether the message has gone out in that many seconds; one that nobody can receive counts as sent."""
         level, text, fields = message
         text = printable(shortened(text, MAX_MESSAGE))
         if not self._is_journal:
@@ -3396,7 +3406,7 @@ class Journal:
             while data and self._descriptor >= 0:
                 if not self._can_write(self._descriptor, seconds):
                     return False
-                data = data[os.write(self._descriptor, data[: select.PIPE_BUF]) :]  # as much as goes into any pipe
+                data = data[os.write(self._descriptor, data[: select.PIPE_BUF]) :]  # as much as fits into any pipe
         except BlockingIOError:
             return False
         except (OSError, ValueError):
@@ -3404,7 +3414,7 @@ class Journal:
         return True
 
     def _can_write(self, descriptor: int, seconds: float) -> bool:
-        """Whether the reader takes something soon."""
+        """Whether the reader accepts something soon."""
         end = self._clock.now() + min(seconds, MAX_SENDING / 2)
         while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
             if self._clock.now() >= end:
@@ -3445,7 +3455,7 @@ def journal_entry(level: int, text: str, fields: Mapping[str, str]) -> bytes:
 def notify(*assignments: str) -> bool:
     """Tells systemd, if it listens: sd_notify(3), whose protocol is stable and meant to be spoken directly.
 
-    Returns False if systemd has to be told again, because it took no more at the moment.
+    Returns False if systemd has to be told again, because it accepted no more at the moment.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
@@ -3461,8 +3471,8 @@ def notify(*assignments: str) -> bool:
 
 
 def extended_timeout(seconds: float) -> str:
-    """What tells systemd that the wait goes on for so many seconds: sd_notify(3)."""
-    # The settings, the first and the last look, and the last messages take their time as well.
+    """What tells systemd that the wait goes on for that many seconds: sd_notify(3)."""
+    # The settings, the first and the last look, and the last messages take time as well.
     return f"EXTEND_TIMEOUT_USEC={(seconds + MAX_SOURCING + MAX_FIRST_LOOK + MAX_SENDING_ALL) * 1e6:.0f}"
 
 
@@ -3481,7 +3491,7 @@ def connected_socket(address: str) -> Socket:
 
 
 class Reporter:
-    """Says what the snapshots show: to the journal what is new, to systemd and to a terminal how things are.
+    """Says what the snapshots show: to the journal what is new, to systemd and to a terminal how things stand.
 
     Disks that come and go are reported once between two reminders, and at most MAX_LINES messages are sent.
     """
@@ -3497,10 +3507,10 @@ class Reporter:
         self._gap = 2 * FIRST_REMINDER
         self._said: set[tuple[str, str]] = set()  # since the last reminder
         self._lines = 0  # sent since then, not counting what was found
-        self._announced: set[tuple[str, str]] = set()  # paths and guests for which it was said that they are missing
+        self._announced: set[tuple[str, str]] = set()  # paths and guests that were reported as missing
         self._status = ""
         self._problems: dict[str, list[Finding]] = {}  # of files and directories, as they were reported
-        self._found: dict[str, float] = {}  # seconds after which paths were there
+        self._found: dict[str, float] = {}  # after how many seconds each path was there
 
     def report(self, snapshot: Snapshot) -> None:
         """Says what is new since the last snapshot."""
@@ -3529,7 +3539,7 @@ class Reporter:
             return []
         before, self._missing, self._snapshot = self._missing, snapshot.missing(), snapshot
         paths = {one.path for one in self._missing}
-        messages: list[Message] = [(DEBUG, f"Looked at {size_of(snapshot)}; still missing: {len(paths)}.", {})]
+        messages: list[Message] = [(DEBUG, f"Checked {size_of(snapshot)}; still missing: {len(paths)}.", {})]
         seconds = round(self._clock.now() - self._started, 3)
         found: dict[str, list[str]] = {}
         for one in before:
@@ -3538,13 +3548,13 @@ class Reporter:
         announced = {path for path, _ in self._announced}
         messages += [found_message(*item, snapshot, seconds) for item in found.items() if item[0] in announced]
         self._announced = {key for key in self._announced if key[0] in paths}
-        # What has gone again was not found.
+        # What has disappeared again does not count as found.
         self._found = {path: when for path, when in self._found.items() if path not in paths}
         self._found.update(dict.fromkeys(found, seconds))
         return messages
 
     def _is_news(self, path: str, what: str) -> bool:
-        """Whether this was not said since the last reminder."""
+        """Whether this has not been said since the last reminder."""
         is_new = (path, what) not in self._said and len(self._said) < 10 * MAX_LINES
         if is_new:
             self._said.add((path, what))
@@ -3568,7 +3578,7 @@ class Reporter:
         return messages
 
     def _new_waits(self) -> list[Need]:
-        """What is missing and was not reported yet, unless it has only not been looked at yet."""
+        """What is missing and was not reported yet, unless it just has not been checked yet."""
         new = [
             one
             for one in self._missing
@@ -3663,7 +3673,7 @@ def with_hint(reason: str, hint: str) -> str:
 
 
 def causes_of(needs: Iterable[Need]) -> list[Cause]:
-    """What is missing, by cause; the cause of most comes first."""
+    """What is missing, by cause; the most frequent cause comes first."""
     groups: dict[tuple[str, str], list[Need]] = {}
     for need in needs:
         groups.setdefault((need.status.reason, need.status.hint), []).append(need)
@@ -3680,14 +3690,15 @@ def messages_by_cause(
         if len(cause.needs) <= MAX_NAMED:
             messages += [(level, about_one(one), {**fields_of(one), **fields}) for one in cause.needs]
             continue
-        text = f"{about_all.format(in_numbers(cause.needs))}: {cause.text()}"
+        verb = "is" if len({one.path for one in cause.needs}) == 1 else "are"
+        text = f"{about_all.format(in_numbers(cause.needs), verb)}: {cause.text()}"
         messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
         entries += [(INFO, about_one(one), fields_of(one)) for one in cause.needs]
     return messages + entries
 
 
 def waiting_message(need: Need) -> str:
-    """That a disk is waited for, in words of the script of 2017, and why."""
+    """That a disk is waited for, in the words of the 2017 script, and why."""
     return f"still waiting for {need.path} for {need.guest}... ({need.status.reason})"
 
 
@@ -3699,12 +3710,12 @@ def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
         words = "missing" if need.status.state is State.MISSING else "not ready"
         return f"{need.path} for {need.guest} is {still}{words}{after}: {with_hint(*need.status[1:3])}"
 
-    about_all = f"{still}missing{after}: {{}}"
+    about_all = f"{{}} {{}} {still}missing{after}"
     return messages_by_cause(needs, ERR, about_all, about, MESSAGE_ID=MESSAGE_MISSING)
 
 
 def found_message(path: str, guests: Sequence[str], snapshot: Snapshot, seconds: float) -> Message:
-    """That something is not waited for any more, in words of the script of 2017."""
+    """That something is not waited for any more, in the words of the 2017 script."""
     if path in snapshot.disks:
         text = f"disk {path} found"
     elif path in snapshot.guests:
@@ -3721,7 +3732,7 @@ def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
     """As many of them as may be sent, and how many more there are."""
     if not 0 < most < len(messages):
         return messages[: max(0, most)]
-    text = f"There are {len(messages) - most} more messages like these; see `{COMMAND} list`."
+    text = f"{len(messages) - most} more messages like these were left out; see `{COMMAND} list`."
     return [*messages[:most], (messages[most][0], text, {})]
 
 
@@ -3746,17 +3757,17 @@ def in_short(needs: Sequence[Need]) -> str:
 
 
 def start_later(names: set[str], patterns: Sequence[str]) -> str:
-    """What starts these guests when their disks are there: the service if it is enabled, or you; nothing for none."""
+    """What starts these guests when their disks are there: the service if it is enabled, or you; nothing if none."""
     from shlex import quote
 
     is_service = is_enabled(LATE_SERVICE)
     by_service = sorted(name for name in names if is_service and matches_any((name,), patterns))
     by_hand = sorted(names.difference(by_service))
-    when = "its disk is there" if len(by_service) == 1 else "their disks are there"
-    them = "it" if len(by_hand) == 1 else "them"
+    when = "its disk is ready" if len(by_service) == 1 else "their disks are ready"
+    once, them = ("its disk is ready", "it") if len(by_hand) == 1 else ("their disks are ready", "them")
     which = "".join(f" {quote(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
     texts = [f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} when {when}"] if by_service else []
-    texts += [f"start {them} later with: {COMMAND} start{which}"] if by_hand else []
+    texts += [f"once {once}, start {them} with: {COMMAND} start{which}"] if by_hand else []
     return printable(shortened("; ".join(texts), MAX_REASON))
 
 
@@ -3848,7 +3859,7 @@ def well_formed(text: str) -> str:
 
 
 def write_record(path: str, record: Mapping[str, Any]) -> None:
-    """Puts it in the place of the record before. Raises OSError; the directory is made by the unit."""
+    """Replaces the previous record with this one. Raises OSError; the directory is made by the unit."""
     import json
 
     new = f"{path}.{os.getpid()}"  # another wait may end at the same time
@@ -3882,13 +3893,13 @@ def need_from_json(path: str, guest: str, row: Mapping[str, Any]) -> Need:
 # SGR in ECMA-48: bold red for what is missing, yellow for what may still come, faint for what is left out.
 STATE_COLOURS = {
     "ready": "32", "missing": "1;31", "not-ready": "1;33", "unknown": "1;33",
-    "skipped": "2", "refused": "1;31", "unreadable": "1;31",
+    "waiting": "1;33", "skipped": "2", "refused": "1;31", "unreadable": "1;31",
 }  # fmt: skip
 
 
 @record
 class Screen(NamedTuple):
-    """Where a picture is shown: a terminal of so many columns, or a pipe (no columns), which gets all of it."""
+    """Where a picture is shown: a terminal of that many columns, or a pipe (no columns), which gets all of it."""
 
     columns: int = 0
     has_colours: bool = False
@@ -3918,7 +3929,9 @@ def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
     numbers = {(cause.reason, cause.hint): number for number, cause in enumerate(causes, 1)}
     rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "CAUSE")]
     for guest in record["guests"]:
-        rows.append((guest["name"], guest["start"], guest["state"], why_not_ready(guest, numbers)))
+        # It is a disk that is missing, and not the guest.
+        state = "waiting" if State(guest["state"]) in AWAITED else guest["state"]
+        rows.append((guest["name"], guest["start"], state, why_not_ready(guest, numbers)))
     table = in_columns(rows, screen) if record["guests"] else []
     return [line for cause in causes for line in [*picture_of_cause(cause, numbers, screen), ""]] + table
 
@@ -3945,7 +3958,7 @@ def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], scree
     named = [f"{path} ({join_limited(names, MAX_LISTED)})" for path, names in guests.items()]
     texts = [cause.reason, f"{in_numbers(cause.needs)}: {join_limited(named, MAX_NAMED)}"]
     if len(named) == 1:
-        texts = [f"{named[0]}: {cause.reason}"]
+        texts[1] = named[0]
     texts[1:1] = [f"try: {cause.hint}"] if cause.hint else []
     columns = max(screen.columns - len(label), 0)
     lines = [line for text in texts for line in wrapped(printable(shortened(text, MAX_CELL)), columns)]
@@ -3957,7 +3970,8 @@ def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Scr
     rows: list[Sequence[str]] = [("NAME", "KIND", "STATE")]
     for guest in snapshot.guests.values():
         status = snapshot.guest_status(guest)
-        rows.append((guest.domain.name, "guest", guest.status.reason or status.state.value))
+        reason = f": {guest.status.reason}" if guest.status.reason else ""
+        rows.append((guest.domain.name, "guest", f"{status.state.value}{reason}"))
         pairs = list(zip(guest.domain.needs(), guest.required))
         for disk, required in pairs:
             status = snapshot.disk_status(required)
@@ -3975,8 +3989,8 @@ def rows_of_layer(
     branch, last_branch, trunk = screen.branches
     problem, state = layer.problem, State.READY.value
     if problem is not None:
-        state = problem.reason.removeprefix(f"{layer.name}: ")
-        state += f"  <-- try: {problem.hint}" if problem == cause and problem.hint else ""
+        state = problem.reason.removeprefix(f"{layer.name}: ").removeprefix(f"{layer.name} ")
+        state = f"<-- {with_hint(state, problem.hint)}" if problem == cause else state
     elif layer.cause is not None or layer.kind == "NFS server":  # which is never asked
         state = "-"
     yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
@@ -4048,7 +4062,7 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
 
 
 def seconds_of(disk: Mapping[str, Any]) -> float:
-    """After how long a disk was there: 0 at once, infinity not at all."""
+    """After how many seconds a disk was there: 0 means at once, infinity means never."""
     return float("inf") if is_trouble(disk) else float(disk["found_after"] or 0)
 
 
@@ -4082,7 +4096,7 @@ def head_of(widths: Sequence[int]) -> int:
 
 
 def cut(cell: str, columns: int) -> str:
-    """A cell of at most so many columns, without its middle if it has more."""
+    """A cell of at most that many columns, without its middle if it has more."""
     kept = len(cell)
     while columns_of(cell) > columns:
         kept -= 1
@@ -4126,7 +4140,7 @@ class Use(NamedTuple):
 
 
 def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[Finding]:
-    """Everything wrong: with the configurations, with what they name, and perhaps with what a reboot takes away."""
+    """Everything wrong: with the configurations, with what they name, and perhaps what a reboot would take away."""
     facts = StorageFacts()
     uses = uses_of(snapshot, watcher)
     # Cluster managers bring up storage themselves.
@@ -4146,7 +4160,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
 
 
 def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[Use]:
-    """What the guests need of this host, also those that were not asked for, without what does not answer."""
+    """What the guests need of this host, including those that were not asked for, but not what does not answer."""
     places = places_of(required_paths(snapshot.read), watcher)
     return [
         Use(guest, disk, required, places[required.path])
@@ -4179,7 +4193,7 @@ def check_both_worlds(snapshot: Snapshot) -> Iterator[Finding]:
     for file, guest in snapshot.guests.items():
         name = guest.domain.name
         if guest.domain.kind == "libvirt" and name in others:
-            problem = f"xendomains starts a guest of this name as well, from {others[name]}"
+            problem = f"xendomains also starts a guest of this name, from {others[name]}"
             yield Finding(problem, f"virsh autostart --disable {name}", True, file, name)
 
 
@@ -4196,7 +4210,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -
     }
     for cause in causes_of(uses_of_need):
         if len(cause.needs) > MAX_NAMED:
-            yield Finding(f"missing: {in_numbers(cause.needs)}: {cause.reason}", cause.hint, is_error=True)
+            yield Finding(f"{in_numbers(cause.needs)} missing: {cause.reason}", cause.hint, is_error=True)
             continue
         for need in cause.needs:
             other = similar.get(need.path)
@@ -4219,7 +4233,7 @@ def closest_path(path: str, taken: Container[str]) -> str:
 
 
 def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
-    """Disks that two guests have and one of them writes, or of which one guest writes a part: Xen's block script."""
+    """Disks that two guests use and one of them writes to, wholly or in part: Xen's block script."""
     by_place: dict[str, list[Use]] = {}
     for use in uses:
         by_place.setdefault(use.place, []).append(use)
@@ -4284,7 +4298,7 @@ STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/di
 
 
 def check_name(use: Use, facts: StorageFacts) -> Iterator[Finding]:
-    """A name that may be another disk's after a reboot."""
+    """A name that may refer to another disk after a reboot."""
     path = use.required.path
     match = re.fullmatch(UNSTABLE_NAME, path)
     if match and array_name(match[1]) not in facts.arrays:
@@ -4310,7 +4324,7 @@ def check_host_use(use: Use, swaps: Container[str], facts: StorageFacts) -> Iter
 
 
 def devices_above(name: str) -> list[str]:
-    """The devices that stand on this one: its partitions, its holders, and what stands on them."""
+    """The devices built on this one: its partitions, its holders, and what is built on those."""
     above = [name]
     for one in above:
         directory = f"{SYS}/class/block/{one}"
@@ -4333,7 +4347,7 @@ def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
         layers += [one for one in devices_below(name) if one not in layers]
     why_stays_away = why_mount_stays_away if "/" in use.place else why_device_stays_away
     for lack in filter(None, [why_stays_away(layer, facts) for layer in layers]):
-        yield use.finding(f"after a reboot {use.required.path} will be missing: {lack.reason}", lack.hint)
+        yield use.finding(f"after a reboot, {use.required.path} will be missing: {lack.reason}", lack.hint)
 
 
 def is_enabled(names: str) -> bool:
@@ -4387,13 +4401,15 @@ def why_not_activated(mapped: str, facts: StorageFacts) -> Problem | None:
     activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
     named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
     if group not in named and not any(one.startswith("@") for one in named):
-        return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group {group}", "add it")
+        return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf does not list volume group {group}", "add it")
     backup, path = facts.volume_group(group), f"{group}/{volume}"
     of_group, of_volume = (backup.text, backup.volumes.get(volume, "")) if backup else ("", "")
     if has_flag(of_group, "NOAUTOACTIVATE"):
-        return Problem(f"volume group {group} is not activated by itself", f"vgchange --setautoactivation y {group}")
+        return Problem(
+            f"volume group {group} is not activated automatically", f"vgchange --setautoactivation y {group}"
+        )
     if has_flag(of_volume, "NOAUTOACTIVATE"):
-        return Problem(f"{path} is not activated by itself", f"lvchange --setautoactivation y {path}")
+        return Problem(f"{path} is not activated automatically", f"lvchange --setautoactivation y {path}")
     if has_flag(of_volume, "ACTIVATION_SKIP"):
         return Problem(f"{path} has the activation skip flag", f"lvchange --setactivationskip n {path}")
     return None
@@ -4410,8 +4426,8 @@ def why_mount_stays_away(path: str, facts: StorageFacts) -> Problem | None:
         where = min((one for one in kinds if kinds[one] == kinds[where]), key=len)
     plan = facts.planned_mounts.get(where)
     if plan is None:
-        return Problem(f"what is mounted on {where} is not in /etc/fstab", "add a line for it")
-    if plan.at_boot or plan.file != "/etc/fstab":  # units are needed by others in many ways
+        return Problem(f"the file system mounted on {where} is not in /etc/fstab", "add a line for it")
+    if plan.at_boot or plan.file != "/etc/fstab":  # units can be required by others in many ways
         return None
     return Problem(f"{where} has the option noauto in /etc/fstab", "remove noauto")
 
@@ -4434,7 +4450,7 @@ OUTCOMES: Mapping[str, tuple[int, int, str]] = {
     "skipped": (EXIT_READY, DEBUG, "guest {} is skipped: {}."),
     "ready": (EXIT_READY, DEBUG, "guest {} would be started."),
     "waiting": (EXIT_TIMED_OUT, WARNING, "guest {} is still waiting for {}."),
-    "refused": (EXIT_USAGE, ERR, "guest {} is not started: {}."),
+    "refused": (EXIT_USAGE, ERR, "guest {} was not started: {}."),
     "failed": (EXIT_USAGE, ERR, "guest {} could not be started: {}."),
 }
 
@@ -4453,7 +4469,7 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     watcher = Watcher(xendomains, watcher.settings._replace(ignored_domains=()), clock)
     watcher.rest, watcher.shares = START_REST, bool(options.guests)
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
-    # The events are collected from before the first look on.
+    # Events are collected from before the first look.
     events = block_events() if options.wait else None
     starts = Starts(watcher, options, journal)
     seen, recheck = Snapshot(), True
@@ -4469,7 +4485,7 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
         if ready and recheck:
             starts.try_guest(ready[0], MAX_TURN if options.wait else MAX_XL)
         elif ready:
-            recheck = True  # one of its disks may have gone again
+            recheck = True  # one of its disks may have disappeared again
         elif clock.now() >= deadline or not (starts.waiting or snapshot.awaits_files()):
             break
         else:
@@ -4495,7 +4511,7 @@ class Starts:
         self.waiting: dict[str, Outcome] = {}
 
     def judge(self, snapshot: Snapshot) -> None:
-        """Sees which guests may be started now."""
+        """Finds out which guests may be started now."""
         self.waiting = {}
         left = [one.domain.kind for one in snapshot.guests.values() if one.domain.name not in self.settled]
         # libvirt answers when it has tried to start its guests at this boot.
@@ -4531,7 +4547,7 @@ class Starts:
                 why = f"another try in {format_time_span(pause)}, because {outcome.reason}"
                 outcome = outcome._replace(result="waiting", reason=why)
             else:
-                outcome = outcome._replace(reason=f"{outcome.reason} (it is left alone now)")
+                outcome = outcome._replace(reason=f"{outcome.reason} (no further attempts)")
         if outcome.result != "waiting":
             self._settle(outcome)
             return
@@ -4554,7 +4570,7 @@ class Starts:
 def guests_meant(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
     """The guests with these names or all, each with the file that it starts from. Raises ConfigError for a wrong name.
 
-    A saved guest comes first, also if it cannot be restored: what it holds would be lost if it were created afresh.
+    A saved guest comes first, even if it cannot be restored: what it holds would be lost if it were created afresh.
     """
     if unknown := unknown_name(snapshot, names):
         raise ConfigError(unknown.rstrip("."))
@@ -4574,7 +4590,7 @@ def guests_meant(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
 def outcomes_of(
     snapshot: Snapshot, options: Options, settings: Settings, running: Container[str]
 ) -> dict[str, Outcome]:
-    """By name, whether each guest may be started now ("ready"), and if not, why. In doubt it may not."""
+    """By name, whether each guest may be started now ("ready"), and if not, why. If in doubt, it may not."""
     outcomes = {}
     logs, lost, needs = xl_logs(), lost_guests(snapshot), snapshot.missing()
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
@@ -4596,7 +4612,7 @@ def outcomes_of(
         elif broken:
             result, reason = "refused", broken[0]
         elif kind == "saved" and guest.signature and has_run_since(guest.signature[MODIFIED], logs.get(name)):
-            result, reason = "refused", f"{file} is older than its last start (to give it up: rm {file})"
+            result, reason = "refused", f"{file} is older than the guest's last start (to discard it: rm {file})"
         else:
             result, reason = "waiting" if missing else "ready", join_limited(missing, MAX_LISTED)
         outcomes[name] = Outcome(guest, result, reason)
@@ -4612,8 +4628,8 @@ def has_run_since(saved: int, log: Sequence[int] | None) -> bool:
 def guest_logs(directory: str, prefix: str) -> dict[str, list[int]]:
     """The inode, size and time (in ns) of the log of each guest, by name.
 
-    xl begins it anew when it has started the guest, and libvirt goes on with it. Not seen is what xl has started
-    without its daemon (xl create -e), and what logrotate has emptied or taken away.
+    xl begins a new one when it has started the guest; libvirt appends to it. This misses what xl has started
+    without its daemon (xl create -e), and what logrotate has emptied or removed.
     """
     logs = {}
     for file in list_names(directory, rf"{prefix}.+\.log"):
@@ -4631,16 +4647,16 @@ def xl_logs() -> dict[str, list[int]]:
 
 
 def note_logs() -> None:
-    """Notes how the logs of the guests are before xendomains starts them, once a boot. Raises OSError."""
+    """Records the state of the guests' logs before xendomains starts them, once per boot. Raises OSError."""
     # What runs long after the boot is not the wait at boot, and guests may have been started before it.
     if not os.path.exists(NOTED_LOGS) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
         write_record(NOTED_LOGS, xl_logs())
 
 
 def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
-    """The guests whose logs are not as the wait at boot has noted them, or if it has not, are newer than the boot.
+    """The guests whose logs differ from the record of the wait at boot, or without one, are newer than the boot.
 
-    `logs` are those of xl. Those of libvirt are not noted, because it does not wait for the wait.
+    `logs` are those of xl. Those of libvirt are not in the record, because libvirt starts guests during the wait.
     """
     import json
 
@@ -4654,7 +4670,7 @@ def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
 
 
 def running_guests(watcher: Watcher) -> set[str]:
-    """The names of the guests that run. Raises ConfigError if xl does not work here."""
+    """The names of the running guests. Raises ConfigError if xl does not work here."""
     if os.geteuid() != 0:
         raise ConfigError("start must be run as root, because xl must")
     if not (printed := ask(watcher, "xl", "list")):
@@ -4668,7 +4684,7 @@ def is_inactive(unit: str) -> bool:
 
 
 def ask(watcher: Watcher, *command: str, limit: float = MAX_PROGRAM) -> str:
-    """What xl or virsh prints; nothing if it fails or takes long. Where `limit` is longer, the next time may tell."""
+    """What xl or virsh prints; nothing if it fails or takes too long. With a longer `limit`, a late answer is the next one."""
     calls: dict[str, Call] = {command[-1]: partial(output_of, *command, limit=limit)}
     answers = watcher.calls.run(command[0], calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
     return next((answer for answer in answers.values() if isinstance(answer, str)), "")
@@ -4687,7 +4703,7 @@ def start_command(guest: Guest) -> str:
 
 
 def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
-    """Starts a guest within `limit` seconds, unless it runs, or another process starts it.
+    """Starts a guest within `limit` seconds, unless it is running, or another process is starting it.
 
     xl goes on after that, and when this program ends: it has a session of its own, and prints to a file. That is the
     guest's lock as well, so that it is held until xl has ended; what xl leaves running has closed it.
@@ -4709,26 +4725,26 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
             lock.truncate(0)
             return run(command, shell=True, cwd="/", start_new_session=True, stdin=DEVNULL, stdout=lock, stderr=lock)
 
-        # If it went on after an earlier try, and has ended since, this is its answer.
+        # If an earlier one was still running after its limit, this is how it has ended.
         answers = watcher.calls.run(f"start {guest.domain.name}", {command: call}, now + limit, limit)
         ended = answers.get(command, NoResponse())
         said = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
     if isinstance(ended, Exception):
-        return Outcome(guest, "waiting", f"`{command}`, which has not ended after {format_time_span(limit)}")
+        return Outcome(guest, "waiting", f"`{command}`, which is still running after {format_time_span(limit)}")
     if ended.returncode != 0:
         return Outcome(guest, "failed", f"`{command}` failed with status {ended.returncode}: {said}")
     return Outcome(guest, "restored" if guest.start.how == "restore" else "started")
 
 
 def tell(outcome: Outcome, journal: Journal, options: Options) -> None:
-    """Says what became of a guest. What may be so at each boot is only for who asks."""
+    """Says what became of a guest. What may be normal at every boot is only for those who ask."""
     level, text = OUTCOMES[outcome.result][1:]
     name, reason = outcome.guest.domain.name, outcome.reason
     journal.log(INFO if level == DEBUG and not options.wait else level, text.format(name, reason), DOMAIN=name)
 
 
 def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Options) -> int:
-    """Says what became of how many guests, prints commands or JSON if asked for, and returns the exit status."""
+    """Says how many guests had which outcome, prints commands or JSON if asked for, and returns the exit status."""
     results = [outcome.result for outcome in outcomes]
     counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
     journal.log(INFO, f"Guests: {', '.join(counts) or 'none'}.")
@@ -4749,7 +4765,7 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
         for guest, result, reason in outcomes:
             text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
             show(start_command(guest) if result == "ready" else f"# {text}")
-    # What will never start was an error of the wait at boot, and is none of who waits for the others.
+    # What will never start was an error of the wait at boot, and is not one of a wait for the others.
     is_late = options.wait > 0 and not options.guests
     return max((OUTCOMES[one][0] for one in results if one != "refused" or not is_late), default=EXIT_READY)
 
@@ -4785,7 +4801,7 @@ COMMANDS = {
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
-    """The options on the command line. Ends the program if they are wrong (status 2), or asked for help or version."""
+    """The options on the command line. Ends the program if they are wrong (status 2), or ask for help or version."""
     if not arguments:
         return Options()
     import argparse
@@ -4800,29 +4816,31 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         prog=COMMAND,
         description="Wait until the disks of the Xen guests that are about to start are ready, or say what is missing.",
         epilog="Exit status: 0 every disk is ready, 1 timed out, 2 wrong usage or configuration, "
-        "6 no settings of xendomains.",
+        "6 no settings file of xendomains.",
     )
-    parser.add_argument("--config", metavar="FILE", default="", help=f"read this instead of {CONFFILE}")
+    parser.add_argument("--config", metavar="FILE", default="", help=f"read this file instead of {CONFFILE}")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers = {name: commands.add_parser(name, help=text, description=f"{text}.") for name, text in COMMANDS.items()}
     wait, listing, check, last, start = parsers.values()
 
-    wait.add_argument("--timeout", metavar="TIME", type=time_span, help="wait at most this long (5min); 0: look once")
+    wait.add_argument(
+        "--timeout", metavar="TIME", type=time_span, help="wait at most this long (default: 5min); 0: check once"
+    )
     start.add_argument("--dry-run", action="store_true", help="print the commands, and start nothing")
-    wait_help = "also wait for the disks of the others; without TIME as long as it takes"
+    wait_help = "also wait for the disks of the other guests; without TIME, as long as it takes"
     start.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
     for one in (wait, start):
         loudness = one.add_mutually_exclusive_group()
-        loudness.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: say everything")
-        loudness.add_argument("-q", "--quiet", action="store_true", help="say only what is missing in the end")
-    listing.add_argument("-v", "--verbose", action="count", default=0, help="show each disk, and what helps")
+        loudness.add_argument("-v", "--verbose", action="count", default=0, help="print more; twice: print everything")
+        loudness.add_argument("-q", "--quiet", action="store_true", help="print only what is still missing at the end")
+    listing.add_argument("-v", "--verbose", action="count", default=0, help="show each disk, and a command that helps")
     listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
     check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
     forms = {one: one.add_mutually_exclusive_group() for one in (listing, check, last, start)}
     for form in forms.values():
         form.add_argument("--json", dest="format", action="store_const", const="json", default="", help="print JSON")
-    nagios_help = "print a line for Nagios and its like, and end with the status of a plugin"
+    nagios_help = "print one line for Nagios and the like, and exit with a plugin's status"
     forms[check].add_argument("--nagios", dest="format", action="store_const", const="nagios", help=nagios_help)
     prometheus_help = "print metrics for the textfile collector of Prometheus"
     forms[last].add_argument(
@@ -4837,7 +4855,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     try:
         options = Options(**vars(parser.parse_args(with_command(arguments, parser.error))))
     finally:
-        show("", end="")  # help or version, which the end in run() would not write out
+        show("", end="")  # help or version, which the exit in run() would not flush
     if options.dry_run and options.wait:
         start.error("--dry-run does not wait")
     return options
@@ -4916,8 +4934,11 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: 
     snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
+        if options.format == "nagios":
+            show(f"XENDOMAINS UNKNOWN - {printable(unknown).replace('|', '/')}")
+            return NAGIOS_UNKNOWN
         journal.log(ERR, unknown)
-        return NAGIOS_UNKNOWN if options.format == "nagios" else EXIT_USAGE
+        return EXIT_USAGE
     if options.command == "check":
         return show_findings([*findings, *findings_of(snapshot, watcher, options)], snapshot, options)
     show_list(snapshot, watcher, options)
@@ -4953,9 +4974,10 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
         footer = [f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}."]
-        footer += [f"S{later[1:]}" if later.startswith("start ") else later]  # the name of a unit stays as it is
+        footer += [f"O{later[1:]}" if later.startswith("once ") else later]  # the name of a unit stays as it is
         lines = [line for text in footer if text for line in wrapped(text, screen.columns)]
-        show("\n".join([*picture_of_list(record, screen), "", *lines]))
+        picture = picture_of_list(record, screen)
+        show("\n".join([*picture, "", *lines] if picture else lines))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
@@ -4967,7 +4989,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     with suppress(OSError):
         note_logs()
     try:
-        # Who looks once has the time of a first look.
+        # Looking once gets the time of a first look.
         first = min(deadline if timeout else started + MAX_FIRST_LOOK, started + MAX_FIRST_LOOK)
         snapshot = watcher.look(end_of_look(first, clock))
         if not unknown_name(snapshot, watcher.names) and timeout and not snapshot.is_complete():
@@ -4982,7 +5004,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
         clock.release_signals()
     result = reporter.log_end(watcher.known, stopped.number if stopped else 0, watcher.settings.late_domains)
     try:
-        # It is of the boot: a wait by hand has no directory from systemd, and one for a few guests is not of all.
+        # Only at boot: a wait by hand has no directory from systemd, and one for a few guests does not cover all.
         if "RUNTIME_DIRECTORY" in os.environ and not watcher.names:
             write_record(LAST_WAIT, reporter.as_last_wait(result))
     except OSError as error:
@@ -4993,7 +5015,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
 
 
 def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
-    """Which of these names of guests is not one, and which may be meant; nothing if all are, or not all are known."""
+    """Which of these names is not that of a guest, and which may be meant; nothing if all are, or not all are known."""
     if any(one.status.is_awaited() for one in snapshot.directories.values()):
         return ""
     for name in names:
@@ -5099,12 +5121,12 @@ def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> in
         show("\n".join(line for text in texts for line in wrapped(text, screen.columns, indent="    ")))
         results = [entry["RESULT"] for entry in entries if "RESULT" in entry]
         return EXIT_READY if results[-1:] == ["ready"] else EXIT_TIMED_OUT
-    rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING", "MESSAGE")]
+    rows: list[Sequence[str]] = [("BOOT", "ENDED", "RESULT", "WAITED", "MISSING")]
     for entry in entries:
         ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(entry["__REALTIME_TIMESTAMP"]) / 1e6))
         number = numbers.get(entry["_BOOT_ID"], "?")
         waited = format_time_span(float(entry["WAITED_SEC"]))
-        rows.append((number, ended, entry["RESULT"], waited, entry["MISSING"], entry["MESSAGE"]))
+        rows.append((number, ended, entry["RESULT"], waited, entry["MISSING"]))
     show("\n".join(in_columns(rows, screen)))
     return EXIT_READY
 
@@ -5149,7 +5171,7 @@ def size_of(snapshot: Snapshot) -> str:
 
 
 def show(text: str, end: str = "\n") -> None:
-    """Prints to standard output; what its encoding has no character for is shown as an escape."""
+    """Prints to standard output; characters that its encoding lacks are shown as escapes."""
     if sys.stdout is None:  # it was closed when the program started
         return
     encoding = sys.stdout.encoding or "ascii"
@@ -5165,7 +5187,7 @@ def run() -> NoReturn:
     """The command: main(), and out.
 
     Leaves at once, because tearing down the interpreter takes longer than the look at a disk. Threads that are stuck do
-    not keep it, unless they are stuck where even SIGKILL does not reach them; then it is up to systemd's timeouts.
+    not hold it up, unless they are stuck where even SIGKILL does not reach them; then it is up to systemd's timeouts.
     """
     status = EXIT_TIMED_OUT
     failure = ""
@@ -5181,10 +5203,10 @@ def run() -> NoReturn:
     except ConfigError as error:
         status, failure = EXIT_USAGE, f"{error}."
     except MemoryError:
-        failure = "there is not enough memory to go on. What is missing is not waited for."
+        failure = "there is not enough memory to continue. Missing disks are not waited for."
     except (ImportError, OSError) as error:
         what = "a Python module cannot be loaded" if isinstance(error, ImportError) else "the wait cannot go on"
-        failure = f"{what} ({error_text(error)}). What is missing is not waited for."
+        failure = f"{what} ({error_text(error)}). Missing disks are not waited for."
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"
     if failure:

@@ -33,6 +33,7 @@ from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import IO, Any, Literal
 
+import hypothesis
 import pytest
 
 # No wait leaves a record on the machine itself.
@@ -41,6 +42,10 @@ os.environ["RUNTIME_DIRECTORY"] = "/nowhere"
 from recorded import HostPaths
 
 import xendomains_wait_disk as xwd
+
+# Examples take their time where the machine is busy.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 # What takes longer than so many seconds hangs.
 CAP = 60.0
@@ -242,11 +247,11 @@ class Host:
         """The command, run to its end."""
         return self.start(*arguments, prefix=prefix, program=program, options=options, **environment).end()
 
-    def show(self, *arguments: str, columns: int = 80, **environment: str) -> str:
-        """What the command shows on a terminal that is so wide."""
+    def show(self, *arguments: str, columns: int = 80, **how: Any) -> str:
+        """What the command shows on a terminal that is so wide. `how` is handed on to start()."""
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        running = self.start(*arguments, options={"stdout": theirs}, **{"TERM": "xterm", **environment})
+        running = self.start(*arguments, options={"stdout": theirs}, **{"TERM": "xterm", **how})
         os.close(theirs)
         shown = b""
         with suppress(OSError):  # the command has ended, and nobody has the terminal open

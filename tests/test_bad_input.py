@@ -51,7 +51,7 @@ def utf16(path: Path) -> None:
 CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
     ("binary", binary, "line 1: lexical error"),
     ("huge", sparse, "is too large for a configuration: more than 131072 bytes"),
-    ("empty", Path.touch, "names no domain"),
+    ("empty", Path.touch, "does not name the domain"),
     ("directory", Path.mkdir, "is a directory, not a regular file"),
     ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
     ("socket", bind_socket, "is a socket, not a regular file"),
@@ -63,9 +63,9 @@ CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
 ]
 
 SAVED: list[tuple[str, Callable[[Path], None], str]] = [
-    ("unknown", unknown_saved, "needs what xl does not know: mandatory flags 0xffffffff"),
+    ("unknown", unknown_saved, "has mandatory flags that xl does not know: 0xffffffff"),
     ("loop", link_to("bad"), "cannot be read: Too many levels of symbolic links"),
-    ("truncated", truncated, "ends within its configuration: 448 of 1041 bytes"),
+    ("truncated", truncated, "is cut off within its configuration: 448 of 1041 bytes"),
 ]
 
 # xendomains passes over what is no file, and upstream's what does not begin as a saved domain does.
@@ -458,7 +458,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     assert directory
     assert len(directory.files) == 3
     assert directory.files == sorted(directory.files)
-    assert directory.warning == "holds more than 3 files; only 3 of them are looked at"
+    assert directory.warning == "contains more than 3 files; only 3 of them are read"
     (finding,) = xwd.check_files(xwd.Snapshot({"/etc/xen/auto": directory}))
     assert finding == xwd.Finding(directory.warning, file="/etc/xen/auto")
     monkeypatch.setattr(xwd, "MAX_FILES", 5)
@@ -482,5 +482,5 @@ def test_a_configuration_that_others_may_write_is_warned_of_and_counts(host: Hos
     file = host.guest("web", host.images / "missing")
     file.chmod(0o666)
     messages = host.run("--timeout", "0").messages
-    assert f"{file}: it is writable by group or others (fix: chmod go-w {file}); xl uses it anyway.\n" in messages
+    assert f"{file}: it is writable by group or others (fix: chmod go-w {file}); it is used anyway.\n" in messages
     assert f"{host.images}/missing for web is missing" in messages

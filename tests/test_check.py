@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -133,12 +134,12 @@ def test_a_directory_that_does_not_exist_is_a_typo(host: Host) -> None:
     host.settings.write_text(f"XENDOMAINS_AUTO={host.root}/atuo\n")
     result = host.run("check")
     assert result.status == xwd.EXIT_USAGE
-    assert f"{host.root}/atuo:\n  error: does not exist; correct XENDOMAINS_AUTO, or make it\n" in result.output
+    assert f"{host.root}/atuo:\n  error: does not exist; correct XENDOMAINS_AUTO, or create it\n" in result.output
 
 
 def test_a_directory_of_our_own_settings_is_corrected_there(host: Host) -> None:
     host.conf.write_text(f"[paths]\nxendomains = {host.settings}\nauto = {host.root}/atuo\n")
-    assert "error: does not exist; correct [paths] auto, or make it\n" in host.run("check").output
+    assert "error: does not exist; correct [paths] auto, or create it\n" in host.run("check").output
 
 
 def test_xendomains_makes_the_directory_for_saved_guests_itself(host: Host) -> None:
@@ -152,7 +153,7 @@ def test_settings_that_name_no_directory_are_an_error(host: Host) -> None:
     result = host.run("check")
     assert result.status == xwd.EXIT_USAGE
     assert result.output.startswith(
-        f"{host.settings}:\n  error: names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none\n"
+        f"{host.settings}:\n  error: sets no directory of guests (XENDOMAINS_AUTO), so xendomains starts none\n"
     )
 
 
@@ -202,6 +203,185 @@ def test_what_a_guest_boots_from_is_no_disk_that_it_writes(host: Host) -> None:
     for name in ("web", "db"):
         (host.auto / name).write_text(f'name="{name}"\nkernel="{host.image("vmlinuz")}"\n')
     assert check(host) == []
+
+
+# What is missing now
+
+
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+def test_a_disk_that_is_missing_is_an_error_with_what_helps(host: Host) -> None:
+    host.guest("web", "/dev/zvol/tank/web")
+    assert check(host) == [
+        "web.cfg: error: guest web, xvda: /dev/zvol/tank/web is missing: ZFS pool tank is not imported "
+        "(fix: zpool import tank)"
+    ]
+
+
+def test_what_is_not_ready_is_an_error_as_well(host: Host) -> None:
+    host.guest("web", host.images)
+    assert check(host) == [
+        f"web.cfg: error: guest web, xvda: {host.images} is not ready: is a directory, "
+        "neither a block device nor a regular file"
+    ]
+
+
+def test_many_disks_that_are_missing_for_one_reason_are_one_finding_of_the_host(host: Host) -> None:
+    for name in ("web", "db"):
+        host.guest(name, f"/dev/zvol/tank/{name}-a", f"/dev/zvol/tank/{name}-b")
+    assert check(host) == ["error: 4 disks of 2 guests missing: ZFS pool tank is not imported (fix: zpool import tank)"]
+
+
+def test_a_path_that_may_be_mistyped_comes_with_the_closest_that_exists(host: Host) -> None:
+    host.guest("web", host.image("web-root.img").with_name("web-rooot.img"))
+    assert check(host) == [
+        f"web.cfg: error: guest web, xvda: {host.images}/web-rooot.img is missing: does not exist "
+        f"(fix: did you mean {host.images}/web-root.img?)"
+    ]
+
+
+def test_a_mistyped_directory_is_corrected_too(host: Host) -> None:
+    host.guest("web", host.root / "imagse" / host.image("web.img").name)
+    (finding,) = check(host)
+    assert finding.endswith(f"(fix: did you mean {host.images}/web.img?)")
+
+
+def test_a_path_that_another_guest_has_is_not_meant(host: Host) -> None:
+    host.guest("web-1", host.image("web-1.img"))
+    host.guest("web-2", host.images / "web-2.img")
+    (finding,) = check(host)
+    assert finding.endswith("web-2.img is missing: does not exist")
+
+
+def test_where_nothing_is_like_it_nothing_is_meant(host: Host) -> None:
+    host.image("debian.iso")
+    host.guest("web", host.images / "web.img")
+    (finding,) = check(host)
+    assert "did you mean" not in finding
+
+
+# Patterns of [ignore]
+
+
+@pytest.mark.parametrize("key", ["domains", "disks"])
+def test_a_pattern_that_matches_nothing_is_a_warning(host: Host, key: str) -> None:
+    host.guest("web", host.image("a"))
+    host.configure(f"[ignore]\n{key} = 'wbe*', {'web' if key == 'domains' else host.images / 'a'}")
+    result = host.run("check")
+    warning = f"warning: [ignore] {key} 'wbe*' matches nothing (fix: correct or remove it)"
+    assert (result.status, result.output.splitlines()[:2]) == (xwd.EXIT_READY, [f"{host.conf}:", f"  {warning}"])
+
+
+def test_a_pattern_matches_a_name_a_file_a_path_or_a_target(host: Host) -> None:
+    host.guest("web", host.image("a"), "drbd:r0,xvdz,w")
+    host.configure(f"[ignore]\ndomains = web, web.cfg\ndisks = {host.images}/*, r0, /dev/drbd/by-res/r0")
+    assert host.run("check").output.startswith("No problems found")
+
+
+def test_a_pattern_that_may_match_what_cannot_be_read_yet_is_not_called_useless(host: Host) -> None:
+    (host.auto / "web.cfg").symlink_to("/nowhere")
+    host.configure("[ignore]\ndomains = db")
+    assert "matches nothing" not in host.run("check").output
+
+
+def test_patterns_are_compared_with_all_guests_when_one_is_asked_for(host: Host) -> None:
+    for name in ("web", "db"):
+        host.guest(name, host.image(name))
+    host.configure("[ignore]\ndomains = db")
+    assert host.run("check", "web").output == "No problems found (1 guest with 1 disk).\n"
+
+
+# The report
+
+
+def test_errors_come_first_each_file_once_and_the_totals_last(host: Host) -> None:
+    host.settings.chmod(0o666)
+    host.guest("web", host.images / "a").chmod(0o666)
+    host.configuration("zz", "what is this\n")
+    lines = host.run("check").output.splitlines()
+    assert lines == [
+        f"{host.auto}/web.cfg:",
+        f"  error: guest web, xvda: {host.images}/a is missing: does not exist",
+        f"  warning: it is writable by group or others (fix: chmod go-w {host.auto}/web.cfg); it is used anyway",
+        f"{host.auto}/zz:",
+        "  error: line 1: syntax error near 'is', expected = or +=; xl will reject it",
+        f"{host.settings}:",
+        f"  warning: it is writable by group or others (fix: chmod go-w {host.settings}); "
+        "xendomains runs it as root anyway, so its settings are used",
+        "2 errors, 2 warnings in 2 guests with 1 disk.",
+    ]
+
+
+def test_no_log_level_silences_the_report(host: Host) -> None:
+    host.guest("web", host.images / "a")
+    host.configure("log_level = emerg")
+    assert " is missing: does not exist" in host.run("check").output
+
+
+def test_without_settings_of_xendomains_json_is_printed_all_the_same(host: Host) -> None:
+    host.settings.unlink()
+    result = host.run("check", "--json")
+    assert result.status == xwd.EXIT_NO_XENDOMAINS
+    (finding,) = json.loads(result.output)["findings"]
+    assert finding["problem"].startswith("xendomains has no settings file (")
+    assert json.loads(host.run("list", "--json").output)["guests"] == []
+
+
+# For monitoring
+
+PERFORMANCE_DATA = r"ready=(\d+);;;0;(\d+) errors=(\d+);;;0 warnings=(\d+);;;0"
+
+
+def nagios(host: Host, *arguments: str) -> tuple[int, str, list[int]]:
+    """The status of `check --nagios`, its text, and its performance data (monitoring-plugins.org/doc/guidelines)."""
+    result = host.run("check", "--nagios", *arguments)
+    assert result.output.count("\n") == 1 and result.output.count("|") == 1
+    text, _, data = result.output.rstrip("\n").partition(" | ")
+    match = re.fullmatch(PERFORMANCE_DATA, data)
+    assert match, data
+    return result.status, text, [int(number) for number in match.groups()]
+
+
+def test_nagios_is_told_that_all_is_well(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    assert nagios(host) == (0, "XENDOMAINS OK - 1 of 1 guest ready", [1, 1, 0, 0])
+
+
+def test_nagios_is_told_of_a_warning(host: Host) -> None:
+    host.guest("web", host.image("a")).chmod(0o666)
+    status, text, numbers = nagios(host)
+    assert (status, numbers) == (1, [1, 1, 0, 1])
+    assert text.startswith("XENDOMAINS WARNING - 1 of 1 guest ready: it is writable by group or others")
+
+
+def test_nagios_is_told_of_the_first_error(host: Host) -> None:
+    host.guest("web", host.images / "a")
+    host.guest("db", host.image("b"))
+    assert nagios(host) == (
+        2,
+        f"XENDOMAINS CRITICAL - 1 of 2 guests ready: {host.images}/a is missing: does not exist",
+        [1, 2, 1, 0],
+    )
+
+
+def test_nagios_is_told_that_a_guest_is_unknown(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    result = host.run("check", "--nagios", "wbe")
+    assert (result.status, result.output) == (
+        3,
+        "XENDOMAINS UNKNOWN - 'wbe' is not a guest that starts at boot (did you mean web?).\n",
+    )
+
+
+def test_nagios_is_told_that_xendomains_has_no_settings(host: Host) -> None:
+    host.settings.unlink()
+    status, text, _ = nagios(host)
+    assert status == 2 and "xendomains has no settings" in text
+
+
+def test_a_name_with_a_bar_is_no_performance_data(host: Host) -> None:
+    host.guest("web", host.images / "a|b")
+    status, text, _ = nagios(host)
+    assert status == 2 and "a/b is missing" in text
 
 
 # Units
@@ -593,6 +773,13 @@ def test_a_file_system_that_does_not_answer_costs_its_own_disks_only(host: Host)
 # Guests that are asked for
 
 
+def test_a_guest_is_asked_for_by_a_shell_pattern(host: Host) -> None:
+    for name in ("web-1", "web-2", "db"):
+        host.guest(name, host.images / name)
+    assert [line.partition(":")[0] for line in check(host, None, "web-*")] == ["web-1.cfg", "web-2.cfg"]
+    assert [line.partition(":")[0] for line in check(host, None, "web-[2-9]", "d?")] == ["db.cfg", "web-2.cfg"]
+
+
 def test_of_the_guests_that_are_asked_for_everything_is_found_and_nothing_of_others(host: Host) -> None:
     shared = host.image("shared")
     host.guest("web", shared)
@@ -628,7 +815,7 @@ def check_reboot(host: HostPaths, name: str, path: str = "/dev/disk") -> list[st
     """Why this device, or what it stands on, would be missing."""
     found = texts(xwd.check_reboot(use(host, name, path), xwd.StorageFacts()))
     found = list(dict.fromkeys(found))
-    start = f"after a reboot {path} will be missing: "
+    start = f"after a reboot, {path} will be missing: "
     assert all(one.startswith(start) for one in found)
     return [one[len(start) :] for one in found]
 
@@ -718,7 +905,7 @@ def test_a_volume_group_that_is_not_activated_by_itself(value: str, there: Calla
     with_startup(here, "automatic")
     write(here, "lvm/lvm.conf", LVM_CONF.format(f"auto_activation_volume_list = {value}"))
     assert check_reboot(here, "vg-lv") == [
-        "auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group vg (fix: add it)"
+        "auto_activation_volume_list in /etc/lvm/lvm.conf does not list volume group vg (fix: add it)"
     ]
 
 
@@ -775,7 +962,7 @@ def test_a_loop_device_that_was_made_by_hand(host: Host, place: Place, loop: Pat
     link.symlink_to(loop)
     host.guest("web", link)
     assert check(host, place, reboot=True) == [
-        f"web.cfg: warning: guest web, xvda: after a reboot {link} will be missing: "
+        f"web.cfg: warning: guest web, xvda: after a reboot, {link} will be missing: "
         f"nothing sets up {loop.name} at boot (fix: let a unit do that)"
     ]
 
@@ -812,8 +999,8 @@ def test_a_file_system_that_was_mounted_by_hand(host: Host, place: Place) -> Non
     place.mount("/")
     place.mount(host.images)
     assert check(host, place, reboot=True) == [
-        f"web.cfg: warning: guest web, xvda: after a reboot {host.images}/a will be missing: "
-        f"what is mounted on {host.images} is not in /etc/fstab (fix: add a line for it)"
+        f"web.cfg: warning: guest web, xvda: after a reboot, {host.images}/a will be missing: "
+        f"the file system mounted on {host.images} is not in /etc/fstab (fix: add a line for it)"
     ]
     place.write("etc/fstab", f"/dev/sdx1 {host.images}/ ext4 noauto 0 0\n")
     assert "has the option noauto in /etc/fstab" in check(host, place, reboot=True)[0]
@@ -856,7 +1043,7 @@ def test_what_a_server_has_mounted_below_what_it_exports_comes_with_it(host: Hos
     place.mount("/")
     place.mount(host.root, kind="nfs4", source="server:/")
     place.mount(host.images, kind="nfs4", source="server:/images")
-    assert f"what is mounted on {host.root} is not in /etc/fstab" in check(host, place, reboot=True)[0]
+    assert f"the file system mounted on {host.root} is not in /etc/fstab" in check(host, place, reboot=True)[0]
     place.write("etc/fstab", f"server:/ {host.root} nfs4 _netdev 0 0\n")
     assert check(host, place, reboot=True) == []
 
@@ -964,12 +1151,12 @@ def test_names_that_may_refer_to_a_different_disk(tree: Tree, name: str) -> None
         (
             "\tflags = []",
             '\tflags = ["NOAUTOACTIVATE"]',
-            "volume group vg is not activated by itself (fix: vgchange --setautoactivation y vg)",
+            "volume group vg is not activated automatically (fix: vgchange --setautoactivation y vg)",
         ),
         (
             "\t\t\tflags = []\n\t\t\tcreation_time",
             '\t\t\tflags = ["NOAUTOACTIVATE"]\n\t\t\tcreation_time',
-            "vg/lv is not activated by itself (fix: lvchange --setautoactivation y vg/lv)",
+            "vg/lv is not activated automatically (fix: lvchange --setautoactivation y vg/lv)",
         ),
         (
             "\t\t\tflags = []\n\t\t\tcreation_time",

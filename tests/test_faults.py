@@ -184,7 +184,7 @@ def test_a_python_module_that_is_missing_is_named_if_it_is_needed(waiting_host: 
     result = waiting_host.run(program=program_with("sys.modules['tenacity'] = None"))
     assert result.status == xwd.EXIT_TIMED_OUT
     assert "xendomains-wait-disk: a Python module cannot be loaded (import of tenacity halted" in result.messages
-    assert result.messages.endswith(" What is missing is not waited for.\n")
+    assert result.messages.endswith(" Missing disks are not waited for.\n")
 
 
 def test_without_pyudev_it_waits(waiting_host: Host) -> None:
@@ -433,7 +433,7 @@ def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Hos
 def test_settings_that_end_the_shell_leave_nothing_running(host: Host) -> None:
     host.settings.write_text("sleep 1000 &\nexit\n")
     with host.start("--timeout", "0", options={"start_new_session": True}) as running:
-        assert f"{host.settings}: makes the shell that sources it exit; " in running.end().messages
+        assert f"{host.settings}: ends the shell that sources it; " in running.end().messages
         wait_until(lambda: session_members(running.pid) == [])
 
 

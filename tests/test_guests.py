@@ -15,7 +15,7 @@ from conftest import NOBODY, FakeClock, Host, as_root
 
 import xendomains_wait_disk as xwd
 
-INCOMPLETE = "is incomplete, because the save failed or was ended, and cannot be restored"
+INCOMPLETE = "is incomplete, because saving failed or was interrupted, and cannot be restored"
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_when_the_saved_guest_is_gone_its_configuration_counts_again(host: Host,
 def test_upstream_skips_a_name_that_is_a_word_in_the_directory_of_saved_guests(host: Host, other: str) -> None:
     (host.save / other).touch()
     host.guest("web", host.images / "a").rename(host.auto / "web")
-    reason = f"upstream's xendomains skips it, because {host.save}/{other} has its name in it"
+    reason = f"upstream's xendomains skips it, because {host.save}/{other} contains its name"
     result = host.run()
     assert result.status == xwd.EXIT_READY
     assert result.messages == f"{host.auto}/web: {reason}.\n"
@@ -91,7 +91,10 @@ def test_where_a_saved_guest_is_incomplete_upstream_creates_it_afresh(host: Host
     host.guest("web", host.images / "b")
     result = host.run("--timeout", "0")
     assert f"{saved}: {INCOMPLETE}; xl will reject it.\n" in result.messages
-    assert f"will probably not come up: web; no guest starts from {saved} (start it later with: " in result.messages
+    assert (
+        f"will probably not come up: web; no guest starts from {saved} (once its disk is ready, start it with: "
+        in result.messages
+    )
     assert [row[:2] for row in rows(host)] == [["web", "restore"], ["web", "create"]]
 
 
@@ -120,7 +123,7 @@ def test_debian_tries_to_restore_any_file(debian: Host) -> None:
 
 def test_a_blank_in_the_name_of_a_file_keeps_a_guest_down(host: Host) -> None:
     host.guest("my web", host.images / "a")
-    reason = "xendomains cannot start it, because its file has a blank in its name"
+    reason = "xendomains cannot start it, because its file name contains a blank"
     assert host.run("-v").messages.endswith("No disk is missing, but these guests will not come up: my web.\n")
     assert f"{host.auto}/my web.cfg:\n  error: guest my web: {reason}\n" in host.run("check").output
 
@@ -177,26 +180,26 @@ def test_what_may_not_be_read_is_not_ready(host: Host, closed: Callable[[Host], 
 def test_who_starts_a_guest_later_is_said_where_something_is_missing(host: Host) -> None:
     host.guest("web", host.images / "a")
     host.guest("it's", host.image("b"))
-    later = "(start it later with: xendomains-wait-disk start web)"
-    assert host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root)).messages.endswith(f" {later}.\n")
-    assert later in host.show("list").replace("\n", " ")
-    assert host.run("last", RUNTIME_DIRECTORY=str(host.root)).output.splitlines()[0].endswith(f" {later}")
+    later = "nce its disk is ready, start it with: xendomains-wait-disk start web"
+    assert host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root)).messages.endswith(f" (o{later}).\n")
+    assert host.show("list").endswith(f"\nO{later}\n")
+    assert host.run("last", RUNTIME_DIRECTORY=str(host.root)).output.splitlines()[0].endswith(f" (o{later})")
     host.image("a")
-    assert "later with" not in host.show("list").replace("\n", " ")
+    assert "start it with" not in host.show("list").replace("\n", " ")
 
 
 @pytest.mark.parametrize(
     ("names", "told"),
     [
         (set(), ""),
-        ({"web"}, " (xendomains-late.service will start web when its disk is there)"),
-        ({"web", "db"}, " (xendomains-late.service will start db, web when their disks are there)"),
+        ({"web"}, "xendomains-late.service will start web when its disk is ready"),
+        ({"web", "db"}, "xendomains-late.service will start db, web when their disks are ready"),
         (
             {"web", "other's"},
-            " (xendomains-late.service will start web when its disk is there; "
-            """start it later with: xendomains-wait-disk start 'other'"'"'s')""",
+            "xendomains-late.service will start web when its disk is ready; "
+            """once its disk is ready, start it with: xendomains-wait-disk start 'other'"'"'s'""",
         ),
-        ({"1", "2", "3", "4", "5"}, " (start them later with: xendomains-wait-disk start)"),
+        ({"1", "2", "3", "4", "5"}, "once their disks are ready, start them with: xendomains-wait-disk start"),
     ],
 )
 def test_the_service_starts_those_that_it_is_for(

@@ -118,7 +118,7 @@ def test_a_disk_is_what_libvirts_xen_driver_makes_of_it(xml: str, expected: xwd.
         ("<disk type='network'><source protocol='rbd' name='pool/web'/></disk>", "libvirt (type network) attaches it"),
         ("<disk type='volume'><source pool='default' volume='web'/></disk>", "libvirt (type volume) attaches it"),
         ("<disk type='dir'><source dir='/srv'/></disk>", "libvirt (type dir) attaches it"),
-        (disk("/dev/vg/web", more="<backenddomain name='storage'/>"), "the driver domain storage holds it"),
+        (disk("/dev/vg/web", more="<backenddomain name='storage'/>"), "the driver domain storage serves it"),
         (disk("", "file", "cdrom"), "the drive is empty"),
     ],
 )
@@ -205,10 +205,10 @@ def test_the_xml_in_a_managed_save_is_read() -> None:
         (b"", "was not written by virsh managedsave"),
         (b"Xen saved domain, xl format\n \0 \r", "was not written by virsh managedsave"),
         (xwd.LIBVIRT_MAGIC, "was not written by virsh managedsave"),
-        (managed_save(domain(), version=3), "has version 3 of libvirt's format"),
+        (managed_save(domain(), version=3), "is in an unknown version of libvirt's format: 3"),
         (managed_save(domain(), size=2**32 - 1), "claims 4294967295 bytes of configuration"),
-        (managed_save(domain(), size=10_000), "ends within its configuration"),
-        (managed_save(domain(), end=b"half of it"), "is incomplete, because the save failed or was ended"),
+        (managed_save(domain(), size=10_000), "is cut off within its configuration"),
+        (managed_save(domain(), end=b"half of it"), "is incomplete, because saving failed or was interrupted"),
     ],
 )
 def test_a_damaged_managed_save_is_refused(content: bytes, message: str) -> None:
@@ -307,7 +307,10 @@ def test_a_file_that_is_not_xml_is_refused_with_its_line(late: LibvirtHost) -> N
     (late.libvirt / "web.xml").write_text("<domain>\n<name>web</nam>\n</domain>\n")
     os.utime(late.libvirt / "web.xml", (0, 0))
     (guest,) = guests_of(late)
-    assert (guest["state"], guest["reason"]) == ("refused", "line 2: mismatched tag (virsh define FILE says more)")
+    assert (guest["state"], guest["reason"]) == (
+        "refused",
+        "line 2: mismatched tag (virt-xml-validate FILE tells more)",
+    )
 
 
 def test_a_managed_save_is_restored_with_the_disks_that_it_names(late: LibvirtHost, clock: FakeClock) -> None:
@@ -342,7 +345,7 @@ def check(host: Host) -> str:
 def test_a_name_in_both_worlds_is_an_error(late: LibvirtHost, systemctl: Systemctl) -> None:
     other = late.guest("web", late.image("a"))
     late.libvirt_guest("web", late.image("b"))
-    assert f"xendomains starts a guest of this name as well, from {other}" in check(late)
+    assert f"xendomains also starts a guest of this name, from {other}" in check(late)
     assert "virsh autostart --disable web" in check(late)
 
 

@@ -177,8 +177,8 @@ def test_a_configuration_that_xl_refuses_is_told_of_and_does_not_hold_the_boot(h
     result = host.run()
     assert result.status == xwd.EXIT_READY
     assert result.messages == (
-        f"{file}: line 2: syntax error near 'os', expected = or +=; import is a leftover of xm: "
-        "xl does not run Python; xl will reject it.\n"
+        f"{file}: line 2: syntax error near 'os', expected = or +=; import is a leftover from xm "
+        "(xl does not run Python); xl will reject it.\n"
     )
 
 
@@ -214,7 +214,8 @@ def test_quiet_says_only_what_is_missing_in_the_end(host: Host) -> None:
     host.guest("web", host.images / "a")
     assert host.run("-q", "--timeout", "0").messages == (
         f"{host.images}/a for web is missing: does not exist\n"
-        "These guests will probably not come up: web (start it later with: xendomains-wait-disk start web).\n"
+        "These guests will probably not come up: web "
+        "(once its disk is ready, start it with: xendomains-wait-disk start web).\n"
     )
 
 
@@ -238,7 +239,7 @@ def test_the_journal_gets_messages_with_fields(host: Host, journald: Journald) -
         },
         {
             "MESSAGE": "xendomains starts now; these guests will probably not come up: web "
-            "(start it later with: xendomains-wait-disk start web).",
+            "(once its disk is ready, start it with: xendomains-wait-disk start web).",
             "PRIORITY": "3",
             **always,
             "MESSAGE_ID": xwd.MESSAGE_SUMMARY,
@@ -262,6 +263,7 @@ def grouped(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     return [message, *each]
 
 
+@pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
 @pytest.mark.parametrize("level", [(), ("--quiet",)], ids=["warning", "err"])
 def test_of_a_group_the_journal_has_the_entry_of_each_disk_whatever_the_level(
     host: Host, journald: Journald, level: tuple[str, ...]
@@ -444,7 +446,7 @@ def test_a_reader_who_comes_back_is_told_that_messages_were_lost(host: Host, dea
     messages = deaf.read()
     host.image("b")
     assert running.end().status == xwd.EXIT_READY
-    assert "2 messages dropped here, because the reader was too slow." in messages
+    assert "2 messages dropped here because the reader was too slow." in messages
     assert f"disk {host.images}/a found (after " in messages
 
 
@@ -485,7 +487,7 @@ def test_whatever_messages_cost_the_timeout_holds_to_within_a_second(host: Host,
     assert clock.seconds <= 4
     reader.read()
     *_, dropped, last = reader.messages.splitlines()
-    assert re.fullmatch(r"[0-9]+ messages dropped here, because the reader was too slow\.", dropped)
+    assert re.fullmatch(r"[0-9]+ messages dropped here because the reader was too slow\.", dropped)
     assert last.startswith("These guests will probably not come up: web (")
 
 
@@ -645,7 +647,7 @@ def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(reported:
     others = {f"g{number}": f"reason {number}" for number in range(1100)}
     said = reported.report(**others)
     assert len(said) == xwd.MAX_LINES + 1
-    assert said[-1] == ("There are 100 more messages like these; see `xendomains-wait-disk list`.")
+    assert said[-1] == ("100 more messages like these were left out; see `xendomains-wait-disk list`.")
     assert reported.report(**others, new="does not exist") == []
     del others["g0"]
     assert reported.report(**others, new="does not exist") == ["/g0 is no longer needed (after 0 seconds)"]

@@ -54,7 +54,7 @@ def test_a_link_to_a_regular_file_is_ready(tmp_path: Path) -> None:
 def test_an_empty_file_is_not_ready(tmp_path: Path) -> None:
     """A crash, or a copy that has just begun."""
     (tmp_path / "web.img").touch()
-    assert look(tmp_path / "web.img") == not_ready("is empty: it has 0 bytes")
+    assert look(tmp_path / "web.img") == not_ready("is empty (0 bytes)")
 
 
 class Mounts:
@@ -98,7 +98,7 @@ def image_status(mounts: Mounts, tmp_path: Path, *, writes: bool = True) -> xwd.
 
 def test_an_image_in_a_file_system_that_is_read_only_is_for_readers(mounts: Mounts, tmp_path: Path) -> None:
     mounts.mount(tmp_path / "images", "ro,errors=continue")
-    reason = f"{tmp_path}/images is mounted read-only, and the guest writes to it"
+    reason = f"{tmp_path}/images is mounted read-only, but the guest writes to it"
     status = image_status(mounts, tmp_path)
     assert (status.state, status.reason, status.is_readable) == (xwd.State.NOT_READY, reason, True)
     assert image_status(mounts, tmp_path, writes=False) == xwd.READY

@@ -43,7 +43,7 @@ def fields(part: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from fields(one.get("items", one), f"{name}.{key}")
 
 
-def validate(host: Host, *arguments: str, **environment: str) -> Any:
+def validate(host: Host, *arguments: str, **environment: Any) -> Any:
     """What a command prints, which its schema allows."""
     printed = json.loads(host.run(*arguments, "--json", RUNTIME_DIRECTORY=str(host.root), **environment).output)
     jsonschema.Draft202012Validator(schema(arguments[0])).validate(printed)
@@ -70,6 +70,7 @@ def test_a_schema_is_one(command: str) -> None:
     assert schema(command)["properties"]["version"]["const"] == xwd.JSON_VERSION
 
 
+@pytest.mark.promise("The JSON has a schema")
 @pytest.mark.parametrize("command", ["list", "check", "last", "start"])
 def test_a_schema_describes_each_field(command: str) -> None:
     assert [name for name, one in fields(schema(command)) if not one.get("description", "").endswith(".")] == []

@@ -133,6 +133,29 @@ def test_a_wrong_value_is_named_and_left_at_its_default(tmp_path: Path, line: st
 
 
 @pytest.mark.promise("A pattern in [ignore] does not compile")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "[paths]\ntimeout = 5",
+            "line 2: [paths] timeout is unknown and ignored (it belongs before the first section)",
+        ),
+        ("auto = /etc/xen/auto", "line 1: auto is unknown and ignored (it belongs under [paths])"),
+        ("[pathes]\nauto = /a", "line 2: [pathes] auto is unknown and ignored (it belongs under [paths])"),
+        ("[polling]\nfrist = 1s", "line 2: [polling] frist is unknown and ignored (did you mean [polling] first?)"),
+    ],
+)
+def test_of_an_unknown_key_it_is_said_where_it_belongs_or_what_is_like_it(tmp_path: Path, text: str, told: str) -> None:
+    assert told in read(tmp_path, f"{text}\n")[1]
+
+
+def test_the_line_is_that_which_counts_below_comments_and_other_sections(tmp_path: Path) -> None:
+    text = "# timeout = 1\n\ntimeout = soon\n[polling]\n# first = 1\n  first = never\n[late]\ndomains = *\n"
+    _, problems = read(tmp_path, text)
+    assert "line 3: timeout is not a time span" in problems
+    assert "line 6: [polling] first is not a time span" in problems
+
+
 def test_a_pattern_that_does_not_compile_is_a_wrong_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fnmatch.translate", lambda pattern: f"(?s:{pattern})\\Z")  # Python 3.9's, in short
     settings, problems = read(tmp_path, "[ignore]\ndomains = web, [z-a]\n")

@@ -196,7 +196,7 @@ def test_a_guest_whose_kernel_is_missing_is_not_started(late: StartHost, start: 
     (late.auto / "web").write_text(f'name="web"\nkernel="{late.images}/vmlinuz"\ndisk=["{image},raw,xvda,w"]\n')
     assert start() == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert f"guest web is not started: {late.auto}/web: {late.images}/vmlinuz does not exist" in start.said
+    assert f"guest web was not started: {late.auto}/web: {late.images}/vmlinuz does not exist" in start.said
 
 
 def test_a_guest_that_runs_is_left_alone(late: StartHost, start: Start) -> None:
@@ -352,14 +352,14 @@ def test_what_xl_would_reject_is_not_started(late: StartHost, start: Start) -> N
     file = late.guest("db", late.image("db"))
     assert start() == xwd.EXIT_USAGE
     assert late.calls() == [create(file)]
-    assert f"guest web.cfg is not started: {late.auto}/web.cfg: line 3: syntax error" in start.said
+    assert f"guest web.cfg was not started: {late.auto}/web.cfg: line 3: syntax error" in start.said
 
 
 def test_what_xendomains_would_not_start_is_not_started(late: StartHost, start: Start) -> None:
     late.guest("my web", late.image("web"))
     assert start() == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert "xendomains cannot start it, because its file has a blank in its name" in start.said
+    assert "xendomains cannot start it, because its file name contains a blank" in start.said
 
 
 # Saved guests
@@ -403,7 +403,7 @@ def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHo
     os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
     assert start(*[name] if name else []) == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert f"guest web is not started: {file}: is incomplete, because the save failed or was ended" in start.said
+    assert f"guest web was not started: {file}: is incomplete, because saving failed or was interrupted" in start.said
 
 
 @pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
@@ -414,7 +414,10 @@ def test_a_saved_guest_that_is_older_than_its_last_start_is_not_used(late: Start
     late.log("web", age=AGES - 2 * xwd.MAX_SAVE_END)
     assert start() == start("web") == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert f"guest web is not started: {file} is older than its last start (to give it up: rm {file}).\n" in start.said
+    assert (
+        f"guest web was not started: {file} is older than the guest's last start (to discard it: rm {file}).\n"
+        in start.said
+    )
 
 
 def test_a_saved_guest_whose_end_xl_has_logged_a_moment_later_is_used(late: StartHost, start: Start) -> None:
@@ -645,7 +648,7 @@ def test_after_a_failure_it_is_tried_again_later_each_time_and_then_left_alone(l
     pauses = [later - earlier for earlier, later in zip(tried, tried[1:])]
     assert [round(pause) for pause in pauses] == [30, 120, 600]
     assert "guest web is still waiting for another try in 2min, because `xl create " in start.said
-    assert start.said.endswith("(it is left alone now).\nGuests: 1 failed.\n")
+    assert start.said.endswith("(no further attempts).\nGuests: 1 failed.\n")
 
 
 def test_a_second_try_may_succeed(late: StartHost, start: Start) -> None:
@@ -698,7 +701,7 @@ def test_an_xl_that_hangs_is_told_and_does_not_hold_up_the_others(late: StartHos
     first, second = late.guest("a", late.image("a")), late.guest("b", late.image("b"))
     late.let_xl('case "$4" in */a.cfg) sleep 1000 ;; esac')
     with late.late("--wait", change="m.MAX_TURN = 1.0") as running:
-        running.wait_for(f"waiting for `xl create --quiet --defconfig {first}`, which has not ended after 1s.\n")
+        running.wait_for(f"waiting for `xl create --quiet --defconfig {first}`, which is still running after 1s.\n")
         running.wait_for("guest b has been started.\n")
     assert late.calls() == [create(first), create(second)]
     # It may still come to its end, and until then nobody starts the guest again.
@@ -717,7 +720,7 @@ def test_an_xl_that_takes_long_and_fails_then_is_told(late: StartHost) -> None:
     late.guest("web", late.image("web"))
     late.let_xl(f"while [ ! -e {late.root}/done ]; do sleep 0.05; done; echo no memory; exit 5")
     with late.late("--wait", change="m.MAX_TURN = 0.6\nm.RETRIES = ()") as running:
-        running.wait_for("which has not ended")
+        running.wait_for("which is still running")
         (late.root / "done").touch()
         result = running.end()
     assert "failed with status 5: no memory" in result.messages
@@ -727,7 +730,7 @@ def test_an_xl_that_takes_long_and_fails_then_is_told(late: StartHost) -> None:
 def test_a_guest_that_will_never_start_is_no_failure_of_who_waits_for_the_others(late: StartHost, start: Start) -> None:
     late.configuration("broken.cfg", "broken\n")
     assert start(wait=60) == xwd.EXIT_READY
-    assert "guest broken.cfg is not started: " in start.said
+    assert "guest broken.cfg was not started: " in start.said
     assert start() == start("broken.cfg", wait=60) == xwd.EXIT_USAGE
 
 

@@ -226,7 +226,7 @@ def test_a_disk_that_lvm_has_not_seen_either(host: Callable[[str], HostPaths]) -
     assert missing(here, "/dev/vg/lv")[0] == reason
 
 
-INACTIVE = "volume group vg is complete, but has volumes that are not activated"
+INACTIVE = "volume group vg is complete, but not all of its volumes are active"
 
 
 def test_a_volume_that_is_not_activated(host: Callable[[str], HostPaths]) -> None:
@@ -239,7 +239,7 @@ def test_a_volume_that_is_not_activated(host: Callable[[str], HostPaths]) -> Non
 def test_a_volume_and_a_group_that_nobody_knows(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/active")
     reason, hint = missing(here, "/dev/vg/typo")
-    assert reason.startswith("volume group vg has no volume typo (/etc/lvm/backup/vg, ")
+    assert reason.startswith("volume group vg has no volume typo (according to /etc/lvm/backup/vg of ")
     assert hint == "lvs vg"
     assert missing(here, "/dev/typo/lv") == (
         "volume group typo is unknown here (no /etc/lvm/backup/typo)",
@@ -251,8 +251,8 @@ def test_a_volume_and_a_group_that_nobody_knows(host: Callable[[str], HostPaths]
 @pytest.mark.promise("A LUN and its clone have the same LVM identifiers")
 def test_a_clone_is_named(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("lvm/clone"), "/dev/vg/lv") == (
-        "sda, sdb carry the same PV UUID (a LUN and its clone?)",
-        "vgimportclone /dev/CLONE",
+        "sda, sdb carry the same PV UUID (a LUN and its clone, or paths to one LUN)",
+        "lsblk -o NAME,SERIAL,WWN /dev/sda /dev/sdb",
     )
 
 
@@ -283,8 +283,8 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
         (
             '\t\t\t\ttype = "striped"',
             '\t\t\t\ttype = "thin"\n\t\t\t\tthin_pool = "pool"',
-            "thin pool vg/pool is not activated",
-            "vgchange -ay vg || lvconvert --repair vg/pool",
+            "thin pool vg/pool is not active (if LVM refuses to activate it: lvconvert --repair vg/pool)",
+            "lvchange -ay vg/pool",
         ),
     ],
 )
@@ -332,7 +332,7 @@ def test_a_disk_that_was_no_lun_is_of_no_target(host: Callable[[str], HostPaths]
 def test_a_volume_that_is_active_and_has_no_link(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/active")
     (Path(here.run) / "udev/data/b253:0").write_text("I:1\nE:SYSTEMD_READY=0\n")
-    reason = "vg-lv is active as dm-0, but udev has made no link to it"
+    reason = "vg-lv is active as dm-0, but udev has not created a link to it"
     for path in ("/dev/vg/lv", "/dev/mapper/vg-lv"):
         assert missing(here, path) == (reason, "udevadm trigger --action=change /sys/class/block/dm-0")
 
@@ -353,7 +353,7 @@ def test_a_map_without_paths_and_paths_without_a_map(host: Callable[[str], HostP
     here = host("multipath/no-map")
     wwid = (Path(here.etc) / "multipath" / "wwids").read_text().strip().strip("/")
     assert missing(here, "/dev/mapper/mpatha") == (
-        f"no multipath map of {wwid}, though paths are present: sda, sdb",
+        f"no multipath map for {wwid}, though paths are present: sda, sdb",
         "multipath -v2",
     )
     assert missing(here, f"/dev/mapper/{wwid}-part1") == missing(here, "/dev/mapper/mpatha")
@@ -425,7 +425,7 @@ def test_an_array_is_known_by_its_uuid(host: Callable[[str], HostPaths], file: s
     ("uptime", "said"),
     [
         ("40.00", "mdadm will start it degraded after 30 s"),
-        ("320.00", "mdadm has not started it degraded in 300 s"),
+        ("320.00", "mdadm has not started it degraded within 300 s"),
     ],
 )
 def test_since_when_an_inactive_array_waits(host: Callable[[str], HostPaths], uptime: str, said: str) -> None:
@@ -474,7 +474,7 @@ def test_a_crypt_volume_that_is_not_opened(host: Callable[[str], HostPaths]) -> 
     here = host("luks/closed")
     hint = "systemctl start 'systemd-cryptsetup@secret'"
     assert missing(here, "/dev/mapper/secret") == (
-        "crypt volume secret is not opened (it is in /etc/crypttab, which has the option noauto)",
+        "crypt volume secret is not open (it is in /etc/crypttab, with the option noauto)",
         hint,
     )
     (Path(here.etc) / "crypttab").write_text("secret UUID=1234 none luks\n")
@@ -489,8 +489,15 @@ def test_a_drbd_resource_that_is_down(host: Callable[[str], HostPaths]) -> None:
     here = host("drbd/down")
     for path in ("/dev/drbd/by-res/one/0", "/dev/drbd/by-res/one", "/dev/drbd1"):
         assert missing(here, path) == ("DRBD resource one is not up", "drbdadm up one")
-    reason = "no DRBD resource typo in /etc/drbd.conf and what it includes"
+    reason = "no DRBD resource typo in /etc/drbd.conf or the files it includes"
     assert missing(here, "/dev/drbd/by-res/typo/0") == (reason, "drbdadm dump")
+
+
+def test_drbds_configuration_includes_no_file_with_a_nul_in_its_name(host: Callable[[str], HostPaths]) -> None:
+    here = host("drbd/down")
+    with (Path(here.etc) / "drbd.conf").open("a") as file:
+        file.write('include "drbd\0.d/*.res";\n')
+    assert missing(here, "/dev/drbd/by-res/one/0") == ("DRBD resource one is not up", "drbdadm up one")
 
 
 def test_a_drbd_resource_that_is_up_under_another_name(host: Callable[[str], HostPaths]) -> None:
@@ -556,7 +563,7 @@ def test_drbd_9_by_its_status(host: Callable[[str], HostPaths], monkeypatch: pyt
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 def test_a_read_only_device_is_for_readers(host: Callable[[str], HostPaths]) -> None:
     here = host("read-only/read-only")
-    reason = "is read-only, and the guest writes to it"
+    reason = "is read-only, but the guest writes to it"
     assert look(here, "vdh", WRITES) == (reason, "blockdev --setrw /dev/vdh")
     assert usable(here, "vdh", READS) == ""
     assert usable(here, "vdg") == ""
@@ -599,7 +606,7 @@ def test_links_that_nothing_has(host: Callable[[str], HostPaths]) -> None:
         expected = (f"no block device has {tag} nothing", f"lsblk -o NAME,{tag}")
         assert missing(here, f"/dev/disk/by-{tag.lower()}/nothing") == expected
     assert missing(here, "/dev/disk/by-id/wwn-0x5") == ("no block device has ID wwn-0x5", "ls /dev/disk/by-id")
-    assert missing(here, "/dev/disk/by-id/dm-name-secret")[0].startswith("crypt volume secret is not opened ")
+    assert missing(here, "/dev/disk/by-id/dm-name-secret")[0].startswith("crypt volume secret is not open ")
 
 
 def test_a_label_is_written_as_udev_writes_it(tmp_path: Path) -> None:
@@ -626,7 +633,7 @@ def test_what_systemd_sets_up_by_a_table(tmp_path: Path, table: str, line: str, 
     assert missing(here, path)[0] == f"no block device has {source.replace('=', ' ')}"
     (tmp_path / "etc" / table).write_text(f"{name} /srv/image\n")
     reason, hint = missing(here, path)
-    assert reason.endswith(f" volume {name} is not opened (it is in /etc/{table})")
+    assert reason.endswith(f" volume {name} is not open (it is in /etc/{table})")
     assert hint == f"systemctl start '{unit}'"
 
 
@@ -649,12 +656,12 @@ def test_resources_that_linstor_keeps(tmp_path: Path) -> None:
 
 def test_an_image_of_ceph(tmp_path: Path) -> None:
     here = paths_below(tmp_path)
-    reason = "Ceph image vms/web is not mapped, nor in /etc/ceph/rbdmap"
+    reason = "Ceph image vms/web is not mapped, and not listed in /etc/ceph/rbdmap"
     assert missing(here, "/dev/rbd/vms/web") == (reason, "rbd device map vms/web")
     (tmp_path / "etc/ceph").mkdir(parents=True)
     (tmp_path / "etc/ceph/rbdmap").write_text("# RbdDevice Parameters\nvms/web id=xen,keyring=/etc/ceph/xen.keyring\n")
     reason = "Ceph image vms/web is not mapped, though /etc/ceph/rbdmap lists it"
-    assert missing(here, "/dev/rbd/vms/web") == (reason, "systemctl restart rbdmap.service")
+    assert missing(here, "/dev/rbd/vms/web") == (reason, "rbdmap map")
 
 
 def test_a_lun_of_fibre_channel(tmp_path: Path) -> None:
@@ -663,7 +670,7 @@ def test_a_lun_of_fibre_channel(tmp_path: Path) -> None:
     for directory, state in (("fc_host/host5", "Linkdown"), ("fc_remote_ports/rport-5:0-1", "Blocked")):
         (tmp_path / "sys/class" / directory).mkdir(parents=True)
         (tmp_path / "sys/class" / directory / "port_state").write_text(f"{state}\n")
-    assert missing(here, path)[0] == "Fibre Channel port 0x50060e8010411f30 is not seen (host5 is Linkdown)"
+    assert missing(here, path)[0] == "Fibre Channel port 0x50060e8010411f30 is not visible (host5 is Linkdown)"
     port = tmp_path / "sys/class/fc_remote_ports/rport-5:0-1"
     (port / "port_name").write_text("0x50060e8010411f30\n")
     assert missing(here, path)[0] == "Fibre Channel port 0x50060e8010411f30 is Blocked"
@@ -904,7 +911,7 @@ def test_tree_of_an_image_on_nfs(host: Callable[[str], HostPaths], tmp_path: Pat
 
 def test_tree_of_a_crypt_volume(host: Callable[[str], HostPaths]) -> None:
     here = host("luks/closed")
-    reason = "crypt volume secret is not opened (it is in /etc/crypttab, which has the option noauto)"
+    reason = "crypt volume secret is not open (it is in /etc/crypttab, with the option noauto)"
     assert tree_of_path(here, "/dev/mapper/secret") == [
         f"-> crypt volume /dev/mapper/secret: {reason}",
         "  disk /dev/vde",
@@ -1189,15 +1196,15 @@ def test_drbd_8_that_does_no_io(host: Callable[[str], HostPaths]) -> None:
     here = host("drbd/one-secondary")
     states = "cs:WFConnection ro:Primary/Unknown ds:UpToDate/DUnknown C s-----"
     Path(here.proc, "drbd").write_text(f"version: 8.4.11 (api:1/proto:86-101)\n\n 1: {states}\n")
-    assert look(here, "drbd1", READS) == ("/dev/drbd1: DRBD does no I/O: its I/O is suspended", "drbdadm status")
+    assert look(here, "drbd1", READS) == ("/dev/drbd1: DRBD has stopped I/O: its I/O is suspended", "drbdadm status")
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 @pytest.mark.parametrize(
     ("says", "instead", "reason"),
     [
-        ('"quorum": true', '"quorum": false', "/dev/drbd1: DRBD does no I/O: it has no quorum"),
-        ('"suspended": false', '"suspended": true', "/dev/drbd1: DRBD does no I/O: its I/O is suspended"),
+        ('"quorum": true', '"quorum": false', "/dev/drbd1: DRBD has stopped I/O: it has no quorum"),
+        ('"suspended": false', '"suspended": true', "/dev/drbd1: DRBD has stopped I/O: its I/O is suspended"),
     ],
 )
 def test_drbd_9_that_does_no_io(

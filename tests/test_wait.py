@@ -77,7 +77,7 @@ def test_on_timeout_it_names_each_disk_and_why_and_the_status_is_1(host: Host, c
     assert f"{host.images}/a for web is still missing after 5min: does not exist\n" in result.messages
     assert f"{host.images} for mail is still not ready after 5min: is a directory, neither" in result.messages
     assert f"{host.images}/b" not in result.messages
-    later = "start them later with: xendomains-wait-disk start mail web"
+    later = "once their disks are ready, start them with: xendomains-wait-disk start mail web"
     assert result.messages.endswith(f"\nThese guests will probably not come up: mail, web ({later}).\n")
 
 
@@ -315,7 +315,8 @@ def test_looking_once_finds_the_others_though_a_file_system_does_not_answer(host
         result = host.run("--timeout", "0")
     assert result.status == xwd.EXIT_TIMED_OUT
     assert result.messages.endswith(
-        "These guests will probably not come up: deaf (start it later with: xendomains-wait-disk start deaf).\n"
+        "These guests will probably not come up: deaf "
+        "(once its disk is ready, start it with: xendomains-wait-disk start deaf).\n"
     )
 
 

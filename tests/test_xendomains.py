@@ -73,7 +73,7 @@ def test_directories_may_hold_any_character(sysconfig: Path, directory: str) -> 
 def test_unset_and_empty_variables_mean_no_guests(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, text)
     assert (xendomains.auto, xendomains.save) == ("", "")
-    assert problems == f"{sysconfig}: names no directory of guests (XENDOMAINS_AUTO), so xendomains starts none."
+    assert problems == f"{sysconfig}: sets no directory of guests (XENDOMAINS_AUTO), so xendomains starts none."
 
 
 def test_variables_of_the_environment_do_not_count(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_how_a_file_ends_does_not_matter(sysconfig: Path, last: str) -> None:
 def test_a_file_that_ends_the_shell_is_told_of_and_xens_defaults_are_taken(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n" + text)
     assert xendomains.auto == "/etc/xen/auto"
-    assert f"{sysconfig}: makes the shell that sources it exit; waiting for the guests in /etc/xen/auto" in problems
+    assert f"{sysconfig}: ends the shell that sources it; waiting for the guests in /etc/xen/auto" in problems
 
 
 @pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
@@ -346,7 +346,7 @@ def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
     host.settings.unlink()
     result = host.run()
     assert result.status == xwd.EXIT_NO_XENDOMAINS
-    assert result.messages == f"xendomains has no settings ({host.settings}), so it starts no guests.\n"
+    assert result.messages == f"xendomains has no settings file ({host.settings}), so it starts no guests.\n"
 
 
 def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
@@ -372,7 +372,7 @@ def test_a_directory_that_is_a_file_system_of_its_own_has_nothing_wrong_in_it(ho
 
 def test_directories_that_do_not_exist_hold_no_guests(host: Host) -> None:
     host.settings.write_text("XENDOMAINS_AUTO=/nowhere\nXENDOMAINS_SAVE=/not/here\nXENDOMAINS_RESTORE=true\n")
-    reason = "does not exist; correct XENDOMAINS_AUTO, or make it"
+    reason = "does not exist; correct XENDOMAINS_AUTO, or create it"
     directory = {"path": "/nowhere", "kind": "auto", "state": "unreadable", "reason": reason, "hint": None}
     assert host.list() == {"version": 1, "ready": False, "guests": [], "directories": [directory]}
     assert host.run("list").status == xwd.EXIT_USAGE

@@ -70,19 +70,19 @@ def test_errors_name_the_line_that_xl_names(name: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('name="a"\r\n', "line 1: lexical error near '\r', the file has the line ends of Windows"),
-        ('name="a\n', "line 1: lexical error near '\"', a string that does not end in its line"),
-        ('name="a"\n# end', "line 2: lexical error near '#', a comment on the last line needs a newline at its end"),
+        ('name="a"\r\n', "line 1: lexical error near '\r': the file has Windows line endings"),
+        ('name="a\n', "line 1: lexical error near '\"': a string that does not end on its line"),
+        ('name="a"\n# end', "line 2: lexical error near '#': a comment on the last line needs a newline at its end"),
         ("import os\n", f"line 1: syntax error near 'os', expected = or +=; import is {xwd.PYTHON}"),
         ("def f():\n", f"line 1: syntax error near 'f', expected = or +=; def is {xwd.PYTHON}"),
-        ("pae True\n", "line 1: lexical error near 'True', " + xwd.PYTHON + "; write 1 for True, and 0 for False"),
-        ('a="x" + "y"\n', f"line 1: lexical error near '+', {xwd.PYTHON}"),
-        ('a="%s" % 1\n', f"line 1: lexical error near '%', {xwd.PYTHON}"),
-        ("memory=4G\n", "line 1: lexical error near 'G', a character that xl does not know (memory is in MiB, "
+        ("pae True\n", "line 1: lexical error near 'True': " + xwd.PYTHON + "; write 1 for True, and 0 for False"),
+        ('a="x" + "y"\n', f"line 1: lexical error near '+': {xwd.PYTHON}"),
+        ('a="%s" % 1\n', f"line 1: lexical error near '%': {xwd.PYTHON}"),
+        ("memory=4G\n", "line 1: lexical error near 'G': xl does not know this character (memory is in MiB, "
          "without a unit)"),
-        ("a=[1, \\\n2]\n", "line 1: lexical error near '\\', a backslash at the end of a line is a leftover of xm: "
-         "xl does not run Python; a list may span lines without it"),
-        ('\ufeffname="a"\n', "line 1: lexical error near '\ufeff', the file begins with a byte order mark; "
+        ("a=[1, \\\n2]\n", "line 1: lexical error near '\\': a backslash at the end of a line is a leftover from xm "
+         "(xl does not run Python); a list may span lines without it"),
+        ('\ufeffname="a"\n', "line 1: lexical error near '\ufeff': the file begins with a byte order mark; "
          "save it without one"),
         ('disk=["a"\nvcpus=1\n', "line 2: syntax error near 'vcpus', expected , or ]"),
         ('disk=["a"', "line 1: syntax error near the end of the file, expected , or ]"),
@@ -93,9 +93,9 @@ def test_errors_name_the_line_that_xl_names(name: str, line: str) -> None:
         ('\na="\\q"\n', "line 2: an invalid character 'q' after a backslash in '\"\\q\"'"),
         ('a="\\7"\n', "line 1: too few digits after a backslash in '\"\\7\"'"),
         ('a="\0"\n', "line 1: a NUL byte in the string '\"\0\"'"),
-        ("memory=1\n", 'names no domain (name = "…" is missing)'),
+        ("memory=1\n", 'does not name the domain (name = "…" is missing)'),
         ('name=["a"]\n', "line 1: name is a list, not a string"),
-        ('name="a"\ndisk=["/x"]\n', "disk '/x': no vdev given (the list ends in line 2)"),
+        ('name="a"\ndisk=["/x"]\n', "disk '/x': no vdev given (the list ends on line 2)"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_line_and_the_text(text: str, message: str) -> None:
@@ -120,7 +120,7 @@ def test_an_error_names_the_line_and_the_text(text: str, message: str) -> None:
         ("access=x,vdev=xvda,target=/x", "unknown access 'x'"),
         ("specification=vmware,vdev=xvda,target=/x", "unknown specification 'vmware'"),
         ("grant_usage=2,vdev=xvda,target=/x", "unknown grant_usage '2'"),
-        ("vdev=xvda,target=/a\nb", "has a line break in it; write it without"),
+        ("vdev=xvda,target=/a\nb", "contains a line break; remove it"),
         ("colo-port=0,vdev=xvda,target=/x", "not a colo-port: '0'"),
     ],
 )
@@ -192,8 +192,8 @@ def test_a_type_that_xl_accepts(text: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("disks", "message"),
     [
-        (["phy:,xvda,w"], "disk 'xvda' is empty, and only a CD drive can be"),
-        (["/srv/x.iso,empty,xvda"], "disk 'xvda' is empty, and only a CD drive can be"),
+        (["phy:,xvda,w"], "disk 'xvda' has no target, and only a CD drive may be empty"),
+        (["/srv/x.iso,empty,xvda"], "disk 'xvda' has no target, and only a CD drive may be empty"),
         (["/dev/vg/a,raw,vda,w"], "unknown vdev 'vda' (use for example xvda, hda or sda)"),
         (["/dev/vg/a,raw,hde,w"], "unknown vdev 'hde' (use for example xvda, hda or sda)"),
         (["/dev/vg/a,raw,sda16,w"], "unknown vdev 'sda16' (use for example xvda, hda or sda)"),

@@ -36,7 +36,7 @@ pytestmark = [
 
 Answer = tuple[str, ...]
 REFUSED: Answer = ("refused",)
-LINE_BREAK = "has a line break in it; write it without"
+LINE_BREAK = "contains a line break; remove it"
 
 
 class Oracle:

@@ -45,7 +45,7 @@ class Row(NamedTuple):
         return f" (try: {self.hint})" if self.hint else ""
 
 
-LATER = "(start them later with: xendomains-wait-disk start)"
+LATER = "(once their disks are ready, start them with: xendomains-wait-disk start)"
 
 # By guest, in the order of the files: md-absent.cfg comes before md.cfg.
 ROWS = {

@@ -146,13 +146,14 @@ def test_the_last_boot_tells_what_it_waited_for(boot: Boot) -> None:
     last, status = answer(boot, "last.json")
     assert (last["version"], last["result"], last["timeout"], status) == (1, "timeout", 20, "1")
     assert 19 < last["waited"] < 30
-    assert {disk["path"]: disk["state"] for disk in last["disks"]} == {
+    needed = [one for guest in last["guests"] for one in guest["disks"] + guest["boot_files"]]
+    assert {one["path"]: one["state"] for one in needed} == {
         by_id("web"): "ready",
         by_id("gone"): "missing",
         "/boot/guest": "ready",
         "/boot/guest.img": "ready",
     }
-    assert [one["source"] for one in last["refused"]] == ["/etc/xen/auto/broken"]
+    assert [one["source"] for one in last["guests"] if one["state"] == "refused"] == ["/etc/xen/auto/broken"]
     assert "missing" in boot.text("last") and boot.text("last").endswith("status 1\n")
 
 
@@ -163,7 +164,8 @@ def test_the_record_is_for_root(boot: Boot) -> None:
 
 def test_the_boot_is_summed_up(boot: Boot) -> None:
     useless = "no guest starts from /etc/xen/auto/broken"
-    entry = boot.entry(f"xendomains starts now; these guests will probably not come up: gone; {useless}.")
+    later = re.escape("(once its disk is ready, start it with: xendomains-wait-disk start gone)")
+    entry = boot.entry(f"xendomains starts now; these guests will probably not come up: gone; {useless} {later}\\.")
     assert (entry["RESULT"], entry["MISSING"]) == ("timeout", "1")
     assert 19 < float(entry["WAITED_SEC"]) < 30
 
@@ -175,9 +177,13 @@ def test_the_lines_for_monitoring_tell_how_it_went(boot: Boot) -> None:
 
 
 def test_on_a_host_that_is_set_up_well_only_the_broken_guest_is_found(boot: Boot) -> None:
-    finding, status = boot.text("healthy").splitlines()
-    assert finding.startswith("/etc/xen/auto/broken: line 1: ")
-    assert status == "status 2"
+    lines = boot.text("healthy").splitlines()
+    gone = next(line for line in lines if "guest gone" in line)
+    assert gone.startswith("  error: guest gone, xvda: /dev/disk/by-id/virtio-gone is missing: ")
+    broken = "  error: line 1: syntax error near 'is', expected = or +=; xl will reject it"
+    totals = "2 errors, 0 warnings in 3 guests with 2 disks."
+    files = [f"/etc/xen/auto/{name}:" for name in ("gone.cfg", "broken")]
+    assert lines == [files[0], gone, files[1], broken, totals, "status 2"]
 
 
 def test_check_finds_all_that_the_next_boot_trips_over(boot: Boot) -> None:
@@ -186,13 +192,21 @@ def test_check_finds_all_that_the_next_boot_trips_over(boot: Boot) -> None:
     (unstable,) = (problem for _, guest, problem in findings if guest == "unstable")
     (part,) = (problem for _, guest, problem in findings if guest == "whole")
     assert part.endswith(f"1 on {by_id('whole')} is mounted on /srv/whole on this host")
+    (gone,) = (problem for _, guest, problem in findings if guest == "gone")
+    assert gone.startswith("/dev/disk/by-id/virtio-gone is missing: ")
     assert findings == {
         ("error", "", "line 1: syntax error near 'is', expected = or +=; xl will reject it"),
         ("error", "web", "is created from /etc/xen/auto/web.cfg"),
-        ("error", "one", f"{by_id('shared')} is written by guest two as well"),
-        ("error", "two", f"{by_id('shared')} is written by guest one as well"),
+        ("error", "gone", gone),
+        ("error", "one", f"{by_id('shared')} is also written to by guest two, and Xen refuses to share it"),
+        ("error", "two", f"{by_id('shared')} is also written to by guest one, and Xen refuses to share it"),
+        ("error", "reader", f"{by_id('shared')} is also written to by guests one, two, and Xen refuses to share it"),
         ("error", "kernel", "/boot/gone does not exist, although its file system is mounted"),
-        ("error", "mounted", f"{by_id('mounted')} is mounted on /srv/mounted on this host"),
+        (
+            "error",
+            "mounted",
+            f"{by_id('mounted')} is not ready: is mounted on /srv/mounted on this host, and Xen refuses to share it",
+        ),
         ("error", "swap", f"{by_id('swap')} is swap space on this host"),
         ("error", "whole", part),
         *warnings(
@@ -201,7 +215,7 @@ def test_check_finds_all_that_the_next_boot_trips_over(boot: Boot) -> None:
                 ("", "xendomains-wait-disk.service is disabled, so it does not run at boot"),
                 ("member", f"{by_id('member')} is part of /dev/md127 on this host"),
                 ("pv", f"{by_id('pv')} is part of /dev/mapper/pv-lv on this host"),
-                ("loop", "/dev/loop7 may be another disk after a reboot"),
+                ("loop", "/dev/loop7 may refer to a different disk after a reboot"),
                 ("unstable", unstable),
             }
         ),
@@ -219,17 +233,17 @@ def test_it_names_what_to_write_instead(boot: Boot) -> None:
         (
             "volume",
             "/dev/group/lv",
-            "auto_activation_volume_list in /etc/lvm/lvm.conf lacks volume group group",
+            "auto_activation_volume_list in /etc/lvm/lvm.conf does not list volume group group",
         ),
         ("lun", LUN, f"the host does not log in to target {TARGET} at boot"),
         ("luks", "/dev/mapper/secret", "secret is not in /etc/crypttab"),
         ("drbd", "/dev/drbd/by-res/one/0", "no service that brings up DRBD is enabled"),
         ("loop", "/dev/loop7", "nothing sets up loop7 at boot"),
-        ("image", "/srv/mounted/image", "what is mounted on /srv/mounted is not in /etc/fstab"),
+        ("image", "/srv/mounted/image", "the file system mounted on /srv/mounted is not in /etc/fstab"),
     ],
 )
 def test_with_reboot_it_finds_what_does_not_come_back(boot: Boot, guest: str, path: str, reason: str) -> None:
-    assert ("warning", guest, f"after a reboot {path} will be missing: {reason}") in found(boot, "reboot.json")
+    assert ("warning", guest, f"after a reboot, {path} will be missing: {reason}") in found(boot, "reboot.json")
 
 
 def test_with_reboot_it_finds_nothing_else(boot: Boot) -> None:
@@ -239,9 +253,9 @@ def test_with_reboot_it_finds_nothing_else(boot: Boot) -> None:
 
 
 def test_of_one_guest_only_its_own_findings_are_told(boot: Boot) -> None:
-    *findings, status = boot.text("web").splitlines()
-    assert len(findings) == 1 and all("guest web" in one for one in findings)
-    assert status == "status 2"
+    file, finding, totals, status = boot.text("web").splitlines()
+    assert file == "/etc/xen/auto/web.cfg.bak:" and "error: guest web: " in finding
+    assert totals.startswith("1 error, 0 warnings in ") and status == "status 2"
 
 
 def test_list_ends_with_2_because_a_guest_is_refused(boot: Boot) -> None:

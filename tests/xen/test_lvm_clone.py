@@ -40,7 +40,7 @@ def test_neither_is_taken_for_the_volume(boot: Boot) -> None:
 def test_what_is_seen_is_told(boot: Boot) -> None:
     assert boot.said(
         "/dev/vg/lv for web is still missing after 40s: "
-        r"sd[ab], sd[ab] carry the same PV UUID \(a LUN and its clone\?\) \(try: vgimportclone /dev/CLONE\)"
+        r"sd[ab], sd[ab] carry the same PV UUID \(a LUN and its clone, or paths to one LUN\); try: lsblk .*"
     )
 
 

@@ -105,7 +105,7 @@ def test_the_boot_is_finished_meanwhile(boot: Boot) -> None:
 
 def test_the_boots_wait_says_what_will_happen(boot: Boot) -> None:
     assert boot.said(
-        r"xendomains starts now; .*\(xendomains-late.service will start one, two when their disks are there\)."
+        r"xendomains starts now; .*\(xendomains-late.service will start one, two when their disks are ready\)."
     )
 
 
@@ -117,7 +117,7 @@ def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
 
 def test_a_guest_that_was_not_saved_in_full_is_neither_restored_nor_created(boot: Boot) -> None:
     reason = "/var/lib/xen/save/broken: is incomplete, because the save failed or was ended"
-    assert any(message.startswith(f"guest broken is not started: {reason}") for message in boot.messages(UNIT))
+    assert any(message.startswith(f"guest broken was not started: {reason}") for message in boot.messages(UNIT))
     assert not boot.came_up("broken")
 
 

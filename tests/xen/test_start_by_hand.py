@@ -39,8 +39,10 @@ HOST = Host(
 
 
 def test_the_last_message_of_the_wait_and_list_say_how(boot: Boot) -> None:
-    assert boot.said(r"xendomains starts now; .*\(start them later with: xendomains-wait-disk start\).")
-    assert boot.text("list").endswith("(start them later with: xendomains-wait-disk start)\n")
+    assert boot.said(
+        r"xendomains starts now; .*\(once their disks are ready, start them with: xendomains-wait-disk start\)."
+    )
+    assert boot.text("list").endswith("(once their disks are ready, start them with: xendomains-wait-disk start)\n")
 
 
 def test_a_dry_run_prints_the_commands_and_starts_nothing(boot: Boot) -> None:
