@@ -51,7 +51,7 @@ def utf16(path: Path) -> None:
 CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
     ("binary", binary, "line 1: lexical error"),
     ("huge", sparse, "is too large for a configuration: more than 131072 bytes"),
-    ("empty", Path.touch, "names no domain"),
+    ("empty", Path.touch, "does not name the domain"),
     ("directory", Path.mkdir, "is a directory, not a regular file"),
     ("fifo", os.mkfifo, "is a FIFO, not a regular file"),
     ("socket", bind_socket, "is a socket, not a regular file"),
@@ -63,7 +63,7 @@ CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
 ]
 
 SAVED: list[tuple[str, Callable[[Path], None], str]] = [
-    ("unknown", unknown_saved, "needs what xl does not know: mandatory flags 0xffffffff"),
+    ("unknown", unknown_saved, "has mandatory flags that xl does not know: 0xffffffff"),
     ("loop", link_to("bad"), "cannot be read: Too many levels of symbolic links"),
     ("truncated", truncated, "is cut off within its configuration: 448 of 1041 bytes"),
 ]

@@ -205,10 +205,10 @@ def test_the_xml_in_a_managed_save_is_read() -> None:
         (b"", "was not written by virsh managedsave"),
         (b"Xen saved domain, xl format\n \0 \r", "was not written by virsh managedsave"),
         (xwd.LIBVIRT_MAGIC, "was not written by virsh managedsave"),
-        (managed_save(domain(), version=3), "has version 3 of libvirt's format"),
+        (managed_save(domain(), version=3), "is in an unknown version of libvirt's format: 3"),
         (managed_save(domain(), size=2**32 - 1), "claims 4294967295 bytes of configuration"),
-        (managed_save(domain(), size=10_000), "ends within its configuration"),
-        (managed_save(domain(), end=b"half of it"), "is incomplete, because the save failed or was ended"),
+        (managed_save(domain(), size=10_000), "is cut off within its configuration"),
+        (managed_save(domain(), end=b"half of it"), "is incomplete, because saving failed or was interrupted"),
     ],
 )
 def test_a_damaged_managed_save_is_refused(content: bytes, message: str) -> None:

@@ -60,7 +60,7 @@ def test_a_configuration_as_text_is_read() -> None:
         (REAL[:20], "was not written by xl save, or is damaged"),
         (REAL[:40], "ends within its header"),
         (REAL[:32] + b"\1\1\1\1" + REAL[36:], "has an unknown byte order: 01010101"),
-        (saved_file(b"{}", flags=5), "needs what xl does not know: mandatory flags 0x5"),
+        (saved_file(b"{}", flags=5), "has mandatory flags that xl does not know: 0x5"),
         (saved_file(b"{}", optional=0), "claims 0 bytes of configuration in 0 bytes of optional data"),
         (saved_file(b"{}", optional=3), "claims 0 bytes of configuration in 3 bytes of optional data"),
         (saved_file(b"{}", size=5, optional=4), "claims 5 bytes of configuration in 4 bytes of optional data"),
@@ -69,9 +69,9 @@ def test_a_configuration_as_text_is_read() -> None:
         (saved_file(b"{}", size=50, optional=54, image=b""), "is cut off within its configuration: 2 of 50 bytes"),
         (
             saved_file(b"{}", image=b"LibxlFmt and half of the memory"),
-            "is incomplete, because the save failed or was ended",
+            "is incomplete, because saving failed or was interrupted",
         ),
-        (saved_file(b'{"name": "web"}', image=b""), "is incomplete, because the save failed or was ended"),
+        (saved_file(b'{"name": "web"}', image=b""), "is incomplete, because saving failed or was interrupted"),
     ],
 )
 def test_a_damaged_file_is_refused(content: bytes, message: str) -> None:
@@ -93,18 +93,18 @@ def test_an_empty_configuration_is_read_and_then_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "holds JSON that is not valid"),
-        ("", "holds JSON that is not valid"),
-        ("[]", "holds JSON that describes no domain"),
-        ("{}", "holds JSON that describes no domain"),
+        ("{", "contains invalid JSON"),
+        ("", "contains invalid JSON"),
+        ("[]", "contains JSON that does not describe a domain"),
+        ("{}", "contains JSON that does not describe a domain"),
         ('{"c_info": {"name": 5}}', "contains JSON whose domain has no name"),
-        ('{"c_info": {"name": "web"}, "disks": [5]}', "holds JSON that describes no domain"),
-        ('{"c_info": {"name": "web"}, "disks": 5}', "holds JSON that describes no domain"),
+        ('{"c_info": {"name": "web"}, "disks": [5]}', "contains JSON that does not describe a domain"),
+        ('{"c_info": {"name": "web"}, "disks": 5}', "contains JSON that does not describe a domain"),
         ("[" * 33, "contains JSON that is nested too deeply"),
         ("[" * 100_000, "contains JSON that is nested too deeply"),
         ('{"a":' * 33, "contains JSON that is nested too deeply"),
-        ('"' + "[" * 100, "holds JSON that is"),
-        ("9" * 100_000, "holds JSON"),
+        ('"' + "[" * 100, "contains "),
+        ("9" * 100_000, "contains invalid JSON"),
     ],
 )
 def test_json_that_is_not_a_domain_is_refused(text: str, message: str) -> None:

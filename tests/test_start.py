@@ -403,7 +403,7 @@ def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHo
     os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
     assert start(*[name] if name else []) == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert f"guest web is not started: {file}: is incomplete, because the save failed or was ended" in start.said
+    assert f"guest web was not started: {file}: is incomplete, because saving failed or was interrupted" in start.said
 
 
 @pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
@@ -415,7 +415,7 @@ def test_a_saved_guest_that_is_older_than_its_last_start_is_not_used(late: Start
     assert start() == start("web") == xwd.EXIT_USAGE
     assert late.calls() == []
     assert (
-        f"guest web is not started: {file} is older than the guest's last start (to discard it: rm {file}).\n"
+        f"guest web was not started: {file} is older than the guest's last start (to discard it: rm {file}).\n"
         in start.said
     )
 
@@ -720,7 +720,7 @@ def test_an_xl_that_takes_long_and_fails_then_is_told(late: StartHost) -> None:
     late.guest("web", late.image("web"))
     late.let_xl(f"while [ ! -e {late.root}/done ]; do sleep 0.05; done; exit 5")
     with late.late("--wait", change="m.MAX_TURN = 0.6\nm.RETRIES = ()") as running:
-        running.wait_for("which has not ended")
+        running.wait_for("which is still running")
         (late.root / "done").touch()
         result = running.end()
     assert "failed with status 5" in result.messages

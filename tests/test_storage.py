@@ -239,7 +239,7 @@ def test_a_volume_that_is_not_activated(host: Callable[[str], HostPaths]) -> Non
 def test_a_volume_and_a_group_that_nobody_knows(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/active")
     reason, hint = missing(here, "/dev/vg/typo")
-    assert reason.startswith("volume group vg has no volume typo (/etc/lvm/backup/vg, ")
+    assert reason.startswith("volume group vg has no volume typo (according to /etc/lvm/backup/vg of ")
     assert hint == "lvs vg"
     assert missing(here, "/dev/typo/lv") == (
         "volume group typo is unknown here (no /etc/lvm/backup/typo)",
@@ -283,7 +283,7 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
         (
             '\t\t\t\ttype = "striped"',
             '\t\t\t\ttype = "thin"\n\t\t\t\tthin_pool = "pool"',
-            "thin pool vg/pool is not activated",
+            "thin pool vg/pool is not active (if LVM refuses to activate it: lvconvert --repair vg/pool)",
             "lvchange -ay vg/pool",
         ),
     ],
@@ -606,7 +606,7 @@ def test_links_that_nothing_has(host: Callable[[str], HostPaths]) -> None:
         expected = (f"no block device has {tag} nothing", f"lsblk -o NAME,{tag}")
         assert missing(here, f"/dev/disk/by-{tag.lower()}/nothing") == expected
     assert missing(here, "/dev/disk/by-id/wwn-0x5") == ("no block device has ID wwn-0x5", "ls /dev/disk/by-id")
-    assert missing(here, "/dev/disk/by-id/dm-name-secret")[0].startswith("crypt volume secret is not opened ")
+    assert missing(here, "/dev/disk/by-id/dm-name-secret")[0].startswith("crypt volume secret is not open ")
 
 
 def test_a_label_is_written_as_udev_writes_it(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
         xwd.EXIT_TIMED_OUT,
         "waiting for 90",
     ),
-    ("slow to parse", configurations(*SLOW * 3), xwd.EXIT_READY, "odd11: names no domain"),
+    ("slow to parse", configurations(*SLOW * 3), xwd.EXIT_READY, "odd11: does not name the domain"),
     ("saved", saved, xwd.EXIT_READY, "claims 4294967295 bytes"),
     ("settings", settings, xwd.EXIT_READY, ""),
     ("flapping", flapping, xwd.EXIT_TIMED_OUT, "never for odd"),
@@ -335,7 +335,7 @@ def crowded(host: Host) -> Host:
 def test_of_a_directory_with_too_many_files_some_are_looked_at_and_few_lines_said(crowded: Host) -> None:
     result = crowded.run("--timeout", "0")
     assert f"{crowded.auto}: contains more than 4096 files; only 4096 of them are read.\n" in result.messages
-    assert result.messages.count(": names no domain") == xwd.MAX_LINES - 1
+    assert result.messages.count(": does not name the domain") == xwd.MAX_LINES - 1
     assert "3097 more messages like these were left out; see `xendomains-wait-disk list`." in result.messages
     assert f"{crowded.images}/a for a is missing: does not exist\n" in result.messages
 
@@ -360,7 +360,7 @@ def test_of_many_disks_each_with_a_reason_of_its_own_a_thousand_are_named_and_th
     lines = host.run("--timeout", "0").messages.splitlines()
     assert sum("is missing: does not exist, nor does the directory" in line for line in lines) == 1000
     assert lines[-2] == "100 more messages like these were left out; see `xendomains-wait-disk list`."
-    assert ", 1000 more (once their disks are ready, start them with: " in lines[-1]
+    assert ", 1080 more (once their disks are ready, start them with: " in lines[-1]
 
 
 def test_what_is_too_long_for_a_line_is_cut_in_the_middle(host: Host) -> None:

@@ -70,19 +70,19 @@ def test_errors_name_the_line_that_xl_names(name: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('name="a"\r\n', "line 1: lexical error near '\r', the file has Windows line endings"),
-        ('name="a\n', "line 1: lexical error near '\"', a string that does not end on its line"),
-        ('name="a"\n# end', "line 2: lexical error near '#', a comment on the last line needs a newline at its end"),
+        ('name="a"\r\n', "line 1: lexical error near '\r': the file has Windows line endings"),
+        ('name="a\n', "line 1: lexical error near '\"': a string that does not end on its line"),
+        ('name="a"\n# end', "line 2: lexical error near '#': a comment on the last line needs a newline at its end"),
         ("import os\n", f"line 1: syntax error near 'os', expected = or +=; import is {xwd.PYTHON}"),
         ("def f():\n", f"line 1: syntax error near 'f', expected = or +=; def is {xwd.PYTHON}"),
-        ("pae True\n", "line 1: lexical error near 'True', " + xwd.PYTHON + "; write 1 for True, and 0 for False"),
-        ('a="x" + "y"\n', f"line 1: lexical error near '+', {xwd.PYTHON}"),
-        ('a="%s" % 1\n', f"line 1: lexical error near '%', {xwd.PYTHON}"),
-        ("memory=4G\n", "line 1: lexical error near 'G', a character that xl does not know (memory is in MiB, "
+        ("pae True\n", "line 1: lexical error near 'True': " + xwd.PYTHON + "; write 1 for True, and 0 for False"),
+        ('a="x" + "y"\n', f"line 1: lexical error near '+': {xwd.PYTHON}"),
+        ('a="%s" % 1\n', f"line 1: lexical error near '%': {xwd.PYTHON}"),
+        ("memory=4G\n", "line 1: lexical error near 'G': xl does not know this character (memory is in MiB, "
          "without a unit)"),
-        ("a=[1, \\\n2]\n", "line 1: lexical error near '\\', a backslash at the end of a line is a leftover of xm: "
-         "xl does not run Python; a list may span lines without it"),
-        ('\ufeffname="a"\n', "line 1: lexical error near '\ufeff', the file begins with a byte order mark; "
+        ("a=[1, \\\n2]\n", "line 1: lexical error near '\\': a backslash at the end of a line is a leftover from xm "
+         "(xl does not run Python); a list may span lines without it"),
+        ('\ufeffname="a"\n', "line 1: lexical error near '\ufeff': the file begins with a byte order mark; "
          "save it without one"),
         ('disk=["a"\nvcpus=1\n', "line 2: syntax error near 'vcpus', expected , or ]"),
         ('disk=["a"', "line 1: syntax error near the end of the file, expected , or ]"),
