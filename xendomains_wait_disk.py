@@ -222,7 +222,8 @@ def attribute(directory: str, name: str) -> str:
     except FileNotFoundError:
         return ""
     try:
-        return os.read(descriptor, MAX_ATTRIBUTE).decode(errors="replace").strip()
+        # No path can be made of a NUL byte, which a file that is damaged may have.
+        return os.read(descriptor, MAX_ATTRIBUTE).decode(errors="replace").replace("\0", "").strip()
     finally:
         os.close(descriptor)
 
@@ -1665,7 +1666,7 @@ def udev_runs() -> bool:
 def read_text_file(path: str) -> str:
     """What is in a file; nothing if it cannot be read, or is too large to be what it should be."""
     with suppress(OSError, ValueError):
-        return read_file(path, MAX_EVIDENCE).decode(errors="replace")
+        return read_file(path, MAX_EVIDENCE).decode(errors="replace").replace("\0", "")
     return ""
 
 
