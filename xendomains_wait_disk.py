@@ -1678,12 +1678,12 @@ def list_names(directory: str, pattern: str = "") -> list[str]:
     return []
 
 
-def output_of(*command: str) -> str:
-    """What a program prints; nothing if it cannot be run or takes too long."""
+def output_of(*command: str, limit: float = MAX_PROGRAM) -> str:
+    """What a program prints; nothing if it cannot be run or takes longer than `limit` seconds."""
     from subprocess import DEVNULL, SubprocessError, run
 
     with suppress(OSError, SubprocessError):
-        printed = run(command, stdin=DEVNULL, capture_output=True, timeout=MAX_PROGRAM).stdout
+        printed = run(command, stdin=DEVNULL, capture_output=True, timeout=limit).stdout
         return printed.decode(errors="surrogateescape")
     return ""
 
@@ -4489,7 +4489,7 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
         elif clock.now() >= deadline or not (starts.waiting or snapshot.awaits_files()):
             break
         else:
-            recheck = bool(ends) or not starts.libvirt_is_done  # a disk that goes away has to be seen
+            recheck = bool(ends) or starts.awaits_libvirt  # a disk that goes away has to be seen
             sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
     outcomes = starts.outcomes()
     clock.release_signals()
@@ -4504,7 +4504,7 @@ class Starts:
         self._options = options
         self._journal = journal
         self._running = running_guests(watcher)
-        self.libvirt_is_done = False
+        self._libvirt_is_done = self.awaits_libvirt = False
         self._next: dict[str, tuple[float, Outcome]] = {}  # when to try again, and why not before
         self._pauses: dict[str, Iterator[float]] = {}  # before the tries that are left
         self.settled: dict[str, Outcome] = {}
@@ -4514,12 +4514,14 @@ class Starts:
         """Finds out which guests may be started now."""
         self.waiting = {}
         left = [one.domain.kind for one in snapshot.guests.values() if one.domain.name not in self.settled]
-        # It answers when it has tried to start its guests at this boot.
-        self.libvirt_is_done = "libvirt" not in left or ask(self._watcher, *VIRSH, "list") != ""
+        # libvirt answers when it has tried to start its guests at this boot.
+        if "libvirt" in left and not self._libvirt_is_done:
+            self._libvirt_is_done = ask(self._watcher, *VIRSH, "list", limit=MAX_XL) != ""
+        self.awaits_libvirt = "libvirt" in left and not self._libvirt_is_done
         for name, outcome in outcomes_of(snapshot, self._options, self._watcher.settings, self._running).items():
             if name in self.settled:
                 continue
-            if outcome.guest.domain.kind == "libvirt" and outcome.result == "ready" and not self.libvirt_is_done:
+            if outcome.guest.domain.kind == "libvirt" and outcome.result == "ready" and self.awaits_libvirt:
                 outcome = outcome._replace(result="waiting", reason=f"libvirt (`{' '.join(VIRSH)} list` fails)")
             if outcome.result == "waiting":
                 self._next.pop(name, None)  # when a disk that has gone is back, the next try is at once
@@ -4590,7 +4592,7 @@ def outcomes_of(
 ) -> dict[str, Outcome]:
     """By name, whether each guest may be started now ("ready"), and if not, why. If in doubt, it may not."""
     outcomes = {}
-    logs, lost, needs = guest_logs(), lost_guests(snapshot), snapshot.missing()
+    logs, lost, needs = xl_logs(), lost_guests(snapshot), snapshot.missing()
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
     patterns = ("*",) if options.guests else settings.late_domains
     for guest in guests_meant(snapshot, options.guests):
@@ -4623,40 +4625,48 @@ def has_run_since(saved: int, log: Sequence[int] | None) -> bool:
     return log is not None and saved + MAX_SAVE_END * 1e9 < log[-1]
 
 
-def guest_logs() -> dict[str, list[int]]:
+def guest_logs(directory: str, prefix: str) -> dict[str, list[int]]:
     """The inode, size and time (in ns) of the log of each guest, by name.
 
     xl begins a new one when it has started the guest; libvirt appends to it. This misses what xl has started
     without its daemon (xl create -e), and what logrotate has emptied or removed.
     """
-    logs: dict[str, list[int]] = {}
-    for directory, prefix in ((XL_LOGS, "xl-"), (LIBVIRT_LOGS, "")):
-        for file in list_names(directory, rf"{prefix}.+\.log"):
-            with suppress(OSError):
-                status = os.stat(f"{directory}/{file}")
+    logs = {}
+    for file in list_names(directory, rf"{prefix}.+\.log"):
+        with suppress(OSError):
+            status = os.stat(f"{directory}/{file}")
+            if status.st_size:
                 name = well_formed(file[len(prefix) : -len(".log")])
-                if status.st_size and status.st_mtime_ns > logs.get(name, [0])[-1]:
-                    logs[name] = [status.st_ino, status.st_size, status.st_mtime_ns]
+                logs[name] = [status.st_ino, status.st_size, status.st_mtime_ns]
     return logs
+
+
+def xl_logs() -> dict[str, list[int]]:
+    """The logs of the guests that xl has started."""
+    return guest_logs(XL_LOGS, "xl-")
 
 
 def note_logs() -> None:
     """Records the state of the guests' logs before xendomains starts them, once per boot. Raises OSError."""
     # What runs long after the boot is not the wait at boot, and guests may have been started before it.
     if not os.path.exists(NOTED_LOGS) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
-        write_record(NOTED_LOGS, guest_logs())
+        write_record(NOTED_LOGS, xl_logs())
 
 
 def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
-    """The guests whose logs differ from the record of the wait at boot, or without one, are newer than the boot."""
+    """The guests whose logs differ from the record of the wait at boot, or without one, are newer than the boot.
+
+    `logs` are those of xl. Those of libvirt are not in the record, because libvirt starts guests during the wait.
+    """
     import json
 
-    with suppress(OSError, ValueError, TypeError):
-        noted = dict(json.loads(read_file(NOTED_LOGS)))
-        return {name for name, log in logs.items() if noted.get(name) != log}
     # Where the clock was behind at boot, a log from before it looks newer than the boot: its guest is left alone.
     booted = (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)) * 1e9
-    return {name for name, log in logs.items() if log[-1] > booted}
+    started = {name for name, log in guest_logs(LIBVIRT_LOGS, "").items() if log[-1] > booted}
+    with suppress(OSError, ValueError, TypeError):
+        noted = dict(json.loads(read_file(NOTED_LOGS)))
+        return started.union(name for name, log in logs.items() if noted.get(name) != log)
+    return started.union(name for name, log in logs.items() if log[-1] > booted)
 
 
 def running_guests(watcher: Watcher) -> set[str]:
@@ -4673,9 +4683,9 @@ def is_inactive(unit: str) -> bool:
     return output_of("systemctl", "is-active", unit).strip() == "inactive"
 
 
-def ask(watcher: Watcher, *command: str) -> str:
-    """What xl or virsh prints; nothing if it fails or takes too long."""
-    calls: dict[str, Call] = {command[-1]: partial(output_of, *command)}
+def ask(watcher: Watcher, *command: str, limit: float = MAX_PROGRAM) -> str:
+    """What xl or virsh prints; nothing if it fails or takes too long. With a longer `limit`, a late answer is the next one."""
+    calls: dict[str, Call] = {command[-1]: partial(output_of, *command, limit=limit)}
     answers = watcher.calls.run(command[0], calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
     return next((answer for answer in answers.values() if isinstance(answer, str)), "")
 
@@ -4699,7 +4709,7 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
     guest's lock as well, so that it is held until xl has ended; what xl leaves running has closed it.
     """
     from fcntl import LOCK_EX, LOCK_NB, flock
-    from subprocess import DEVNULL, run
+    from subprocess import DEVNULL, CompletedProcess, run
 
     command, now = start_command(guest), watcher.clock.now()
     os.makedirs(LOCKS, exist_ok=True)
@@ -4710,10 +4720,12 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
             return Outcome(guest, "waiting", "another process, which is starting it")
         if ask(watcher, "xl", "domid", guest.domain.name):
             return Outcome(guest, "running")
-        lock.truncate(0)
-        files = {"stdin": DEVNULL, "stdout": lock, "stderr": lock}
-        call = partial(run, command, shell=True, cwd="/", start_new_session=True, **files)
-        # With a purpose of its own, because the call for another guest may still hang.
+
+        def call() -> CompletedProcess[bytes]:
+            lock.truncate(0)
+            return run(command, shell=True, cwd="/", start_new_session=True, stdin=DEVNULL, stdout=lock, stderr=lock)
+
+        # If an earlier one was still running after its limit, this is how it has ended.
         answers = watcher.calls.run(f"start {guest.domain.name}", {command: call}, now + limit, limit)
         ended = answers.get(command, NoResponse())
         said = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())

@@ -424,6 +424,17 @@ def test_what_runs_or_was_shut_down_since_is_left_alone(late: LibvirtHost, start
     assert "it has been started since the host booted" in start.said
 
 
+def test_it_is_left_alone_also_if_the_wait_has_noted_the_logs_later(late: LibvirtHost, start: Start) -> None:
+    """libvirt does not wait for the wait at boot."""
+    late.libvirt_guest("ran", late.image("ran"))
+    log = late.root / "libvirt-log" / "ran.log"
+    log.write_text("Domain start\n")
+    status = log.stat()
+    xwd.write_record(xwd.NOTED_LOGS, {"ran": [status.st_ino, status.st_size, status.st_mtime_ns]})
+    assert start() == xwd.EXIT_READY
+    assert late.calls() == []
+
+
 def test_where_xendomains_was_not_started_only_libvirts_guests_are(late: LibvirtHost) -> None:
     """Whoever uses libvirt may have left configurations in the auto directory."""
     late.libvirt_guest("web", late.image("web"))

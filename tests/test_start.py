@@ -718,12 +718,12 @@ def test_it_is_given_half_a_minute_and_without_wait_ten() -> None:
 
 def test_an_xl_that_takes_long_and_fails_then_is_told(late: StartHost) -> None:
     late.guest("web", late.image("web"))
-    late.let_xl(f"while [ ! -e {late.root}/done ]; do sleep 0.05; done; exit 5")
+    late.let_xl(f"while [ ! -e {late.root}/done ]; do sleep 0.05; done; echo no memory; exit 5")
     with late.late("--wait", change="m.MAX_TURN = 0.6\nm.RETRIES = ()") as running:
         running.wait_for("which is still running")
         (late.root / "done").touch()
         result = running.end()
-    assert "failed with status 5" in result.messages
+    assert "failed with status 5: no memory" in result.messages
     assert len(late.calls()) == 1
 
 

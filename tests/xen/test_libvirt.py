@@ -21,7 +21,8 @@ VIRSH = "virsh --connect xen:///system"
 def definition(name: str, disk: str) -> str:
     """What virsh define leaves in /etc/libvirt/libxl, without what libvirt adds by itself."""
     return (
-        f"<domain type='xen'><name>{name}</name><memory unit='MiB'>160</memory><vcpu>1</vcpu>"
+        f"<domain type='xen'><name>{name}</name><uuid>7c88074f-93fa-4292-9f9c-00000000000{NAMES.index(name)}</uuid>"
+        "<memory unit='MiB'>160</memory><vcpu>1</vcpu>"
         "<os><type arch='x86_64' machine='xenpv'>linux</type><kernel>/boot/guest</kernel>"
         "<initrd>/boot/guest.img</initrd><cmdline>console=hvc0 quiet mitigations=off vdevs=xvda</cmdline></os>"
         "<devices><disk type='block' device='disk'><driver name='phy' type='raw'/>"
@@ -52,6 +53,7 @@ HOST = Host(
     """,
     after=f"""
         state() {{ systemctl show -p ActiveState,Result,StatusText {UNIT} >"$report/$1"; }}
+        until_over() {{ while systemctl is-active {UNIT}; do sleep 1; done; }}
 
         for _ in $(seq 60); do
             {VIRSH} list && break
@@ -70,18 +72,15 @@ HOST = Host(
         sleep 60
         ready late-disk
         dmsetup create late --table "0 65536 linear /dev/disk/by-id/virtio-late 0"
-        wait_for_guest late
-        for _ in $(seq 30); do
-            systemctl is-active {UNIT} || break
-            sleep 1
-        done
+        wait_for_guest late 180
+        until_over
         state at-last
         {VIRSH} list --all >"$report/guests"
 
         # A later start of libvirt starts the service as well, and that leaves all as it is.
         systemctl restart libvirtd.service
         systemctl start {UNIT}
-        sleep 5
+        until_over
         {VIRSH} list --all >"$report/later"
     """,
 )
