@@ -2372,7 +2372,8 @@ def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
     if not stopped:
         return None
     hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
-    return absent(f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
+    reason = f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache"
+    return absent(f"{reason} (start it without only if the cache is lost)", hint)
 
 
 def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
