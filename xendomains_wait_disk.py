@@ -4685,7 +4685,10 @@ def is_inactive(unit: str) -> bool:
 
 
 def ask(watcher: Watcher, *command: str, limit: float = MAX_PROGRAM) -> str:
-    """What xl or virsh prints; nothing if it fails or takes too long. With a longer `limit`, a late answer is the next one."""
+    """What xl or virsh prints; nothing if it fails or takes too long.
+
+    With a longer `limit`, an answer that comes late is that of the next call.
+    """
     calls: dict[str, Call] = {command[-1]: partial(output_of, *command, limit=limit)}
     answers = watcher.calls.run(command[0], calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
     return next((answer for answer in answers.values() if isinstance(answer, str)), "")
