@@ -2372,7 +2372,8 @@ def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
     if not stopped:
         return None
     hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
-    return absent(f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache", hint)
+    reason = f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache"
+    return absent(f"{reason} (start it without only if the cache is lost)", hint)
 
 
 def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
@@ -4684,7 +4685,10 @@ def is_inactive(unit: str) -> bool:
 
 
 def ask(watcher: Watcher, *command: str, limit: float = MAX_PROGRAM) -> str:
-    """What xl or virsh prints; nothing if it fails or takes too long. What comes late is the next answer."""
+    """What xl or virsh prints; nothing if it fails or takes too long.
+
+    With a longer `limit`, an answer that comes late is that of the next call.
+    """
     calls: dict[str, Call] = {command[-1]: partial(output_of, *command, limit=limit)}
     answers = watcher.calls.run(command[0], calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
     return next((answer for answer in answers.values() if isinstance(answer, str)), "")

@@ -682,7 +682,7 @@ def test_a_bcache_device_without_its_cache(tmp_path: Path) -> None:
     here = made_up(tmp_path, sdb={"bcache/running": "0", "bcache/state": "dirty"})
     (tmp_path / "run/udev/data").mkdir(parents=True)
     (tmp_path / "run/udev/data/b7:0").write_text("E:ID_FS_TYPE=bcache\n")
-    reason = "bcache backing device sdb lacks its cache"
+    reason = "bcache backing device sdb lacks its cache (start it without only if the cache is lost)"
     assert missing(here, "/dev/bcache0") == (reason, "echo 1 >/sys/class/block/sdb/bcache/running")
 
 

@@ -20,10 +20,17 @@ from typing import Any
 
 HERE = Path(__file__).parent
 WORK = HERE.parents[1] / ".fuzz"
-XL_CORPUS = HERE.parent / "data" / "xl-corpus"
+DATA = HERE.parent / "data"
 
-# The targets, and what they can use of the files that the real xl has answered for.
-TARGETS = {"xl_config": "*.cfg", "disk": "", "saved": "*.head", "libvirt": "", "conffile": "", "xendomains": ""}
+# The targets, and which files that the real xl or libvirt wrote or answered for they start with.
+TARGETS = {
+    "xl_config": "xl-corpus/*.cfg",
+    "disk": "",
+    "saved": "xl-corpus/*.head",
+    "libvirt": "libvirt/*.xml",
+    "conffile": "",
+    "xendomains": "",
+}
 LARGEST = 8192  # bytes that libFuzzer makes up; harness.py adds a few inputs of the largest size that is read
 
 
@@ -82,7 +89,7 @@ def seeded(target: str) -> Path:
     """The directory for what is interesting, with the seeds in it."""
     corpus = WORK / target
     corpus.mkdir(parents=True, exist_ok=True)
-    seeds = [*(HERE / "corpus" / target).glob("*"), *(XL_CORPUS.glob(TARGETS[target]) if TARGETS[target] else ())]
+    seeds = [*(HERE / "corpus" / target).glob("*"), *(DATA.glob(TARGETS[target]) if TARGETS[target] else ())]
     for seed in seeds:
         shutil.copy(seed, corpus / seed.name)
     return corpus

@@ -17,6 +17,7 @@ HOST = Host(
     guests=(Guest("web", ("/srv/web.qcow2,qcow2,xvda,w",)),),
     files=nfs.FILES,
     setup="""
+        mkdir -p /srv/export
         truncate --size=24M /srv/export/base.img
         qemu-img create -f qcow2 -F raw -b base.img /srv/export/middle.qcow2
         qemu-img create -f qcow2 -F qcow2 -u -b /mnt/images/middle.qcow2 /srv/web.qcow2 24M

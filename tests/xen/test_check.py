@@ -24,7 +24,7 @@ LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
 DISKS = ("web", "mounted", "swap", "member", "pv", "group", "secret", "drbd", "shared", "plain", "whole")
 # Lines from the manual page.
 PAGE = (TOP / "man" / "xendomains-wait-disk.8").read_text().partition('.SS "Monitoring"\n')[2].replace("\\-", "-")
-MONITORING = re.findall(r"^((?:systemctl|journalctl) .*)", PAGE, re.MULTILINE)
+MONITORING = re.findall(r"^((?:! )?(?:systemctl|journalctl) .*)", PAGE, re.MULTILINE)
 
 
 def by_id(name: str) -> str:
