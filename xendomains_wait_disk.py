@@ -223,7 +223,7 @@ def attribute(directory: str, name: str) -> str:
         return ""
     try:
         # No path can be made of a NUL byte, which a file that is damaged may have.
-        return os.read(descriptor, MAX_ATTRIBUTE).decode(errors="replace").replace("\0", "").strip()
+        return os.read(descriptor, MAX_ATTRIBUTE).decode(errors="replace").replace("\0", "?").strip()
     finally:
         os.close(descriptor)
 
@@ -1531,7 +1531,7 @@ class StorageFacts:
     @cached_property
     def wanted_mounts(self) -> set[str]:
         """The mount and automount units that other units want."""
-        wants = [f"{one}/{name}" for one in unit_directories() for name in list_names(one, r".*\.(wants|requires)")]
+        wants = [f"{item}/{name}" for item in unit_directories() for name in list_names(item, r".*\.(wants|requires)")]
         return {unit for directory in wants for unit in list_names(directory, r".*mount")}
 
     @cached_property
@@ -1607,7 +1607,7 @@ class StorageFacts:
 
         directories = [f"{directory}/iscsi/nodes" for directory in (ETC, f"{VAR}/lib")]
         nodes = {}
-        for path in (path for one in directories for path in (*glob(f"{one}/*/*"), *glob(f"{one}/*/*/*"))):
+        for path in (path for item in directories for path in (*glob(f"{item}/*/*"), *glob(f"{item}/*/*/*"))):
             record = dict(re.findall(r"^node\.(\S+) = (.*)", self.text(path), re.MULTILINE))
             if "name" in record:
                 portal = portal_of(record.get("conn[0].address", ""), record.get("conn[0].port", ""))
@@ -1646,7 +1646,7 @@ class StorageFacts:
         for file in files:
             for pattern in re.findall(r'^[ \t]*include[ \t]+"?([^";\n\0]+)"?[ \t]*;', self.text(file), re.MULTILINE):
                 found = sorted(glob(os.path.join(os.path.dirname(file), pattern)))
-                files += [one for one in found if one not in files][:MAX_FILES]
+                files += [item for item in found if item not in files][:MAX_FILES]
         text = re.sub("#.*", "", "\n".join(map(self.text, files)))
         common, *parts = re.split(r'\bresource\s+"?([^\s"{]+)"?\s*{', text)
         return {name: common + own for name, own in zip(parts[::2], parts[1::2])}
@@ -1666,7 +1666,7 @@ def udev_runs() -> bool:
 def read_text_file(path: str) -> str:
     """What is in a file; nothing if it cannot be read, or is too large to be what it should be."""
     with suppress(OSError, ValueError):
-        return read_file(path, MAX_EVIDENCE).decode(errors="replace").replace("\0", "")
+        return read_file(path, MAX_EVIDENCE).decode(errors="replace").replace("\0", "?")
     return ""
 
 
@@ -1699,7 +1699,7 @@ def is_bound_to_itself(mount: Sequence[str], parent: Sequence[str]) -> bool:
 
 def longest_above(path: str, places: Iterable[str]) -> str:
     """The innermost of these places that holds the path; nothing if none does."""
-    return max((one for one in places if f"{path}/".startswith(f"{one.rstrip('/')}/")), key=len, default="")
+    return max((item for item in places if f"{path}/".startswith(f"{item.rstrip('/')}/")), key=len, default="")
 
 
 def device_directory(name: str) -> str:
@@ -1832,7 +1832,7 @@ def check_array(name: str, facts: StorageFacts) -> Problem | None:
 
 def when_it_starts(name: str, facts: StorageFacts) -> str:
     """What becomes of an inactive md array: mdadm's udev rules start mdadm-last-resort@.timer for an unsafe one."""
-    members = [one for one in facts.devices_with(name, "MD_DEVICE") if one.properties.get("MD_STARTED") == "unsafe"]
+    members = [item for item in facts.devices_with(name, "MD_DEVICE") if item.properties.get("MD_STARTED") == "unsafe"]
     if not members:
         return "nothing will start it unless another member appears"
     waits = facts.uptime - max(member.initialized for member in members)
@@ -1851,13 +1851,13 @@ def check_nvme(name: str, _: StorageFacts) -> Problem | None:
     """
     disk = re.fullmatch("(nvme[0-9]+)(n[0-9]+)", name)
     directory = f"{device_directory(name)}/device"
-    controllers = [f"{directory}/{one}" for one in list_names(directory, "nvme[0-9]+")] if disk else []
-    live = [one for one in controllers if attribute(one, "state") == "live"]
+    controllers = [f"{directory}/{item}" for item in list_names(directory, "nvme[0-9]+")] if disk else []
+    live = [item for item in controllers if attribute(item, "state") == "live"]
     if disk is None or not controllers:
         return None
     if not live:
         return Problem("none of its NVMe controllers is live", "nvme list-subsys")
-    paths = [f"{one}/{path}" for one in live for path in list_names(one, f"{disk[1]}c[0-9]+{disk[2]}")]
+    paths = [f"{item}/{path}" for item in live for path in list_names(item, f"{disk[1]}c[0-9]+{disk[2]}")]
     states = [attribute(path, "ana_state") for path in paths]
     if states and not {"", "optimized", "non-optimized"}.intersection(states):
         return Problem(f"its NVMe paths are {join_limited(states, MAX_LISTED)}", "nvme list-subsys")
@@ -1935,8 +1935,8 @@ def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | No
         what, usable, needed = array_members(name, below)
     elif legs:
         # As many as it takes to hold the volume's data: for a RAID10 whose pairs are not known, that is the minimum.
-        size, leg = (int(attribute(device_directory(one), "size") or 1) for one in (name, legs[0]))
-        what, usable, needed = "leg", sum(one in good for one in legs), -(-size // max(leg, 1))
+        size, leg = (int(attribute(device_directory(item), "size") or 1) for item in (name, legs[0]))
+        what, usable, needed = "leg", sum(item in good for item in legs), -(-size // max(leg, 1))
     if usable >= needed:
         return what != "", None
     few = f"only {usable} of the {needed} {what}s it needs can be used" if usable else f"no usable {what}"
@@ -1951,8 +1951,8 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
     total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
     bad = [f"dev-{layer.name}" for layer in below if layer.cause]
-    members = [f"{directory}/{one}" for one in list_names(directory, "dev-.+") if one not in bad]
-    members = [one for one in members if "in_sync" in attribute(one, "state")]
+    members = [f"{directory}/{item}" for item in list_names(directory, "dev-.+") if item not in bad]
+    members = [item for item in members if "in_sync" in attribute(item, "state")]
     if level == "raid10" and layout == "258" and total % 2 == 0:  # two copies, side by side
         pairs = {int(attribute(member, "slot") or 0) // 2 for member in members}
         return "mirrored pair", len(pairs), total // 2
@@ -2200,8 +2200,10 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         wwid = keys.get("wwid", "") if keys.get("alias") == name else wwid
     if not wwid:
         return None
-    paths = [one for one in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not one.name.startswith("dm-")]
-    if names := [one.name for one in paths if "ID_PART_ENTRY_NUMBER" not in one.properties]:
+    paths = [
+        item for item in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not item.name.startswith("dm-")
+    ]
+    if names := [item.name for item in paths if "ID_PART_ENTRY_NUMBER" not in item.properties]:
         reason = f"no multipath map for {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
         return absent(reason, "multipath -v2", *map(facts.layer, names))
     return absent(f"multipath map {name} has no path to {wwid}", "multipath -v2", *facts.likely_sessions)
@@ -2255,8 +2257,8 @@ INACTIVE = (
 def disks_of(volume: str, group: VolumeGroup) -> set[str]:
     """The physical volumes that a logical one is built on, including those of its sub-volumes and its pool."""
     volumes, disks = [volume], set()
-    for one in volumes:
-        words = set(re.findall('"([^"]+)"', group.volumes[one]))
+    for item in volumes:
+        words = set(re.findall('"([^"]+)"', group.volumes[item]))
         disks.update(words.intersection(group.disks))
         volumes += words.intersection(group.volumes).difference(volumes)
     return disks
@@ -2280,7 +2282,7 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
     found = facts.devices_with(uuid, "ID_FS_UUID")
     # All the paths of a multipath device are one disk.
-    holders = [one.name for one in found if one.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
+    holders = [item.name for item in found if item.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
     problem = None
     if len(holders) > 1:
         # Advice to change one of them would do harm where both are the same disk.
@@ -2300,7 +2302,7 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
         is_local = re.search("ATA|^eui|^nvme", values.get("device_id", ""))
         below = () if is_local else facts.likely_sessions
     else:
-        below = tuple(one for one in facts.find(device) if one.cause)  # what is there now may be another disk
+        below = tuple(item for item in facts.find(device) if item.cause)  # what is there now may be another disk
     return stacked(name, "physical volume", None, *below)._replace(problem=MISSING)
 
 
@@ -2316,7 +2318,7 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
     """A LUN of an iSCSI target, by its path."""
     target, portal = match["target"], match["portal"]
     reason = f"iSCSI target {target} at {portal} has no LUN {match['lun']}, though there is a session"
-    states = [state for one, at, state in facts.iscsi_sessions.values() if (one, at) == (target, portal)]
+    states = [state for item, at, state in facts.iscsi_sessions.values() if (item, at) == (target, portal)]
     session = session_layer(target, portal, states[0] if states else None, facts)
     return absent(reason, "iscsiadm -m session --rescan", session)
 
@@ -2331,13 +2333,13 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     resources, minor, disk = facts.drbd_resources, match["minor"], match["disk"]
     of_disk = rf'disk\s+"?/dev/{re.escape(disk or "")}[";\s]'
     name = match["resource"] or ""
-    for one, text in resources.items():
+    for item, text in resources.items():
         if (minor and has_minor(text, minor)) or (disk and re.search(of_disk, text)):
-            name = one
+            name = item
     if name not in resources:
         reason = f"no DRBD resource {name or 'for this device'} in /etc/drbd.conf or the files it includes"
         return absent(reason, "drbdadm dump")
-    if any(has_minor(resources[name], one[len("drbd") :]) for one in list_names(f"{SYS}/class/block", "drbd.*")):
+    if any(has_minor(resources[name], item[len("drbd") :]) for item in list_names(f"{SYS}/class/block", "drbd.*")):
         return None
     return absent(f"DRBD resource {name} is not up", f"drbdadm up {name}")
 
@@ -2367,8 +2369,8 @@ def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
 
 def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A bcache device: those whose cache is missing are not there (Documentation/admin-guide/bcache.rst in Linux)."""
-    backing = [one.name for one in facts.devices_with("bcache", "ID_FS_TYPE")]
-    stopped = [one for one in backing if attribute(f"{device_directory(one)}/bcache", "running") == "0"]
+    backing = [item.name for item in facts.devices_with("bcache", "ID_FS_TYPE")]
+    stopped = [item for item in backing if attribute(f"{device_directory(item)}/bcache", "running") == "0"]
     if not stopped:
         return None
     hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
@@ -2384,7 +2386,7 @@ def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
             state = attribute(f"{ports}/{remote}", "port_state")
             what = f"has no LUN {match['lun']}" if state == "Online" else f"is {state}"
             return absent(f"Fibre Channel port {port} {what}", "rescan-scsi-bus.sh")
-    ours = [f"{one} is {attribute(f'{hosts}/{one}', 'port_state')}" for one in list_names(hosts)]
+    ours = [f"{item} is {attribute(f'{hosts}/{item}', 'port_state')}" for item in list_names(hosts)]
     reason = f"Fibre Channel port {port} is not visible ({join_limited(ours, MAX_LISTED) or 'no adapter'})"
     return absent(reason, "lsscsi --hosts --transport")
 
@@ -2555,7 +2557,7 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
     if state.role == "Primary":
         return None
     resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
-    resource = next((one for one, text in resources.items() if has_minor(text, minor)), "RESOURCE")
+    resource = next((item for item, text in resources.items() if has_minor(text, minor)), "RESOURCE")
     is_shared = facts.shares and any("allow-two-primaries" in text for text in resources.values())
     # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
     promotes = state.is_version_9 and not re.search(r"auto-promote\s+no\b", resources.get(resource, ""))
@@ -2640,10 +2642,10 @@ def storage_of(required: Required, facts: StorageFacts) -> Layer:
     The one to blame, if any, is the layer whose problem is the cause of the first.
     """
     layer = named_layer(check_layers(required, facts)[1], facts)
-    for one in layer.below:
+    for item in layer.below:
         # The same device again, with the path as its name; LVM has two names for a volume.
-        if one.name == layer.name or one.kind == "LVM volume":
-            return one._replace(name=layer.name, problem=one.problem or layer.problem, cause=layer.cause)
+        if item.name == layer.name or item.kind == "LVM volume":
+            return item._replace(name=layer.name, problem=item.problem or layer.problem, cause=layer.cause)
     return layer
 
 
@@ -2659,7 +2661,7 @@ def named_layer(layer: Layer, facts: StorageFacts, above: str = "") -> Layer:
         if kind == "LVM volume" and above != kind:
             group, volume = split_map_name(os.path.basename(name))
             name, below = f"/dev/{group}/{volume}", (Layer(group, "volume group", None, below),)
-    shown = tuple(named_layer(one, facts, above if kind == "volume group" else kind) for one in below)
+    shown = tuple(named_layer(item, facts, above if kind == "volume group" else kind) for item in below)
     return layer._replace(name=name, kind=kind, below=shown)
 
 
@@ -2898,25 +2900,25 @@ class Snapshot(NamedTuple):
     def awaits_files(self) -> bool:
         """Whether a directory or a configuration is waited for: then not all guests and disks are known yet."""
         directories, guests = self.directories.values(), self.guests.values()
-        return any(one.status.is_awaited() for one in directories) or any(one.status.is_awaited() for one in guests)
+        return any(item.status.is_awaited() for item in directories) or any(item.status.is_awaited() for item in guests)
 
     def guest_status(self, guest: Guest) -> Status:
         """The status of a guest: that of its file, unless something that it needs will not come, or is waited for."""
         statuses = [guest.status, *map(self.disk_status, guest.required)]
-        bad = [one for one in statuses if one.is_rejected()] or [one for one in statuses if one.is_awaited()]
+        bad = [item for item in statuses if item.is_rejected()] or [item for item in statuses if item.is_awaited()]
         return bad[0] if bad else guest.status
 
     def waiting_guests(self) -> set[str]:
         """The names of the guests that cannot start yet."""
-        return {one.guest for one in self.missing() if one.path not in self.directories}
+        return {item.guest for item in self.missing() if item.path not in self.directories}
 
     def missing(self) -> list[Need]:
         """What the start of the guests still waits for, each path once for a guest."""
-        needs = [Need(path, f"the guests in {path}", one.status) for path, one in self.directories.items()]
+        needs = [Need(path, f"the guests in {path}", item.status) for path, item in self.directories.items()]
         for file, guest in self.guests.items():
             name = guest.domain.name
             needs.append(Need(file, name, guest.status))
-            needs += [Need(one.path, name, self.disk_status(one)) for one in guest.required if one.path]
+            needs += [Need(item.path, name, self.disk_status(item)) for item in guest.required if item.path]
         return list(dict.fromkeys(need for need in needs if need.status.is_awaited()))
 
 
@@ -3001,7 +3003,7 @@ class Watcher:
         if directories == known.directories and files == self._read:
             return
         self._read = files
-        saved = [file for one in directories.values() if one.kind == "saved" for file in one.files]
+        saved = [file for item in directories.values() if item.kind == "saved" for file in item.files]
         by_libvirt = {file: guest for file, guest in files.items() if guest.domain.kind == "libvirt"}
         others = {file: guest for file, guest in files.items() if file not in by_libvirt}
         read = {**with_starts(others, self.xendomains, " ".join(map(os.path.basename, saved))), **by_libvirt}
@@ -3238,7 +3240,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
 def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
     """What the guests require, by path; for a disk of several guests, what suffices for all of them."""
     paths: dict[str, Required] = {}
-    for required in (one for guest in guests.values() for one in guest.required if one.path):
+    for required in (item for guest in guests.values() for item in guest.required if item.path):
         other = paths.setdefault(required.path, required)
         if other != required:
             writes, promotes = other.writes or required.writes, other.promotes and required.promotes
@@ -3360,7 +3362,7 @@ class Journal:
         It gets the entries about single disks as well, which nobody needs to see who has seen the message about all.
         """
         level = INFO if self._is_journal else self.level
-        shown = [one for one in messages if one[0] <= self.level or (one[0] <= level and "DISK" in one[2])]
+        shown = [item for item in messages if item[0] <= self.level or (item[0] <= level and "DISK" in item[2])]
         if shown:
             self._say_dropped(end)
         for position, message in enumerate(shown):
@@ -3523,7 +3525,7 @@ class Reporter:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
             self._said.clear()
             self._lines = 0
-            known = [one for one in self._missing if one.key in self._announced or one.status == UNKNOWN]
+            known = [item for item in self._missing if item.key in self._announced or item.status == UNKNOWN]
             reminders = messages_by_cause(known, WARNING, "still waiting for {}", waiting_message)
             messages += limited([message for message in reminders if message[0] == WARNING])
         if has_changed or is_due:
@@ -3539,13 +3541,13 @@ class Reporter:
         if snapshot is self._snapshot:
             return []
         before, self._missing, self._snapshot = self._missing, snapshot.missing(), snapshot
-        paths = {one.path for one in self._missing}
+        paths = {item.path for item in self._missing}
         messages: list[Message] = [(DEBUG, f"Checked {size_of(snapshot)}; still missing: {len(paths)}.", {})]
         seconds = round(self._clock.now() - self._started, 3)
         found: dict[str, list[str]] = {}
-        for one in before:
-            if one.path not in paths:
-                found.setdefault(one.path, []).append(one.guest)
+        for item in before:
+            if item.path not in paths:
+                found.setdefault(item.path, []).append(item.guest)
         announced = {path for path, _ in self._announced}
         messages += [found_message(*item, snapshot, seconds) for item in found.items() if item[0] in announced]
         self._announced = {key for key in self._announced if key[0] in paths}
@@ -3581,13 +3583,13 @@ class Reporter:
     def _new_waits(self) -> list[Need]:
         """What is missing and was not reported yet, unless it just has not been checked yet."""
         new = [
-            one
-            for one in self._missing
-            if one.key not in self._announced
-            and one.status.state is not State.UNKNOWN
-            and self._is_news(one.path, f"waiting for {one.guest}")
+            item
+            for item in self._missing
+            if item.key not in self._announced
+            and item.status.state is not State.UNKNOWN
+            and self._is_news(item.path, f"waiting for {item.guest}")
         ]
-        self._announced.update(one.key for one in new)
+        self._announced.update(item.key for item in new)
         return new
 
     def _report_status(self) -> None:
@@ -3612,7 +3614,7 @@ class Reporter:
         seconds = self._clock.now() - self._started
         lost = [snapshot.guests[file] for file in lost_guests(snapshot)]
         down = {guest.domain.name for guest in lost if not guest.status.is_rejected()}
-        guests = join_limited(sorted(down.union(one.guest for one in self._missing)), MAX_NAMES)
+        guests = join_limited(sorted(down.union(item.guest for item in self._missing)), MAX_NAMES)
         # Whether they are meant to be guests is not known.
         files = [guest.domain.source for guest in lost if guest.status.is_rejected()]
         useless = [f"no guest starts from {join_limited(files, MAX_NAMES)}"] if files else []
@@ -3635,7 +3637,7 @@ class Reporter:
                 losses = [f"these guests will not come up: {guests}"] if down else []
                 text = f"No disk is missing, but {'; '.join(losses + useless)}."
             self._report_status()
-        missing = len({one.path for one in self._missing})
+        missing = len({item.path for item in self._missing})
         fields = {"RESULT": result, "WAITED_SEC": f"{seconds:.3f}", "MISSING": str(missing)}
         summary = (level, text, {"MESSAGE_ID": MESSAGE_SUMMARY, **fields})
         self._journal.log_all(messages, self._clock.now() + MAX_SENDING_AT_END, summary)
@@ -3689,12 +3691,12 @@ def messages_by_cause(
     entries: list[Message] = []
     for cause in causes_of(needs):
         if len(cause.needs) <= MAX_NAMED:
-            messages += [(level, about_one(one), {**fields_of(one), **fields}) for one in cause.needs]
+            messages += [(level, about_one(item), {**fields_of(item), **fields}) for item in cause.needs]
             continue
-        verb = "is" if len({one.path for one in cause.needs}) == 1 else "are"
+        verb = "is" if len({item.path for item in cause.needs}) == 1 else "are"
         text = f"{about_all.format(in_numbers(cause.needs), verb)}: {cause.text()}"
         messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
-        entries += [(INFO, about_one(one), fields_of(one)) for one in cause.needs]
+        entries += [(INFO, about_one(item), fields_of(item)) for item in cause.needs]
     return messages + entries
 
 
@@ -3751,7 +3753,7 @@ def in_numbers(needs: Sequence[Need]) -> str:
 
 def in_short(needs: Sequence[Need]) -> str:
     """How much is missing, and the first causes or disks, on one line."""
-    texts = [f"{one.path} for {one.guest} ({one.status.reason})" for one in needs]
+    texts = [f"{item.path} for {item.guest} ({item.status.reason})" for item in needs]
     if len(needs) > MAX_NAMED:
         texts = [cause.reason for cause in causes_of(needs)]
     return f"{in_numbers(needs)}: {join_limited(texts, MAX_NAMED)}"
@@ -3781,7 +3783,7 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
     """By file, why no guest starts from it, however long one waits."""
     lost = {}
     for file, guest in snapshot.guests.items():
-        statuses = [(one.path, snapshot.disk_status(one)) for one in guest.required]
+        statuses = [(item.path, snapshot.disk_status(item)) for item in guest.required]
         gone = [f"{path} {status.reason}" for path, status in statuses if status.is_rejected()]
         if guest.status.is_rejected():
             will = f"{'libvirt' if guest.domain.kind == 'libvirt' else 'xl'} will reject it"
@@ -3819,9 +3821,9 @@ def check_files(snapshot: Snapshot, awaited: str = "") -> Iterator[Finding]:
 def as_record(snapshot: Snapshot, found: Mapping[str, float] | None = None) -> dict[str, Any]:
     """The guests and the directories that cannot be read, as JSON has them; `found` tells when each path was there."""
     directories = [
-        {"path": well_formed(path), "kind": one.kind, **status_as_json(one.status)}
-        for path, one in snapshot.directories.items()
-        if one.status != READY
+        {"path": well_formed(path), "kind": item.kind, **status_as_json(item.status)}
+        for path, item in snapshot.directories.items()
+        if item.status != READY
     ]
     guests = [guest_as_json(guest, snapshot, found) for guest in snapshot.guests.values()]
     return {"guests": guests, "directories": directories}
@@ -3954,8 +3956,8 @@ def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], scree
     """A block about what is wrong: why, what helps, and which disks and guests have it."""
     label = f"[{numbers[cause.reason, cause.hint]}] "
     guests: dict[str, list[str]] = {}
-    for one in cause.needs:
-        guests.setdefault(one.path, []).append(one.guest)
+    for item in cause.needs:
+        guests.setdefault(item.path, []).append(item.guest)
     named = [f"{path} ({join_limited(names, MAX_LISTED)})" for path, names in guests.items()]
     texts = [cause.reason, f"{in_numbers(cause.needs)}: {join_limited(named, MAX_NAMED)}"]
     if len(named) == 1:
@@ -3996,8 +3998,8 @@ def rows_of_layer(
         state = "-"
     yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
     indent += "  " if is_last else trunk
-    for one in layer.below:
-        yield from rows_of_layer(one, indent, one is layer.below[-1], cause, screen)
+    for item in layer.below:
+        yield from rows_of_layer(item, indent, item is layer.below[-1], cause, screen)
 
 
 def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: bool) -> list[str]:
@@ -4042,11 +4044,11 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
     numbers = {(cause.reason, cause.hint): number for number, cause in enumerate(causes, 1)}
     disks: dict[str, dict[str, Any]] = {}
     for guest in record["guests"]:
-        for disk in (one for one in guest["disks"] + guest["boot_files"] if one["path"]):
+        for disk in (item for item in guest["disks"] + guest["boot_files"] if item["path"]):
             disks.setdefault(disk["path"], {**disk, "guests": []})["guests"].append(guest["name"])
     for need in problems_in(record):
-        one = {**status_as_json(need.status), "found_after": None, "guests": [need.guest]}
-        disks.setdefault(need.path, one)
+        item = {**status_as_json(need.status), "found_after": None, "guests": [need.guest]}
+        disks.setdefault(need.path, item)
     ordered = sorted(disks.items(), key=lambda item: -seconds_of(item[1]))
     rows: list[Sequence[str]] = [("AFTER", "DISK", "GUESTS", "STATE", "")]
     longest = max([record["waited"], 1.0])
@@ -4122,7 +4124,7 @@ def columns_of(text: str) -> int:
         return len(text)
     from unicodedata import combining, east_asian_width
 
-    return sum(0 if combining(one) else 2 if east_asian_width(one) in "WF" else 1 for one in text)
+    return sum(0 if combining(item) else 2 if east_asian_width(item) in "WF" else 1 for item in text)
 
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
@@ -4157,7 +4159,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
         if snapshot.disk_status(use.required) == READY:
             checks += [check_host_use(use, swaps, facts)] + ([check_reboot(use, facts)] if reboot else [])
     found = dict.fromkeys(finding for findings in checks for finding in findings)
-    return [one for one in found if not watcher.names or not one.file or one.file in snapshot.guests]
+    return [item for item in found if not watcher.names or not item.file or item.file in snapshot.guests]
 
 
 def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[Use]:
@@ -4242,9 +4244,9 @@ def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
         above = [other for name in devices_above(place) for other in by_place.get(name, ())]
         for use in sharing:
             # The saved and the configured form of a guest are one.
-            others = [one for one in (*sharing, *above) if one.guest.domain.name != use.guest.domain.name]
+            others = [item for item in (*sharing, *above) if item.guest.domain.name != use.guest.domain.name]
             writers, readers = (
-                {one.guest.domain.name for one in others if one.disk.writes is w} for w in (True, False)
+                {item.guest.domain.name for item in others if item.disk.writes is w} for w in (True, False)
             )
             if writers:
                 problem = f"{use.required.path} is also written to by {guests_in_words(writers)}"
@@ -4270,8 +4272,8 @@ def check_patterns(snapshot: Snapshot, settings: Settings, file: str) -> Iterato
     domains = [name for guest in guests for name in (guest.domain.name, os.path.basename(guest.domain.source))]
     needs = [(required_by(disk).path, disk.target) for guest in guests for disk in guest.domain.needs()]
     disks = [name for path, target in needs for name in (path, older_path(path), target)]
-    ignored = [("domains", one, domains) for one in settings.ignored_domains]
-    ignored += [("disks", one, disks) for one in settings.ignored_disks]
+    ignored = [("domains", item, domains) for item in settings.ignored_domains]
+    ignored += [("disks", item, disks) for item in settings.ignored_disks]
     for key, pattern, names in ignored:
         if not matches_any(names, (pattern,)):
             yield Finding(f"[ignore] {key} {quoted(pattern)} matches nothing", "correct or remove it", file=file)
@@ -4303,7 +4305,7 @@ def check_name(use: Use, facts: StorageFacts) -> Iterator[Finding]:
     path = use.required.path
     match = re.fullmatch(UNSTABLE_NAME, path)
     if match and array_name(match[1]) not in facts.arrays:
-        links = sorted(link for one in facts.devices if one.name == match[1] for link in one.links)
+        links = sorted(link for item in facts.devices if item.name == match[1] for link in item.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
         fix = f"write {stable}" if stable else ""
@@ -4320,15 +4322,15 @@ def check_host_use(use: Use, swaps: Container[str], facts: StorageFacts) -> Iter
             taken = f"is mounted on {mounted[-1]}" if mounted else "is swap space"
             yield use.finding(f"{what} {taken} on this host", fix, is_error=True)
             return
-    if writes and (parts := [device_path(one) for one in holders_of(use.place)]):
+    if writes and (parts := [device_path(item) for item in holders_of(use.place)]):
         yield use.finding(f"{path} is part of {join_limited(parts, MAX_LISTED)} on this host", fix)
 
 
 def devices_above(name: str) -> list[str]:
     """The devices built on this one: its partitions, its holders, and what is built on those."""
     above = [name]
-    for one in above:
-        directory = f"{SYS}/class/block/{one}"
+    for item in above:
+        directory = f"{SYS}/class/block/{item}"
         parts = [part for part in list_names(directory) if os.path.exists(f"{directory}/{part}/partition")]
         above += [other for other in parts + list_names(f"{directory}/holders") if other not in above]
     return above[1:]
@@ -4336,16 +4338,16 @@ def devices_above(name: str) -> list[str]:
 
 def holders_of(name: str) -> list[str]:
     """What this host has made of a device: not the partitions of a map, nor what a guest has in a volume of ours."""
-    uuids = {one: attribute(f"{SYS}/class/block/{one}", "dm/uuid") for one in devices_above(name)}
+    uuids = {item: attribute(f"{SYS}/class/block/{item}", "dm/uuid") for item in devices_above(name)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
-    return [one for one in list_names(f"{SYS}/class/block/{name}/holders") if not uuids[one].startswith(ours)]
+    return [item for item in list_names(f"{SYS}/class/block/{name}/holders") if not uuids[item].startswith(ours)]
 
 
 def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
     """What is there now, and would not come back by itself."""
     layers = [use.place]
     for name in layers:
-        layers += [one for one in devices_below(name) if one not in layers]
+        layers += [item for item in devices_below(name) if item not in layers]
     why_stays_away = why_mount_stays_away if "/" in use.place else why_device_stays_away
     for lack in filter(None, [why_stays_away(layer, facts) for layer in layers]):
         yield use.finding(f"after a reboot, {use.required.path} will be missing: {lack.reason}", lack.hint)
@@ -4365,13 +4367,13 @@ def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
     mapped, uuid = (attribute(directory, f"dm/{key}") for key in ("name", "uuid"))
     if re.fullmatch("(loop|nbd)[0-9]+", name):
         units = f"{ETC}/systemd/system"
-        files = [f"{ETC}/{one}" for one in ("rc.local", "rc.d/rc.local", "init.d/boot.local")]
-        files += [f"{units}/{one}" for one in list_names(units, r".*\.service")]
+        files = [f"{ETC}/{item}" for item in ("rc.local", "rc.d/rc.local", "init.d/boot.local")]
+        files += [f"{units}/{item}" for item in list_names(units, r".*\.service")]
         scripts = re.search("losetup|nbd-client", "\n".join(map(facts.text, files)))
         is_known = scripts or name in [words[0] for words in facts.table(f"{ETC}/nbdtab")]
         return None if is_known else Problem(f"nothing sets up {name} at boot", "let a unit do that")
     if target := iscsi_session(name, facts)[0]:
-        startups = {startup for (one, _), startup in facts.iscsi_nodes.items() if one == target}
+        startups = {startup for (item, _), startup in facts.iscsi_nodes.items() if item == target}
         # Without a record, the firmware or the initramfs has logged in.
         if startups and startups.isdisjoint(AT_BOOT):
             update = f"iscsiadm -m node -T {target} -o update -n node.startup -v automatic"
@@ -4401,7 +4403,7 @@ def why_not_activated(mapped: str, facts: StorageFacts) -> Problem | None:
     text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
     activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
     named = re.findall('"([^"/]*)[^"]*"', activated[1]) if activated else [group]
-    if group not in named and not any(one.startswith("@") for one in named):
+    if group not in named and not any(item.startswith("@") for item in named):
         return Problem(f"auto_activation_volume_list in /etc/lvm/lvm.conf does not list volume group {group}", "add it")
     backup, path = facts.volume_group(group), f"{group}/{volume}"
     of_group, of_volume = (backup.text, backup.volumes.get(volume, "")) if backup else ("", "")
@@ -4424,7 +4426,7 @@ def why_mount_stays_away(path: str, facts: StorageFacts) -> Problem | None:
     if where == "/" or kinds[where] == "zfs" or "autofs" in [words[words.index("-") + 1] for words in above]:
         return None
     if re.match("nfs|cifs", kinds[where]):  # what the server has mounted there is mounted below it
-        where = min((one for one in kinds if kinds[one] == kinds[where]), key=len)
+        where = min((item for item in kinds if kinds[item] == kinds[where]), key=len)
     plan = facts.planned_mounts.get(where)
     if plan is None:
         return Problem(f"the file system mounted on {where} is not in /etc/fstab", "add a line for it")
@@ -4480,7 +4482,7 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
             seen = snapshot
             starts.judge(snapshot)
         if options.wait:
-            waiting = {one.guest.domain.source: one.guest for one in starts.waiting.values()}
+            waiting = {item.guest.domain.source: item.guest for item in starts.waiting.values()}
             reporter.report(snapshot._replace(guests=waiting))
         ready, ends = starts.ready(), starts.next_tries()
         if ready and recheck:
@@ -4514,7 +4516,7 @@ class Starts:
     def judge(self, snapshot: Snapshot) -> None:
         """Finds out which guests may be started now."""
         self.waiting = {}
-        left = [one.domain.kind for one in snapshot.guests.values() if one.domain.name not in self.settled]
+        left = [item.domain.kind for item in snapshot.guests.values() if item.domain.name not in self.settled]
         # libvirt answers when it has tried to start its guests at this boot.
         if "libvirt" in left and not self._libvirt_is_done:
             self._libvirt_is_done = ask(self._watcher, *VIRSH, "list", limit=MAX_XL) != ""
@@ -4534,7 +4536,7 @@ class Starts:
     def ready(self) -> list[Guest]:
         """The guests that may be started now."""
         late = {name for name, (end, _) in self._next.items() if end > self._watcher.clock.now()}
-        return [one.guest for name, one in self.waiting.items() if one.result == "ready" and name not in late]
+        return [item.guest for name, item in self.waiting.items() if item.result == "ready" and name not in late]
 
     def next_tries(self) -> list[float]:
         """When guests are tried again."""
@@ -4599,11 +4601,11 @@ def outcomes_of(
     for guest in guests_meant(snapshot, options.guests):
         name, file, kind, *_ = guest.domain
         # As long as those are not known, a guest may be saved.
-        saved = {path: one for path, one in snapshot.directories.items() if (kind, one.kind) == ("auto", "saved")}
-        paths = {file, *saved, *(one.path for one in guest.required)}
-        missing = [f"{one.path} ({one.status.reason})" for one in needs if one.path in paths]
+        saved = {path: item for path, item in snapshot.directories.items() if (kind, item.kind) == ("auto", "saved")}
+        paths = {file, *saved, *(item.path for item in guest.required)}
+        missing = [f"{item.path} ({item.status.reason})" for item in needs if item.path in paths]
         broken = [f"{file}: {lost[file]}"] if file in lost else []
-        broken += [f"{path}: {one.status.reason}" for path, one in saved.items() if one.status.is_rejected()]
+        broken += [f"{path}: {item.status.reason}" for path, item in saved.items() if item.status.is_rejected()]
         if name in running:
             result, reason = "running", ""
         elif not matches_any((name, os.path.basename(file)), patterns):
@@ -4771,7 +4773,7 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
             show(start_command(guest) if result == "ready" else f"# {text}")
     # What will never start was an error of the wait at boot, and is not one of a wait for the others.
     is_late = options.wait > 0 and not options.guests
-    return max((OUTCOMES[one][0] for one in results if one != "refused" or not is_late), default=EXIT_READY)
+    return max((OUTCOMES[item][0] for item in results if item != "refused" or not is_late), default=EXIT_READY)
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
@@ -4834,14 +4836,14 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     start.add_argument("--dry-run", action="store_true", help="print the commands, and start nothing")
     wait_help = "also wait for the disks of the other guests; without TIME, as long as it takes"
     start.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
-    for one in (wait, start):
-        loudness = one.add_mutually_exclusive_group()
+    for item in (wait, start):
+        loudness = item.add_mutually_exclusive_group()
         loudness.add_argument("-v", "--verbose", action="count", default=0, help="print more; twice: print everything")
         loudness.add_argument("-q", "--quiet", action="store_true", help="print only what is still missing at the end")
     listing.add_argument("-v", "--verbose", action="count", default=0, help="show each disk, and a command that helps")
     listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
     check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
-    forms = {one: one.add_mutually_exclusive_group() for one in (listing, check, last, start)}
+    forms = {item: item.add_mutually_exclusive_group() for item in (listing, check, last, start)}
     for form in forms.values():
         form.add_argument("--json", dest="format", action="store_const", const="json", default="", help="print JSON")
     nagios_help = "print one line for Nagios and the like, and exit with a plugin's status"
@@ -4854,8 +4856,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     forms[last].add_argument("-b", "--boot", metavar="OFFSET", default="", help=boot_help)
     forms[last].add_argument("--list", dest="boots", action="store_true", help="show a line for each boot")
     forms[listing].add_argument("--tree", action="store_true", help="show the storage below each disk")
-    for one in (wait, listing, check, start):
-        one.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name, file name or shell pattern")
+    for item in (wait, listing, check, start):
+        item.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name, file name or shell pattern")
     try:
         options = Options(**vars(parser.parse_args(with_command(arguments, parser.error))))
     finally:
@@ -4877,7 +4879,7 @@ def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> 
         similar = closest(rest[0], list(COMMANDS))
         meant = similar if similar.startswith("did you mean") else f"did you mean: {COMMAND} wait {rest[0]}?"
         error(f"unknown command '{rest[0]}' ({meant})")
-    if command := next((one for one in rest if one in COMMANDS), ""):
+    if command := next((item for item in rest if item in COMMANDS), ""):
         error(f"options follow the command, as in {COMMAND} {command} {rest[0]}")
     return [*given[:first], "wait", *rest]
 
@@ -4946,7 +4948,7 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: 
     if options.command == "check":
         return show_findings([*findings, *findings_of(snapshot, watcher, options)], snapshot, options)
     show_list(snapshot, watcher, options)
-    unreadable = any(one.status.is_rejected() for one in snapshot.directories.values())
+    unreadable = any(item.status.is_rejected() for item in snapshot.directories.values())
     if unreadable or lost_guests(snapshot) or any(finding.is_error for finding in findings):
         return EXIT_USAGE
     return EXIT_READY if snapshot.is_complete() else EXIT_TIMED_OUT
@@ -4957,18 +4959,18 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     if options.problems:
         guests = snapshot.guests.items()
         snapshot = snapshot._replace(
-            guests={file: one for file, one in guests if snapshot.guest_status(one).state not in FINE}
+            guests={file: item for file, item in guests if snapshot.guest_status(item).state not in FINE}
         )
     record, screen = as_record(snapshot), screen_of(sys.stdout)
     if options.format:
         import json
 
-        states = {one["state"] for one in record["guests"] + record["directories"]}
+        states = {item["state"] for item in record["guests"] + record["directories"]}
         ready = snapshot.is_complete() and State.UNREADABLE.value not in states
         show(json.dumps({"version": JSON_VERSION, "ready": ready, **record}, indent=2))
     elif options.tree:
         calls: dict[str, Call] = {
-            path: partial(storage_of, one, StorageFacts()) for path, one in snapshot.needed.items()
+            path: partial(storage_of, item, StorageFacts()) for path, item in snapshot.needed.items()
         }
         layers = watcher.calls.run("tree", calls, watcher.clock.now() + MAX_FIRST_LOOK)
         found = {path: layer for path, layer in layers.items() if isinstance(layer, Layer)}
@@ -5020,12 +5022,12 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
 
 def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
     """Which of these names is not that of a guest, and which may be meant; nothing if all are, or not all are known."""
-    if any(one.status.is_awaited() for one in snapshot.directories.values()):
+    if any(item.status.is_awaited() for item in snapshot.directories.values()):
         return ""
     for name in names:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
-            known = {one for domain in domains for one in (domain.name, os.path.basename(domain.source))}
+            known = {item for domain in domains for item in (domain.name, os.path.basename(domain.source))}
             return f"'{name}' is not a guest that starts at boot ({closest(name, sorted(known))})."
     return ""
 
@@ -5076,7 +5078,7 @@ def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snap
     states = [snapshot.guest_status(guest).state for guest in snapshot.guests.values()]
     ready = states.count(State.READY)
     status = 2 if errors else 1 if warnings else 0
-    first = next((f": {one.problem}" for one in (*errors, *warnings)), "")
+    first = next((f": {item.problem}" for item in (*errors, *warnings)), "")
     text = f"{('OK', 'WARNING', 'CRITICAL')[status]} - {ready} of {counted(len(states), 'guest')} ready{first}"
     data = f"ready={ready};;;0;{len(states)} errors={len(errors)};;;0 warnings={len(warnings)};;;0"
     show(f"XENDOMAINS {printable(shortened(text, MAX_REASON)).replace('|', '/')} | {data}")
@@ -5097,7 +5099,7 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
             text = "\n".join(metrics_of(last))
         elif not options.format:
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
-            lost = {one["name"] for one in last["guests"] if State(one["state"]) in AWAITED}
+            lost = {item["name"] for item in last["guests"] if State(item["state"]) in AWAITED}
             later = start_later(lost, patterns)
             head = f"{last['started']}: {last['result']} after {waited} of {timeout}{f' ({later})' if later else ''}"
             gap = [""] if screen.columns else []
@@ -5147,8 +5149,10 @@ def journal_entries(*matches: str) -> list[dict[str, Any]]:
 
 def metrics_of(last: Mapping[str, Any]) -> Iterator[str]:
     """The record of a wait, for Prometheus: its text-based exposition format."""
-    disks = {disk["path"]: disk for one in last["guests"] for disk in one["disks"] + one["boot_files"] if disk["path"]}
-    states = {"guest": [one["state"] for one in last["guests"]], "disk": [one["state"] for one in disks.values()]}
+    disks = {
+        disk["path"]: disk for item in last["guests"] for disk in item["disks"] + item["boot_files"] if disk["path"]
+    }
+    states = {"guest": [item["state"] for item in last["guests"]], "disk": [item["state"] for item in disks.values()]}
     values = {
         "waited_seconds": last["waited"],
         "timeout_seconds": last["timeout"],
@@ -5159,7 +5163,7 @@ def metrics_of(last: Mapping[str, Any]) -> Iterator[str]:
         yield f"xendomains_wait_{name} {value}"
     for kind, found in states.items():
         yield f"# TYPE xendomains_wait_{kind}s gauge"
-        yield from (f'xendomains_wait_{kind}s{{state="{one.value}"}} {found.count(one.value)}' for one in State)
+        yield from (f'xendomains_wait_{kind}s{{state="{item.value}"}} {found.count(item.value)}' for item in State)
     yield "# TYPE xendomains_wait_disk_found_after_seconds gauge"
     for path, disk in disks.items():
         if disk["found_after"] is not None:
