@@ -51,4 +51,4 @@ def test_the_wait_lasts_until_the_resources_are_up(boot: Boot) -> None:
 
 def test_it_is_told_why_and_what_helps(boot: Boot) -> None:
     waiting = boot.entry("still waiting for /dev/drbd/by-res/one/0 for by-prefix.*")
-    assert (waiting["REASON"], waiting["HINT"]) == ("resource one is not up", "drbdadm up one")
+    assert (waiting["REASON"], waiting["HINT"]) == ("DRBD resource one is not up", "drbdadm up one")
