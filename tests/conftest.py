@@ -108,7 +108,7 @@ class Running:
         self._open = []
 
     @property
-    def said(self) -> str:
+    def logged(self) -> str:
         """The messages so far."""
         while self._read(0):
             pass
@@ -118,12 +118,12 @@ class Running:
         """Returns the first message that holds this text, as soon as it is there."""
         deadline = time.monotonic() + CAP
         while True:
-            line = next((line for line in self.said.splitlines(keepends=True) if text in line), "")
+            line = next((line for line in self.logged.splitlines(keepends=True) if text in line), "")
             if line.endswith("\n"):
                 return line
             if not self._open or time.monotonic() >= deadline:
                 ended = f"ended with {self.process.poll()}" if not self._open else f"has not ended after {CAP:.0f} s"
-                pytest.fail(f"There was no message with {text!r}; the command {ended}, and said:\n{self.said}")
+                pytest.fail(f"There was no message with {text!r}; the command {ended}, and said:\n{self.logged}")
             self._read(1)
 
     def signal(self, number: int) -> None:
@@ -352,7 +352,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 @contextmanager
-def again_and_again(action: Callable[[], object], pause: float = 0.0) -> Iterator[None]:
+def repeatedly(action: Callable[[], object], pause: float = 0.0) -> Iterator[None]:
     """Does this over and over, beside the test."""
     over = Event()
 
@@ -529,9 +529,9 @@ class Receiver:
 
     def take_status(self) -> str:
         """The next datagram that has a STATUS=, as soon as it has come."""
-        while "STATUS=" not in (told := self.take()):
+        while "STATUS=" not in (message := self.take()):
             pass
-        return told
+        return message
 
     def take_all(self) -> list[str]:
         """The datagrams that have come."""
@@ -658,7 +658,7 @@ def fuse_mount(directory: Path) -> Iterator[int]:
 
 
 @contextmanager
-def deaf_file_system(directory: Path) -> Iterator[Path]:
+def hung_file_system(directory: Path) -> Iterator[Path]:
     """A file system that never answers, as a hard NFS mount whose server is gone: stat() on it blocks."""
     with fuse_mount(directory):
         yield directory
@@ -894,7 +894,7 @@ class FakeClock(xwd.Clock):
             action()
 
     @property
-    def said(self) -> str:
+    def logged(self) -> str:
         """What wait() has said so far."""
         return os.pread(self.messages.fileno(), 1 << 24, 0).decode()
 
@@ -903,7 +903,7 @@ class FakeClock(xwd.Clock):
         settings = xwd.read_settings(str(host.conf))[0]._replace(timeout=timeout)
         journal = xwd.Journal(settings.log_level, self.messages, self)
         status = xwd.wait_for_disks(host.watcher(self, settings), journal, self.now())
-        return Result(status, "", self.said)
+        return Result(status, "", self.logged)
 
 
 class Hang:

@@ -116,13 +116,13 @@ def problem_of(guest: xwd.Guest) -> str:
 
 @pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in CONFIGURATIONS], ids=[row[0] for row in CONFIGURATIONS])
-def test_in_the_auto_directory(host: Host, make: Callable[[Path], None], error: str) -> None:
+def test_bad_configuration_gives_reason(host: Host, make: Callable[[Path], None], error: str) -> None:
     check_problem(guest_with(host, host.auto, make), f"{host.auto}/bad", error)
 
 
 @pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
-def test_in_the_directory_of_saved_domains(host: Host, make: Callable[[Path], None], error: str) -> None:
+def test_bad_saved_domain_gives_reason(host: Host, make: Callable[[Path], None], error: str) -> None:
     check_problem(guest_with(host, host.save, make), f"{host.save}/bad", error)
 
 
@@ -138,7 +138,9 @@ def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
 
 
 @pytest.mark.parametrize("make", NOT_SAVED)
-def test_what_is_not_a_saved_domain_is_passed_over_as_xendomains_does(host: Host, make: Callable[[Path], None]) -> None:
+def test_file_that_is_not_a_saved_domain_is_skipped_like_xendomains_does(
+    host: Host, make: Callable[[Path], None]
+) -> None:
     make(host.save / "other")
     assert host.run().messages == ""
     assert host.list()["guests"] == []
@@ -146,7 +148,7 @@ def test_what_is_not_a_saved_domain_is_passed_over_as_xendomains_does(host: Host
 
 @as_root
 @pytest.mark.parametrize(("directory", "kind"), [("auto", "auto"), ("save", "saved")])
-def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str, kind: str) -> None:
+def test_unreadable_file_is_reported(host: Host, directory: str, kind: str) -> None:
     """Root may read everything, so this runs as somebody else."""
     bad = host.root / directory / "bad"
     bad.write_text("secret")
@@ -165,7 +167,7 @@ def test_a_file_that_may_not_be_read_is_told_of(host: Host, directory: str, kind
 
 @pytest.mark.promise("A problem with one guest does not delay the others")
 @pytest.mark.parametrize("name", ["parse_xl_config", "parse_disk", "required_by"])
-def test_whatever_goes_wrong_with_one_configuration_is_its_reason(
+def test_exception_in_one_configuration_becomes_its_reason(
     host: Host, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     bad = host.guest("bad", "/bad")
@@ -184,7 +186,7 @@ def test_whatever_goes_wrong_with_one_configuration_is_its_reason(
 
 
 @pytest.mark.promise("A problem with one guest does not delay the others")
-def test_whatever_goes_wrong_with_one_disk_is_its_reason(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_in_one_disk_check_becomes_its_reason(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     bad, good = host.image("bad"), host.image("good")
     host.guest("web", bad, good)
     check_disk = xwd.check_disk
@@ -210,9 +212,7 @@ def failing(number: int) -> Callable[..., Any]:
 @pytest.mark.promise("A file system returns an error that may pass (EIO, ESTALE)")
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
 @pytest.mark.parametrize("call", ["os.scandir", "os.stat", "open"])
-def test_an_error_that_may_pass_is_waited_for(
-    host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int
-) -> None:
+def test_transient_error_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
     host.guest("web", host.image("a"))
     watcher = host.watcher()
     with monkeypatch.context() as patch:
@@ -222,7 +222,7 @@ def test_an_error_that_may_pass_is_waited_for(
     assert watcher.look(math.inf).is_complete()
 
 
-def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_removed_before_it_is_read_is_dropped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.guest("web", host.image("a"))
     file = host.guest("gone", host.images / "missing")
     list_directory = xwd.list_directory
@@ -237,12 +237,12 @@ def test_a_file_that_is_removed_before_it_is_read_is_dropped(host: Host, monkeyp
     assert names(snapshot(host)) == ["web"]
 
 
-def test_a_disk_that_a_guest_has_twice_is_missing_once(host: Host) -> None:
+def test_disk_listed_twice_by_a_guest_is_missing_once(host: Host) -> None:
     host.guest("web", host.images / "a", host.images / "a")
     assert [one.guest for one in snapshot(host).missing()] == ["web"]
 
 
-def test_only_what_has_changed_is_read_again(host: Host, clock: FakeClock) -> None:
+def test_only_changed_configurations_are_read_again(host: Host, clock: FakeClock) -> None:
     web, mail = str(host.guest("web")), str(host.guest("mail"))
     watcher = host.watcher(clock)
     found = watcher.look(math.inf)
@@ -253,7 +253,7 @@ def test_only_what_has_changed_is_read_again(host: Host, clock: FakeClock) -> No
     assert again.guests[mail] is not found.guests[mail]
 
 
-def test_configurations_are_read_once_in_an_interval(host: Host, clock: FakeClock) -> None:
+def test_configurations_are_read_once_per_interval(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "missing")
     watcher = host.watcher(clock)
     found = watcher.look(math.inf)
@@ -264,7 +264,7 @@ def test_configurations_are_read_once_in_an_interval(host: Host, clock: FakeCloc
     assert names(watcher.look(math.inf)) == ["mail", "web"]
 
 
-def test_while_a_configuration_is_waited_for_all_are_read_each_time(host: Host, clock: FakeClock) -> None:
+def test_configurations_are_read_at_each_look_while_one_is_missing(host: Host, clock: FakeClock) -> None:
     (host.auto / "web.cfg").symlink_to(host.root / "web.cfg")
     watcher = host.watcher(clock)
     watcher.look(math.inf)
@@ -272,7 +272,7 @@ def test_while_a_configuration_is_waited_for_all_are_read_each_time(host: Host, 
     assert names(watcher.look(math.inf)) == ["web"]
 
 
-def test_a_ready_disk_that_has_gone_again_is_seen_in_the_next_look(host: Host) -> None:
+def test_ready_disk_that_vanished_is_noticed_at_next_look(host: Host) -> None:
     image = host.image("a")
     host.guest("web", image)
     watcher = host.watcher()
@@ -281,7 +281,7 @@ def test_a_ready_disk_that_has_gone_again_is_seen_in_the_next_look(host: Host) -
     assert list(missing(watcher.look(math.inf))) == [str(image)]
 
 
-def test_of_many_ready_disks_some_are_checked_again_in_each_look(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_of_many_ready_disks_are_rechecked_at_each_look(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each in its turn; if that is asked for, all of them."""
     images = [str(host.image(name)) for name in "abcde"]
     host.guest("web", *images)
@@ -302,7 +302,7 @@ def test_of_many_ready_disks_some_are_checked_again_in_each_look(host: Host, mon
     assert len(checked) == 2 * len(images)
 
 
-def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) -> None:
+def test_change_that_keeps_size_and_mtime_is_noticed(host: Host) -> None:
     file, other = host.guest("old"), host.root / "other"
     guest = read(file)
     assert guest
@@ -322,7 +322,7 @@ def test_a_change_that_leaves_size_and_time_as_they_were_is_noticed(host: Host) 
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG])
-def test_a_directory_that_will_not_be_read_is_told_of_and_not_waited_for(
+def test_unreadable_directory_is_reported_and_not_waited_for(
     host: Host, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr("xendomains_wait_disk.os.scandir", failing(number))
@@ -334,7 +334,7 @@ def test_a_directory_that_will_not_be_read_is_told_of_and_not_waited_for(
     ]
 
 
-def test_guests_that_are_known_are_still_waited_for_while_their_directory_hangs(
+def test_known_guests_are_still_waited_for_while_their_directory_hangs(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.guest("web", host.images / "missing")
@@ -353,7 +353,7 @@ def test_guests_that_are_known_are_still_waited_for_while_their_directory_hangs(
 
 
 @pytest.mark.promise("A file system is slow")
-def test_a_disk_that_always_answers_late_becomes_ready(
+def test_disk_that_always_responds_late_becomes_ready(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = host.image("a")
@@ -365,7 +365,7 @@ def test_a_disk_that_always_answers_late_becomes_ready(
     assert watcher.look(math.inf).is_complete()
 
 
-def test_one_configuration_that_hangs_leaves_time_for_the_disks_of_others(
+def test_hanging_configuration_leaves_time_for_other_disks(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where little time is left, as at the timeout."""
@@ -381,7 +381,7 @@ def test_one_configuration_that_hangs_leaves_time_for_the_disks_of_others(
     assert found.disks[str(missing_disk)].state is xwd.State.MISSING
 
 
-def test_what_had_no_turn_stays_as_it_was_known(host: Host) -> None:
+def test_disk_without_a_turn_keeps_its_last_state(host: Host) -> None:
     image, gone = host.image("a"), host.images / "missing"
     host.guest("web", image, gone)
     watcher = host.watcher()
@@ -389,14 +389,14 @@ def test_what_had_no_turn_stays_as_it_was_known(host: Host) -> None:
     assert watcher.look(0, recheck_ready=True) is found
 
 
-def test_what_was_never_looked_at_is_unknown(host: Host) -> None:
+def test_disk_never_checked_is_unknown(host: Host) -> None:
     host.guest("web", host.image("a"))
     watcher = host.watcher()
     assert missing(watcher.look(0)) == dict.fromkeys([str(host.save), str(host.auto)], xwd.UNKNOWN)
 
 
 @pytest.mark.promise("A file system hangs after its disks were ready")
-def test_what_was_ready_and_does_not_answer_in_the_last_look_is_not_ready(
+def test_ready_disk_that_hangs_in_last_look_is_not_ready(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = host.image("a")
@@ -407,7 +407,7 @@ def test_what_was_ready_and_does_not_answer_in_the_last_look_is_not_ready(
     assert missing(watcher.check_disks(clock.now() + xwd.MAX_LAST_LOOK, recheck_ready=True)) == {str(image): SILENT}
 
 
-def test_what_was_missing_and_does_not_answer_in_the_last_look_is_still_missing(
+def test_missing_disk_that_hangs_in_last_look_stays_missing(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.guest("web", host.images / "a")
@@ -417,7 +417,7 @@ def test_what_was_missing_and_does_not_answer_in_the_last_look_is_still_missing(
     assert watcher.check_disks(clock.now() + xwd.MAX_LAST_LOOK, recheck_ready=True).missing() == found.missing()
 
 
-def test_what_is_missing_below_dev_is_seen_without_a_thread(host: Host, clock: FakeClock) -> None:
+def test_missing_path_in_dev_is_detected_without_a_thread(host: Host, clock: FakeClock) -> None:
     host.guest("web", "/dev/no-such-group/volume", "/dev/no-such-disk")
     watcher = host.watcher(clock)
     watcher.look(math.inf)
@@ -427,17 +427,17 @@ def test_what_is_missing_below_dev_is_seen_without_a_thread(host: Host, clock: F
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/fd/x", "/dev/fd", "/dev/shm/x", "/dev/../x", "/dev/x\0", "/x"])
-def test_what_is_there_or_leads_out_of_dev_is_not_taken_for_absent(path: str) -> None:
+def test_path_that_exists_or_leads_out_of_dev_is_not_absent(path: str) -> None:
     """/dev/fd is a link, and /dev/shm another file system."""
     assert xwd.absent_devices([path]) == set()
 
 
 @pytest.mark.parametrize("path", ["/dev/no-such-disk", "/dev/no-such-group/volume", "/dev/null/volume"])
-def test_what_is_not_in_dev_is_absent(path: str) -> None:
+def test_missing_path_in_dev_is_absent(path: str) -> None:
     assert xwd.absent_devices([path]) == ({path} if "null" not in path else set())
 
 
-def test_a_configuration_that_is_half_written_is_read_again_before_it_is_refused(host: Host) -> None:
+def test_half_written_configuration_is_read_again_before_it_is_refused(host: Host) -> None:
     file = host.auto / "web.cfg"
     file.write_text('name = "web"\ndisk = [')
     writer = Timer(0.2, lambda: host.guest("web", host.image("a")))
@@ -447,9 +447,7 @@ def test_a_configuration_that_is_half_written_is_read_again_before_it_is_refused
 
 
 @pytest.mark.promise("A directory has thousands of files, or ever new ones")
-def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crowded_directory_is_read_in_order_up_to_the_limit(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xwd, "MAX_FILES", 3)
     for name in ("d", "b", "e", "a", "c"):
         host.guest(name)
@@ -467,7 +465,7 @@ def test_of_a_crowded_directory_as_many_as_there_may_be_are_read_in_order(
     )
 
 
-def test_the_largest_configuration_is_read_and_no_larger_one(host: Host) -> None:
+def test_configuration_is_read_up_to_the_size_limit(host: Host) -> None:
     file = host.auto / "web.cfg"
     file.write_text('name = "web"\n'.ljust(xwd.MAX_CONFIGURATION - 1) + "\n")
     assert names(snapshot(host)) == ["web"]
@@ -478,7 +476,7 @@ def test_the_largest_configuration_is_read_and_no_larger_one(host: Host) -> None
 
 
 @pytest.mark.promise("Files that are writable by others are used, with a warning")
-def test_a_configuration_that_others_may_write_is_warned_of_and_counts(host: Host) -> None:
+def test_configuration_writable_by_others_is_used_with_a_warning(host: Host) -> None:
     file = host.guest("web", host.images / "missing")
     file.chmod(0o666)
     messages = host.run("--timeout", "0").messages

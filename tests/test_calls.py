@@ -22,7 +22,7 @@ from conftest import (
     Host,
     as_root,
     clean_environment,
-    deaf_file_system,
+    hung_file_system,
     peak_memory,
     process_state,
     program_with,
@@ -84,18 +84,18 @@ def test_calls_are_made_again_each_time(calls: Calls) -> None:
     assert [calls.run({"a": lambda: next(numbers)})["a"] for _ in range(3)] == [0, 1, 2]
 
 
-def test_an_exception_in_a_call_is_the_answer_for_its_path_only(calls: Calls) -> None:
+def test_exception_in_a_call_affects_only_its_path(calls: Calls) -> None:
     answers = calls.run({"wrong": lambda: 1 // 0, "right": yes})
     assert isinstance(answers["wrong"], ZeroDivisionError)
     assert answers["right"] == "yes"
 
 
-def test_the_same_path_may_be_asked_for_two_purposes(calls: Calls) -> None:
+def test_same_path_can_be_used_for_two_purposes(calls: Calls) -> None:
     assert calls.run({"a": yes}, purpose="read") == {"a": "yes"}
     assert calls.run({"a": lambda: "no"}, purpose="check") == {"a": "no"}
 
 
-def test_to_ask_for_nothing_takes_no_thread(calls: Calls) -> None:
+def test_empty_run_starts_no_thread(calls: Calls) -> None:
     assert calls.run({}) == {}
     assert calls.clock.threads_started == 0
 
@@ -105,34 +105,34 @@ def test_to_ask_for_nothing_takes_no_thread(calls: Calls) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_slow_calls_are_made_side_by_side(calls: Calls) -> None:
+def test_slow_calls_run_in_parallel(calls: Calls) -> None:
     one_by_one = 100 * 0.2
     answers = calls.run({str(number): calls.clock.takes(0.2, "yes") for number in range(100)})
     assert set(answers.values()) == {"yes"}
     assert calls.seconds < one_by_one / 5
 
 
-def test_as_long_as_answers_keep_coming_a_run_goes_on(calls: Calls) -> None:
+def test_run_continues_while_calls_keep_returning(calls: Calls) -> None:
     """Each takes half of what a run has patience for."""
     answers = calls.run({str(n): calls.clock.takes(xwd.MAX_SILENCE / 2 * n, "yes") for n in range(20)})
     assert set(answers.values()) == {"yes"}
 
 
-def test_the_answer_of_a_call_that_comes_back_late_is_that_of_the_next_run(calls: Calls) -> None:
+def test_late_result_is_returned_by_next_run(calls: Calls) -> None:
     assert calls.run({"slow": calls.clock.takes(5, "late")}) == {"slow": None}
     calls.clock.pause(5)
     assert calls.run({"slow": lambda: "too early"}) == {"slow": "late"}
     assert calls.run({"slow": yes}) == {"slow": "yes"}
 
 
-def test_a_late_answer_that_is_not_asked_for_any_more_is_forgotten(calls: Calls) -> None:
+def test_late_result_no_longer_needed_is_dropped(calls: Calls) -> None:
     calls.run({"slow": calls.clock.takes(5, "late")})
     calls.clock.pause(5)
     assert calls.run({"other": yes}) == {"other": "yes"}
     assert calls.run({"slow": yes}) == {"slow": "yes"}
 
 
-def test_what_comes_back_late_wakes_the_main_thread(calls: Calls) -> None:
+def test_late_result_wakes_main_thread(calls: Calls) -> None:
     hang = calls.clock.hang("late")
     calls.run({"hangs": hang})
     before = calls.clock.seconds
@@ -141,7 +141,7 @@ def test_what_comes_back_late_wakes_the_main_thread(calls: Calls) -> None:
     assert calls.clock.seconds == before + 3
 
 
-def test_what_has_come_back_does_not_wake_the_main_thread_again(calls: Calls) -> None:
+def test_late_result_wakes_main_thread_only_once(calls: Calls) -> None:
     calls.run({str(number): calls.clock.takes(0.2) for number in range(100)})
     before = calls.clock.seconds
     calls.clock.pause(10)
@@ -153,25 +153,25 @@ def test_what_has_come_back_does_not_wake_the_main_thread_again(calls: Calls) ->
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_that_hangs_is_told_from_others_after_a_moment(calls: Calls) -> None:
+def test_hanging_call_is_reported_after_stall_timeout(calls: Calls) -> None:
     assert calls.run({"hangs": calls.clock.hang(), "quick": yes}) == {"hangs": None, "quick": "yes"}
     assert calls.seconds == pytest.approx(xwd.MAX_SILENCE, abs=2 * xwd.POLL_INTERVAL)
 
 
-def test_a_call_that_hangs_is_given_as_much_time_as_asked_for(calls: Calls) -> None:
+def test_hanging_call_gets_the_requested_time(calls: Calls) -> None:
     assert calls.run({"slow": calls.clock.takes(5, "yes")}, patience=10) == {"slow": "yes"}
     calls.run({"hangs": calls.clock.hang()}, patience=10)
     assert calls.seconds == pytest.approx(10, abs=2 * xwd.POLL_INTERVAL)
 
 
-def test_the_next_time_nobody_waits_for_what_hangs(calls: Calls) -> None:
+def test_next_run_does_not_wait_for_hanging_call(calls: Calls) -> None:
     asked: dict[str, Callable[[], Any]] = {"hangs": calls.clock.hang(), "quick": yes}
     calls.run(asked)
     assert calls.run(asked) == {"hangs": None, "quick": "yes"}
     assert calls.seconds == 0
 
 
-def test_a_call_that_hangs_is_not_made_twice(calls: Calls) -> None:
+def test_hanging_call_is_not_repeated(calls: Calls) -> None:
     made = []
     hang = calls.clock.hang()
 
@@ -184,7 +184,7 @@ def test_a_call_that_hangs_is_not_made_twice(calls: Calls) -> None:
     assert made == ["once"]
 
 
-def test_hundreds_of_calls_that_hang_keep_nobody_from_a_turn(calls: Calls) -> None:
+def test_hundreds_of_hanging_calls_do_not_block_others(calls: Calls) -> None:
     asked: dict[str, Callable[[], Any]] = {str(number): calls.clock.hang() for number in range(500)}
     for _ in range(5):
         answers = calls.run({**asked, "last": yes})
@@ -196,18 +196,18 @@ def test_a_run_ends_at_its_deadline(calls: Calls) -> None:
     assert calls.seconds == pytest.approx(0.7)
 
 
-def test_a_call_that_was_just_made_at_the_deadline_is_not_called_stuck(calls: Calls) -> None:
+def test_call_started_just_before_deadline_is_not_stuck(calls: Calls) -> None:
     assert calls.run({"slow": calls.clock.takes(1)}, seconds=xwd.STUCK_AFTER / 2) == {}
 
 
-def test_what_had_no_turn_has_no_answer_and_is_dropped(calls: Calls) -> None:
+def test_call_without_a_turn_has_no_result_and_is_dropped(calls: Calls) -> None:
     made = []
     assert calls.run({"late": lambda: made.append("late")}, seconds=0) == {}
     calls.clock.pause(10)
     assert made == []
 
 
-def test_time_in_which_the_program_was_stopped_is_not_the_silence_of_others(calls: Calls) -> None:
+def test_time_while_suspended_does_not_count_as_stall(calls: Calls) -> None:
     """As when the host was suspended for a minute."""
 
     def suspend() -> None:
@@ -236,23 +236,23 @@ class FewThreads(FakeClock):
         super().start_thread(function)
 
 
-def test_without_a_thread_to_be_had_nothing_has_a_turn() -> None:
+def test_no_call_is_made_if_no_thread_can_be_started() -> None:
     calls = Calls(FewThreads(0))
     assert calls.run({"a": yes, "b": yes}) == {}
     assert calls.seconds == pytest.approx(xwd.MAX_SILENCE, abs=2 * xwd.POLL_INTERVAL)
 
 
-def test_as_soon_as_a_thread_can_be_had_everything_is_checked() -> None:
+def test_all_calls_are_made_once_a_thread_can_be_started() -> None:
     clock = FewThreads(0)
     clock.at(1, lambda: setattr(clock, "left", 1))
     assert Calls(clock).run({"a": yes, "b": yes}) == {"a": "yes", "b": "yes"}
 
 
-def test_with_one_thread_to_be_had_quick_calls_are_made() -> None:
+def test_one_available_thread_makes_all_quick_calls() -> None:
     assert Calls(FewThreads(1)).run({"a": yes, "b": yes}) == {"a": "yes", "b": "yes"}
 
 
-def test_what_waits_for_a_thread_that_hangs_is_not_called_stuck() -> None:
+def test_call_queued_behind_hanging_call_is_not_stuck() -> None:
     calls = Calls(FewThreads(1))
     assert calls.run({"a": calls.clock.hang(), "b": yes}) == {"a": None}
 
@@ -264,8 +264,8 @@ def test_what_waits_for_a_thread_that_hangs_is_not_called_stuck() -> None:
 
 @pytest.mark.promise("A file system hangs (an NFS server that is gone)")
 @as_root
-def test_dead_file_systems_with_hundreds_of_disks_cost_a_little_memory_and_nobody_a_disk(host: Host) -> None:
-    with deaf_file_system(host.root / "one") as one, deaf_file_system(host.root / "two") as two:
+def test_hung_file_systems_with_hundreds_of_disks_take_little_memory_and_delay_no_other(host: Host) -> None:
+    with hung_file_system(host.root / "one") as one, hung_file_system(host.root / "two") as two:
         for number in range(100):
             link = host.images / f"link{number}"
             link.symlink_to(os.path.relpath(one / f"link{number}", host.images))
@@ -282,7 +282,7 @@ def test_dead_file_systems_with_hundreds_of_disks_cost_a_little_memory_and_nobod
 
 
 @as_root
-def test_a_slow_file_system_is_looked_at_side_by_side_and_holds_nobody_up(host: Host) -> None:
+def test_slow_file_system_is_checked_in_parallel_and_delays_no_other(host: Host) -> None:
     with slow_file_system(host.root / "slow", delay=0.2) as slow:
         slow.is_deaf = True
         slow.files.update({str(number): b"x" for number in range(49)})
@@ -299,7 +299,7 @@ def test_a_slow_file_system_is_looked_at_side_by_side_and_holds_nobody_up(host: 
 
 
 @as_root
-def test_a_disk_whose_file_system_dies_during_the_wait_is_not_ready(host: Host) -> None:
+def test_disk_is_not_ready_if_its_file_system_hangs_during_wait(host: Host) -> None:
     with slow_file_system(host.root / "nfs", delay=0) as nfs:
         nfs.files["disk"] = b"x"
         host.guest("web", nfs.directory / "disk", host.images / "b")
@@ -317,31 +317,31 @@ def test_a_disk_whose_file_system_dies_during_the_wait_is_not_ready(host: Host) 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pause_ends_when_somebody_wakes_the_main_thread() -> None:
+def test_pause_ends_when_main_thread_is_woken() -> None:
     clock = xwd.Clock()
     clock.wake()
     assert clock.pause(1000) is False
 
 
-def test_who_is_awake_can_be_woken_as_often_as_one_likes() -> None:
+def test_repeated_wake_calls_do_not_block() -> None:
     clock = xwd.Clock()
     for _ in range(100_000):
         clock.wake()
     clock.pause(1000)
 
 
-def test_a_pause_ends_when_there_is_something_to_read() -> None:
+def test_pause_ends_when_descriptor_is_readable() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"x")
     assert xwd.Clock().pause(1000, reading) is True
     assert os.read(reading, 2) == b"x"
 
 
-def test_a_pause_in_the_past_does_not_pause() -> None:
+def test_negative_pause_returns_at_once() -> None:
     assert xwd.Clock().pause(-1) is False
 
 
-def test_a_pause_in_which_the_program_is_stopped_counts_no_longer_than_was_meant() -> None:
+def test_pause_while_suspended_counts_only_its_intended_length() -> None:
     program = """
 import xendomains_wait_disk as xwd
 clock = xwd.Clock()
@@ -362,7 +362,7 @@ print(clock.slept, flush=True)
         assert 0 < float(process.stdout.readline()) <= 0.3
 
 
-def test_a_signal_that_came_before_the_pause_ends_it() -> None:
+def test_earlier_signal_ends_the_pause() -> None:
     clock = xwd.Clock()
     clock.take_signals()
     try:
@@ -376,7 +376,7 @@ def test_a_signal_that_came_before_the_pause_ends_it() -> None:
     assert stopped.value.number == signal.SIGHUP
 
 
-def test_a_pause_ends_when_the_descriptor_can_be_written() -> None:
+def test_pause_ends_when_descriptor_is_writable() -> None:
     reading, writing = os.pipe()
     assert xwd.Clock().pause(1000, writing, select.POLLOUT) is True
     assert xwd.Clock().pause(0.01, reading, select.POLLIN) is False

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CORPUS, Host, Systemctl, as_root, attached, deaf_file_system, loop_device, run_quietly
+from conftest import CORPUS, Host, Systemctl, as_root, attached, hung_file_system, loop_device, run_quietly
 from recorded import HOSTS, HostPaths, paths_below, unpack
 
 import xendomains_wait_disk as xwd
@@ -83,7 +83,7 @@ def check_json(host: Host, *arguments: str) -> dict[str, Any]:
 
 @as_root
 @block_devices
-def test_a_finding_has_file_guest_disk_problem_and_what_to_do(host: Host, loop: Path) -> None:
+def test_finding_has_file_guest_disk_problem_and_fix(host: Host, loop: Path) -> None:
     host.guest("web", loop)
     result = host.run("check")
     problem = f"{loop} may refer to a different disk after a reboot"
@@ -107,7 +107,7 @@ def test_a_finding_has_file_guest_disk_problem_and_what_to_do(host: Host, loop: 
     }
 
 
-def test_an_error_ends_it_with_2_and_a_warning_with_0(host: Host) -> None:
+def test_exit_status_is_2_with_an_error_and_0_with_a_warning(host: Host) -> None:
     host.settings.chmod(0o666)
     assert host.run("check").status == xwd.EXIT_READY
     (host.auto / "db").write_text("what is this\n")
@@ -115,14 +115,14 @@ def test_an_error_ends_it_with_2_and_a_warning_with_0(host: Host) -> None:
     assert check_json(host)["ok"] is False
 
 
-def test_what_is_wrong_in_the_settings_is_in_the_json_as_well(host: Host) -> None:
+def test_problem_in_settings_is_in_json(host: Host) -> None:
     host.configure("timeout = soon")
     (finding,) = check_json(host)["findings"]
     assert (finding["severity"], finding["file"]) == ("error", str(host.conf))
     assert finding["problem"].startswith("line 1: timeout is not a time span: 'soon'")
 
 
-def test_settings_that_others_may_write_are_a_warning_in_the_json(host: Host) -> None:
+def test_settings_writable_by_others_give_warning_in_json(host: Host) -> None:
     host.settings.chmod(0o666)
     (finding,) = check_json(host)["findings"]
     assert (finding["severity"], finding["file"]) == ("warning", str(host.settings))
@@ -130,24 +130,24 @@ def test_settings_that_others_may_write_are_a_warning_in_the_json(host: Host) ->
     assert "No problems found" not in host.run("check").output
 
 
-def test_a_directory_that_does_not_exist_is_a_typo(host: Host) -> None:
+def test_missing_directory_is_an_error(host: Host) -> None:
     host.settings.write_text(f"XENDOMAINS_AUTO={host.root}/atuo\n")
     result = host.run("check")
     assert result.status == xwd.EXIT_USAGE
     assert f"{host.root}/atuo:\n  error: does not exist; correct XENDOMAINS_AUTO, or create it\n" in result.output
 
 
-def test_a_directory_of_our_own_settings_is_corrected_there(host: Host) -> None:
+def test_missing_directory_from_own_settings_is_fixed_in_own_settings(host: Host) -> None:
     host.conf.write_text(f"[paths]\nxendomains = {host.settings}\nauto = {host.root}/atuo\n")
     assert "error: does not exist; correct [paths] auto, or create it\n" in host.run("check").output
 
 
-def test_xendomains_makes_the_directory_for_saved_guests_itself(host: Host) -> None:
+def test_missing_save_directory_is_no_finding(host: Host) -> None:
     host.save.rmdir()
     assert check(host) == []
 
 
-def test_settings_that_name_no_directory_are_an_error(host: Host) -> None:
+def test_settings_without_directories_are_an_error(host: Host) -> None:
     """As Gentoo's and Alpine's, if it is upstream's xendomains that reads them."""
     host.settings.write_text(f"AUTODIR={host.auto}\n")
     result = host.run("check")
@@ -157,21 +157,21 @@ def test_settings_that_name_no_directory_are_an_error(host: Host) -> None:
     )
 
 
-def test_a_link_that_dangles_is_a_warning_because_the_boot_waits_for_it(host: Host) -> None:
+def test_dangling_link_is_a_warning_because_boot_waits_for_it(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere")
     assert check(host) == [
         "web.cfg: warning: is a link to /nowhere, which does not exist; the next boot will wait for this"
     ]
 
 
-def test_a_directory_behind_a_link_that_dangles_is_a_warning(host: Host) -> None:
+def test_directory_behind_dangling_link_is_a_warning(host: Host) -> None:
     host.auto.rmdir()
     host.auto.symlink_to("/nowhere")
     (finding,) = check(host)
     assert ": warning: " in finding and "the next boot will wait for this" in finding
 
 
-def test_what_xl_rejects_is_an_error(host: Host) -> None:
+def test_configuration_rejected_by_xl_is_an_error(host: Host) -> None:
     (host.auto / "web.cfg").write_text("name=web\n")
     assert check(host) == [
         "web.cfg: error: line 1: syntax error near 'web', expected a string, a number or [; xl will reject it"
@@ -179,12 +179,12 @@ def test_what_xl_rejects_is_an_error(host: Host) -> None:
 
 
 @pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
-def test_two_configurations_with_one_name(host: Host) -> None:
+def test_duplicate_guest_name_is_reported(host: Host) -> None:
     shutil.copy(host.guest("web"), host.auto / "web.cfg.bak")
     assert check(host) == ["web.cfg.bak: error: guest web: is created from web.cfg"]
 
 
-def test_the_saved_and_the_configured_form_of_a_guest_are_one(host: Host) -> None:
+def test_saved_and_configured_form_of_a_guest_are_no_duplicate(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.saved("web", host.images / "a")
     assert check(host) == []
@@ -194,12 +194,12 @@ GONE = "does not exist, although its file system is mounted"
 
 
 @pytest.mark.parametrize("key", ["kernel", "ramdisk", "bootloader"])
-def test_a_kernel_that_is_not_there_is_an_error(host: Host, key: str) -> None:
+def test_missing_kernel_is_an_error(host: Host, key: str) -> None:
     (host.auto / "web.cfg").write_text(f'name="web"\nkernel="{host.image("vmlinuz")}"\n{key}="{host.images}/gone"\n')
     assert check(host) == [f"web.cfg: error: guest web: {host.images}/gone {GONE}"]
 
 
-def test_what_a_guest_boots_from_is_no_disk_that_it_writes(host: Host) -> None:
+def test_kernel_shared_by_guests_is_no_finding(host: Host) -> None:
     for name in ("web", "db"):
         (host.auto / name).write_text(f'name="{name}"\nkernel="{host.image("vmlinuz")}"\n')
     assert check(host) == []
@@ -209,7 +209,7 @@ def test_what_a_guest_boots_from_is_no_disk_that_it_writes(host: Host) -> None:
 
 
 @pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
-def test_a_disk_that_is_missing_is_an_error_with_what_helps(host: Host) -> None:
+def test_missing_disk_is_an_error_with_a_fix(host: Host) -> None:
     host.guest("web", "/dev/zvol/tank/web")
     assert check(host) == [
         "web.cfg: error: guest web, xvda: /dev/zvol/tank/web is missing: ZFS pool tank is not imported "
@@ -217,7 +217,7 @@ def test_a_disk_that_is_missing_is_an_error_with_what_helps(host: Host) -> None:
     ]
 
 
-def test_what_is_not_ready_is_an_error_as_well(host: Host) -> None:
+def test_disk_that_is_not_ready_is_an_error(host: Host) -> None:
     host.guest("web", host.images)
     assert check(host) == [
         f"web.cfg: error: guest web, xvda: {host.images} is not ready: is a directory, "
@@ -225,13 +225,13 @@ def test_what_is_not_ready_is_an_error_as_well(host: Host) -> None:
     ]
 
 
-def test_many_disks_that_are_missing_for_one_reason_are_one_finding_of_the_host(host: Host) -> None:
+def test_disks_missing_for_one_reason_are_one_finding_of_the_host(host: Host) -> None:
     for name in ("web", "db"):
         host.guest(name, f"/dev/zvol/tank/{name}-a", f"/dev/zvol/tank/{name}-b")
     assert check(host) == ["error: 4 disks of 2 guests missing: ZFS pool tank is not imported (fix: zpool import tank)"]
 
 
-def test_a_path_that_may_be_mistyped_comes_with_the_closest_that_exists(host: Host) -> None:
+def test_mistyped_path_gets_closest_match_as_suggestion(host: Host) -> None:
     host.guest("web", host.image("web-root.img").with_name("web-rooot.img"))
     assert check(host) == [
         f"web.cfg: error: guest web, xvda: {host.images}/web-rooot.img is missing: does not exist "
@@ -239,20 +239,20 @@ def test_a_path_that_may_be_mistyped_comes_with_the_closest_that_exists(host: Ho
     ]
 
 
-def test_a_mistyped_directory_is_corrected_too(host: Host) -> None:
+def test_mistyped_directory_gets_suggestion(host: Host) -> None:
     host.guest("web", host.root / "imagse" / host.image("web.img").name)
     (finding,) = check(host)
     assert finding.endswith(f"(fix: did you mean {host.images}/web.img?)")
 
 
-def test_a_path_that_another_guest_has_is_not_meant(host: Host) -> None:
+def test_path_used_by_another_guest_is_not_suggested(host: Host) -> None:
     host.guest("web-1", host.image("web-1.img"))
     host.guest("web-2", host.images / "web-2.img")
     (finding,) = check(host)
     assert finding.endswith("web-2.img is missing: does not exist")
 
 
-def test_where_nothing_is_like_it_nothing_is_meant(host: Host) -> None:
+def test_no_suggestion_without_a_similar_path(host: Host) -> None:
     host.image("debian.iso")
     host.guest("web", host.images / "web.img")
     (finding,) = check(host)
@@ -263,7 +263,7 @@ def test_where_nothing_is_like_it_nothing_is_meant(host: Host) -> None:
 
 
 @pytest.mark.parametrize("key", ["domains", "disks"])
-def test_a_pattern_that_matches_nothing_is_a_warning(host: Host, key: str) -> None:
+def test_pattern_without_match_is_a_warning(host: Host, key: str) -> None:
     host.guest("web", host.image("a"))
     host.configure(f"[ignore]\n{key} = 'wbe*', {'web' if key == 'domains' else host.images / 'a'}")
     result = host.run("check")
@@ -277,13 +277,13 @@ def test_a_pattern_matches_a_name_a_file_a_path_or_a_target(host: Host) -> None:
     assert host.run("check").output.startswith("No problems found")
 
 
-def test_a_pattern_that_may_match_what_cannot_be_read_yet_is_not_called_useless(host: Host) -> None:
+def test_pattern_that_may_match_unread_configuration_is_no_finding(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere")
     host.configure("[ignore]\ndomains = db")
     assert "matches nothing" not in host.run("check").output
 
 
-def test_patterns_are_compared_with_all_guests_when_one_is_asked_for(host: Host) -> None:
+def test_patterns_are_compared_with_all_guests_even_if_one_is_named(host: Host) -> None:
     for name in ("web", "db"):
         host.guest(name, host.image(name))
     host.configure("[ignore]\ndomains = db")
@@ -293,7 +293,7 @@ def test_patterns_are_compared_with_all_guests_when_one_is_asked_for(host: Host)
 # The report
 
 
-def test_errors_come_first_each_file_once_and_the_totals_last(host: Host) -> None:
+def test_report_lists_errors_first_each_file_once_and_totals_last(host: Host) -> None:
     host.settings.chmod(0o666)
     host.guest("web", host.images / "a").chmod(0o666)
     host.configuration("zz", "what is this\n")
@@ -317,7 +317,7 @@ def test_no_log_level_silences_the_report(host: Host) -> None:
     assert " is missing: does not exist" in host.run("check").output
 
 
-def test_without_settings_of_xendomains_json_is_printed_all_the_same(host: Host) -> None:
+def test_json_is_printed_without_xendomains_settings(host: Host) -> None:
     host.settings.unlink()
     result = host.run("check", "--json")
     assert result.status == xwd.EXIT_NO_XENDOMAINS
@@ -341,19 +341,19 @@ def nagios(host: Host, *arguments: str) -> tuple[int, str, list[int]]:
     return result.status, text, [int(number) for number in match.groups()]
 
 
-def test_nagios_is_told_that_all_is_well(host: Host) -> None:
+def test_nagios_ok_without_findings(host: Host) -> None:
     host.guest("web", host.image("a"))
     assert nagios(host) == (0, "XENDOMAINS OK - 1 of 1 guest ready", [1, 1, 0, 0])
 
 
-def test_nagios_is_told_of_a_warning(host: Host) -> None:
+def test_nagios_warning_for_a_warning(host: Host) -> None:
     host.guest("web", host.image("a")).chmod(0o666)
     status, text, numbers = nagios(host)
     assert (status, numbers) == (1, [1, 1, 0, 1])
     assert text.startswith("XENDOMAINS WARNING - 1 of 1 guest ready: it is writable by group or others")
 
 
-def test_nagios_is_told_of_the_first_error(host: Host) -> None:
+def test_nagios_critical_names_first_error(host: Host) -> None:
     host.guest("web", host.images / "a")
     host.guest("db", host.image("b"))
     assert nagios(host) == (
@@ -363,7 +363,7 @@ def test_nagios_is_told_of_the_first_error(host: Host) -> None:
     )
 
 
-def test_nagios_is_told_that_a_guest_is_unknown(host: Host) -> None:
+def test_nagios_reports_unknown_guest(host: Host) -> None:
     host.guest("web", host.image("a"))
     result = host.run("check", "--nagios", "wbe")
     assert (result.status, result.output) == (
@@ -372,13 +372,13 @@ def test_nagios_is_told_that_a_guest_is_unknown(host: Host) -> None:
     )
 
 
-def test_nagios_is_told_that_xendomains_has_no_settings(host: Host) -> None:
+def test_nagios_critical_without_xendomains_settings(host: Host) -> None:
     host.settings.unlink()
     status, text, _ = nagios(host)
     assert status == 2 and "xendomains has no settings" in text
 
 
-def test_a_name_with_a_bar_is_no_performance_data(host: Host) -> None:
+def test_nagios_text_replaces_bar_in_a_name(host: Host) -> None:
     host.guest("web", host.images / "a|b")
     status, text, _ = nagios(host)
     assert status == 2 and "a/b is missing" in text
@@ -388,7 +388,7 @@ def test_a_name_with_a_bar_is_no_performance_data(host: Host) -> None:
 
 
 @pytest.mark.parametrize("unit", ["xendomains.service", "xendomains-wait-disk.service"])
-def test_a_unit_that_is_not_enabled(host: Host, systemctl: Systemctl, unit: str) -> None:
+def test_unit_not_enabled_is_reported(host: Host, systemctl: Systemctl, unit: str) -> None:
     host.guest("web")
     systemctl.says(unit, "disabled")
     assert check(host) == [f"warning: {unit} is disabled, so it does not run at boot (fix: systemctl enable {unit})"]
@@ -397,7 +397,7 @@ def test_a_unit_that_is_not_enabled(host: Host, systemctl: Systemctl, unit: str)
 
 
 @pytest.mark.parametrize("unit", ["libvirtd.service", "virtxend.service"])
-def test_a_unit_that_conflicts_with_xendomains(host: Host, systemctl: Systemctl, unit: str) -> None:
+def test_unit_conflicting_with_xendomains_is_reported(host: Host, systemctl: Systemctl, unit: str) -> None:
     """As Debian's does, and SUSE's does not."""
     host.guest("web")
     systemctl.says(unit, "enabled")
@@ -414,13 +414,13 @@ def test_a_unit_that_conflicts_with_xendomains(host: Host, systemctl: Systemctl,
 
 
 @pytest.mark.parametrize("state", ["enabled", "enabled-runtime", "static", "generated", "alias", "not-found", ""])
-def test_a_unit_in_another_state_is_no_finding(host: Host, systemctl: Systemctl, state: str) -> None:
+def test_unit_in_any_other_state_is_no_finding(host: Host, systemctl: Systemctl, state: str) -> None:
     host.guest("web")
     systemctl.says("xendomains.service", state)
     assert check(host) == []
 
 
-def test_on_a_host_that_starts_no_guests_the_units_may_be_disabled(host: Host, systemctl: Systemctl) -> None:
+def test_disabled_units_are_no_finding_if_no_guest_starts_at_boot(host: Host, systemctl: Systemctl) -> None:
     systemctl.says("xendomains.service", "disabled")
     assert check(host) == []
 
@@ -445,7 +445,7 @@ def test_on_a_host_that_starts_no_guests_the_units_may_be_disabled(host: Host, s
         "nbd9p1",
     ],
 )
-def test_a_name_that_depends_on_the_order_in_which_devices_come(place: Place, path: str) -> None:
+def test_not_persistent_name_is_reported(place: Place, path: str) -> None:
     assert check_use(place.paths, path, f"/dev/{path}") == [f"/dev/{path} may refer to a different disk after a reboot"]
 
 
@@ -456,11 +456,11 @@ def test_a_name_that_depends_on_the_order_in_which_devices_come(place: Place, pa
         "drbd1", "drbd/by-res/web/0", "zvol/tank/web", "rbd/vms/web", "bcache/by-uuid/1", "loop-control", "sdcard",
     ],
 )  # fmt: skip
-def test_a_name_that_stays(place: Place, path: str) -> None:
+def test_persistent_name_is_no_finding(place: Place, path: str) -> None:
     assert check_use(place.paths, path, f"/dev/{path}") == []
 
 
-def test_an_array_that_mdadm_conf_numbers_keeps_its_name(place: Place) -> None:
+def test_array_numbered_by_mdadm_conf_has_persistent_name(place: Place) -> None:
     place.write("etc/mdadm/mdadm.conf", "ARRAY /dev/md127 metadata=1.2 UUID=1\n#ARRAY /dev/md126 UUID=2\n")
     assert check_use(place.paths, "md127", "/dev/md127") == []
     assert check_use(place.paths, "md126", "/dev/md126") == ["/dev/md126 may refer to a different disk after a reboot"]
@@ -475,10 +475,10 @@ def test_an_array_that_mdadm_conf_numbers_keeps_its_name(place: Place) -> None:
         ("iscsi/logged-in", "sda", "/dev/disk/by-id/scsi-"),
     ],
 )
-def test_the_name_to_write_instead_is_udevs(
-    recorded: str, name: str, stable: str, there: Callable[[str], HostPaths]
+def test_fix_for_not_persistent_name_is_a_udev_link(
+    recorded: str, name: str, stable: str, recorded_host: Callable[[str], HostPaths]
 ) -> None:
-    (finding,) = check_use(there(recorded), name, f"/dev/{name}")
+    (finding,) = check_use(recorded_host(recorded), name, f"/dev/{name}")
     assert finding.startswith(f"/dev/{name} may refer to a different disk after a reboot (fix: write {stable}")
 
 
@@ -497,7 +497,7 @@ def loop(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
 @as_root
 @block_devices
-def test_a_disk_that_is_mounted_here(host: Host, loop: Path) -> None:
+def test_disk_mounted_on_this_host_is_reported(host: Host, loop: Path) -> None:
     host.guest("web", loop.parent / "." / loop.name)
     run_quietly("mke2fs", "-q", loop)
     run_quietly("mount", loop, host.root / "images")
@@ -513,9 +513,7 @@ def test_a_disk_that_is_mounted_here(host: Host, loop: Path) -> None:
 
 @as_root
 @block_devices
-def test_a_guest_that_only_reads_may_share_a_disk_that_is_mounted_read_only(
-    host: Host, place: Place, loop: Path
-) -> None:
+def test_read_only_disk_may_be_mounted_read_only_here(host: Host, place: Place, loop: Path) -> None:
     link = host.root / "link"
     link.symlink_to(loop)
     host.guest("web", f"{link},raw,xvda,r")
@@ -530,7 +528,7 @@ def test_a_guest_that_only_reads_may_share_a_disk_that_is_mounted_read_only(
 
 @as_root
 @block_devices
-def test_swap_space_of_this_host(host: Host, place: Place, loop: Path) -> None:
+def test_swap_space_of_this_host_is_reported(host: Host, place: Place, loop: Path) -> None:
     link = host.root / "link"
     link.symlink_to(loop)
     host.guest("web", link)
@@ -542,7 +540,7 @@ def test_swap_space_of_this_host(host: Host, place: Place, loop: Path) -> None:
 
 @as_root
 @block_devices
-def test_a_btrfs_has_no_number_of_its_device(host: Host, place: Place, loop: Path) -> None:
+def test_mounted_btrfs_is_found_by_its_source(host: Host, place: Place, loop: Path) -> None:
     link = host.root / "link"
     link.symlink_to(loop)
     host.guest("web", link)
@@ -629,7 +627,7 @@ def texts(findings: Iterable[xwd.Finding]) -> list[str]:
 FIX = "(fix: give the guest its own disk)"
 
 
-def test_a_disk_of_which_a_partition_is_mounted_here(tree: Tree) -> None:
+def test_disk_with_a_mounted_partition_is_reported(tree: Tree) -> None:
     tree.device("sda", 0)
     tree.partition("sda1", 1, of="sda")
     tree.mount(1, "/boot")
@@ -638,7 +636,7 @@ def test_a_disk_of_which_a_partition_is_mounted_here(tree: Tree) -> None:
     ]
 
 
-def test_a_physical_volume_of_which_a_volume_is_mounted_here(tree: Tree) -> None:
+def test_physical_volume_with_a_mounted_volume_is_reported(tree: Tree) -> None:
     tree.device("sda", 0)
     tree.device("dm-0", 1, dm__name="vg-root", dm__uuid="LVM-1")
     tree.below("sda", "dm-0")
@@ -648,7 +646,7 @@ def test_a_physical_volume_of_which_a_volume_is_mounted_here(tree: Tree) -> None
     ]
 
 
-def test_a_member_of_an_array_and_a_physical_volume_of_this_host(tree: Tree) -> None:
+def test_array_member_and_physical_volume_of_this_host_are_reported(tree: Tree) -> None:
     for number, (holder, attributes) in enumerate(
         {"md127": {}, "dm-0": {"dm__name": "vg-lv", "dm__uuid": "LVM-1"}}.items()
     ):
@@ -663,7 +661,7 @@ def test_a_member_of_an_array_and_a_physical_volume_of_this_host(tree: Tree) -> 
     ]
 
 
-def test_a_path_of_a_multipath_map_is_not_for_a_guest(tree: Tree) -> None:
+def test_single_path_of_a_multipath_map_is_reported(tree: Tree) -> None:
     tree.device("sda", 0)
     tree.device("dm-0", 1, dm__name="mpatha", dm__uuid="mpath-36001")
     tree.below("sda", "dm-0")
@@ -672,7 +670,7 @@ def test_a_path_of_a_multipath_map_is_not_for_a_guest(tree: Tree) -> None:
     ]
 
 
-def test_the_partitions_of_a_map_that_kpartx_makes_are_no_use(tree: Tree) -> None:
+def test_kpartx_partitions_of_a_map_are_not_in_use(tree: Tree) -> None:
     tree.device("dm-0", 0, dm__name="mpatha", dm__uuid="mpath-36001")
     tree.device("dm-1", 1, dm__name="mpatha-part1", dm__uuid="part1-mpath-36001")
     tree.below("dm-0", "dm-1")
@@ -683,7 +681,7 @@ def test_the_partitions_of_a_map_that_kpartx_makes_are_no_use(tree: Tree) -> Non
     ]
 
 
-def test_a_volume_group_that_a_guest_has_in_a_volume_of_ours_is_no_use(tree: Tree) -> None:
+def test_volume_group_inside_a_guests_volume_is_not_in_use(tree: Tree) -> None:
     tree.device("dm-0", 0, dm__name="vg-web", dm__uuid="LVM-1")
     tree.device("dm-1", 1, dm__name="guest-root", dm__uuid="LVM-2")
     tree.below("dm-0", "dm-1")
@@ -694,7 +692,7 @@ def test_a_volume_group_that_a_guest_has_in_a_volume_of_ours_is_no_use(tree: Tre
 
 
 @pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
-def test_a_disk_that_two_guests_write(host: Host) -> None:
+def test_disk_written_by_two_guests_is_reported(host: Host) -> None:
     shared = host.image("shared")
     host.guest("web", shared)
     host.guest("db", shared)
@@ -705,7 +703,7 @@ def test_a_disk_that_two_guests_write(host: Host) -> None:
     ]
 
 
-def test_a_disk_that_two_guests_write_by_different_names(host: Host) -> None:
+def test_disk_written_by_two_guests_under_different_names_is_reported(host: Host) -> None:
     (host.root / "link").symlink_to(host.image("shared"))
     host.guest("web", host.images / "shared")
     host.guest("db", host.root / "link")
@@ -713,14 +711,14 @@ def test_a_disk_that_two_guests_write_by_different_names(host: Host) -> None:
 
 
 @pytest.mark.parametrize("access", ["r", "ro"])
-def test_a_disk_that_all_guests_only_read_may_be_shared(host: Host, access: str) -> None:
+def test_read_only_disk_may_be_shared(host: Host, access: str) -> None:
     shared = host.image("shared")
     for name in ("web", "db"):
         host.guest(name, f"{shared},raw,xvda,{access}")
     assert check(host) == []
 
 
-def test_a_disk_that_one_guest_writes_and_another_reads(host: Host) -> None:
+def test_disk_written_by_one_guest_and_read_by_another_is_reported(host: Host) -> None:
     shared = host.image("shared")
     host.guest("web", shared)
     host.guest("db", f"{shared},raw,xvda,r")
@@ -738,7 +736,7 @@ def test_a_cd_may_be_in_two_drives(host: Host) -> None:
     assert check(host) == []
 
 
-def test_a_disk_and_a_part_of_it_are_shared(tree: Tree) -> None:
+def test_disk_and_its_partition_in_two_guests_are_reported(tree: Tree) -> None:
     tree.device("sda", 0)
     tree.partition("sda1", 1, of="sda")
     uses = [use(tree.paths, "sda", "/dev/disk/by-id/a"), use(tree.paths, "sda1", "/dev/disk/by-id/a-part1", "db")]
@@ -749,7 +747,7 @@ def test_a_disk_and_a_part_of_it_are_shared(tree: Tree) -> None:
     )
 
 
-def test_disks_of_a_driver_domain_or_a_script_and_those_ignored_are_not_looked_at(host: Host) -> None:
+def test_disks_of_driver_domains_and_scripts_and_ignored_disks_are_skipped(host: Host) -> None:
     for name in ("web", "db"):
         host.guest(
             name, "backend=storage,vdev=xvda,target=/dev/sda", "script=block-npiv,vdev=xvdb,target=/dev/sdb", "/dev/sdc"
@@ -759,11 +757,11 @@ def test_disks_of_a_driver_domain_or_a_script_and_those_ignored_are_not_looked_a
     assert (result.status, result.messages) == (xwd.EXIT_READY, "")
 
 
-def test_a_file_system_that_does_not_answer_costs_its_own_disks_only(host: Host) -> None:
+def test_hung_file_system_affects_only_its_own_disks(host: Host) -> None:
     host.image("shared")
     for name in ("web", "db"):
         host.guest(name, host.images / "shared")
-    with deaf_file_system(host.root / "nfs") as nfs:
+    with hung_file_system(host.root / "nfs") as nfs:
         host.guest("deaf", nfs / "disk")
         result = host.run("check", "--reboot")
     assert result.status == xwd.EXIT_USAGE
@@ -773,14 +771,14 @@ def test_a_file_system_that_does_not_answer_costs_its_own_disks_only(host: Host)
 # Guests that are asked for
 
 
-def test_a_guest_is_asked_for_by_a_shell_pattern(host: Host) -> None:
+def test_guest_can_be_selected_by_shell_pattern(host: Host) -> None:
     for name in ("web-1", "web-2", "db"):
         host.guest(name, host.images / name)
     assert [line.partition(":")[0] for line in check(host, None, "web-*")] == ["web-1.cfg", "web-2.cfg"]
     assert [line.partition(":")[0] for line in check(host, None, "web-[2-9]", "d?")] == ["db.cfg", "web-2.cfg"]
 
 
-def test_of_the_guests_that_are_asked_for_everything_is_found_and_nothing_of_others(host: Host) -> None:
+def test_selected_guests_get_all_their_findings_and_no_others(host: Host) -> None:
     shared = host.image("shared")
     host.guest("web", shared)
     host.guest("db", shared, "/dev/sdz")
@@ -792,7 +790,7 @@ def test_of_the_guests_that_are_asked_for_everything_is_found_and_nothing_of_oth
         ]
 
 
-def test_a_name_that_another_file_has_as_well_is_found_though_that_is_not_asked_for(host: Host) -> None:
+def test_duplicate_name_is_found_though_only_one_file_is_selected(host: Host) -> None:
     shutil.copy(host.guest("web"), host.auto / "copy")
     assert check(host, None, "web.cfg") == ["web.cfg: error: guest web: is created from copy"]
 
@@ -801,7 +799,7 @@ def test_a_name_that_another_file_has_as_well_is_found_though_that_is_not_asked_
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Callable[[str], HostPaths]:
+def recorded_host(tmp_path: Path) -> Callable[[str], HostPaths]:
     """Puts a recorded host on disk."""
 
     def paths(recorded: str) -> HostPaths:
@@ -833,7 +831,7 @@ def with_startup(host: HostPaths, startup: str, nodes: str = "**") -> None:
         record.write_text(record.read_text().replace("node.startup = manual", f"node.startup = {startup}"))
 
 
-def stays_out(target: str) -> str:
+def no_login_at_boot(target: str) -> str:
     update = f"iscsiadm -m node -T {TARGET}:{target} -o update -n node.startup -v automatic"
     return f"the host does not log in to target {TARGET}:{target} at boot (fix: {update})"
 
@@ -847,51 +845,51 @@ def stays_out(target: str) -> str:
         ("multipath/map", "mpatha", "map"),
     ],
 )
-def test_a_session_that_was_made_by_hand(
-    recorded: str, name: str, target: str, there: Callable[[str], HostPaths]
+def test_reboot_reports_session_started_by_hand(
+    recorded: str, name: str, target: str, recorded_host: Callable[[str], HostPaths]
 ) -> None:
-    here = there(recorded)
-    assert check_reboot(here, name) == [stays_out(target)]
+    here = recorded_host(recorded)
+    assert check_reboot(here, name) == [no_login_at_boot(target)]
     with_startup(here, "automatic")
     assert check_reboot(here, name) == []
 
 
-def test_one_portal_to_which_the_host_logs_in_at_boot_is_enough(there: Callable[[str], HostPaths]) -> None:
-    here = there("multipath/map")
+def test_reboot_accepts_one_portal_with_automatic_login(recorded_host: Callable[[str], HostPaths]) -> None:
+    here = recorded_host("multipath/map")
     with_startup(here, "onboot", f"{TARGET}:map/127.0.0.2,3260,1")
     assert check_reboot(here, "mpatha") == []
 
 
-def test_a_session_without_a_record_was_made_by_the_firmware_or_the_initramfs(
-    there: Callable[[str], HostPaths],
+def test_reboot_accepts_session_without_a_record(
+    recorded_host: Callable[[str], HostPaths],
 ) -> None:
-    here = there("iscsi/logged-in")
+    here = recorded_host("iscsi/logged-in")
     shutil.rmtree(f"{here.etc}/iscsi/nodes")
     assert check_reboot(here, "sdb") == []
 
 
-def test_a_luks_volume_that_nothing_opens(there: Callable[[str], HostPaths]) -> None:
-    here = there("luks/open")
+def test_reboot_reports_luks_volume_that_nothing_opens(recorded_host: Callable[[str], HostPaths]) -> None:
+    here = recorded_host("luks/open")
     assert check_reboot(here, "secret") == ["secret has the option noauto in /etc/crypttab (fix: remove noauto)"]
     write(here, "crypttab", "# secret UUID=x none luks\n")
     assert check_reboot(here, "secret") == ["secret is not in /etc/crypttab (fix: add a line for it)"]
 
 
 @pytest.mark.parametrize("line", ["secret UUID=x none luks,nofail", "secret UUID=x", "secret /dev/sda /key x-noauto"])
-def test_a_luks_volume_that_is_opened_at_boot(line: str, there: Callable[[str], HostPaths]) -> None:
-    here = there("luks/open")
+def test_reboot_accepts_luks_volume_opened_at_boot(line: str, recorded_host: Callable[[str], HostPaths]) -> None:
+    here = recorded_host("luks/open")
     write(here, "crypttab", f"{line}\n")
     assert check_reboot(here, "secret") == []
 
 
-def test_a_luks_volume_that_the_initramfs_opens(there: Callable[[str], HostPaths]) -> None:
-    here = there("luks/open")
+def test_reboot_accepts_luks_volume_opened_by_initramfs(recorded_host: Callable[[str], HostPaths]) -> None:
+    here = recorded_host("luks/open")
     write(here, "crypttab", "")
     Path(here.proc, "cmdline").write_text("root=/dev/mapper/root rd.luks.name=0e6cd8b1=secret\n")
     assert check_reboot(here, "secret") == []
 
 
-def test_the_device_below_a_luks_volume_with_integrity_has_no_line_of_its_own(tree: Tree) -> None:
+def test_reboot_accepts_integrity_device_below_luks_volume(tree: Tree) -> None:
     tree.device("dm-0", 0, dm__name="secret_dif", dm__uuid="CRYPT-SUBDEV-1-secret_dif")
     assert check_reboot(tree.paths, "secret_dif") == []
 
@@ -900,8 +898,10 @@ LVM_CONF = "activation {{\n\t# auto_activation_volume_list = [ ]\n\t{}\n}}\n"
 
 
 @pytest.mark.parametrize("value", ["[ ]", '[ "other" ]', '[ "other", "vg2/lv" ]', '[\n"other",\n"another" ]'])
-def test_a_volume_group_that_is_not_activated_by_itself(value: str, there: Callable[[str], HostPaths]) -> None:
-    here = there("lvm/active")
+def test_reboot_reports_volume_group_without_autoactivation(
+    value: str, recorded_host: Callable[[str], HostPaths]
+) -> None:
+    here = recorded_host("lvm/active")
     with_startup(here, "automatic")
     write(here, "lvm/lvm.conf", LVM_CONF.format(f"auto_activation_volume_list = {value}"))
     assert check_reboot(here, "vg-lv") == [
@@ -918,21 +918,21 @@ def test_a_volume_group_that_is_not_activated_by_itself(value: str, there: Calla
         'auto_activation_volume_list = [ "@*" ]',
     ],
 )
-def test_a_volume_group_that_is_activated(line: str, there: Callable[[str], HostPaths]) -> None:
-    here = there("lvm/active")
+def test_reboot_accepts_volume_group_with_autoactivation(line: str, recorded_host: Callable[[str], HostPaths]) -> None:
+    here = recorded_host("lvm/active")
     with_startup(here, "automatic")
     write(here, "lvm/lvm.conf", LVM_CONF.format(line))
     assert check_reboot(here, "vg-lv") == []
 
 
-def test_a_group_and_a_volume_with_hyphens(tree: Tree) -> None:
+def test_reboot_handles_hyphens_in_group_and_volume_names(tree: Tree) -> None:
     tree.device("dm-0", 0, dm__name="vg--two-lv--a", dm__uuid="LVM-1")
     write(tree.paths, "lvm/lvm.conf", 'auto_activation_volume_list = [ "vg-two" ]\n')
     assert check_reboot(tree.paths, "vg--two-lv--a") == []
 
 
-def test_drbd_that_no_service_brings_up(there: Callable[[str], HostPaths]) -> None:
-    here = there("drbd/one-secondary")
+def test_reboot_reports_drbd_without_a_service(recorded_host: Callable[[str], HostPaths]) -> None:
+    here = recorded_host("drbd/one-secondary")
     fix = "(fix: systemctl enable drbd.service)"
     assert check_reboot(here, "drbd1") == [f"no service that brings up DRBD is enabled {fix}"]
     write(here, "rc3.d/K01drbd", "")
@@ -949,15 +949,15 @@ def test_drbd_that_no_service_brings_up(there: Callable[[str], HostPaths]) -> No
         "rc3.d/S01drbd",
     ],
 )
-def test_drbd_that_a_service_brings_up(file: str, there: Callable[[str], HostPaths]) -> None:
-    here = there("drbd/one-secondary")
+def test_reboot_accepts_drbd_with_a_service(file: str, recorded_host: Callable[[str], HostPaths]) -> None:
+    here = recorded_host("drbd/one-secondary")
     write(here, file, "")
     assert check_reboot(here, "drbd1") == []
 
 
 @as_root
 @block_devices
-def test_a_loop_device_that_was_made_by_hand(host: Host, place: Place, loop: Path) -> None:
+def test_reboot_reports_loop_device_set_up_by_hand(host: Host, place: Place, loop: Path) -> None:
     link = host.root / "link"
     link.symlink_to(loop)
     host.guest("web", link)
@@ -968,20 +968,20 @@ def test_a_loop_device_that_was_made_by_hand(host: Host, place: Place, loop: Pat
 
 
 @pytest.mark.parametrize("file", ["rc.local", "systemd/system/images.service"])
-def test_a_loop_device_that_a_script_sets_up(file: str, tree: Tree) -> None:
+def test_reboot_accepts_loop_device_set_up_by_a_script(file: str, tree: Tree) -> None:
     tree.device("loop0", 0, loop__backing_file="/srv/web.img")
     write(tree.paths, file, "ExecStart=/sbin/losetup /dev/loop0 /srv/web.img\n")
     assert check_reboot(tree.paths, "loop0") == []
 
 
-def test_an_nbd_device_is_set_up_by_nbdtab(tree: Tree) -> None:
+def test_reboot_accepts_nbd_device_in_nbdtab(tree: Tree) -> None:
     tree.device("nbd0", 0, pid="17")
     assert check_reboot(tree.paths, "nbd0") == ["nothing sets up nbd0 at boot (fix: let a unit do that)"]
     write(tree.paths, "nbdtab", "nbd0 server web persist\n")
     assert check_reboot(tree.paths, "nbd0") == []
 
 
-def test_all_that_is_wrong_below_a_disk_is_told(tree: Tree) -> None:
+def test_reboot_reports_every_problem_below_a_disk(tree: Tree) -> None:
     tree.device("loop0", 0)
     tree.device("dm-0", 1, dm__name="secret", dm__uuid="CRYPT-LUKS2-1-secret")
     tree.device("dm-1", 2, dm__name="vg-lv", dm__uuid="LVM-1")
@@ -994,7 +994,7 @@ def test_all_that_is_wrong_below_a_disk_is_told(tree: Tree) -> None:
 
 
 @pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
-def test_a_file_system_that_was_mounted_by_hand(host: Host, place: Place) -> None:
+def test_reboot_reports_file_system_mounted_by_hand(host: Host, place: Place) -> None:
     host.guest("web", host.image("a"))
     place.mount("/")
     place.mount(host.images)
@@ -1007,7 +1007,7 @@ def test_a_file_system_that_was_mounted_by_hand(host: Host, place: Place) -> Non
 
 
 @pytest.mark.parametrize("options", ["defaults", "_netdev,nofail", "noauto,x-systemd.automount", "x-noauto", ""])
-def test_a_file_system_that_fstab_mounts(host: Host, place: Place, options: str) -> None:
+def test_reboot_accepts_file_system_in_fstab(host: Host, place: Place, options: str) -> None:
     host.guest("web", host.image("a"))
     place.mount(host.images)
     place.write("etc/fstab", f"/dev/sdx1 {host.images} ext4 {options}\n")
@@ -1015,14 +1015,14 @@ def test_a_file_system_that_fstab_mounts(host: Host, place: Place, options: str)
 
 
 @pytest.mark.parametrize("directory", ["etc/systemd/system", "run/systemd/generator", "run/systemd/generator.late"])
-def test_a_file_system_that_a_unit_mounts(host: Host, place: Place, directory: str) -> None:
+def test_reboot_accepts_file_system_with_mount_unit(host: Host, place: Place, directory: str) -> None:
     host.guest("web", host.image("a"))
     place.mount(host.images)
     place.write(f"{directory}/images.mount", f"[Mount]\nWhat=/dev/sdx1\nWhere={host.images}\n")
     assert check(host, place, reboot=True) == []
 
 
-def test_what_is_mounted_on_demand_or_by_zfs_comes_back(host: Host, place: Place) -> None:
+def test_reboot_accepts_automount_and_zfs(host: Host, place: Place) -> None:
     host.guest("web", host.image("a"))
     place.mount(host.root, kind="autofs", source="/etc/auto.srv")
     place.mount(host.images, kind="nfs4", source="server:/images")
@@ -1032,13 +1032,13 @@ def test_what_is_mounted_on_demand_or_by_zfs_comes_back(host: Host, place: Place
     assert check(host, place, reboot=True) == []
 
 
-def test_a_subvolume_of_the_root_file_system_comes_back(host: Host, place: Place) -> None:
+def test_reboot_accepts_subvolume_of_root_file_system(host: Host, place: Place) -> None:
     host.guest("web", host.image("a"))
     place.mount("/", kind="btrfs")
     assert check(host, place, reboot=True) == []
 
 
-def test_what_a_server_has_mounted_below_what_it_exports_comes_with_it(host: Host, place: Place) -> None:
+def test_reboot_accepts_nested_mount_below_nfs_export(host: Host, place: Place) -> None:
     host.guest("web", host.image("a"))
     place.mount("/")
     place.mount(host.root, kind="nfs4", source="server:/")
@@ -1049,20 +1049,20 @@ def test_what_a_server_has_mounted_below_what_it_exports_comes_with_it(host: Hos
 
 
 @pytest.mark.parametrize("manager", ["pacemaker", "linstor-satellite", "ganeti"])
-def test_a_cluster_manager_mounts_and_activates_by_itself(host: Host, place: Place, manager: str) -> None:
+def test_reboot_checks_are_skipped_with_a_cluster_manager(host: Host, place: Place, manager: str) -> None:
     host.guest("web", host.image("a"))
     place.mount(host.images)
     place.write(f"etc/systemd/system/multi-user.target.wants/{manager}.service", "")
     assert check(host, place, reboot=True) == []
 
 
-def test_without_reboot_nothing_is_said_of_that(host: Host, place: Place) -> None:
+def test_reboot_findings_need_the_option(host: Host, place: Place) -> None:
     host.guest("web", host.image("a"))
     place.mount(host.images)
     assert check(host, place) == []
 
 
-def test_of_what_is_missing_now_only_that_is_said(host: Host, place: Place) -> None:
+def test_reboot_adds_nothing_for_a_missing_disk(host: Host, place: Place) -> None:
     host.guest("web", host.images / "not there")
     place.mount(host.images)
     (finding,) = check(host, place, reboot=True)
@@ -1081,7 +1081,7 @@ def test_of_what_is_missing_now_only_that_is_said(host: Host, place: Place) -> N
         'XENDOMAINS_RESTORE=false\nXENDOMAINS_SAVE=""\nXENDOMAINS_AUTO="/etc/xen/auto"\nXENDOMAINS_AUTO_ONLY=false\n',
     ],
 )
-def test_on_a_host_as_distributions_ship_it_nothing_is_wrong(host: Host, systemctl: Systemctl, settings: str) -> None:
+def test_host_as_shipped_by_distributions_has_no_findings(host: Host, systemctl: Systemctl, settings: str) -> None:
     if Path(xwd.DEFAULT_AUTO).exists() or Path(xwd.DEFAULT_SAVE).exists():
         pytest.skip("this machine has guests of its own")
     systemctl.says("xendomains.service", "disabled")
@@ -1100,7 +1100,7 @@ WORTH_A_WARNING = {
 
 @pytest.mark.promise("It raises no false alarm")
 @pytest.mark.parametrize("file", sorted(CORPUS.glob("*.json")), ids=lambda file: file.stem)
-def test_of_what_xl_accepts_nothing_is_wrong(host: Host, place: Place, file: Path) -> None:
+def test_configuration_accepted_by_xl_has_no_findings(host: Host, place: Place, file: Path) -> None:
     text = file.with_suffix(".cfg").read_text()
     for name in ("vmlinuz", "initrd.img"):
         text = text.replace(f"/boot/{name}", str(host.image(name)))
@@ -1112,10 +1112,10 @@ def test_of_what_xl_accepts_nothing_is_wrong(host: Host, place: Place, file: Pat
 
 @pytest.mark.promise("It raises no false alarm")
 @pytest.mark.parametrize("recorded", RECORDED)
-def test_on_recorded_hosts_nothing_is_wrong_with_the_use_of_devices(
-    recorded: str, there: Callable[[str], HostPaths]
+def test_recorded_hosts_have_no_findings_on_device_use(
+    recorded: str, recorded_host: Callable[[str], HostPaths]
 ) -> None:
-    here = there(recorded)
+    here = recorded_host(recorded)
     here.use()
     for name in xwd.list_names(f"{here.sys}/class/block"):
         for directory in Path(f"{here.sys}/class/block/{name}/slaves").glob("*"):
@@ -1128,10 +1128,10 @@ def test_on_recorded_hosts_nothing_is_wrong_with_the_use_of_devices(
 
 @pytest.mark.promise("It raises no false alarm")
 @pytest.mark.parametrize("recorded", RECORDED)
-def test_on_recorded_hosts_that_are_set_up_for_it_all_comes_back(
-    recorded: str, there: Callable[[str], HostPaths]
+def test_recorded_hosts_set_up_for_reboot_have_no_findings(
+    recorded: str, recorded_host: Callable[[str], HostPaths]
 ) -> None:
-    here = there(recorded)
+    here = recorded_host(recorded)
     with_startup(here, "automatic")
     write(here, "crypttab", "secret UUID=x none luks\n")
     write(here, "systemd/system/multi-user.target.wants/drbd.service", "")
@@ -1140,7 +1140,7 @@ def test_on_recorded_hosts_that_are_set_up_for_it_all_comes_back(
 
 
 @pytest.mark.parametrize("name", ["zd0", "zd16p1", "rbd0", "bcache0", "mmcblk0p1", "sr0", "xvda1", "sda", "nvme0n1p1"])
-def test_names_that_may_refer_to_a_different_disk(tree: Tree, name: str) -> None:
+def test_names_that_may_refer_to_a_different_disk_are_reported(tree: Tree, name: str) -> None:
     tree.device(name, 0)
     assert check_use(tree.paths, name, f"/dev/{name}") == [f"/dev/{name} may refer to a different disk after a reboot"]
 
@@ -1165,10 +1165,10 @@ def test_names_that_may_refer_to_a_different_disk(tree: Tree, name: str) -> None
         ),
     ],
 )
-def test_a_volume_whose_flags_keep_it_from_being_activated(
-    text: str, instead: str, found: str, there: Callable[[str], HostPaths]
+def test_reboot_reports_volume_with_flags_against_activation(
+    text: str, instead: str, found: str, recorded_host: Callable[[str], HostPaths]
 ) -> None:
-    here = there("lvm/active")
+    here = recorded_host("lvm/active")
     with_startup(here, "automatic")
     backup = Path(here.etc, "lvm/backup/vg")
     assert text in backup.read_text()
@@ -1177,7 +1177,7 @@ def test_a_volume_whose_flags_keep_it_from_being_activated(
     assert check_reboot(here, "vg-lv") == [found]
 
 
-def test_a_mount_unit_of_a_package_is_enough(host: Host, place: Place) -> None:
+def test_reboot_accepts_mount_unit_of_a_package(host: Host, place: Place) -> None:
     host.guest("web", host.image("a"))
     place.mount(host.images)
     place.write("usr/lib/systemd/system/images.mount", f"[Mount]\nWhat=/dev/sdx1\nWhere={host.images}\n")

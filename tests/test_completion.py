@@ -108,7 +108,7 @@ def test_a_command_follows_the_configuration(type_line: Type, tmp_path: Path) ->
     assert type_line("--config a⇥ lis⇥") == ["--config", "a file.conf", "list"]
 
 
-def test_a_guest_is_completed_by_the_name_of_its_file(type_line: Type, tmp_path: Path) -> None:
+def test_guest_is_completed_by_file_name(type_line: Type, tmp_path: Path) -> None:
     (tmp_path / "auto" / "web.cfg").touch()
     (tmp_path / "save" / "mail").touch()
     assert type_line("start we⇥ ma⇥") == ["start", "web.cfg", "mail"]
@@ -120,18 +120,18 @@ def test_a_directory_of_that_name_adds_no_slash(type_line: Type, tmp_path: Path)
     assert type_line("list we⇥") == ["list", "web"]
 
 
-def test_without_guests_nothing_is_offered(type_line: Type) -> None:
+def test_no_guest_is_offered_if_there_is_none(type_line: Type) -> None:
     assert type_line("start we⇥") == ["start", "we"]
 
 
 @pytest.mark.parametrize("begin", ["my", "my\\ g", '"my g', "'my"])
-def test_a_name_with_blanks_is_completed_whole(type_line: Type, tmp_path: Path, begin: str) -> None:
+def test_name_with_blanks_is_completed_in_full(type_line: Type, tmp_path: Path, begin: str) -> None:
     (tmp_path / "auto" / "my guest.cfg").touch()
     assert type_line(f"start {begin}⇥") == ["start", "my guest.cfg"]
 
 
 @pytest.mark.parametrize("name", ["a$(touch${IFS}pwned)b.cfg", "a`touch pwned`", "a;touch pwned", "a'$(touch pwned)"])
-def test_a_command_in_a_name_does_not_run(type_line: Type, tmp_path: Path, name: str) -> None:
+def test_command_in_a_name_is_not_run(type_line: Type, tmp_path: Path, name: str) -> None:
     (tmp_path / "auto" / name).touch()
     assert type_line("start a⇥") == ["start", name]
     assert sorted(os.listdir(tmp_path / "here")) == ["arguments"]

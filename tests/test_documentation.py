@@ -180,7 +180,7 @@ def test_mandoc_finds_nothing_wrong(page: Path) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.relative_to(ROOT)))
-def test_links_lead_somewhere(text: Path) -> None:
+def test_links_have_a_target(text: Path) -> None:
     for path, heading in re.findall(r"\]\((?![a-z]+:)([^)#]*)#?([^)]*)\)", text.read_text()):
         target = text.parent / path if path else text
         assert target.exists(), path
@@ -188,7 +188,7 @@ def test_links_lead_somewhere(text: Path) -> None:
         assert not heading or heading in [re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings]
 
 
-def test_each_license_names_the_holder() -> None:
+def test_each_license_names_the_copyright_holder() -> None:
     places = (ROOT / name for name in (".ci", "Makefile", "bin", "docs", "man", "packaging", "tests"))
     files = run_quietly("grep", "-rlE", "--exclude-dir=__pycache__", r"^\W*SPDX-License-Identifier: ", MODULE, *places)
     holder = "SPDX-FileCopyrightText: The xendomains-wait-disk authors"

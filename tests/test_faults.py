@@ -28,8 +28,8 @@ from conftest import (
     Recorder,
     as_root,
     clean_environment,
-    deaf_file_system,
     fuse_mount,
+    hung_file_system,
     in_namespace,
     memory_cgroup,
     program_with,
@@ -83,14 +83,14 @@ ISOLATED = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path = {sys.path
 
 
 @pytest.mark.parametrize("number", [6, 9])
-def test_with_fewer_file_descriptors_it_waits_or_says_what_is_wrong(waiting_host: Host, number: int) -> None:
+def test_with_fewer_file_descriptors_it_waits_or_reports_the_error(waiting_host: Host, number: int) -> None:
     options = limited(resource.RLIMIT_NOFILE, number)
     messages = waiting_host.run("--timeout", "0", options=options, program=ISOLATED).messages
     missing = f"{waiting_host.images}/web for web is missing: does not exist\n"
     assert missing in messages or f"{waiting_host.settings}: cannot be read (Too many open files); " in messages
 
 
-def test_with_too_few_file_descriptors_to_load_a_module_it_says_so(host: Host) -> None:
+def test_too_few_file_descriptors_to_load_a_module_are_reported(host: Host) -> None:
     result = host.run("--timeout", "1", options=limited(resource.RLIMIT_NOFILE, 5), program=ISOLATED)
     assert "Too many open files" in result.messages
 
@@ -103,7 +103,7 @@ def test_64_mib_of_memory_are_enough(waiting_host: Host) -> None:
         assert_it_waits(waiting_host, options={"preexec_fn": lambda: procs.write_text("0")})
 
 
-def test_a_stack_of_128_kib_is_enough_though_json_is_nested_deep(waiting_host: Host) -> None:
+def test_a_stack_of_128_kib_is_enough_for_deeply_nested_json(waiting_host: Host) -> None:
     """Of the stack's limit each thread gets as much."""
     (waiting_host.save / "deep").write_bytes(saved_file(b'{"a":' * 20_000 + b"\0"))
     disks = b'"disks":[{"pdev_path":"%b/web"}]' % os.fsencode(waiting_host.images)
@@ -128,7 +128,7 @@ def memory_to_load_the_module() -> int:
 
 
 @pytest.mark.parametrize("more", [1, 8, 18])
-def test_with_less_memory_it_waits_or_says_so_and_never_hangs(waiting_host: Host, more: int) -> None:
+def test_with_less_memory_it_waits_or_reports_the_error_and_never_hangs(waiting_host: Host, more: int) -> None:
     mib = memory_to_load_the_module() + more
     process = subprocess.run(
         [sys.executable, MODULE, "--config", waiting_host.conf, "--timeout", "0"],
@@ -138,11 +138,11 @@ def test_with_less_memory_it_waits_or_says_so_and_never_hangs(waiting_host: Host
         **limited(resource.RLIMIT_DATA, mib << 20),
     )
     # What Python says of .pth files, such as coverage.py's, comes before anything of ours.
-    said = process.stderr.rpartition("Remainder of file ignored\n")[2]
-    assert "Traceback" not in said
+    remainder = process.stderr.rpartition("Remainder of file ignored\n")[2]
+    assert "Traceback" not in remainder
     # Python itself does not always call it a lack of memory, and has its own words where it can run nothing at all.
     ours = ("These guests will probably not come up", "xendomains-wait-disk: ", str(waiting_host.settings))
-    assert said.splitlines()[-1].startswith((*ours, "Exception ignored in", "MemoryError"))
+    assert remainder.splitlines()[-1].startswith((*ours, "Exception ignored in", "MemoryError"))
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def pids_cgroup(limit: int) -> Iterator[Path]:
 
 
 @as_root
-def test_where_neither_a_process_nor_a_thread_can_be_had_it_says_so_and_the_timeout_holds(waiting_host: Host) -> None:
+def test_timeout_holds_if_neither_a_process_nor_a_thread_can_be_started(waiting_host: Host) -> None:
     host = waiting_host
     host.conf.write_text(f"[paths]\nxendomains = {host.settings}\nauto = {host.auto}\nsave = {host.save}\n")
     with pids_cgroup(1) as group:
@@ -180,7 +180,7 @@ def test_where_neither_a_process_nor_a_thread_can_be_had_it_says_so_and_the_time
 
 
 @pytest.mark.promise("A Python module is missing or broken")
-def test_a_python_module_that_is_missing_is_named_if_it_is_needed(waiting_host: Host) -> None:
+def test_missing_python_module_is_named_if_needed(waiting_host: Host) -> None:
     result = waiting_host.run(program=program_with("sys.modules['tenacity'] = None"))
     assert result.status == xwd.EXIT_TIMED_OUT
     assert "xendomains-wait-disk: a Python module cannot be loaded (import of tenacity halted" in result.messages
@@ -215,11 +215,11 @@ def test_without_configobj_the_defaults_are_used_and_the_interpreter_is_named(ho
     ],
     ids=["no /sys", "no /proc", "empty /run", "read-only /run", "full /run"],
 )
-def test_it_needs_no(waiting_host: Host, change: str) -> None:
+def test_it_waits_with(waiting_host: Host, change: str) -> None:
     assert_it_waits(waiting_host, prefix=in_namespace(change))
 
 
-def test_a_block_device_without_sys_is_not_ready_and_the_reason_is_true(tmp_path: Path) -> None:
+def test_block_device_without_sys_is_not_ready_for_the_right_reason(tmp_path: Path) -> None:
     reason = f"is a device file, but {tmp_path}, which describes it, is not mounted"
     HostPaths(sys=str(tmp_path)).use()
     layer = xwd.check_block_device(os.makedev(7, 0), xwd.Required(), xwd.StorageFacts())
@@ -256,8 +256,8 @@ def test_without_dev_null_the_message_names_it(host: Host) -> None:
 
 
 @as_root
-def test_a_directory_in_path_that_hangs_does_not_matter(waiting_host: Host) -> None:
-    with deaf_file_system(waiting_host.root / "deaf") as deaf:
+def test_hanging_directory_in_path_is_harmless(waiting_host: Host) -> None:
+    with hung_file_system(waiting_host.root / "deaf") as deaf:
         assert_it_waits(waiting_host, PATH=f"{deaf}:{os.environ['PATH']}")
 
 
@@ -271,7 +271,7 @@ ctypes.CDLL(None).execve(arguments[0], array(arguments), array(environment))
 """
 
 
-def test_variables_without_a_name_do_not_matter(waiting_host: Host) -> None:
+def test_environment_variables_without_a_name_are_harmless(waiting_host: Host) -> None:
     assert_it_waits(waiting_host, prefix=[sys.executable, "-c", WITH_NAMELESS_VARIABLES])
 
 
@@ -380,18 +380,16 @@ WITHOUT_POWER = ("setpriv", f"--bounding-set={POWERS}", f"--inh-caps={POWERS}")
         (directory_forbidden, "Permission denied"),
     ],
 )
-def test_settings_that_are_there_and_cannot_be_read_do_not_cost_the_wait(
-    waiting_host: Host, spoil: Spoil, why: str
-) -> None:
+def test_unreadable_settings_do_not_cancel_the_wait(waiting_host: Host, spoil: Spoil, why: str) -> None:
     host = waiting_host
     host.conf.write_text(f"[paths]\nxendomains = {host.settings}\nauto = {host.auto}\n")
     with spoil(host), waiting(host, "--timeout", "1h", prefix=WITHOUT_POWER) as waiter:
-        said = waiter.wait_for(f"{host.settings}: cannot be read ({why}); ")
-        assert said.endswith(f"; waiting for the guests in {host.auto} and /var/lib/xen/save instead.\n")
+        message = waiter.wait_for(f"{host.settings}: cannot be read ({why}); ")
+        assert message.endswith(f"; waiting for the guests in {host.auto} and /var/lib/xen/save instead.\n")
         waiter.wait_for(f"still waiting for {host.images}/web for web... (does not exist)")
 
 
-def test_only_where_all_settings_are_absent_the_status_is_6(host: Host) -> None:
+def test_exit_status_is_6_only_if_all_settings_are_absent(host: Host) -> None:
     host.settings.unlink()
     host.conf.write_text(f"[paths]\nxendomains = {host.root}/nowhere, {host.conf}/below, {host.settings}\n")
     assert host.run().status == xwd.EXIT_NO_XENDOMAINS
@@ -404,7 +402,7 @@ def test_only_where_all_settings_are_absent_the_status_is_6(host: Host) -> None:
 # What bash does meanwhile
 
 
-def test_after_a_suspend_while_bash_reads_the_settings_they_count(host: Host) -> None:
+def test_settings_are_used_after_a_suspend_while_bash_reads_them(host: Host) -> None:
     """On a clock on which an hour has passed whenever somebody looks at it."""
 
     class Suspended(xwd.Clock):
@@ -430,7 +428,7 @@ def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Hos
         wait_until(lambda: session_members(running.pid) == [])
 
 
-def test_settings_that_end_the_shell_leave_nothing_running(host: Host) -> None:
+def test_settings_that_exit_the_shell_leave_nothing_running(host: Host) -> None:
     host.settings.write_text("sleep 1000 &\nexit\n")
     with host.start("--timeout", "0", options={"start_new_session": True}) as running:
         assert f"{host.settings}: ends the shell that sources it; " in running.end().messages
@@ -440,13 +438,13 @@ def test_settings_that_end_the_shell_leave_nothing_running(host: Host) -> None:
 # Our own settings
 
 
-def test_odd_patterns_do_not_cost_the_wait(waiting_host: Host) -> None:
+def test_odd_patterns_do_not_cancel_the_wait(waiting_host: Host) -> None:
     patterns = "'[z-a]', '[', '*[!]', '\\'"
     waiting_host.configure(f"[ignore]\ndomains = {patterns}\ndisks = {patterns}")
     assert_it_waits(waiting_host)
 
 
-def test_wrong_settings_are_quoted_in_one_line_without_escape_sequences(host: Host) -> None:
+def test_bad_settings_are_quoted_on_one_line_without_escape_sequences(host: Host) -> None:
     host.conf.write_bytes(b'timeout = "\x1b[2J\x9b5\xff"\n\x1b]0;x\x07 = 1\nwhat\x1b[1m\n[paths]\nauto = "\x1b/x"\n')
     messages = host.run("list").messages
     assert messages.count("\n") >= 4
@@ -456,7 +454,7 @@ def test_wrong_settings_are_quoted_in_one_line_without_escape_sequences(host: Ho
     assert all(line.isprintable() and line.startswith("  error: ") for line in lines[:4])
 
 
-def test_a_nul_in_a_directory_of_the_conf_is_an_error_of_the_conf(waiting_host: Host) -> None:
+def test_nul_in_a_directory_setting_is_reported_as_bad_setting(waiting_host: Host) -> None:
     host = waiting_host
     host.conf.write_bytes(f"[paths]\nxendomains = {host.settings}\nauto = /a\0b\n".encode())
     result = host.run("--timeout", "0")
@@ -491,7 +489,7 @@ def file_name(text: str) -> str:
     derandomize=True,
     phases=[Phase.generate],  # to look for a smaller example would take minutes
 )
-def test_whatever_a_name_holds_a_message_is_a_line_and_json_is_json(
+def test_any_name_gives_one_line_messages_and_valid_json(
     tmp_path_factory: pytest.TempPathFactory, file: str, name: str, target: str, vdev: str, rest: str
 ) -> None:
     host = Host(tmp_path_factory.mktemp("host"))
@@ -549,7 +547,7 @@ time.time = lambda: really() + {seconds} * os.path.exists({jump!r})
 
 @pytest.mark.promise("The clock is set, the host sleeps, or the process is stopped")
 @pytest.mark.parametrize("days", [1, -1])
-def test_setting_the_clock_changes_nothing_about_the_wait(host: Host, days: int) -> None:
+def test_setting_the_clock_does_not_affect_the_wait(host: Host, days: int) -> None:
     jump = host.root / "jump"
     host.guest("web", *(host.images / name for name in "abc"))
     program = program_with(CLOCK_THAT_IS_SET.format(seconds=days * 86400, jump=str(jump)))
@@ -567,7 +565,7 @@ def test_setting_the_clock_changes_nothing_about_the_wait(host: Host, days: int)
 # Signals
 
 
-def test_sigint_ends_the_command_without_a_traceback_while_it_loads_its_module(tmp_path: Path) -> None:
+def test_sigint_while_the_module_loads_ends_without_a_traceback(tmp_path: Path) -> None:
     """Importing signal takes ten times as long as what the command does before."""
     (tmp_path / MODULE.name).write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nrun = print\n")
     environment = {**clean_environment(), "PYTHONPATH": str(tmp_path)}
@@ -575,6 +573,6 @@ def test_sigint_ends_the_command_without_a_traceback_while_it_loads_its_module(t
     assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_the_command_imports_nothing_before_it_takes_sigint_out_of_pythons_hands() -> None:
+def test_command_imports_nothing_before_it_resets_sigint() -> None:
     first = next(line for line in SCRIPT.read_text().splitlines() if line and not line.startswith("#"))
     assert first == "import _signal"  # which is built in

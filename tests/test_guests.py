@@ -44,7 +44,7 @@ def rows(host: Host) -> list[list[str]]:
 
 @pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
 @pytest.mark.parametrize("name", ["web", "web.cfg"])
-def test_a_guest_that_is_restored_is_not_waited_for_with_its_configuration(host: Host, name: str) -> None:
+def test_restored_guest_waits_for_saved_disks_not_configured_ones(host: Host, name: str) -> None:
     """That has been changed since the guest was saved, and has a new disk."""
     saved = host.saved("web", host.image("a"))
     host.guest("web", host.images / "new").rename(host.auto / name)
@@ -56,7 +56,7 @@ def test_a_guest_that_is_restored_is_not_waited_for_with_its_configuration(host:
     assert host.run("check").status == xwd.EXIT_READY
 
 
-def test_when_the_saved_guest_is_gone_its_configuration_counts_again(host: Host, clock: FakeClock) -> None:
+def test_configuration_is_used_once_the_saved_guest_is_gone(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a")
     saved = host.saved("web", host.images / "b")
     watcher = host.watcher(clock)
@@ -67,7 +67,7 @@ def test_when_the_saved_guest_is_gone_its_configuration_counts_again(host: Host,
 
 
 @pytest.mark.parametrize("other", ["web-old", "web.txt"])
-def test_upstream_skips_a_name_that_is_a_word_in_the_directory_of_saved_guests(host: Host, other: str) -> None:
+def test_upstream_skips_guest_whose_name_is_part_of_a_saved_file_name(host: Host, other: str) -> None:
     (host.save / other).touch()
     host.guest("web", host.images / "a").rename(host.auto / "web")
     reason = f"upstream's xendomains skips it, because {host.save}/{other} contains its name"
@@ -80,13 +80,13 @@ def test_upstream_skips_a_name_that_is_a_word_in_the_directory_of_saved_guests(h
     assert host.run("check").status == host.run("list").status == xwd.EXIT_USAGE
 
 
-def test_debian_skips_nothing_for_a_word(debian: Host) -> None:
+def test_debian_skips_no_guest_for_a_saved_file_name(debian: Host) -> None:
     debian.saved("web-old", debian.image("a"))
     debian.guest("web", debian.image("b")).rename(debian.auto / "web")
     assert [row[:2] for row in rows(debian)] == [["web-old", "restore"], ["web", "create"]]
 
 
-def test_where_a_saved_guest_is_incomplete_upstream_creates_it_afresh(host: Host) -> None:
+def test_upstream_creates_guest_whose_saved_file_is_incomplete(host: Host) -> None:
     saved = cut(host.saved("web", host.image("a")))
     host.guest("web", host.images / "b")
     result = host.run("--timeout", "0")
@@ -99,7 +99,7 @@ def test_where_a_saved_guest_is_incomplete_upstream_creates_it_afresh(host: Host
 
 
 @pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
-def test_where_a_saved_guest_is_incomplete_debian_leaves_it_down(debian: Host) -> None:
+def test_debian_does_not_start_guest_whose_saved_file_is_incomplete(debian: Host) -> None:
     saved = cut(debian.saved("web", debian.image("a")))
     config = debian.guest("web", debian.images / "b")
     reason = f"Debian's xendomains does not create it, because it fails to restore {saved}"
@@ -121,14 +121,14 @@ def test_debian_tries_to_restore_any_file(debian: Host) -> None:
     assert f"{debian.save}/README:\n  error: {reason}\n" in debian.run("check").output
 
 
-def test_a_blank_in_the_name_of_a_file_keeps_a_guest_down(host: Host) -> None:
+def test_guest_with_a_blank_in_its_file_name_does_not_start(host: Host) -> None:
     host.guest("my web", host.images / "a")
     reason = "xendomains cannot start it, because its file name contains a blank"
     assert host.run("-v").messages.endswith("No disk is missing, but these guests will not come up: my web.\n")
     assert f"{host.auto}/my web.cfg:\n  error: guest my web: {reason}\n" in host.run("check").output
 
 
-def test_what_is_no_guest_is_named_as_a_file(host: Host) -> None:
+def test_file_that_is_no_guest_is_named_by_its_path(host: Host) -> None:
     host.guest("web", host.images / "a")
     (host.auto / "README").write_text("Guests that start at boot\n")
     (host.auto / "backup").mkdir()
@@ -138,7 +138,7 @@ def test_what_is_no_guest_is_named_as_a_file(host: Host) -> None:
     assert ends in host.run("--timeout", "0").messages
 
 
-def test_a_kernel_that_is_gone_is_not_waited_for(host: Host) -> None:
+def test_missing_kernel_is_not_waited_for(host: Host) -> None:
     """As one that an update has removed: it does not come by itself, where its file system is mounted."""
     kernel = host.images / "vmlinuz-6.1"
     (host.auto / "web").write_text(f'name="web"\nkernel="{kernel}"\ndisk=["{host.image("a")},,xvda"]\n')
@@ -150,14 +150,14 @@ def test_a_kernel_that_is_gone_is_not_waited_for(host: Host) -> None:
     assert host.run("list").status == xwd.EXIT_USAGE
 
 
-def test_a_disk_image_in_the_same_place_is_waited_for(host: Host) -> None:
+def test_missing_disk_image_is_waited_for(host: Host) -> None:
     host.guest("web", host.images / "late")
     assert host.run("--timeout", "0").status == xwd.EXIT_TIMED_OUT
 
 
 @as_root
 @pytest.mark.parametrize("closed", [lambda host: host.auto, lambda host: host.auto / "web.cfg"])
-def test_what_may_not_be_read_is_not_ready(host: Host, closed: Callable[[Host], Path]) -> None:
+def test_unreadable_configuration_is_not_ready(host: Host, closed: Callable[[Host], Path]) -> None:
     host.guest("web", host.image("a"))
     closed(host).chmod(0)
     for path in (host.root, *host.root.parents):
@@ -177,7 +177,7 @@ def test_what_may_not_be_read_is_not_ready(host: Host, closed: Callable[[Host], 
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_who_starts_a_guest_later_is_said_where_something_is_missing(host: Host) -> None:
+def test_messages_name_start_command_if_a_disk_is_missing(host: Host) -> None:
     host.guest("web", host.images / "a")
     host.guest("it's", host.image("b"))
     later = "nce its disk is ready, start it with: xendomains-wait-disk start web"
@@ -189,7 +189,7 @@ def test_who_starts_a_guest_later_is_said_where_something_is_missing(host: Host)
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "expected"),
     [
         (set(), ""),
         ({"web"}, "xendomains-late.service will start web when its disk is ready"),
@@ -202,17 +202,17 @@ def test_who_starts_a_guest_later_is_said_where_something_is_missing(host: Host)
         ({"1", "2", "3", "4", "5"}, "once their disks are ready, start them with: xendomains-wait-disk start"),
     ],
 )
-def test_the_service_starts_those_that_it_is_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: set[str], told: str
+def test_message_names_service_or_command_that_starts_guests_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: set[str], expected: str
 ) -> None:
     wants = tmp_path / "systemd" / "system" / "xendomains.service.wants"
     wants.mkdir(parents=True)
     (wants / xwd.LATE_SERVICE).symlink_to("/nowhere")
     monkeypatch.setattr(xwd, "ETC", str(tmp_path))
-    assert xwd.start_later(names, ("web", "db")) == told
+    assert xwd.start_later(names, ("web", "db")) == expected
 
 
-def test_where_no_guest_is_known_yet_none_is_named(host: Host) -> None:
+def test_no_start_command_while_guests_are_unknown(host: Host) -> None:
     host.auto.rmdir()
     host.auto.symlink_to("/nowhere")
     assert "later" not in host.run("--timeout", "0").messages + host.show("list")

@@ -46,7 +46,7 @@ def show(host: Host, run: Path, *arguments: str) -> Result:
 
 
 @pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
-def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: FakeClock, last: Path) -> None:
+def test_wait_leaves_a_record_of_its_outcome(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.image("a"), host.images / "b", host.images / "c")
     host.guest("db", host.images / "b")
     host.configuration("zz", "what is this\n")
@@ -84,7 +84,7 @@ def test_a_wait_leaves_a_record_of_how_it_went(host: Host, clock: FakeClock, las
     assert zz == guest("zz", "zz", refused)
 
 
-def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: FakeClock, last: Path) -> None:
+def test_disk_that_vanished_is_not_recorded_as_found(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     clock.at(3, lambda: host.image("a"))
     clock.at(9, lambda: (host.images / "a").unlink())
@@ -92,7 +92,7 @@ def test_a_disk_that_has_gone_again_was_not_found(host: Host, clock: FakeClock, 
     assert [disk["found_after"] for disk in read(last)["guests"][0]["disks"]] == [None, None]
 
 
-def test_a_configuration_that_is_missing_in_the_end_is_in_the_record(host: Host, clock: FakeClock, last: Path) -> None:
+def test_configuration_missing_at_the_end_is_in_the_record(host: Host, clock: FakeClock, last: Path) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     clock.wait(host, timeout=20)
     (guest,) = read(last)["guests"]
@@ -100,7 +100,7 @@ def test_a_configuration_that_is_missing_in_the_end_is_in_the_record(host: Host,
 
 
 @pytest.mark.parametrize("present", [True, False])
-def test_it_is_left_when_all_is_ready_and_at_the_timeout(host: Host, run: Path, present: bool) -> None:
+def test_record_is_written_when_ready_and_at_the_timeout(host: Host, run: Path, present: bool) -> None:
     host.guest("web", host.image("a") if present else host.images / "a")
     host.run("--timeout", "0", RUNTIME_DIRECTORY=str(run))
     assert read(run / "last.json")["result"] == ("ready" if present else "timeout")
@@ -108,7 +108,7 @@ def test_it_is_left_when_all_is_ready_and_at_the_timeout(host: Host, run: Path, 
 
 
 @pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
-def test_it_is_left_when_a_signal_ends_the_wait(host: Host, run: Path) -> None:
+def test_record_is_written_when_a_signal_ends_the_wait(host: Host, run: Path) -> None:
     host.guest("web", host.images / "a")
     with waiting(host, RUNTIME_DIRECTORY=str(run)) as running:
         running.signal(signal.SIGTERM)
@@ -116,7 +116,7 @@ def test_it_is_left_when_a_signal_ends_the_wait(host: Host, run: Path) -> None:
     assert read(run / "last.json")["result"] == "stopped"
 
 
-def test_a_wait_by_hand_leaves_the_record_of_the_boot(
+def test_wait_run_by_hand_keeps_the_record_of_the_boot(
     host: Host, clock: FakeClock, last: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """systemd makes a directory for the service, and names it to nobody else."""
@@ -129,13 +129,13 @@ def test_a_wait_by_hand_leaves_the_record_of_the_boot(
     assert last.exists()
 
 
-def test_a_wait_for_some_guests_leaves_the_record_of_all(host: Host, run: Path) -> None:
+def test_wait_for_some_guests_keeps_the_record_of_all(host: Host, run: Path) -> None:
     host.guest("web", host.image("a"))
     host.run("wait", "web", RUNTIME_DIRECTORY=str(run))
     assert list(run.iterdir()) == []
 
 
-def test_who_reads_it_sees_the_one_before_or_the_new_one(host: Host, run: Path) -> None:
+def test_reader_sees_either_old_or_new_record(host: Host, run: Path) -> None:
     (run / "last.json").write_text("the one before")
     host.guest("web", host.image("a"))
     with (run / "last.json").open() as before:
@@ -144,7 +144,7 @@ def test_who_reads_it_sees_the_one_before_or_the_new_one(host: Host, run: Path) 
     assert read(run / "last.json")["result"] == "ready"
 
 
-def test_two_waits_that_end_together_leave_one_whole_record(run: Path) -> None:
+def test_two_waits_ending_together_leave_one_complete_record(run: Path) -> None:
     record = {"disks": ["x" * 10_000]}
     program = f"import xendomains_wait_disk as xwd\nfor _ in range(300):\n    xwd.write_record(xwd.LAST_WAIT, {record})"
     environment = {**clean_environment(), "RUNTIME_DIRECTORY": str(run)}
@@ -158,7 +158,7 @@ def test_two_waits_that_end_together_leave_one_whole_record(run: Path) -> None:
 
 @pytest.mark.promise("The record of the wait cannot be written")
 @pytest.mark.parametrize("place", ["nowhere", "file", "full"])
-def test_where_it_cannot_be_written_that_costs_a_message_for_who_wants_all(host: Host, place: str) -> None:
+def test_unwritable_record_is_reported_only_with_vv(host: Host, place: str) -> None:
     host.guest("web", host.image("a"))
     (host.root / "file").touch()
     (host.root / "full").mkdir()
@@ -169,7 +169,7 @@ def test_where_it_cannot_be_written_that_costs_a_message_for_who_wants_all(host:
     assert f"{host.root}/{place}/last.json cannot be written (" in result.messages
 
 
-def test_last_shows_it_as_a_table(host: Host, clock: FakeClock, last: Path) -> None:
+def test_last_shows_the_record_as_a_table(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     host.configuration("zz", "what is this\n")
     clock.at(7, lambda: host.image("a"))
@@ -189,7 +189,7 @@ def test_last_shows_it_as_a_table(host: Host, clock: FakeClock, last: Path) -> N
     ]
 
 
-def test_last_prints_it_for_programs(host: Host, run: Path) -> None:
+def test_last_prints_the_record_as_json(host: Host, run: Path) -> None:
     host.guest("web", host.image("a"))
     host.run(RUNTIME_DIRECTORY=str(run))
     result = show(host, run, "--json")
@@ -198,7 +198,7 @@ def test_last_prints_it_for_programs(host: Host, run: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"guests": 1, "directories": []}', "\udcff"])
-def test_last_says_so_if_there_is_no_record(host: Host, run: Path, text: str | None) -> None:
+def test_last_reports_that_there_is_no_record(host: Host, run: Path, text: str | None) -> None:
     if text is not None:
         (run / "last.json").write_text(text, errors="surrogateescape")
     result = show(host, run)
@@ -230,9 +230,7 @@ def metrics(output: str) -> dict[tuple[str, str], float]:
     return found
 
 
-def test_metrics_say_how_the_wait_ended_and_how_many_guests_and_disks_are_in_which_state(
-    host: Host, clock: FakeClock, last: Path
-) -> None:
+def test_metrics_give_result_and_numbers_of_guests_and_disks_by_state(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.image("a"), host.images / "b")
     host.guest("db", host.images / "b", host.images / "c")
     host.configuration("zz", "what is this\n")
@@ -256,7 +254,7 @@ def test_metrics_say_how_the_wait_ended_and_how_many_guests_and_disks_are_in_whi
     assert {label for name, label in found if name == "xendomains_wait_guests"} == {one.value for one in xwd.State}
 
 
-def test_metrics_are_well_formed_whatever_a_path_is_called(host: Host, clock: FakeClock, last: Path) -> None:
+def test_metrics_are_well_formed_for_any_path(host: Host, clock: FakeClock, last: Path) -> None:
     path = host.images / 'a "quote", a \\backslash, ☃'
     host.guest("web", f"vdev=xvda,target={path}")
     clock.at(7, lambda: host.image(path.name))
@@ -326,7 +324,7 @@ def journalctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
-def test_a_line_for_each_boot_says_how_its_wait_ended(host: Host, run: Path, journalctl: Journalctl) -> None:
+def test_list_has_one_line_with_the_outcome_of_each_boot(host: Host, run: Path, journalctl: Journalctl) -> None:
     result = show(host, run, "--list")
     ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1790000000))
     assert result.status == xwd.EXIT_READY
@@ -339,7 +337,7 @@ def test_a_line_for_each_boot_says_how_its_wait_ended(host: Host, run: Path, jou
 
 
 @pytest.mark.parametrize("arguments", [["-b", "-1"], ["--boot=-1"]])
-def test_of_an_earlier_boot_its_messages_are_shown_without_the_entries_of_single_disks(
+def test_earlier_boot_shows_messages_without_entries_of_single_disks(
     host: Host, run: Path, journalctl: Journalctl, arguments: list[str]
 ) -> None:
     result = show(host, run, *arguments)
@@ -351,20 +349,20 @@ def test_of_an_earlier_boot_its_messages_are_shown_without_the_entries_of_single
     assert result.status == xwd.EXIT_TIMED_OUT
 
 
-def test_an_earlier_boot_at_which_all_was_ready_says_so(host: Host, run: Path, journalctl: Journalctl) -> None:
+def test_earlier_boot_with_everything_ready_shows_that(host: Host, run: Path, journalctl: Journalctl) -> None:
     journalctl.has([summary_of(A, 6, "ready", "0.120", "0", READY)])
     result = show(host, run, "-b", "-1")
     assert (result.status, result.output) == (xwd.EXIT_READY, f"{READY}\n")
 
 
-def test_a_boot_that_the_journal_does_not_know(host: Host, run: Path, journalctl: Journalctl) -> None:
+def test_boot_unknown_to_the_journal_is_reported(host: Host, run: Path, journalctl: Journalctl) -> None:
     result = show(host, run, "-b", "-7")
     assert (result.status, result.output) == (xwd.EXIT_USAGE, "")
     assert result.messages == "The journal has no messages of xendomains-wait-disk of boot -7.\n"
 
 
 @pytest.mark.parametrize("line", ["", "what is this\n", "[1, 2", "\udcff\n"])
-def test_a_journalctl_that_prints_something_else_is_told_of(
+def test_unexpected_output_of_journalctl_is_reported(
     host: Host, run: Path, journalctl: Journalctl, line: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory = tmp_path_factory.mktemp("other")
@@ -378,14 +376,14 @@ def test_a_journalctl_that_prints_something_else_is_told_of(
     )
 
 
-def test_what_the_journal_has_is_no_escape_for_the_terminal(host: Host, run: Path, journalctl: Journalctl) -> None:
+def test_escape_sequences_from_the_journal_are_not_printed(host: Host, run: Path, journalctl: Journalctl) -> None:
     journalctl.has([summary_of(A, 3, "timeout", "1.000", "1", "web\x1b[2J\n is gone")])
     for arguments in (["--list"], ["-b", "-1"]):
         assert "\x1b" not in show(host, run, *arguments).output
 
 
 @pytest.mark.parametrize("form", ["--json", "--prometheus", "--list"])
-def test_an_earlier_boot_has_no_other_form(host: Host, form: str) -> None:
+def test_earlier_boot_cannot_be_combined_with_other_formats(host: Host, form: str) -> None:
     result = host.run("last", "-b", "-1", form)
     assert result.status == xwd.EXIT_USAGE
     assert "not allowed with argument" in result.messages
@@ -395,7 +393,7 @@ JOURNAL_REMOTE = "/lib/systemd/systemd-journal-remote"
 
 
 @pytest.mark.skipif(not os.path.exists(JOURNAL_REMOTE), reason="systemd-journal-remote is not installed")
-def test_the_real_journalctl_prints_what_is_understood(host: Host, run: Path, tmp_path: Path) -> None:
+def test_output_of_real_journalctl_is_understood(host: Host, run: Path, tmp_path: Path) -> None:
     """A journal with the messages of two boots, made as https://systemd.io/JOURNAL_EXPORT_FORMATS says."""
     if not shutil.which("journalctl"):
         pytest.skip("journalctl is not installed")
@@ -435,7 +433,7 @@ def summary(journald: Journald) -> dict[str, str]:
 
 @pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
 @pytest.mark.parametrize("arguments", [(), ("--quiet",)])
-def test_the_journal_is_told_that_all_was_ready_whatever_the_level(
+def test_journal_gets_ready_summary_at_every_log_level(
     host: Host, journald: Journald, arguments: tuple[str, ...]
 ) -> None:
     host.guest("web", host.image("a"))
@@ -448,7 +446,7 @@ def test_the_journal_is_told_that_all_was_ready_whatever_the_level(
     }
 
 
-def test_the_journal_is_told_how_much_was_missing(host: Host, journald: Journald) -> None:
+def test_journal_gets_number_of_missing_disks(host: Host, journald: Journald) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     journald.start("--timeout", "0").end()
     assert summary(journald) == {
@@ -460,19 +458,19 @@ def test_the_journal_is_told_how_much_was_missing(host: Host, journald: Journald
     }
 
 
-def test_the_journal_is_told_of_a_signal(host: Host, journald: Journald) -> None:
+def test_journal_gets_summary_after_a_signal(host: Host, journald: Journald) -> None:
     host.guest("web", host.images / "a")
     running = journald.start()
     journald.entry()
     running.signal(signal.SIGTERM)
     running.end()
-    told = summary(journald)
-    assert (told["RESULT"], told["MISSING"], told["PRIORITY"]) == ("stopped", "1", "4")
+    fields = summary(journald)
+    assert (fields["RESULT"], fields["MISSING"], fields["PRIORITY"]) == ("stopped", "1", "4")
     waiting = "still waiting for 1 disk of 1 guest: "
-    assert re.match(rf"Stopped by SIGTERM after \d+ seconds, {waiting}", told["MESSAGE"])
+    assert re.match(rf"Stopped by SIGTERM after \d+ seconds, {waiting}", fields["MESSAGE"])
 
 
-def test_elsewhere_it_is_a_message_as_others(host: Host) -> None:
+def test_ready_summary_outside_the_journal_needs_verbose(host: Host) -> None:
     host.guest("web", host.image("a"))
     assert host.run().messages == ""
     assert "Everything is ready for 1 guest with 1 disk.\n" in host.run("-v").messages
@@ -481,7 +479,7 @@ def test_elsewhere_it_is_a_message_as_others(host: Host) -> None:
 # Guests that are refused
 
 
-def test_with_a_guest_that_is_refused_not_everything_is_ready(host: Host) -> None:
+def test_not_everything_is_ready_with_a_refused_guest(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.configuration("zz", "what is this\n")
     result = host.run("-v")
@@ -490,7 +488,7 @@ def test_with_a_guest_that_is_refused_not_everything_is_ready(host: Host) -> Non
     assert result.messages.endswith(f"No disk is missing, but no guest starts from {host.auto}/zz.\n")
 
 
-def test_a_guest_that_is_refused_is_among_those_that_will_not_come_up(host: Host) -> None:
+def test_refused_guest_is_listed_among_those_that_will_not_come_up(host: Host) -> None:
     host.guest("web", host.images / "a")
     host.configuration("zz", "what is this\n")
     ends = f"will probably not come up: web; no guest starts from {host.auto}/zz ("
@@ -511,7 +509,7 @@ def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
 
 @pytest.mark.usefixtures("systemctl")
 @pytest.mark.parametrize("name", ["web", "web.cfg"])
-def test_only_the_guests_that_are_asked_for_count(host: Host, name: str) -> None:
+def test_only_selected_guests_count(host: Host, name: str) -> None:
     host.guest("web", host.image("a"))
     host.guest("db", host.images / "b")
     assert host.run("wait", name).status == xwd.EXIT_READY
@@ -531,7 +529,7 @@ def test_only_the_guests_that_are_asked_for_count(host: Host, name: str) -> None
         (["WEB-1*", "web-1"], []),  # no pattern is left without a guest
     ],
 )
-def test_guests_are_asked_for_by_shell_patterns_as_well(host: Host, patterns: list[str], guests: list[str]) -> None:
+def test_guests_can_be_selected_by_shell_patterns(host: Host, patterns: list[str], guests: list[str]) -> None:
     for name in ("db", "web-1", "web-2", "[odd]"):
         host.guest(name, host.image(name))
     result = host.run("list", *patterns)
@@ -539,13 +537,13 @@ def test_guests_are_asked_for_by_shell_patterns_as_well(host: Host, patterns: li
     assert result.status == (xwd.EXIT_READY if guests else xwd.EXIT_USAGE)
 
 
-def test_a_pattern_waits_for_the_guests_that_it_matches(host: Host) -> None:
+def test_wait_with_a_pattern_waits_for_matching_guests(host: Host) -> None:
     host.guest("web-1", host.image("a"))
     host.guest("db", host.images / "b")
     assert host.run("wait", "web-*").status == xwd.EXIT_READY
 
 
-def test_the_saved_and_the_configured_form_of_a_guest_have_one_name(host: Host) -> None:
+def test_one_name_selects_saved_and_configured_form_of_a_guest(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.saved("web", host.image("b"))
     answer = json.loads(host.run("list", "--json", "web").output)
@@ -553,7 +551,7 @@ def test_the_saved_and_the_configured_form_of_a_guest_have_one_name(host: Host) 
 
 
 @pytest.mark.parametrize("command", ["wait", "list", "check"])
-def test_an_unknown_guest_is_wrong_usage_and_the_closest_name_is_told(host: Host, command: str) -> None:
+def test_unknown_guest_is_a_usage_error_with_a_suggestion(host: Host, command: str) -> None:
     host.guest("webserver", host.image("a"))
     host.guest("db", host.images / "b")
     result = host.run(command, "db", "wbserver")
@@ -561,7 +559,7 @@ def test_an_unknown_guest_is_wrong_usage_and_the_closest_name_is_told(host: Host
     assert result.messages == "'wbserver' is not a guest that starts at boot (did you mean webserver?).\n"
 
 
-def test_a_guest_whose_configuration_cannot_be_read_yet_goes_by_the_name_of_its_file(host: Host) -> None:
+def test_guest_with_configuration_not_yet_readable_is_selected_by_file_name(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to(host.root / "late")
     with waiting(host, "wait", "web") as running:
         host.guest("web", host.image("a")).rename(host.root / "late")
@@ -569,7 +567,7 @@ def test_a_guest_whose_configuration_cannot_be_read_yet_goes_by_the_name_of_its_
         assert running.end().status == xwd.EXIT_READY
 
 
-def test_a_guest_is_waited_for_while_its_directory_cannot_be_read_yet(host: Host) -> None:
+def test_guest_in_directory_not_yet_readable_is_waited_for(host: Host) -> None:
     host.auto.rmdir()
     host.auto.symlink_to(host.root / "late")
     with waiting(host, "wait", "web") as running:
@@ -578,7 +576,7 @@ def test_a_guest_is_waited_for_while_its_directory_cannot_be_read_yet(host: Host
         assert running.end().status == xwd.EXIT_READY
 
 
-def test_a_guest_that_is_not_in_a_directory_that_comes_late_is_wrong_usage(host: Host) -> None:
+def test_guest_not_found_in_late_directory_is_a_usage_error(host: Host) -> None:
     host.auto.rmdir()
     host.auto.symlink_to(host.root / "late")
     with waiting(host, "wait", "web") as running:
@@ -588,7 +586,7 @@ def test_a_guest_that_is_not_in_a_directory_that_comes_late_is_wrong_usage(host:
     assert result.messages.endswith("'web' is not a guest that starts at boot (known: none).\n")
 
 
-def test_where_no_guests_start_none_is_known(host: Host) -> None:
+def test_no_guest_is_known_if_none_starts(host: Host) -> None:
     assert host.run("list", "web").messages == "'web' is not a guest that starts at boot (known: none).\n"
 
 
@@ -607,7 +605,7 @@ def test_where_no_guests_start_none_is_known(host: Host) -> None:
         'bootloader="{}"\nkernel="/boot/not used"',
     ],
 )
-def test_what_a_guest_boots_from_is_waited_for(host: Host, lines: str) -> None:
+def test_boot_files_of_a_guest_are_waited_for(host: Host, lines: str) -> None:
     (host.auto / "web").write_text(f'name="web"\n{lines.format(host.images / "boot" / "late")}\n')
     with waiting(host) as running:
         (host.images / "boot").mkdir()
@@ -626,12 +624,12 @@ def test_what_a_guest_boots_from_is_waited_for(host: Host, lines: str) -> None:
         'kernel="vmlinuz"',
     ],
 )
-def test_what_lies_elsewhere_or_is_not_used_is_not_waited_for(host: Host, lines: str) -> None:
+def test_boot_files_elsewhere_or_unused_are_not_waited_for(host: Host, lines: str) -> None:
     (host.auto / "web").write_text(f'name="web"\n{lines}\n')
     assert host.run("--timeout", "0").status == xwd.EXIT_READY
 
 
-def test_what_a_guest_boots_from_is_listed(host: Host) -> None:
+def test_boot_files_of_a_guest_are_listed(host: Host) -> None:
     (host.auto / "web").write_text(f'name="web"\nkernel="{host.images}/vmlinuz"\nramdisk="{host.image("initrd")}"\n')
     rows = [row.split()[2:5] for row in host.run("list").output.splitlines()[1:]]
     assert rows == [["kernel", f"{host.images}/vmlinuz", "refused"], ["ramdisk", f"{host.images}/initrd", "ready"]]

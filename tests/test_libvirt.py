@@ -77,7 +77,7 @@ BOOT_FILES = ["/boot/guest", "/boot/guest.img"]
         ),
     ],
 )
-def test_what_a_real_virsh_wrote_is_read(name: str, needed: list[str], skipped: list[str]) -> None:
+def test_xml_written_by_real_virsh_is_read(name: str, needed: list[str], skipped: list[str]) -> None:
     guest = parse((RECORDED / f"{name}.xml").read_text())
     required = [xwd.required_by(disk) for disk in guest.needs()]
     assert guest.name == name
@@ -108,7 +108,7 @@ def test_what_a_real_virsh_wrote_is_read(name: str, needed: list[str], skipped: 
         ),
     ],
 )
-def test_a_disk_is_what_libvirts_xen_driver_makes_of_it(xml: str, expected: xwd.Disk) -> None:
+def test_disk_is_read_as_by_libvirts_xen_driver(xml: str, expected: xwd.Disk) -> None:
     assert parse(domain(xml)).disks == (expected,)
 
 
@@ -122,12 +122,12 @@ def test_a_disk_is_what_libvirts_xen_driver_makes_of_it(xml: str, expected: xwd.
         (disk("", "file", "cdrom"), "the drive is empty"),
     ],
 )
-def test_what_this_host_need_not_have_is_skipped_with_the_reason(xml: str, reason: str) -> None:
+def test_disk_not_provided_by_this_host_is_skipped_with_a_reason(xml: str, reason: str) -> None:
     (found,) = parse(domain(xml)).disks
     assert xwd.required_by(found) == xwd.Required(reason=reason)
 
 
-def test_the_chain_of_backing_files_is_not_taken_for_disks() -> None:
+def test_backing_chain_does_not_count_as_disks() -> None:
     more = "<backingStore type='file'><format type='raw'/><source file='/srv/base.img'/></backingStore>"
     assert [one.target for one in parse(domain(disk("/srv/web", "file", more=more))).disks] == ["/srv/web"]
 
@@ -142,7 +142,7 @@ def test_the_chain_of_backing_files_is_not_taken_for_disks() -> None:
         ("<bootloader>pygrub</bootloader><os><type>linux</type></os>", []),
     ],
 )
-def test_what_a_guest_boots_from_is_needed(xml: str, files: list[str]) -> None:
+def test_boot_files_of_a_guest_are_required(xml: str, files: list[str]) -> None:
     assert [one.target for one in parse(domain(more=xml)).boot_files] == files
 
 
@@ -160,23 +160,23 @@ def test_what_a_guest_boots_from_is_needed(xml: str, files: list[str]) -> None:
         ("<a>" * 40_000, "line 1: no element found"),
     ],
 )
-def test_what_is_no_guest_is_refused_with_its_line(text: str, message: str) -> None:
+def test_xml_that_is_no_guest_is_refused_with_its_line(text: str, message: str) -> None:
     assert refusal(text).startswith(message)
 
 
-def test_depth_is_no_harm() -> None:
+def test_deeply_nested_xml_is_read() -> None:
     deep = "<a>" * 18_000 + "</a>" * 18_000
     assert parse(domain(more=deep)).name == "web"
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1), st.text("/abc&<>'\" ", min_size=1))
-def test_any_name_and_path_is_read_as_it_was_written(name: str, path: str) -> None:
+def test_any_name_and_path_is_read_unchanged(name: str, path: str) -> None:
     read = parse(domain(disk(path), name=name))
     assert (read.name, read.disks[0].target) == (name, path)
 
 
 @given(st.text(), st.integers(0, 200))
-def test_no_xml_does_anything_but_be_read_or_refused(noise: str, keep: int) -> None:
+def test_any_xml_is_either_read_or_refused(noise: str, keep: int) -> None:
     try:
         assert parse(domain(disk("/dev/vg/web"))[:keep] + noise).name
     except xwd.ConfigError as refused:
@@ -271,7 +271,7 @@ def test_a_guest_of_libvirt_is_listed_with_its_disks(late: LibvirtHost) -> None:
     assert [one["state"] for one in guest["disks"]] == ["ready", "missing"]
 
 
-def test_the_boot_waits_for_its_disks(late: LibvirtHost) -> None:
+def test_boot_waits_for_disks_of_libvirt_guests(late: LibvirtHost) -> None:
     late.libvirt_guest("web", late.images / "web")
     with late.start() as running:
         running.wait_for(f"{late.images}/web for web")
@@ -285,19 +285,19 @@ def test_without_settings_of_xendomains_guests_of_libvirt_are_waited_for(late: L
     assert late.run("--timeout=0").status == xwd.EXIT_TIMED_OUT
 
 
-def test_with_neither_the_status_is_6(host: Host) -> None:
+def test_exit_status_is_6_without_xendomains_settings_and_libvirt(host: Host) -> None:
     host.settings.unlink()
     assert host.run("--timeout=0").status == xwd.EXIT_NO_XENDOMAINS
 
 
-def test_empty_in_the_settings_means_none(late: LibvirtHost) -> None:
+def test_empty_libvirt_setting_disables_libvirt_guests(late: LibvirtHost) -> None:
     late.libvirt_guest("web", late.images / "web")
     late.libvirt = Path()
     late.conf.write_text(f"[paths]\nxendomains = {late.settings}\nlibvirt =\n")
     assert guests_of(late) == []
 
 
-def test_what_libvirt_does_not_read_is_no_guest(late: LibvirtHost) -> None:
+def test_files_that_libvirt_does_not_read_are_ignored(late: LibvirtHost) -> None:
     (late.libvirt / "web.xml~").write_text(domain())
     (late.libvirt / "gone.xml").symlink_to(late.root / "gone.xml")
     assert guests_of(late) == []
@@ -313,7 +313,7 @@ def test_a_file_that_is_not_xml_is_refused_with_its_line(late: LibvirtHost) -> N
     )
 
 
-def test_a_managed_save_is_restored_with_the_disks_that_it_names(late: LibvirtHost, clock: FakeClock) -> None:
+def test_managed_save_is_restored_with_its_own_disks(late: LibvirtHost, clock: FakeClock) -> None:
     late.libvirt_guest("web", late.images / "now")
     watcher = late.watcher(clock)
     assert [one.path for one in watcher.look(clock.now() + 9).missing()] == [f"{late.images}/now"]
@@ -328,7 +328,7 @@ def test_a_managed_save_is_restored_with_the_disks_that_it_names(late: LibvirtHo
     assert guest.status.reason.startswith(f"has the managed save {save}, which is incomplete")
 
 
-def test_where_nobody_uses_libvirt_no_parser_is_imported(host: Host) -> None:
+def test_xml_parser_is_not_imported_without_libvirt_guests(host: Host) -> None:
     host.guest("web", host.image("web"))
     printed = "print([name for name in sys.modules if 'xml' in name])"
     code = f"import sys, xendomains_wait_disk as xwd\nxwd.os._exit = lambda _: {printed}\nxwd.run()"
@@ -342,14 +342,14 @@ def check(host: Host) -> str:
     return host.run("check").output
 
 
-def test_a_name_in_both_worlds_is_an_error(late: LibvirtHost, systemctl: Systemctl) -> None:
+def test_same_name_in_xendomains_and_libvirt_is_an_error(late: LibvirtHost, systemctl: Systemctl) -> None:
     other = late.guest("web", late.image("a"))
     late.libvirt_guest("web", late.image("b"))
     assert f"xendomains also starts a guest of this name, from {other}" in check(late)
     assert "virsh autostart --disable web" in check(late)
 
 
-def test_a_disk_in_both_worlds_is_an_error(late: LibvirtHost, systemctl: Systemctl) -> None:
+def test_same_disk_in_xendomains_and_libvirt_is_an_error(late: LibvirtHost, systemctl: Systemctl) -> None:
     image = late.image("a")
     late.guest("one", image)
     late.libvirt_guest("two", image)
@@ -357,7 +357,7 @@ def test_a_disk_in_both_worlds_is_an_error(late: LibvirtHost, systemctl: Systemc
     assert "guest two" in check(late)
 
 
-def test_libvirt_may_keep_xendomains_from_starting_where_all_guests_are_its_own(
+def test_conflict_with_xendomains_is_no_finding_if_all_guests_are_libvirts(
     late: LibvirtHost, systemctl: Systemctl
 ) -> None:
     late.libvirt_guest("web", late.image("a"))
@@ -377,29 +377,31 @@ def test_a_guest_is_started_with_virsh(late: LibvirtHost, start: Start) -> None:
     other = late.guest("db", late.image("db"))
     assert start() == xwd.EXIT_READY
     assert late.calls() == [create(other), "virsh start web"]
-    assert "guest web has been started.\n" in start.said
+    assert "guest web has been started.\n" in start.logged
 
 
-def test_one_with_a_managed_save_is_restored(late: LibvirtHost, start: Start) -> None:
+def test_guest_with_a_managed_save_is_restored(late: LibvirtHost, start: Start) -> None:
     late.libvirt_guest("web", late.image("web"))
     (late.managed / "web.save").write_bytes(managed_save(domain()))
     assert start() == xwd.EXIT_READY
     assert late.calls() == ["virsh start web"]
-    assert "guest web has been restored.\n" in start.said
+    assert "guest web has been restored.\n" in start.logged
 
 
-def test_the_command_is_one_for_a_shell(late: LibvirtHost, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_quotes_virsh_command_for_a_shell(
+    late: LibvirtHost, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     late.libvirt_guest("a b", late.image("web"))
     start(dry_run=True)
     assert capsys.readouterr().out == "virsh --connect xen:///system start 'a b'\n"
 
 
-def test_libvirt_has_its_own_try_first(late: LibvirtHost, start: Start) -> None:
+def test_guest_is_not_started_before_libvirt_has_tried(late: LibvirtHost, start: Start) -> None:
     late.libvirt_guest("web", late.image("web"))
     (late.root / "no-libvirt").touch()
     start.clock.at(25, (late.root / "no-libvirt").unlink)
     assert start() == xwd.EXIT_TIMED_OUT
-    assert "guest web is still waiting for libvirt (`virsh --connect xen:///system list` fails).\n" in start.said
+    assert "guest web is still waiting for libvirt (`virsh --connect xen:///system list` fails).\n" in start.logged
     assert late.calls() == []
     assert start(wait=60) == xwd.EXIT_READY
     assert late.calls() == ["virsh start web"]
@@ -413,15 +415,15 @@ def test_guests_of_xendomains_do_not_wait_for_libvirt(late: LibvirtHost, start: 
     assert late.calls() == [create(other)]
 
 
-def test_what_runs_or_was_shut_down_since_is_left_alone(late: LibvirtHost, start: Start) -> None:
+def test_running_or_shut_down_guest_is_left_alone(late: LibvirtHost, start: Start) -> None:
     for name in ("runs", "ran"):
         late.libvirt_guest(name, late.image(name))
     late.running.write_text("runs\n")
     (late.root / "libvirt-log" / "ran.log").write_text("Domain start\n")
     assert start() == xwd.EXIT_READY
     assert late.calls() == []
-    assert "guest runs is already running.\n" in start.said
-    assert "it has been started since the host booted" in start.said
+    assert "guest runs is already running.\n" in start.logged
+    assert "it has been started since the host booted" in start.logged
 
 
 def test_it_is_left_alone_also_if_the_wait_has_noted_the_logs_later(late: LibvirtHost, start: Start) -> None:
@@ -435,7 +437,7 @@ def test_it_is_left_alone_also_if_the_wait_has_noted_the_logs_later(late: Libvir
     assert late.calls() == []
 
 
-def test_where_xendomains_was_not_started_only_libvirts_guests_are(late: LibvirtHost) -> None:
+def test_only_libvirt_guests_are_started_if_xendomains_has_not_run(late: LibvirtHost) -> None:
     """Whoever uses libvirt may have left configurations in the auto directory."""
     late.libvirt_guest("web", late.image("web"))
     other = late.guest("db", late.image("db"))

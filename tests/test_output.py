@@ -92,14 +92,14 @@ def disk(vdev: str, path: Path, state: dict[str, Any]) -> dict[str, Any]:
     return {"vdev": vdev, "target": str(path), "path": str(path), **state}
 
 
-def test_what_a_guest_boots_from_is_not_among_its_disks(host: Host) -> None:
+def test_boot_files_are_not_among_the_disks_of_a_guest(host: Host) -> None:
     (host.auto / "web").write_text(f'name="web"\nkernel="{host.image("vmlinuz")}"\ndisk=["{host.image("a")},,xvda"]\n')
     (guest,) = host.list()["guests"]
     assert [one["vdev"] for one in guest["disks"]] == ["xvda"]
     assert [one["vdev"] for one in guest["boot_files"]] == ["kernel"]
 
 
-def test_a_reason_comes_with_a_command_that_helps_in_the_last_message_and_where_more_is_asked_for(host: Host) -> None:
+def test_last_message_and_verbose_output_give_a_command_with_the_reason(host: Host) -> None:
     host.guest("web", "/dev/zvol/no-such-pool/web")
     reason, hint = "ZFS pool no-such-pool is not imported", "zpool import no-such-pool"
     messages = host.run("--timeout", "0").messages
@@ -109,7 +109,7 @@ def test_a_reason_comes_with_a_command_that_helps_in_the_last_message_and_where_
     assert host.list()["guests"][0]["disks"][0]["hint"] == hint
 
 
-def test_a_link_that_dangles_is_shown_as_something_to_wait_for(host: Host) -> None:
+def test_dangling_link_is_shown_as_missing(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     answer = host.list()
     assert answer["ready"] is False
@@ -118,7 +118,7 @@ def test_a_link_that_dangles_is_shown_as_something_to_wait_for(host: Host) -> No
     assert re.search(r"^web.cfg +create +- +\S+/web.cfg +missing +is a link to", host.run("list").output, re.M)
 
 
-def test_a_directory_that_cannot_be_read_yet_is_shown_as_one(host: Host) -> None:
+def test_unreadable_directory_is_shown_as_a_directory(host: Host) -> None:
     host.auto.rmdir()
     host.auto.symlink_to("/nowhere")
     reason = "is a link to /nowhere, which does not exist"
@@ -161,18 +161,18 @@ def test_list_ends_with_1_if_something_is_missing(host: Host, present: bool, sta
         ["wait", "--json"],
     ],
 )
-def test_wrong_usage_ends_with_2_and_a_usage_line(host: Host, arguments: list[str]) -> None:
+def test_wrong_usage_gives_status_2_and_a_usage_line(host: Host, arguments: list[str]) -> None:
     result = host.run(*arguments)
     assert result.status == xwd.EXIT_USAGE
     assert result.messages.startswith("usage: xendomains-wait-disk")
 
 
-def test_version(host: Host) -> None:
+def test_version_is_printed(host: Host) -> None:
     result = host.run("--version")
     assert (result.status, result.output) == (0, f"xendomains-wait-disk {xwd.__version__}\n")
 
 
-def test_a_configuration_that_xl_refuses_is_told_of_and_does_not_hold_the_boot(host: Host) -> None:
+def test_configuration_rejected_by_xl_is_reported_and_does_not_delay_the_boot(host: Host) -> None:
     file = host.configuration("web.cfg", 'name="web"\nimport os\n')
     result = host.run()
     assert result.status == xwd.EXIT_READY
@@ -197,7 +197,7 @@ LEVELS = [
 
 
 @pytest.mark.parametrize(("arguments", "environment", "configuration", "level"), LEVELS)
-def test_the_level_comes_from_file_environment_and_command_line(
+def test_log_level_comes_from_file_environment_and_command_line(
     arguments: list[str], environment: dict[str, str], configuration: str, level: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "conf"
@@ -206,11 +206,11 @@ def test_the_level_comes_from_file_environment_and_command_line(
     assert xwd.log_level(settings, xwd.parse_arguments(arguments), environment) == (xwd.LOG_LEVELS[level], [])
 
 
-def test_a_wrong_level_in_the_environment_is_told_of(host: Host) -> None:
+def test_bad_log_level_in_the_environment_is_reported(host: Host) -> None:
     assert "$LOGLEVEL is not a log level: 'loud'" in host.run(LOGLEVEL="loud").messages
 
 
-def test_quiet_says_only_what_is_missing_in_the_end(host: Host) -> None:
+def test_quiet_prints_only_what_is_missing_at_the_end(host: Host) -> None:
     host.guest("web", host.images / "a")
     assert host.run("-q", "--timeout", "0").messages == (
         f"{host.images}/a for web is missing: does not exist\n"
@@ -265,7 +265,7 @@ def grouped(entries: list[dict[str, str]]) -> list[dict[str, str]]:
 
 @pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
 @pytest.mark.parametrize("level", [(), ("--quiet",)], ids=["warning", "err"])
-def test_of_a_group_the_journal_has_the_entry_of_each_disk_whatever_the_level(
+def test_journal_has_an_entry_for_each_disk_of_a_group_at_every_log_level(
     host: Host, journald: Journald, level: tuple[str, ...]
 ) -> None:
     host.guest("web", *(host.images / name for name in sorted(GROUP)))
@@ -275,7 +275,7 @@ def test_of_a_group_the_journal_has_the_entry_of_each_disk_whatever_the_level(
     assert {entry["PRIORITY"] for entry in each} == {"6"}
 
 
-def test_of_a_group_the_catalogue_explains_the_message_and_not_each_entry(host: Host, journald: Journald) -> None:
+def test_only_the_message_of_a_group_has_a_catalog_entry(host: Host, journald: Journald) -> None:
     host.guest("web", *(host.images / name for name in sorted(GROUP)))
     journald.start("--timeout", "0").end()
     _, *each = grouped(journald.entries())
@@ -298,13 +298,13 @@ def test_reminders_of_a_group_do_not_repeat_the_entries_of_its_disks(
     assert sorted(entries) == sorted(2 * [f"{host.images}/{name}" for name in GROUP])
 
 
-def test_on_a_terminal_or_in_a_pipe_a_group_is_one_message(host: Host) -> None:
+def test_group_is_one_message_on_a_terminal_or_in_a_pipe(host: Host) -> None:
     host.guest("web", *(host.images / name for name in sorted(GROUP)))
     first, _ = host.run("--timeout", "0").messages.splitlines()
     assert first == "4 disks of 1 guest are missing: does not exist"
 
 
-def test_the_messages_about_other_causes_come_before_the_entries_of_a_group(host: Host, journald: Journald) -> None:
+def test_messages_of_all_causes_precede_the_entries_of_a_group(host: Host, journald: Journald) -> None:
     """So that where there are more than may be sent, or a slow reader, no cause is lost."""
     host.guest("web", *(host.images / name for name in sorted(GROUP)), host.images / "other" / "disk")
     journald.start("--timeout", "0").end()
@@ -312,21 +312,19 @@ def test_the_messages_about_other_causes_come_before_the_entries_of_a_group(host
     assert priorities == ["3", "3", "6", "6", "6", "6"]
 
 
-def test_a_journald_that_is_slow_does_not_hold_the_boot_for_the_entries_of_a_group(
-    host: Host, deaf_journal: Journald
-) -> None:
+def test_slow_journald_does_not_delay_the_boot_for_entries_of_a_group(host: Host, stuck_journal: Journald) -> None:
     host.guest("web", *(host.images / str(number) for number in range(900)))
-    assert deaf_journal.start("--timeout", "0").end().status == xwd.EXIT_TIMED_OUT
+    assert stuck_journal.start("--timeout", "0").end().status == xwd.EXIT_TIMED_OUT
 
 
 @pytest.fixture
-def deaf_journal(journald: Journald) -> Journald:
+def stuck_journal(journald: Journald) -> Journald:
     """A journald that takes nothing."""
     journald.fill()
     return journald
 
 
-def test_the_journal_is_told_what_xl_will_reject(host: Host, journald: Journald) -> None:
+def test_journal_gets_configuration_that_xl_would_reject(host: Host, journald: Journald) -> None:
     file = host.configuration("web.cfg", "what is this\n")
     journald.start().end()
     entry = journald.entry()
@@ -334,7 +332,7 @@ def test_the_journal_is_told_what_xl_will_reject(host: Host, journald: Journald)
     assert (entry["SOURCE"], entry["DOMAIN"], entry["MESSAGE_ID"]) == (str(file), "web.cfg", xwd.MESSAGE_REFUSED)
 
 
-def test_the_journal_is_told_of_wrong_settings(host: Host, journald: Journald) -> None:
+def test_journal_gets_bad_settings(host: Host, journald: Journald) -> None:
     host.configure("timeout = soon")
     journald.start().end()
     entry = journald.entry()
@@ -342,13 +340,13 @@ def test_the_journal_is_told_of_wrong_settings(host: Host, journald: Journald) -
     assert (entry["PRIORITY"], entry["MESSAGE_ID"]) == ("3", xwd.MESSAGE_SETTINGS)
 
 
-def test_a_long_message_or_field_is_cut_to_what_the_journal_takes(host: Host, journald: Journald) -> None:
+def test_long_message_or_field_is_cut_to_the_journals_limit(host: Host, journald: Journald) -> None:
     (host.auto / "web.cfg").write_text(f'name = "{"x" * 100_000}"\ndisk = ["/no,raw,xvda"]\n')
     journald.start("--timeout", "0").end()
     assert max(len(value) for entry in journald.entries() for value in entry.values()) < 48 << 10
 
 
-def test_a_journald_that_was_started_anew_gets_the_next_messages(host: Host, journald: Journald) -> None:
+def test_restarted_journald_gets_the_next_messages(host: Host, journald: Journald) -> None:
     host.guest("web", host.images / "a", host.images / "b", host.images / "c")
     running = journald.start()
     for _ in range(3):
@@ -356,9 +354,9 @@ def test_a_journald_that_was_started_anew_gets_the_next_messages(host: Host, jou
     journald.stop()
     host.image("a")
     wait_until(lambda: f"<4>disk {host.images}/a found" in journald.stderr())
-    with Receiver(journald.address) as anew:
+    with Receiver(journald.address) as restarted:
         host.image("b")
-        assert f"disk {host.images}/b found" in anew.take()
+        assert f"disk {host.images}/b found" in restarted.take()
         host.image("c")
         assert running.end().status == xwd.EXIT_READY
 
@@ -368,7 +366,7 @@ def test_a_journald_that_was_started_anew_gets_the_next_messages(host: Host, jou
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Deaf(NamedTuple):
+class StuckReader(NamedTuple):
     """Somebody who does not read: how the command is started that tells them something, and what they find later."""
 
     start: Callable[..., Running]
@@ -384,30 +382,30 @@ def read_all(descriptor: int) -> str:
 
 
 @contextmanager
-def deaf_pipe(host: Host) -> Iterator[Deaf]:
+def stuck_pipe(host: Host) -> Iterator[StuckReader]:
     with full_pipe() as (reading, writing):
-        yield Deaf(partial(host.start, options={"stderr": writing}), lambda: read_all(reading))
+        yield StuckReader(partial(host.start, options={"stderr": writing}), lambda: read_all(reading))
 
 
 @contextmanager
-def deaf_terminal(host: Host) -> Iterator[Deaf]:
+def stuck_terminal(host: Host) -> Iterator[StuckReader]:
     """It takes less than what goes into a pipe at once, and then blocks."""
     reading, writing = pty.openpty()
-    yield Deaf(partial(host.start, options={"stderr": writing}), lambda: read_all(reading))
+    yield StuckReader(partial(host.start, options={"stderr": writing}), lambda: read_all(reading))
     os.close(reading)
     os.close(writing)
 
 
 @contextmanager
-def deaf_journald(host: Host) -> Iterator[Deaf]:
+def stuck_journald(host: Host) -> Iterator[StuckReader]:
     journald = Journald(host)
     with journald:
         journald.fill()
-        yield Deaf(journald.start, lambda: "".join(journald.take_all()))
+        yield StuckReader(journald.start, lambda: "".join(journald.take_all()))
 
 
-@pytest.fixture(params=[deaf_pipe, deaf_terminal, deaf_journald])
-def deaf(request: pytest.FixtureRequest, host: Host) -> Iterator[Deaf]:
+@pytest.fixture(params=[stuck_pipe, stuck_terminal, stuck_journald])
+def stuck(request: pytest.FixtureRequest, host: Host) -> Iterator[StuckReader]:
     with request.param(host) as it:
         yield it
 
@@ -420,37 +418,39 @@ def systemd(host: Host) -> Iterator[Receiver]:
 
 
 @pytest.mark.promise("The journal or a pipe is not read")
-def test_a_reader_that_does_not_read_does_not_hold_the_wait(host: Host, deaf: Deaf) -> None:
+def test_stuck_reader_does_not_delay_the_wait(host: Host, stuck: StuckReader) -> None:
     """Not for longer than a moment for each message; hundreds of them would be minutes."""
     host.guest("web", *(host.images / str(number) for number in range(300)))
-    assert deaf.start("--timeout", "1").end().status == xwd.EXIT_TIMED_OUT
+    assert stuck.start("--timeout", "1").end().status == xwd.EXIT_TIMED_OUT
 
 
-def test_a_signal_ends_it_while_nobody_reads(host: Host, deaf: Deaf, systemd: Receiver) -> None:
+def test_signal_ends_the_wait_while_the_reader_is_stuck(host: Host, stuck: StuckReader, systemd: Receiver) -> None:
     host.guest("web", *(host.images / str(number) for number in range(300)))
-    running = deaf.start(NOTIFY_SOCKET=systemd.address)
+    running = stuck.start(NOTIFY_SOCKET=systemd.address)
     systemd.take()
     running.signal(signal.SIGTERM)
     assert running.end().status == -signal.SIGTERM
 
 
 @pytest.mark.promise("The journal or a pipe is not read")
-@pytest.mark.parametrize("deaf", [deaf_pipe, deaf_journald], indirect=True)
-def test_a_reader_who_comes_back_is_told_that_messages_were_lost(host: Host, deaf: Deaf, systemd: Receiver) -> None:
+@pytest.mark.parametrize("stuck", [stuck_pipe, stuck_journald], indirect=True)
+def test_reader_that_resumes_is_told_that_messages_were_dropped(
+    host: Host, stuck: StuckReader, systemd: Receiver
+) -> None:
     host.guest("web", host.images / "a", host.images / "b")
-    running = deaf.start(NOTIFY_SOCKET=systemd.address)
+    running = stuck.start(NOTIFY_SOCKET=systemd.address)
     assert "2 disks" in systemd.take_status()  # by now it has tried to say what it waits for
-    assert "still waiting" not in deaf.read()
+    assert "still waiting" not in stuck.read()
     host.image("a")
     assert "1 disk" in systemd.take_status()
-    messages = deaf.read()
+    messages = stuck.read()
     host.image("b")
     assert running.end().status == xwd.EXIT_READY
     assert "2 messages dropped here because the reader was too slow." in messages
     assert f"disk {host.images}/a found (after " in messages
 
 
-def test_an_error_that_nobody_reads_does_not_hold_the_boot(host: Host) -> None:
+def test_error_to_a_stuck_reader_does_not_delay_the_boot(host: Host) -> None:
     with full_pipe() as (_, writing):
         result = host.run(program=program_with("xwd.main = lambda _: [][0]"), options={"stderr": writing})
     assert result.status == xwd.EXIT_TIMED_OUT
@@ -479,7 +479,7 @@ class SlowReader:
         return xwd.Journal(xwd.WARNING, self.stream, clock)
 
 
-def test_whatever_messages_cost_the_timeout_holds_to_within_a_second(host: Host, clock: FakeClock) -> None:
+def test_timeout_holds_within_a_second_though_messages_are_slow(host: Host, clock: FakeClock) -> None:
     host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with a reason of its own
     reader = SlowReader(clock, 0.05)
     settings = xwd.Settings(timeout=3.0)
@@ -491,7 +491,7 @@ def test_whatever_messages_cost_the_timeout_holds_to_within_a_second(host: Host,
     assert last.startswith("These guests will probably not come up: web (")
 
 
-def test_whatever_messages_cost_a_signal_ends_it_within_a_second(host: Host, clock: FakeClock) -> None:
+def test_signal_ends_the_wait_within_a_second_though_messages_are_slow(host: Host, clock: FakeClock) -> None:
     host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with a reason of its own
     reader = SlowReader(clock, 0.05)
     clock.take_signals()
@@ -505,7 +505,7 @@ def test_whatever_messages_cost_a_signal_ends_it_within_a_second(host: Host, clo
 
 
 @pytest.mark.parametrize("command", ["check", "list"])
-def test_a_signal_ends_what_waits_for_a_reader(host: Host, command: str) -> None:
+def test_signal_ends_a_command_blocked_on_output(host: Host, command: str) -> None:
     host.configure("nonsense = yes")
     with full_pipe() as (_, writing):
         running = host.start(command, options={"stdout": writing})
@@ -514,7 +514,7 @@ def test_a_signal_ends_what_waits_for_a_reader(host: Host, command: str) -> None
         assert running.end().status == -signal.SIGTERM
 
 
-def test_check_waits_for_a_reader_who_is_slow(host: Host) -> None:
+def test_check_waits_for_a_slow_reader(host: Host) -> None:
     for number in range(3):
         host.configuration(f"{number}.cfg", "what is this\n")
     messages = []
@@ -529,13 +529,13 @@ def test_check_waits_for_a_reader_who_is_slow(host: Host) -> None:
 
 
 @pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
-def test_a_standard_error_that_is_closed_or_full_does_not_matter(host: Host, stream: str) -> None:
+def test_closed_or_full_standard_error_is_harmless(host: Host, stream: str) -> None:
     host.guest("web", host.images / "a")
     assert host.run("--timeout", "0", prefix=("sh", "-c", f'exec "$@" {stream}', "sh")).status == xwd.EXIT_TIMED_OUT
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
-def test_other_closed_streams_do_not_matter(host: Host, closed: str) -> None:
+def test_other_closed_streams_are_harmless(host: Host, closed: str) -> None:
     host.guest("web", host.image("a"))
     for command in ("wait", "list"):
         result = host.run(command, prefix=("sh", "-c", f'exec "$@" {closed}', "sh"))
@@ -543,7 +543,7 @@ def test_other_closed_streams_do_not_matter(host: Host, closed: str) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "stream"), [(["list"], "stdout"), (["wait", "--timeout", "0"], "stderr")])
-def test_a_reader_may_leave_early(host: Host, arguments: list[str], stream: str) -> None:
+def test_closed_pipe_gives_no_error_message(host: Host, arguments: list[str], stream: str) -> None:
     host.guest("web", host.images / "a")
     ours, theirs = os.pipe()
     os.close(ours)
@@ -552,7 +552,7 @@ def test_a_reader_may_leave_early(host: Host, arguments: list[str], stream: str)
     assert (result.status, result.messages) == (xwd.EXIT_TIMED_OUT, "")
 
 
-def test_output_that_cannot_be_written_is_told_of(host: Host) -> None:
+def test_output_that_cannot_be_written_is_reported(host: Host) -> None:
     result = host.run("list", prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
     assert result.status == xwd.EXIT_USAGE
     assert result.messages == "xendomains-wait-disk: the output cannot be written: No space left on device.\n"
@@ -568,7 +568,7 @@ class Reported:
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
-        self._said = ""
+        self._logged = ""
         self._reporter = xwd.Reporter(xwd.Journal(xwd.WARNING, clock.messages, clock), clock, clock.now(), 300)
 
     def report(self, **reasons: str) -> list[str]:
@@ -583,8 +583,8 @@ class Reported:
 
     def report_snapshot(self, snapshot: xwd.Snapshot) -> list[str]:
         self._reporter.report(snapshot)
-        before, self._said = self._said, self._clock.said
-        return self._said[len(before) :].splitlines()
+        before, self._logged = self._logged, self._clock.logged
+        return self._logged[len(before) :].splitlines()
 
 
 @pytest.fixture
@@ -592,19 +592,17 @@ def reported(clock: FakeClock) -> Reported:
     return Reported(clock)
 
 
-def test_reminders_come_with_doubling_gaps(clock: FakeClock, reported: Reported) -> None:
+def test_reminders_come_at_doubling_intervals(clock: FakeClock, reported: Reported) -> None:
     said_at = []
     for second in range(301):
         clock.seconds = second
-        if said := reported.report(web="does not exist"):
-            assert said == ["still waiting for /web for web... (does not exist)"]
+        if messages := reported.report(web="does not exist"):
+            assert messages == ["still waiting for /web for web... (does not exist)"]
             said_at.append(second)
     assert said_at == [0, 5, 15, 35, 75, 155]
 
 
-def test_what_is_waited_for_is_grouped_by_reason_at_first_and_in_reminders(
-    clock: FakeClock, reported: Reported
-) -> None:
+def test_missing_disks_are_grouped_by_reason_at_first_and_in_reminders(clock: FakeClock, reported: Reported) -> None:
     reasons = {**dict.fromkeys("abcd", "does not exist"), "e": "md array is inactive"}
     assert reported.report(**reasons) == [
         "waiting for 4 disks of 4 guests: does not exist",
@@ -617,13 +615,13 @@ def test_what_is_waited_for_is_grouped_by_reason_at_first_and_in_reminders(
     ]
 
 
-def test_up_to_three_disks_of_one_cause_are_named_in_the_words_of_the_script_of_2017(reported: Reported) -> None:
+def test_up_to_three_disks_of_one_cause_are_named_as_in_the_script_of_2017(reported: Reported) -> None:
     assert reported.report(a="does not exist", b="does not exist", c="does not exist") == [
         f"still waiting for /{name} for {name}... (does not exist)" for name in "abc"
     ]
 
 
-def test_a_disk_that_flaps_is_told_of_once_between_two_reminders(clock: FakeClock, reported: Reported) -> None:
+def test_flapping_disk_is_reported_once_per_reminder_interval(clock: FakeClock, reported: Reported) -> None:
     lines = 0
     for step in range(3_000):
         clock.seconds += 0.1
@@ -631,9 +629,7 @@ def test_a_disk_that_flaps_is_told_of_once_between_two_reminders(clock: FakeCloc
     assert 2 <= lines <= 4 * 6
 
 
-def test_a_configuration_that_always_changes_is_told_of_once_between_two_reminders(
-    clock: FakeClock, reported: Reported
-) -> None:
+def test_changing_configuration_is_reported_once_per_reminder_interval(clock: FakeClock, reported: Reported) -> None:
     domain = xwd.Domain("web", "/web.cfg", "auto")
     lines = 0
     for step in range(300):
@@ -643,11 +639,11 @@ def test_a_configuration_that_always_changes_is_told_of_once_between_two_reminde
     assert 2 <= lines <= 6
 
 
-def test_of_many_messages_a_thousand_are_shown_until_the_next_reminder(reported: Reported) -> None:
+def test_at_most_a_thousand_messages_are_shown_per_reminder_interval(reported: Reported) -> None:
     others = {f"g{number}": f"reason {number}" for number in range(1100)}
-    said = reported.report(**others)
-    assert len(said) == xwd.MAX_LINES + 1
-    assert said[-1] == ("100 more messages like these were left out; see `xendomains-wait-disk list`.")
+    messages = reported.report(**others)
+    assert len(messages) == xwd.MAX_LINES + 1
+    assert messages[-1] == ("100 more messages like these were left out; see `xendomains-wait-disk list`.")
     assert reported.report(**others, new="does not exist") == []
     del others["g0"]
     assert reported.report(**others, new="does not exist") == ["/g0 is no longer needed (after 0 seconds)"]
@@ -671,7 +667,7 @@ def test_names_cannot_forge_messages_or_send_escapes_to_the_terminal(host: Host)
     assert host.list()["guests"][0]["name"] == evil
 
 
-def test_bytes_that_are_no_utf8_are_shown_as_escapes(host: Host) -> None:
+def test_invalid_utf8_is_shown_as_escapes(host: Host) -> None:
     file = Path(os.fsdecode(os.fsencode(host.auto) + b"/b\xfcro.cfg"))
     file.write_bytes(b'name="b\xfcro"\ndisk=["/no/b\xfcro.img,raw,xvda"]\nxen_platform_pci = nonsense\n')
     os.utime(file, (0, 0))
@@ -683,7 +679,7 @@ def test_bytes_that_are_no_utf8_are_shown_as_escapes(host: Host) -> None:
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8", "xx", "tr_TR.UTF-8", "en_US.ISO-8859-1"])
-def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> None:
+def test_output_is_the_same_in_every_locale(host: Host, locale: str) -> None:
     directory = host.images / "größe ☃"
     directory.mkdir()
     disks = f'["{directory}/a,raw,xvda,rw", "{directory}/b,raw,xvdb,rw"]'
@@ -701,7 +697,7 @@ def test_the_answers_are_the_same_in_every_locale(host: Host, locale: str) -> No
     assert f"{directory}/b for bücher is missing: does not exist\n" in messages
 
 
-def test_an_interrupted_list_says_nothing(host: Host) -> None:
+def test_interrupted_list_prints_nothing(host: Host) -> None:
     host.settings.write_text(f"touch {host.root}/sourced; sleep 1000\n")
     running = host.start("list")
     wait_until((host.root / "sourced").exists)
@@ -710,7 +706,7 @@ def test_an_interrupted_list_says_nothing(host: Host) -> None:
     assert (result.status, result.output, result.messages) == (-signal.SIGINT, "", "")
 
 
-def test_an_internal_error_is_one_line_and_lets_the_boot_go_on(host: Host) -> None:
+def test_internal_error_is_one_line_and_lets_the_boot_continue(host: Host) -> None:
     command = program_with("xwd.main = lambda _: [][0]")
     result = subprocess.run(command, capture_output=True, text=True, cwd=MODULE.parent, timeout=CAP)
     assert result.returncode == xwd.EXIT_TIMED_OUT
@@ -719,7 +715,7 @@ def test_an_internal_error_is_one_line_and_lets_the_boot_go_on(host: Host) -> No
     )
 
 
-def test_on_a_terminal_one_line_shows_how_things_stand(host: Host) -> None:
+def test_status_line_is_shown_on_a_terminal(host: Host) -> None:
     host.guest("web", host.images / "a")
     ours, theirs = pty.openpty()
     running = host.start("--timeout", "5min", options={"stderr": theirs})

@@ -40,7 +40,7 @@ def incident(host: Host) -> Host:
 
 
 @pytest.mark.promise("The reason names the layer at fault, with a command that helps")
-def test_the_cause_of_most_stands_first_with_what_helps_how_much_it_is_and_the_first_names(incident: Host) -> None:
+def test_most_frequent_cause_comes_first_with_command_count_and_first_names(incident: Host) -> None:
     shown = incident.show("list", columns=200)
     assert blocks(shown)[0].splitlines() == [
         "[1] ZFS pool tank is not imported",
@@ -55,7 +55,7 @@ def test_a_cause_of_one_disk_names_it(incident: Host) -> None:
     assert re.search(rf"^\[\d\] does not exist\n    {incident.images}/data \(db\)$", shown, re.M)
 
 
-def test_the_table_names_the_disks_that_a_guest_lacks_and_the_number_of_the_cause(incident: Host) -> None:
+def test_table_names_missing_disks_of_a_guest_and_number_of_the_cause(incident: Host) -> None:
     *causes, table, _ = blocks(incident.show("list", columns=200))
     rows = {row.split()[0]: re.split("  +", row, maxsplit=3)[1:] for row in table.splitlines()}
     assert rows["GUEST"] == ["START", "STATE", "CAUSE"]
@@ -67,31 +67,31 @@ def test_the_table_names_the_disks_that_a_guest_lacks_and_the_number_of_the_caus
     assert rows["db"] == ["create", "waiting", f"xvdb: see {data}"]
 
 
-def test_a_guest_that_lacks_disks_for_two_reasons_has_both_numbers(host: Host) -> None:
+def test_guest_with_disks_missing_for_two_reasons_has_both_numbers(host: Host) -> None:
     host.guest("web", "/dev/zvol/tank/a", host.images / "b", "/dev/zvol/tank/c")
     *_, table, _ = blocks(host.show("list"))
     assert table.splitlines()[1].split(maxsplit=3)[3] == "xvda, xvdc: see [1]; xvdb: see [2]"
 
 
-def test_where_nothing_is_wrong_there_is_the_table_and_the_footer(host: Host) -> None:
+def test_table_and_footer_are_shown_without_problems(host: Host) -> None:
     host.guest("web", host.image("a"))
     table, footer = blocks(host.show("list", columns=500))
     assert table.splitlines() == ["GUEST  START   STATE  CAUSE", "web    create  ready"]
     assert footer == f"1 guest: 1 ready; read from {host.auto} and {host.save} (settings: {host.settings})."
 
 
-def test_where_no_guest_starts_at_boot_the_footer_says_where_that_was_read(host: Host) -> None:
+def test_footer_names_the_directories_read_if_no_guest_starts_at_boot(host: Host) -> None:
     footer = f"0 guests; read from {host.auto} and {host.save} (settings: {host.settings})."
     assert host.show("list", columns=500) == f"{footer}\n"
 
 
-def test_the_footer_counts_the_guests_by_state_and_says_what_starts_them_later(incident: Host) -> None:
+def test_footer_counts_guests_by_state_and_gives_the_start_command(incident: Host) -> None:
     footer = blocks(incident.show("list", columns=500))[-1].splitlines()
     assert footer[0].startswith("8 guests: 1 refused, 6 waiting for disks, 1 ready; read from ")
     assert footer[1] == "Once their disks are ready, start them with: xendomains-wait-disk start"
 
 
-def test_the_footer_names_the_service_that_starts_them_later(
+def test_footer_names_the_service_that_starts_guests_later(
     incident: Host, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     wants = tmp_path_factory.mktemp("etc") / "systemd" / "system" / "xendomains.service.wants"
@@ -105,18 +105,18 @@ def test_the_footer_names_the_service_that_starts_them_later(
     )
 
 
-def test_of_problems_only_guests_that_are_not_ready_are_shown_and_all_are_counted(incident: Host) -> None:
+def test_problems_option_shows_guests_that_are_not_ready_and_counts_all(incident: Host) -> None:
     *_, table, footer = blocks(incident.show("list", "--problems", columns=500))
     assert "fine" not in table and "web-1" in table
     assert footer.startswith("8 guests: ")
 
 
-def test_where_there_are_no_problems_only_the_footer_is_shown(host: Host) -> None:
+def test_problems_option_shows_only_the_footer_without_problems(host: Host) -> None:
     host.guest("web", host.image("a"))
     assert host.show("list", "--problems", columns=500).startswith("1 guest: 1 ready; read from ")
 
 
-def test_problems_are_selected_in_a_pipe_and_in_the_json_as_well(incident: Host) -> None:
+def test_problems_option_also_applies_in_a_pipe_and_to_json(incident: Host) -> None:
     names = [line.split()[0] for line in incident.run("list", "--problems").output.splitlines()[1:]]
     assert sorted(names) == ["broken", "db", "db", "web-1", "web-2", "web-3", "web-4", "web-5"]
     assert '"name": "fine"' not in incident.run("list", "--problems", "--json").output
@@ -150,7 +150,7 @@ def test_no_line_is_wider_than_the_terminal(wide: Host, arguments: list[str], co
     assert [line for line in lines if xwd.columns_of(line) > columns] == []
 
 
-def test_the_columns_of_a_table_begin_below_each_other_also_behind_wide_names(wide: Host) -> None:
+def test_table_columns_are_aligned_after_wide_characters(wide: Host) -> None:
     *_, table, _ = blocks(wide.show("list", "--problems", columns=200))
     starts = {xwd.columns_of(line[: match.start()]) for line in table.splitlines() if (match := STATES.search(line))}
     assert len(table.splitlines()) > 8 and len(starts) == 1
@@ -159,13 +159,13 @@ def test_the_columns_of_a_table_begin_below_each_other_also_behind_wide_names(wi
 STATES = re.compile(r"(?<=  )(STATE|waiting|refused)\b")
 
 
-def test_a_name_that_is_cut_keeps_its_beginning_and_its_end(host: Host) -> None:
+def test_shortened_name_keeps_its_beginning_and_end(host: Host) -> None:
     host.guest(LONG, host.image("a"))
     (row,) = (line for line in host.show("list").splitlines() if "create" in line)
     assert re.match(r"a-name-as-long.*….*may-be- +create", row)
 
 
-def test_a_reason_that_is_long_goes_on_below_itself(host: Host) -> None:
+def test_long_reason_is_wrapped_within_its_column(host: Host) -> None:
     host.guest("web", "/dev/zvol/a-pool-with-a-long-name-that-nobody-has-imported/web")
     _, first, *more = without_colours(host.show("list", "-v")).splitlines()
     assert more and {len(line) - len(line.lstrip()) for line in more} == {first.index("ZFS pool")}
@@ -175,14 +175,14 @@ def test_a_reason_that_is_long_goes_on_below_itself(host: Host) -> None:
     ("text", "columns"),
     [("web", 3), ("日本語", 6), ("ﾊﾝｶｸ", 4), ("ｗｅｂ", 6), ("bu\u0308ro", 4), ("größe", 5), ("…", 1)],
 )
-def test_columns_of_a_terminal(text: str, columns: int) -> None:
+def test_text_width_is_measured_in_terminal_columns(text: str, columns: int) -> None:
     assert xwd.columns_of(text) == columns
 
 
 # Colours
 
 
-def test_a_state_is_a_word_and_a_colour_only_adds_to_it(incident: Host) -> None:
+def test_state_is_always_a_word_and_colour_is_only_added(incident: Host) -> None:
     coloured, plain = incident.show("list"), incident.show("list", NO_COLOR="1")
     assert re.search(rf"{COLOURS}waiting{COLOURS}", coloured)
     assert without_colours(coloured) == plain
@@ -190,13 +190,13 @@ def test_a_state_is_a_word_and_a_colour_only_adds_to_it(incident: Host) -> None:
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}], ids=str)
 @pytest.mark.parametrize("command", ["list", "check"])
-def test_who_wants_no_colours_gets_none(incident: Host, command: str, environment: dict[str, Any]) -> None:
+def test_colours_can_be_turned_off(incident: Host, command: str, environment: dict[str, Any]) -> None:
     shown = incident.show(command, **environment)
     assert "\x1b" not in shown
     assert "ZFS pool tank is not imported" in shown
 
 
-def test_into_a_pipe_goes_a_line_for_each_disk_with_its_whole_reason_and_no_colours(wide: Host) -> None:
+def test_pipe_gets_one_line_per_disk_with_full_reason_and_no_colours(wide: Host) -> None:
     output = wide.run("list", TERM="xterm", COLUMNS="80").output
     head, *lines = output.splitlines()
     assert head.split() == ["GUEST", "START", "VDEV", "DISK", "STATE", "REASON"]
@@ -237,7 +237,7 @@ def test_last_shows_the_causes_of_what_was_missing_first(waited: Host) -> None:
     ]
 
 
-def test_last_shows_when_each_disk_was_there_the_slowest_first_with_a_bar(waited: Host) -> None:
+def test_last_shows_when_each_disk_appeared_slowest_first_with_a_bar(waited: Host) -> None:
     *_, table = last(waited)
     rows = [re.split("  +", row) for row in table.splitlines()]
     assert [row[1:4] for row in rows] == [
@@ -251,14 +251,14 @@ def test_last_shows_when_each_disk_was_there_the_slowest_first_with_a_bar(waited
     assert [row[4:] for row in rows[1:]] == [["see [1]"], ["#" * 15], ["#" * 8], []]
 
 
-def test_last_prints_into_a_pipe_the_reason_itself(waited: Host) -> None:
+def test_last_prints_full_reason_into_a_pipe(waited: Host) -> None:
     output = waited.run("last", RUNTIME_DIRECTORY=str(waited.root)).output
     assert re.search(r"^- +/dev/zvol/tank/db +db +missing +ZFS pool tank is not imported$", output, re.M)
     assert "#" not in output and "see [" not in output
 
 
 @pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
-def test_a_record_that_somebody_has_changed_sends_nothing_to_the_terminal(waited: Host) -> None:
+def test_tampered_record_sends_no_escape_sequences_to_the_terminal(waited: Host) -> None:
     record = Path(waited.root, "last.json")
     record.write_text(record.read_text().replace("/dev/zvol/tank/db", "/dev/\\u001b[2J\\n/db"))
     assert "\x1b" not in waited.show("last", NO_COLOR="1", RUNTIME_DIRECTORY=str(waited.root))

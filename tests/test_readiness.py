@@ -96,7 +96,7 @@ def image_status(mounts: Mounts, tmp_path: Path, *, writes: bool = True) -> xwd.
     return xwd.check_disk(xwd.Required(f"{tmp_path}/images/web.img", writes=writes), xwd.StorageFacts(explains=False))
 
 
-def test_an_image_in_a_file_system_that_is_read_only_is_for_readers(mounts: Mounts, tmp_path: Path) -> None:
+def test_image_on_read_only_file_system_is_ready_only_for_reading(mounts: Mounts, tmp_path: Path) -> None:
     mounts.mount(tmp_path / "images", "ro,errors=continue")
     reason = f"{tmp_path}/images is mounted read-only, but the guest writes to it"
     status = image_status(mounts, tmp_path)
@@ -104,13 +104,13 @@ def test_an_image_in_a_file_system_that_is_read_only_is_for_readers(mounts: Moun
     assert image_status(mounts, tmp_path, writes=False) == xwd.READY
 
 
-def test_the_sandbox_makes_no_file_system_read_only(mounts: Mounts, tmp_path: Path) -> None:
+def test_read_only_mount_by_the_sandbox_does_not_count(mounts: Mounts, tmp_path: Path) -> None:
     mounts.mount(tmp_path / "images", "rw,errors=remount-ro")
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
-def test_an_image_where_something_is_still_to_be_mounted_is_another_one(mounts: Mounts, tmp_path: Path) -> None:
+def test_image_is_not_ready_until_its_file_system_is_mounted(mounts: Mounts, tmp_path: Path) -> None:
     mounts.plan(tmp_path / "images")
     reason = f"{tmp_path}/images is not mounted (/etc/fstab mounts nas:/images there)"
     assert image_status(mounts, tmp_path)[:2] == (xwd.State.NOT_READY, reason)
@@ -118,45 +118,45 @@ def test_an_image_where_something_is_still_to_be_mounted_is_another_one(mounts: 
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
-def test_a_mount_unit_that_is_started_at_boot_counts_as_well(mounts: Mounts, tmp_path: Path) -> None:
+def test_mount_unit_started_at_boot_is_waited_for(mounts: Mounts, tmp_path: Path) -> None:
     mounts.unit(tmp_path / "images", "multi-user.target")
     assert "(images.mount mounts nas:/images there)" in image_status(mounts, tmp_path).reason
 
 
-def test_no_image_comes_with_a_tmpfs(mounts: Mounts, tmp_path: Path) -> None:
+def test_tmpfs_mount_unit_is_not_waited_for(mounts: Mounts, tmp_path: Path) -> None:
     """tmp.mount is there but does nothing in a container."""
     mounts.unit(tmp_path / "images", "multi-user.target", what="tmpfs")
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
 @pytest.mark.parametrize("options", ["noauto", "noauto,nofail"])
-def test_what_is_not_mounted_at_boot_is_not_waited_for(mounts: Mounts, tmp_path: Path, options: str) -> None:
+def test_noauto_file_system_is_not_waited_for(mounts: Mounts, tmp_path: Path, options: str) -> None:
     mounts.plan(tmp_path / "images", options)
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
 @pytest.mark.parametrize(("wanted_by", "more"), [("", ""), ("multi-user.target", "ConditionPathExists=/nowhere")])
-def test_nor_is_a_unit_that_nothing_starts(mounts: Mounts, tmp_path: Path, wanted_by: str, more: str) -> None:
+def test_mount_unit_that_nothing_starts_is_not_waited_for(
+    mounts: Mounts, tmp_path: Path, wanted_by: str, more: str
+) -> None:
     mounts.unit(tmp_path / "images", wanted_by, more)
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
-def test_without_proc_it_is_not_known_what_is_mounted(mounts: Mounts, tmp_path: Path) -> None:
+def test_missing_mount_is_not_detected_without_proc(mounts: Mounts, tmp_path: Path) -> None:
     mounts.plan(tmp_path / "images")
     Path(mounts.paths.proc, "self", "mountinfo").unlink()
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
-def test_an_automount_through_which_the_image_is_there_is_enough(mounts: Mounts, tmp_path: Path) -> None:
+def test_image_reachable_through_an_automount_is_ready(mounts: Mounts, tmp_path: Path) -> None:
     mounts.plan(tmp_path / "images", "noauto,x-systemd.automount")
     assert image_status(mounts, tmp_path).state is xwd.State.NOT_READY
     mounts.mount(tmp_path / "images", kind="autofs")
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
-def test_what_the_sandbox_mounts_over_a_directory_is_not_what_is_to_be_mounted_there(
-    mounts: Mounts, tmp_path: Path
-) -> None:
+def test_bind_mount_by_the_sandbox_does_not_count_as_the_planned_mount(mounts: Mounts, tmp_path: Path) -> None:
     """ProtectHome=read-only does that to /home."""
     mounts.plan(tmp_path / "images")
     mounts.mount(tmp_path / "images", number="8:1", root=f"{tmp_path}/images")
@@ -181,28 +181,28 @@ def image(path: Path, image_format: str = "qcow2") -> xwd.Status:
     return xwd.check_disk(xwd.Required(str(path), format=image_format), xwd.StorageFacts(explains=False))
 
 
-def lacks(path: Path) -> xwd.Status:
+def lacks_backing_file(path: Path) -> xwd.Status:
     return not_ready(f"backing file {path} does not exist")
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 def test_an_image_needs_its_backing_file(tmp_path: Path) -> None:
     web = qcow2(tmp_path / "web.qcow2", "base.img", "raw")
-    assert image(web) == lacks(tmp_path / "base.img")
+    assert image(web) == lacks_backing_file(tmp_path / "base.img")
     fill(tmp_path / "base.img")
     assert image(web) == xwd.READY
 
 
-def test_the_chain_is_followed(tmp_path: Path) -> None:
+def test_backing_chain_is_followed(tmp_path: Path) -> None:
     (tmp_path / "templates").mkdir()
     web = qcow2(tmp_path / "web.qcow2", "templates/one.qcow2", "qcow2")
     qcow2(tmp_path / "templates" / "one.qcow2", "two.qcow2", "qcow2")
-    assert image(web) == lacks(tmp_path / "templates" / "two.qcow2")
+    assert image(web) == lacks_backing_file(tmp_path / "templates" / "two.qcow2")
     qcow2(tmp_path / "templates" / "two.qcow2")
     assert image(web) == xwd.READY
 
 
-def test_the_layers_of_an_image_are_its_mount_and_the_chain(mounts: Mounts, tmp_path: Path) -> None:
+def test_layers_of_an_image_are_its_mount_and_backing_chain(mounts: Mounts, tmp_path: Path) -> None:
     mounts.mount(tmp_path / "images")
     web = qcow2(tmp_path / "images" / "web.qcow2", "one.qcow2", "qcow2")
     one = qcow2(tmp_path / "images" / "one.qcow2", "base.img", "raw")
@@ -220,41 +220,41 @@ def test_the_layers_of_an_image_are_its_mount_and_the_chain(mounts: Mounts, tmp_
     assert layer.cause == xwd.Problem(f"backing file {base} does not exist")
 
 
-def test_what_a_guest_can_write_is_not_followed(tmp_path: Path) -> None:
+def test_backing_file_of_a_raw_image_is_not_followed(tmp_path: Path) -> None:
     qcow2(tmp_path / "base.img", "/nowhere")
     assert image(qcow2(tmp_path / "web.qcow2", "base.img", "raw")) == xwd.READY
     assert image(tmp_path / "base.img", "raw") == xwd.READY
-    assert image(tmp_path / "base.img") == lacks(Path("/nowhere"))
+    assert image(tmp_path / "base.img") == lacks_backing_file(Path("/nowhere"))
 
 
-def test_an_image_that_is_no_qcow2_cannot_be_opened(tmp_path: Path) -> None:
+def test_image_that_is_not_qcow2_is_not_ready(tmp_path: Path) -> None:
     fill(tmp_path / "web.qcow2")
     assert image(tmp_path / "web.qcow2") == not_ready(f"{tmp_path}/web.qcow2 is not a qcow2 image")
 
 
 @pytest.mark.parametrize("backing", ["nbd://server/base", 'json:{"driver":"rbd"}'])
-def test_what_is_no_file_is_up_to_qemu(tmp_path: Path, backing: str) -> None:
+def test_backing_that_is_not_a_file_is_left_to_qemu(tmp_path: Path, backing: str) -> None:
     assert image(qcow2(tmp_path / "web.qcow2", backing)) == xwd.READY
 
 
-def test_a_chain_that_bites_its_tail_comes_to_an_end(tmp_path: Path) -> None:
+def test_cyclic_backing_chain_terminates(tmp_path: Path) -> None:
     assert image(qcow2(tmp_path / "web.qcow2", "web.qcow2", "qcow2")) == xwd.READY
 
 
 @given(st.binary(max_size=200))
 @settings(deadline=None)
-def test_any_header_is_no_error(header: bytes) -> None:
+def test_any_image_header_is_handled(header: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"QFI\xfb" + header)
         file.flush()
         assert isinstance(image(Path(file.name)), xwd.Status)
 
 
-def test_what_does_not_exist_is_missing(tmp_path: Path) -> None:
+def test_nonexistent_path_is_missing(tmp_path: Path) -> None:
     assert look(tmp_path / "web.img") == missing("does not exist")
 
 
-def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_nonexistent_directory_is_named(tmp_path: Path) -> None:
     assert look(tmp_path / "vg0" / "web") == missing(f"does not exist, nor does the directory {tmp_path}/vg0")
 
 
@@ -274,7 +274,7 @@ def test_a_path_through_a_file_is_missing(tmp_path: Path) -> None:
     assert look(tmp_path / "file" / "web").state is xwd.State.MISSING
 
 
-def test_of_a_drbd_resource_the_link_that_drbd_8_makes_will_do(tmp_path: Path) -> None:
+def test_drbd_8_link_is_accepted_for_a_resource(tmp_path: Path) -> None:
     resources = tmp_path / "drbd" / "by-res"
     resources.mkdir(parents=True)
     path = resources / "web" / "0"
@@ -283,7 +283,7 @@ def test_of_a_drbd_resource_the_link_that_drbd_8_makes_will_do(tmp_path: Path) -
     assert look(path) == xwd.READY
 
 
-def test_of_a_drbd_resource_a_directory_without_the_volume_will_not_do(tmp_path: Path) -> None:
+def test_drbd_directory_without_the_volume_is_not_ready(tmp_path: Path) -> None:
     path = tmp_path / "drbd" / "by-res" / "web" / "0"
     path.parent.mkdir(parents=True)
     assert look(path).state is xwd.State.MISSING
@@ -301,7 +301,7 @@ def make_socket(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "kind"), [(Path.mkdir, "a directory"), (make_fifo, "a FIFO"), (make_socket, "a socket")]
 )
-def test_anything_else_is_not_ready_and_named(tmp_path: Path, make: Callable[[Path], None], kind: str) -> None:
+def test_other_file_types_are_not_ready_and_named(tmp_path: Path, make: Callable[[Path], None], kind: str) -> None:
     make(tmp_path / "it")
     assert look(tmp_path / "it") == not_ready(f"is {kind}, neither a block device nor a regular file")
 
@@ -383,7 +383,7 @@ def machine(tmp_path: Path) -> Machine:
         ("nvme0n1", {"device__state": "connecting"}, "its NVMe controller is not live"),
     ],
 )
-def test_what_the_kernel_says_is_not_ready(
+def test_device_with_unready_kernel_state_is_not_ready(
     machine: Machine, name: str, attributes: dict[str, str], reason: str
 ) -> None:
     machine.device(name, **attributes)  # type: ignore[arg-type]
@@ -407,42 +407,42 @@ def test_what_the_kernel_says_is_not_ready(
         ("sda1", {}),
     ],
 )
-def test_what_the_kernel_says_is_ready(machine: Machine, name: str, attributes: dict[str, str]) -> None:
+def test_device_with_ready_kernel_state_is_ready(machine: Machine, name: str, attributes: dict[str, str]) -> None:
     machine.device(name, **attributes)  # type: ignore[arg-type]
     assert machine.look() == xwd.READY
 
 
-def test_a_device_file_without_a_device_is_not_ready(machine: Machine) -> None:
+def test_device_node_without_a_device_is_not_ready(machine: Machine) -> None:
     (machine.sys / "dev" / "block").mkdir(parents=True)
     assert machine.look() == not_ready("is a device file, but the kernel has no such block device")
 
 
-def test_a_device_that_udev_has_not_finished_with_is_not_ready(machine: Machine) -> None:
+def test_device_still_processed_by_udev_is_not_ready(machine: Machine) -> None:
     machine.device("sda")
     machine.udev(finished=False)
     assert machine.look() == not_ready("udev has not finished processing it")
 
 
-def test_a_device_that_udev_has_finished_with_is_ready(machine: Machine) -> None:
+def test_device_processed_by_udev_is_ready(machine: Machine) -> None:
     machine.device("sda")
     machine.udev("ID_FS_TYPE=ext4", "SYSTEMD_READY=1")
     assert machine.look() == xwd.READY
 
 
-def test_a_device_whose_programs_udev_still_runs_is_not_ready(machine: Machine) -> None:
+def test_device_is_not_ready_while_udev_runs_its_programs(machine: Machine) -> None:
     """systemd 256 and newer write the entry before that."""
     machine.device("sda")
     machine.udev("ID_PROCESSING=1", "ID_FS_TYPE=ext4")
     assert machine.look() == not_ready("/dev/sda: udev has not finished processing it")
 
 
-def test_a_device_whose_programs_udev_has_run_is_ready(machine: Machine) -> None:
+def test_device_is_ready_after_udev_has_run_its_programs(machine: Machine) -> None:
     machine.device("sda")
     machine.udev("ID_PROCESSING=0", "ID_FS_TYPE=ext4")
     assert machine.look() == xwd.READY
 
 
-def test_what_udev_says_is_read_up_to_a_limit(machine: Machine) -> None:
+def test_udev_entry_is_read_up_to_a_limit(machine: Machine) -> None:
     machine.device("sda")
     machine.udev(*(f"KEY_{number}={'x' * 1000}" for number in range(60)), "SYSTEMD_READY=0")
     assert machine.look() == not_ready("udev has set SYSTEMD_READY=0 for it")
@@ -451,7 +451,7 @@ def test_what_udev_says_is_read_up_to_a_limit(machine: Machine) -> None:
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
-def test_a_device_that_udev_calls_not_ready_is_not(machine: Machine) -> None:
+def test_device_with_systemd_ready_0_is_not_ready(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=LVM-abc", "SYSTEMD_READY=0")
     assert machine.look() == not_ready("udev has set SYSTEMD_READY=0 for it")
@@ -470,7 +470,7 @@ WITHOUT_UDEV = ("SYSTEMD_READY=0", *(f"DM_UDEV_DISABLE_{what}_FLAG=1" for what i
         ((*WITHOUT_UDEV, "DM_NAME=web", "DM_UUID=CRYPT-TEMP-1"), 2, False, xwd.State.NOT_READY),
     ],
 )
-def test_a_volume_that_an_initramfs_without_udev_has_activated_is_ready(
+def test_volume_activated_by_initramfs_without_udev_is_ready(
     machine: Machine, properties: tuple[str, ...], seen: int, queue: bool, state: xwd.State
 ) -> None:
     machine.device("dm-3", dm__suspended="0", dm__name="vg-web", dm__uuid="LVM-abc")
@@ -481,7 +481,7 @@ def test_a_volume_that_an_initramfs_without_udev_has_activated_is_ready(
     assert machine.look().state is state
 
 
-def test_a_disk_that_is_mounted_here_is_refused_by_xens_script(machine: Machine) -> None:
+def test_disk_mounted_on_this_host_is_not_ready_for_xens_script(machine: Machine) -> None:
     machine.device("sda")
     mountinfo = machine.run / "self" / "mountinfo"
     mountinfo.parent.mkdir()
@@ -493,20 +493,20 @@ def test_a_disk_that_is_mounted_here_is_refused_by_xens_script(machine: Machine)
     assert machine.look(xwd.Required(writes=True)) == xwd.READY
 
 
-def test_a_path_of_a_multipath_device_is_not_ready(machine: Machine) -> None:
+def test_single_path_of_a_multipath_map_is_not_ready(machine: Machine) -> None:
     machine.device("sda")
     machine.udev("DM_MULTIPATH_DEVICE_PATH=1", "SYSTEMD_READY=0")
     assert machine.look() == not_ready("is one path of a multipath device; use the multipath device instead")
 
 
-def test_an_opened_crypt_volume_without_content_is_ready_for_a_guest(machine: Machine) -> None:
+def test_open_crypt_volume_without_content_is_ready(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=CRYPT-LUKS2-abc", "SYSTEMD_READY=0")
     assert machine.look() == xwd.READY
 
 
 @pytest.mark.parametrize("content", ["ID_FS_USAGE=filesystem", "ID_PART_TABLE_TYPE=gpt"])
-def test_an_opened_crypt_volume_with_content_is_ready_when_udev_says_so(machine: Machine, content: str) -> None:
+def test_open_crypt_volume_with_content_is_ready_when_udev_says_so(machine: Machine, content: str) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=CRYPT-LUKS2-abc", content, "SYSTEMD_READY=0")
     assert machine.look().state is xwd.State.NOT_READY
@@ -521,24 +521,24 @@ def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> Non
     assert device and device.properties == {"ID_MODEL": "a=b ", "ID_SERIAL": "\ufffd", "EMPTY": ""}
 
 
-def test_of_a_device_that_udev_does_not_know_there_are_no_properties(machine: Machine) -> None:
+def test_device_unknown_to_udev_has_no_properties(machine: Machine) -> None:
     machine.paths().use()
     assert xwd.StorageFacts().udev_entry("259:77") is None
 
 
-def test_a_loop_device_whose_file_has_a_name_that_is_no_utf8_is_ready(machine: Machine) -> None:
+def test_loop_device_on_file_name_with_invalid_utf8_is_ready(machine: Machine) -> None:
     machine.device("loop7", loop__backing_file="")
     (machine.sys / "devices" / "loop7" / "loop" / "backing_file").write_bytes(b"/srv/b\xfcro.img\n")
     assert machine.look() == xwd.READY
 
 
-def test_a_drive_without_a_cd_is_ready_for_a_guest(machine: Machine) -> None:
+def test_empty_cd_drive_is_ready(machine: Machine) -> None:
     machine.device("sr0", size=0)
     machine.udev("ID_CDROM=1", "SYSTEMD_READY=0")
     assert machine.look() == xwd.READY
 
 
-def test_an_array_with_a_physical_volume_that_lvm_has_not_activated_is_ready_for_a_guest(machine: Machine) -> None:
+def test_array_holding_inactive_physical_volume_is_ready(machine: Machine) -> None:
     """The volume group may be the guest's own."""
     machine.device("md127", md__array_state="clean")
     machine.udev("ID_FS_TYPE=LVM2_member", "SYSTEMD_READY=0")
@@ -546,13 +546,13 @@ def test_an_array_with_a_physical_volume_that_lvm_has_not_activated_is_ready_for
 
 
 @pytest.mark.promise("A disk that can be used is not waited for, whatever udev says")
-def test_a_member_of_a_btrfs_that_is_not_complete_is_ready_for_a_guest(machine: Machine) -> None:
+def test_member_of_incomplete_btrfs_is_ready(machine: Machine) -> None:
     machine.device("sda")
     machine.udev("ID_BTRFS_READY=0", "SYSTEMD_READY=0")
     assert machine.look() == xwd.READY
 
 
-def test_a_crypt_volume_that_is_being_made_is_not_ready(machine: Machine) -> None:
+def test_crypt_volume_being_created_is_not_ready(machine: Machine) -> None:
     machine.device("dm-3", dm__suspended="0")
     machine.udev("DM_UUID=CRYPT-TEMP-abc", "DM_UDEV_DISABLE_OTHER_RULES_FLAG=1", "SYSTEMD_READY=0")
     assert machine.look().state is xwd.State.NOT_READY
@@ -560,7 +560,7 @@ def test_a_crypt_volume_that_is_being_made_is_not_ready(machine: Machine) -> Non
 
 @as_root
 @pytest.mark.xdist_group("block_devices")
-def test_a_loop_device_becomes_ready_with_a_file_behind_it(tmp_path: Path) -> None:
+def test_loop_device_becomes_ready_when_a_file_is_attached(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     device = loop_device()
@@ -572,7 +572,7 @@ def test_a_loop_device_becomes_ready_with_a_file_behind_it(tmp_path: Path) -> No
 
 @as_root
 @pytest.mark.xdist_group("block_devices")
-def test_the_layers_of_a_loop_device_begin_with_the_path_that_is_required(tmp_path: Path) -> None:
+def test_layers_of_a_loop_device_begin_with_the_required_path(tmp_path: Path) -> None:
     image, link = tmp_path / "image", tmp_path / "link"
     image.write_bytes(bytes(1 << 20))
     NO_UDEV.use()
@@ -594,13 +594,13 @@ def test_a_loop_device_of_size_0_is_not_ready(tmp_path: Path) -> None:
 
 
 @as_root
-def test_a_device_file_for_nothing_is_not_ready(tmp_path: Path) -> None:
+def test_stale_device_node_is_not_ready(tmp_path: Path) -> None:
     os.mknod(tmp_path / "node", stat.S_IFBLK | 0o600, os.makedev(259, 0xFFFFF))
     assert look(tmp_path / "node") == not_ready("is a device file, but the kernel has no such block device")
 
 
 @as_root
-def test_an_error_in_sysfs_is_told_of(machine: Machine, tmp_path: Path) -> None:
+def test_sysfs_error_is_reported(machine: Machine, tmp_path: Path) -> None:
     machine.device("sda")
     size = machine.sys / "devices" / "sda" / "size"
     size.unlink()
@@ -613,7 +613,7 @@ def test_an_error_in_sysfs_is_told_of(machine: Machine, tmp_path: Path) -> None:
 @as_root
 @pytest.mark.usefixtures("udev")
 @pytest.mark.xdist_group("block_devices")
-def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
+def test_udev_database_is_read_as_pyudev_reads_it(tmp_path: Path) -> None:
     pyudev = pytest.importorskip("pyudev", reason="pyudev is not installed")
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
@@ -634,7 +634,7 @@ def test_udevs_database_says_what_pyudev_says(tmp_path: Path) -> None:
 @as_root
 @pytest.mark.usefixtures("udev")
 @pytest.mark.xdist_group("block_devices")
-def test_with_udev_a_loop_device_becomes_ready(tmp_path: Path) -> None:
+def test_loop_device_becomes_ready_with_real_udev(tmp_path: Path) -> None:
     assert xwd.udev_runs()
     host = HostPaths()
     image = tmp_path / "image"
@@ -648,7 +648,7 @@ def test_with_udev_a_loop_device_becomes_ready(tmp_path: Path) -> None:
 @as_root
 @pytest.mark.usefixtures("udev")
 @pytest.mark.xdist_group("block_devices")
-def test_a_loop_device_that_becomes_ready_ends_the_wait_before_the_next_look_is_due(host: Host, tmp_path: Path) -> None:
+def test_loop_device_event_ends_the_wait_before_the_next_look(host: Host, tmp_path: Path) -> None:
     pytest.importorskip("pyudev", reason="pyudev is not installed")
     host.configure("[polling]\nfirst = 1h\nlongest = 1h\n")
     image = tmp_path / "image"

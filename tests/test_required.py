@@ -31,7 +31,7 @@ DRBD = "/dev/drbd/by-res/r0/0"
         ("vg0/web,raw,xvda,rw", "/vg0/web"),
     ],
 )
-def test_a_path_to_wait_for(specification: str, path: str) -> None:
+def test_required_path_comes_from_the_disk_specification(specification: str, path: str) -> None:
     assert xwd.required_by(xwd.parse_disk(specification)).path == path
 
 
@@ -49,12 +49,12 @@ def test_a_path_to_wait_for(specification: str, path: str) -> None:
         ("phy:/dev/drbd1,xvda,w", True, False),
     ],
 )
-def test_what_a_guest_does_with_a_disk(specification: str, writes: bool, promotes: bool) -> None:
+def test_required_access_comes_from_the_disk_specification(specification: str, writes: bool, promotes: bool) -> None:
     required = xwd.required_by(xwd.parse_disk(specification))
     assert (required.writes, required.promotes) == (writes, promotes)
 
 
-def test_of_a_disk_of_several_guests_what_suffices_for_all_is_required() -> None:
+def test_disk_of_several_guests_must_suffice_for_all() -> None:
     reads = xwd.Required("/dev/web")
     writes, promotes = reads._replace(writes=True), reads._replace(promotes=True)
     guests = {
@@ -81,12 +81,12 @@ def test_of_a_disk_of_several_guests_what_suffices_for_all_is_required() -> None
         ("backendtype=qdisk,vdev=xvda,target=rbd:pool/image", "QEMU opens it"),
     ],
 )
-def test_nothing_to_wait_for(specification: str, reason: str) -> None:
+def test_disk_not_provided_by_this_host_is_not_required(specification: str, reason: str) -> None:
     assert xwd.required_by(xwd.parse_disk(specification)) == xwd.Required(reason=reason)
 
 
 @pytest.mark.promise("Guests with nothing to wait for do not delay the boot")
-def test_guests_with_nothing_to_wait_for_do_not_hold_the_boot(host: Host) -> None:
+def test_guests_with_nothing_to_wait_for_do_not_delay_the_boot(host: Host) -> None:
     host.guest("diskless")
     host.guest("empty-drive", ",,hdc:cdrom,r")
     host.guest("driver-domain", "backend=storage,vdev=xvda,target=/dev/vg0/none")
@@ -96,7 +96,7 @@ def test_guests_with_nothing_to_wait_for_do_not_hold_the_boot(host: Host) -> Non
     assert (result.status, result.messages) == (xwd.EXIT_READY, "")
 
 
-def test_a_relative_target_is_warned_of(host: Host) -> None:
+def test_relative_target_causes_a_warning(host: Host) -> None:
     file = host.guest("web", "no/such/image,raw,xvda,rw")
     result = host.run("--timeout", "0")
     assert (
@@ -106,7 +106,7 @@ def test_a_relative_target_is_warned_of(host: Host) -> None:
     assert "/no/such/image for web is missing: " in result.messages
 
 
-def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
+def test_path_used_by_two_guests_is_reported_for_both(host: Host) -> None:
     missing = host.images / "shared"
     host.guest("one", missing)
     host.guest("two", missing)
@@ -115,9 +115,7 @@ def test_a_path_in_two_domains_is_reported_for_both(host: Host) -> None:
         assert f"{missing} for {guest} is missing: does not exist\n" in messages
 
 
-def test_a_guest_that_only_reads_does_not_wait_until_a_disk_can_be_written_to(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_only_guest_does_not_wait_for_a_writable_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = host.image("shared")
     host.guest("reader", f"{shared},raw,xvda,r")
     host.guest("writer", f"{shared},raw,xvda,w")
@@ -129,7 +127,7 @@ def test_a_guest_that_only_reads_does_not_wait_until_a_disk_can_be_written_to(
     assert states == [xwd.State.READY, xwd.State.NOT_READY]
 
 
-def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_used_by_many_guests_is_checked_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two", "three"):
         host.guest(name, host.images / "shared")
     looked = []
@@ -144,7 +142,7 @@ def test_a_path_in_many_domains_is_looked_at_once(host: Host, monkeypatch: pytes
     assert snapshot.missing() == []
 
 
-def test_ignored_domains_are_not_waited_for_and_say_so(host: Host) -> None:
+def test_ignored_guests_are_not_waited_for_and_shown_with_the_reason(host: Host) -> None:
     host.configure("[ignore]\ndomains = test-*, other\n")
     host.guest("test-1", host.images / "none")
     (disk,) = host.list()["guests"][0]["disks"]
@@ -152,7 +150,7 @@ def test_ignored_domains_are_not_waited_for_and_say_so(host: Host) -> None:
     assert host.run().status == xwd.EXIT_READY
 
 
-def test_ignored_disks_are_not_waited_for_and_say_so(host: Host) -> None:
+def test_ignored_disks_are_not_waited_for_and_shown_with_the_reason(host: Host) -> None:
     host.configure(f"[ignore]\ndisks = {host.images}/scratch*\n")
     host.guest("web", host.images / "scratch1", host.image("web"))
     scratch, web = host.list()["guests"][0]["disks"]
@@ -166,7 +164,7 @@ def required_unless_ignored(specification: str, **ignored: tuple[str, ...]) -> x
 
 
 @pytest.mark.parametrize("pattern", ["web", "w?b", "10-web.cfg", "10-*"])
-def test_a_domain_is_ignored_by_its_name_or_its_files(pattern: str) -> None:
+def test_guest_is_ignored_by_its_name_or_file_name(pattern: str) -> None:
     required = required_unless_ignored("/dev/x,raw,xvda", ignored_domains=("none", pattern))
     assert required == xwd.Required(reason="ignored: guest matches [ignore] domains")
 
@@ -179,12 +177,12 @@ def test_a_disk_is_ignored_by_its_target_or_any_of_its_paths(pattern: str) -> No
 
 
 @pytest.mark.parametrize("pattern", ["", "we", "WEB", "/etc/xen/auto/10-web.cfg", "drbd"])
-def test_what_no_pattern_matches_is_not_ignored(pattern: str) -> None:
+def test_disk_without_a_matching_pattern_is_not_ignored(pattern: str) -> None:
     ignored = {"ignored_domains": (pattern,), "ignored_disks": (pattern,)}
     assert required_unless_ignored("drbd:r0,xvda,w", **ignored) == xwd.Required(DRBD, promotes=True)
 
 
-def test_a_link_that_dangles_can_be_ignored_by_its_name(host: Host) -> None:
+def test_dangling_link_can_be_ignored_by_its_name(host: Host) -> None:
     host.configure("[ignore]\ndomains = web.cfg\n")
     (host.auto / "web.cfg").symlink_to("/nowhere")
     assert host.run().status == xwd.EXIT_READY

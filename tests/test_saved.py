@@ -32,7 +32,7 @@ def refusal(content: bytes) -> str:
     return str(refused.value)
 
 
-def test_a_file_of_the_real_xl_is_read() -> None:
+def test_file_saved_by_real_xl_is_read() -> None:
     text, is_json = read(REAL)
     domain = xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved")
     assert is_json
@@ -46,7 +46,7 @@ def test_both_byte_orders_are_read(order: Literal["little", "big"]) -> None:
     assert read(saved_file(configuration, order=order)) == read(REAL)
 
 
-def test_a_configuration_as_text_is_read() -> None:
+def test_configuration_saved_as_text_is_read() -> None:
     text, is_json = read(saved_file(XL_CONFIGURATION, flags=xwd.SAVED_STREAM_V2))
     assert (text.encode(), is_json) == (XL_CONFIGURATION, False)
 
@@ -78,7 +78,7 @@ def test_a_damaged_file_is_refused(content: bytes, message: str) -> None:
     assert refusal(content).startswith(message)
 
 
-def test_a_stream_of_version_1_has_no_mark_at_its_end() -> None:
+def test_version_1_stream_needs_no_end_record() -> None:
     assert read(saved_file(b"{}", flags=xwd.SAVED_JSON, image=b"the memory image"))
 
 
@@ -123,13 +123,13 @@ def test_every_field_of_a_disk_is_taken_from_json() -> None:
     assert second == xwd.Disk("xvdb", "", "", "3")
 
 
-def test_what_json_leaves_out_is_empty() -> None:
+def test_fields_missing_in_json_are_empty() -> None:
     assert xwd.disk_from_json({}) == xwd.Disk("")
 
 
 @pytest.mark.promise("No file makes it crash or hang")
 @given(st.binary(), st.integers(0, len(REAL)))
-def test_no_file_does_anything_but_be_read_or_refused(noise: bytes, keep: int) -> None:
+def test_any_file_is_either_read_or_refused(noise: bytes, keep: int) -> None:
     try:
         text, is_json = read(REAL[:keep] + noise)
         parse = xwd.domain_from_json if is_json else xwd.domain_from_xl_config
@@ -146,14 +146,14 @@ def test_json_may_be_nested_as_deep_as_the_limit() -> None:
     assert xwd.domain_from_json(nested(xwd.MAX_JSON_DEPTH), "/var/lib/xen/save/web", "saved").name == "web"
 
 
-def test_brackets_in_strings_are_not_nested() -> None:
+def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     text = json.dumps({"c_info": {"name": "web"}, "odd": ['"' + "[{" * 100, "\\"]})
     assert xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved").name == "web"
 
 
 @pytest.mark.promise("A configuration takes long to parse")
 @pytest.mark.parametrize("piece", ['\\"', '"', '\\\\"', "[]", "{", '"\n', "\\"])
-def test_json_costs_time_in_proportion_to_its_length(piece: str) -> None:
+def test_json_takes_time_proportional_to_its_length(piece: str) -> None:
     """A pattern that tries each quote anew would burn half a minute for the largest, and hear no signal meanwhile."""
     text = ('"' + piece * 32_000)[:32_000]
     started = time.process_time()
@@ -199,7 +199,7 @@ def test_a_saved_domains_disk_is_waited_for(host: Host) -> None:
     ]
 
 
-def test_saved_domains_come_before_the_others_as_xendomains_starts_them(host: Host, tmp_path: Path) -> None:
+def test_saved_domains_come_first_in_the_order_of_xendomains(host: Host, tmp_path: Path) -> None:
     host.guest("auto", host.image("a"))
     host.saved("saved", host.image("b"))
     assert [domain["kind"] for domain in host.list()["guests"]] == ["saved", "auto"]

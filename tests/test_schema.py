@@ -65,7 +65,7 @@ def troubled(host: Host) -> Host:
 
 
 @pytest.mark.parametrize("command", ["list", "check", "last", "start"])
-def test_a_schema_is_one(command: str) -> None:
+def test_schema_is_a_valid_json_schema(command: str) -> None:
     jsonschema.Draft202012Validator.check_schema(schema(command))
     assert schema(command)["properties"]["version"]["const"] == xwd.JSON_VERSION
 
@@ -78,19 +78,19 @@ def test_a_schema_describes_each_field(command: str) -> None:
 
 @pytest.mark.promise("The JSON has a schema")
 @pytest.mark.parametrize("command", ["list", "check", "last"])
-def test_what_is_printed_is_what_the_schema_allows(troubled: Host, command: str) -> None:
+def test_output_matches_the_schema(troubled: Host, command: str) -> None:
     troubled.run("--timeout", "0", RUNTIME_DIRECTORY=str(troubled.root))
     assert validate(troubled, command)
 
 
-def test_what_is_printed_where_nothing_is_wrong_as_well(host: Host) -> None:
+def test_output_without_problems_matches_the_schema(host: Host) -> None:
     host.run(RUNTIME_DIRECTORY=str(host.root))
     assert validate(host, "list") == {"version": 1, "ready": True, "guests": [], "directories": []}
     assert validate(host, "check", "--reboot") == {"version": 1, "ok": True, "findings": []}
     assert validate(host, "last")["result"] == "ready"
 
 
-def test_a_directory_that_cannot_be_read_as_well(host: Host) -> None:
+def test_output_with_an_unreadable_directory_matches_the_schema(host: Host) -> None:
     host.auto.rmdir()
     host.auto.symlink_to("/nowhere")
     host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root))
@@ -99,7 +99,7 @@ def test_a_directory_that_cannot_be_read_as_well(host: Host) -> None:
     assert len(validate(host, "last")["directories"]) == 1
 
 
-def test_a_schema_has_no_name_that_is_never_printed(troubled: Host) -> None:
+def test_schema_has_no_field_that_is_never_printed(troubled: Host) -> None:
     troubled.save.rename(troubled.root / "elsewhere")
     answers: dict[str, list[Any]] = {command: [] for command in ("list", "check", "last")}
     for place in ("/nowhere", "/dev/zvol/no-such-pool/save"):
@@ -130,7 +130,7 @@ def test_a_schema_has_no_name_that_is_never_printed(troubled: Host) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_they_are_installed(tmp_path: Path) -> None:
+def test_schemas_are_installed(tmp_path: Path) -> None:
     lines = subprocess.run(
         ["make", "-n", "install", f"DESTDIR={tmp_path}"], cwd=MODULE.parent, capture_output=True, text=True, check=True
     ).stdout

@@ -63,7 +63,7 @@ def test_an_empty_list_of_files_means_the_default(tmp_path: Path) -> None:
     assert read(tmp_path, "[paths]\nxendomains =\n") == (xwd.Settings(), "")
 
 
-def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert read(tmp_path, "\ufefftimeout = 5\n") == (xwd.Settings(timeout=5.0), "")
 
 
@@ -125,7 +125,7 @@ def test_a_file_named_on_the_command_line_must_exist(tmp_path: Path) -> None:
         ("[colour]\nred = 1", "line 2: [colour] red is unknown and ignored (known: "),
     ],
 )
-def test_a_wrong_value_is_named_and_left_at_its_default(tmp_path: Path, line: str, complaint: str) -> None:
+def test_bad_value_is_reported_and_its_default_used(tmp_path: Path, line: str, complaint: str) -> None:
     settings, problems = read(tmp_path, f"{line}\n")
     assert settings == xwd.Settings()
     assert problems.startswith(f"{tmp_path}/xen-wait-disk.conf: ")
@@ -134,7 +134,7 @@ def test_a_wrong_value_is_named_and_left_at_its_default(tmp_path: Path, line: st
 
 @pytest.mark.promise("A pattern in [ignore] does not compile")
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             "[paths]\ntimeout = 5",
@@ -145,31 +145,31 @@ def test_a_wrong_value_is_named_and_left_at_its_default(tmp_path: Path, line: st
         ("[polling]\nfrist = 1s", "line 2: [polling] frist is unknown and ignored (did you mean [polling] first?)"),
     ],
 )
-def test_of_an_unknown_key_it_is_said_where_it_belongs_or_what_is_like_it(tmp_path: Path, text: str, told: str) -> None:
-    assert told in read(tmp_path, f"{text}\n")[1]
+def test_unknown_key_gets_its_section_or_a_similar_key_as_suggestion(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in read(tmp_path, f"{text}\n")[1]
 
 
-def test_the_line_is_that_which_counts_below_comments_and_other_sections(tmp_path: Path) -> None:
+def test_bad_value_is_reported_with_its_line_despite_comments_and_sections(tmp_path: Path) -> None:
     text = "# timeout = 1\n\ntimeout = soon\n[polling]\n# first = 1\n  first = never\n[late]\ndomains = *\n"
     _, problems = read(tmp_path, text)
     assert "line 3: timeout is not a time span" in problems
     assert "line 6: [polling] first is not a time span" in problems
 
 
-def test_a_pattern_that_does_not_compile_is_a_wrong_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pattern_that_does_not_compile_is_a_bad_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fnmatch.translate", lambda pattern: f"(?s:{pattern})\\Z")  # Python 3.9's, in short
     settings, problems = read(tmp_path, "[ignore]\ndomains = web, [z-a]\n")
     assert settings == xwd.Settings()
     assert "[ignore] domains is not a shell pattern: '[z-a]'" in problems
 
 
-def test_a_wrong_value_does_not_spoil_the_others(tmp_path: Path) -> None:
+def test_bad_value_does_not_affect_the_others(tmp_path: Path) -> None:
     settings, problems = read(tmp_path, "timeout = soon\nlog_level = info\n[polling]\nlongest = 2s\n")
     assert "timeout is not a time span" in problems
     assert settings == xwd.Settings(log_level=xwd.INFO, longest=2.0)
 
 
-def test_a_line_that_is_none_is_named_and_the_rest_counts(tmp_path: Path) -> None:
+def test_malformed_line_is_reported_and_the_rest_is_used(tmp_path: Path) -> None:
     settings, problems = read(tmp_path, "timeout 5\nlog_level = info\n")
     assert "timeout 5" in problems and "line 1" in problems.replace('"1"', "1")
     assert settings.log_level == xwd.INFO
@@ -178,19 +178,19 @@ def test_a_line_that_is_none_is_named_and_the_rest_counts(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "content", ["\0\1\2\udcff\udcfe\n" * 9, "[[[", "= =\n", "a = '''", '"', "[x\n", "%(x)s = $x\n"]
 )
-def test_binary_or_broken_files_cost_only_messages(tmp_path: Path, content: str) -> None:
+def test_binary_or_broken_file_only_causes_messages(tmp_path: Path, content: str) -> None:
     settings, problems = read(tmp_path, content)
     assert settings == xwd.Settings()
     assert "xen-wait-disk.conf" in problems
 
 
-def test_a_file_that_is_too_large_is_named_and_not_read(tmp_path: Path) -> None:
+def test_oversized_file_is_reported_and_not_read(tmp_path: Path) -> None:
     settings, problems = read(tmp_path, "timeout = 1\n" + "# \n" * xwd.MAX_SETTINGS)
     assert settings == xwd.Settings()
     assert "is too large for a configuration: more than 32768 bytes; the defaults are used." in problems
 
 
-def test_a_line_that_is_too_long_is_named_and_not_read(tmp_path: Path) -> None:
+def test_overlong_line_is_reported_and_not_read(tmp_path: Path) -> None:
     settings, problems = read(tmp_path, "timeout = 1\n" + "[" * (xwd.MAX_SETTINGS_LINE + 1) + "\n")
     assert settings == xwd.Settings()
     assert "has a line of more than 4096 characters; the defaults are used." in problems
@@ -206,14 +206,14 @@ def test_a_line_that_is_too_long_is_named_and_not_read(tmp_path: Path) -> None:
     ],
     ids=["nested sections", "many sections", "many keys"],
 )
-def test_the_largest_file_is_read_whatever_is_in_it(tmp_path: Path, lines: list[str]) -> None:
+def test_largest_allowed_file_is_read_whatever_it_contains(tmp_path: Path, lines: list[str]) -> None:
     text = "\n".join(["timeout = 1", *lines])
     assert xwd.MAX_SETTINGS * 0.9 < len(text) <= xwd.MAX_SETTINGS
     settings, problems = read(tmp_path, text)
     assert (settings.timeout, problems != "") == (1, True)
 
 
-def test_who_may_write_it_does_not_matter(tmp_path: Path) -> None:
+def test_file_writable_by_others_is_accepted(tmp_path: Path) -> None:
     """It is data: whoever can change it can make the boot wait, and no more than that."""
     conf = tmp_path / "xen-wait-disk.conf"
     conf.write_text("timeout = 1\n")
@@ -221,14 +221,14 @@ def test_who_may_write_it_does_not_matter(tmp_path: Path) -> None:
     assert xwd.read_settings(str(conf)) == (xwd.Settings(timeout=1), [])
 
 
-def test_a_directory_in_its_place_is_named(tmp_path: Path) -> None:
+def test_directory_instead_of_a_file_is_reported(tmp_path: Path) -> None:
     settings, problems = xwd.read_settings(str(tmp_path))
     assert settings == xwd.Settings()
     assert "is a directory, not a regular file" in texts(problems)
 
 
 @pytest.mark.promise("A mistake in its settings costs a message, never the wait")
-def test_a_wrong_value_does_not_cost_the_wait_at_boot(host: Host) -> None:
+def test_bad_value_does_not_cancel_the_wait_at_boot(host: Host) -> None:
     host.configure("timeout = soon")
     host.guest("web", host.image("web"))
     result = host.run()
@@ -237,7 +237,7 @@ def test_a_wrong_value_does_not_cost_the_wait_at_boot(host: Host) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "check"])
-def test_away_from_boot_a_wrong_value_is_an_error(host: Host, command: str) -> None:
+def test_bad_value_is_an_error_when_not_at_boot(host: Host, command: str) -> None:
     host.configure("timeout = soon")
     host.guest("web", host.image("web"))
     result = host.run(command)
@@ -252,28 +252,28 @@ def test_away_from_boot_a_wrong_value_is_an_error(host: Host, command: str) -> N
         ("500us", 0.0005), ("1d", 86400), ("1 week", 604800), (" 5 ", 5), ("0", 0), ("2 min 3", 123), ("7µs", 7e-6),
     ],
 )  # fmt: skip
-def test_time_spans_are_those_of_systemd(text: str, seconds: float) -> None:
+def test_time_spans_are_parsed_as_by_systemd(text: str, seconds: float) -> None:
     assert xwd.parse_time_span(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", " ", "s", "5 minutos", "1..5s", "five", "1e3", "5,5", "٣"])
-def test_what_is_not_a_time_span_is_refused(text: str) -> None:
+def test_invalid_time_span_is_refused(text: str) -> None:
     with pytest.raises(xwd.ConfigError):
         xwd.parse_time_span(text)
 
 
-def test_a_long_row_of_digits_is_refused_without_burning_time() -> None:
+def test_long_row_of_digits_is_refused_quickly() -> None:
     """A pattern that tries each digit anew would take hours for this."""
     with pytest.raises(xwd.ConfigError):
         xwd.parse_time_span("3" * 1_000_000 + "!")
 
 
 @given(st.integers(1, 600_000))
-def test_a_time_span_survives_being_written_and_read(seconds: int) -> None:
+def test_time_span_is_unchanged_after_writing_and_reading(seconds: int) -> None:
     assert xwd.parse_time_span(xwd.format_time_span(seconds)) == seconds
 
 
 @given(st.text())
-def test_no_text_is_anything_but_a_time_span_or_refused(text: str) -> None:
+def test_any_text_is_either_a_time_span_or_refused(text: str) -> None:
     with contextlib.suppress(xwd.ConfigError):
         assert xwd.parse_time_span(text) >= 0

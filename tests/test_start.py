@@ -25,9 +25,9 @@ from conftest import (
     Host,
     Receiver,
     Running,
-    deaf_file_system,
     full_pipe,
     handles,
+    hung_file_system,
     wait_until,
 )
 
@@ -144,8 +144,8 @@ class Start:
         return xwd.start_guests(watcher, options, journal, self.clock.now())
 
     @property
-    def said(self) -> str:
-        return self.clock.said
+    def logged(self) -> str:
+        return self.clock.logged
 
 
 @pytest.fixture
@@ -160,14 +160,14 @@ def create(file: Path) -> str:
 # Which guests
 
 
-def test_a_guest_that_is_down_is_created_as_xendomains_does(late: StartHost, start: Start) -> None:
+def test_guest_that_is_down_is_created_as_by_xendomains(late: StartHost, start: Start) -> None:
     file = late.guest("web", late.image("web"))
     assert start() == xwd.EXIT_READY
     assert late.calls() == [create(file)]
-    assert start.said == "guest web has been started.\nGuests: 1 started.\n"
+    assert start.logged == "guest web has been started.\nGuests: 1 started.\n"
 
 
-def test_what_is_created_has_a_session_of_its_own_and_no_input(late: StartHost, start: Start) -> None:
+def test_xl_runs_in_its_own_session_without_input(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.let_xl(f"{{ pwd; readlink /proc/$$/fd/0; cut -d' ' -f6 /proc/$$/stat; }} >{late.root}/seen")
     start()
@@ -176,19 +176,19 @@ def test_what_is_created_has_a_session_of_its_own_and_no_input(late: StartHost, 
     assert int(session) != os.getsid(0)
 
 
-def test_all_guests_whose_disks_are_there_start_one_after_the_other(late: StartHost, start: Start) -> None:
+def test_guests_with_all_disks_ready_start_one_after_another(late: StartHost, start: Start) -> None:
     late.let_xl(f"[ ! -e {late.root}/busy ] || exit 9; touch {late.root}/busy; sleep 0.1; rm {late.root}/busy")
     files = [late.guest(name, late.image(name)) for name in ("a", "b", "c")]
     assert start() == xwd.EXIT_READY
     assert late.calls() == [create(file) for file in files]
 
 
-def test_a_guest_that_waits_for_its_disk_does_not_hold_up_another(late: StartHost, start: Start) -> None:
+def test_guest_waiting_for_its_disk_does_not_delay_another(late: StartHost, start: Start) -> None:
     late.guest("a", late.images / "a")
     file = late.guest("b", late.image("b"))
     assert start() == xwd.EXIT_TIMED_OUT
     assert late.calls() == [create(file)]
-    assert f"guest a is still waiting for {late.images}/a (does not exist).\n" in start.said
+    assert f"guest a is still waiting for {late.images}/a (does not exist).\n" in start.logged
 
 
 def test_a_guest_whose_kernel_is_missing_is_not_started(late: StartHost, start: Start) -> None:
@@ -196,35 +196,35 @@ def test_a_guest_whose_kernel_is_missing_is_not_started(late: StartHost, start: 
     (late.auto / "web").write_text(f'name="web"\nkernel="{late.images}/vmlinuz"\ndisk=["{image},raw,xvda,w"]\n')
     assert start() == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert f"guest web was not started: {late.auto}/web: {late.images}/vmlinuz does not exist" in start.said
+    assert f"guest web was not started: {late.auto}/web: {late.images}/vmlinuz does not exist" in start.logged
 
 
-def test_a_guest_that_runs_is_left_alone(late: StartHost, start: Start) -> None:
+def test_running_guest_is_left_alone(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.running.write_text("web\n")
     assert start() == start("web") == xwd.EXIT_READY
     assert late.calls() == []
-    assert "guest web is already running.\n" in start.said
+    assert "guest web is already running.\n" in start.logged
 
 
-def test_a_guest_that_runs_is_left_alone_whatever_is_wrong_with_its_file(late: StartHost, start: Start) -> None:
+def test_running_guest_with_a_bad_configuration_is_left_alone(late: StartHost, start: Start) -> None:
     (late.auto / "web").write_text("broken\n")
     late.running.write_text("web\n")
     assert start() == xwd.EXIT_READY
 
 
 @pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
-def test_a_guest_that_ran_since_the_boot_and_was_shut_down_stays_down(late: StartHost, start: Start) -> None:
+def test_guest_shut_down_since_boot_stays_down(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.log("web")
     assert start() == xwd.EXIT_READY
     assert late.calls() == []
     reason = "it has been started since the host booted (try: xendomains-wait-disk start web)"
-    assert start.said == f"guest web is skipped: {reason}.\nGuests: 1 skipped.\n"
+    assert start.logged == f"guest web is skipped: {reason}.\nGuests: 1 skipped.\n"
 
 
 @pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
-def test_whoever_names_a_guest_means_it(late: StartHost, start: Start) -> None:
+def test_guest_shut_down_since_boot_starts_if_named(late: StartHost, start: Start) -> None:
     file = late.guest("web", late.image("web"))
     late.guest("db", late.image("db"))
     late.log("web")
@@ -233,7 +233,7 @@ def test_whoever_names_a_guest_means_it(late: StartHost, start: Start) -> None:
 
 
 @pytest.mark.parametrize(("text", "age"), [("before the boot\n", AGES), ("", 0.0)])
-def test_an_old_log_and_one_that_was_rotated_say_nothing(late: StartHost, start: Start, text: str, age: float) -> None:
+def test_old_or_rotated_log_does_not_keep_a_guest_down(late: StartHost, start: Start, text: str, age: float) -> None:
     late.guest("web", late.image("web"))
     late.log("web", text, age)
     start()
@@ -241,7 +241,7 @@ def test_an_old_log_and_one_that_was_rotated_say_nothing(late: StartHost, start:
 
 
 @pytest.mark.promise("The clock was behind at boot")
-def test_a_log_that_is_as_the_boot_noted_it_says_nothing_whatever_its_time(
+def test_log_unchanged_since_boot_is_ignored_whatever_its_mtime(
     late: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock was behind at boot, so that the log looks newer than the boot."""
@@ -255,7 +255,7 @@ def test_a_log_that_is_as_the_boot_noted_it_says_nothing_whatever_its_time(
 
 @pytest.mark.promise("The clock was behind at boot")
 @pytest.mark.parametrize("age", [0.0, AGES])
-def test_a_log_that_is_not_as_the_boot_noted_it_was_written_since(
+def test_log_changed_since_boot_keeps_the_guest_down(
     late: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch, age: float
 ) -> None:
     """Whatever its time: the clock was behind when xendomains started the guest, and was set later."""
@@ -269,7 +269,7 @@ def test_a_log_that_is_not_as_the_boot_noted_it_was_written_since(
     assert late.calls() == []
 
 
-def test_logs_are_noted_once_a_boot_and_at_boot_alone(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_are_recorded_once_per_boot_and_only_at_boot(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
     noted = Path(xwd.NOTED_LOGS)
     monkeypatch.setattr(xwd, "MAX_BOOT", 0.0)
     xwd.note_logs()
@@ -281,7 +281,7 @@ def test_logs_are_noted_once_a_boot_and_at_boot_alone(late: StartHost, monkeypat
     assert noted.read_text() == "{}"
 
 
-def test_the_wait_at_boot_notes_the_logs(late: StartHost, monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
+def test_wait_at_boot_records_the_logs(late: StartHost, monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
     monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
     status = late.log("web").stat()
     clock.wait(late)
@@ -289,7 +289,7 @@ def test_the_wait_at_boot_notes_the_logs(late: StartHost, monkeypatch: pytest.Mo
     assert noted == {"web": [status.st_ino, status.st_size, status.st_mtime_ns]}
 
 
-def test_a_note_that_is_damaged_is_none(late: StartHost, start: Start) -> None:
+def test_damaged_record_of_logs_is_ignored(late: StartHost, start: Start) -> None:
     Path(xwd.NOTED_LOGS).write_text("[1]")
     late.guest("web", late.image("web"))
     late.log("web")
@@ -297,18 +297,18 @@ def test_a_note_that_is_damaged_is_none(late: StartHost, start: Start) -> None:
     assert late.calls() == []
 
 
-def test_the_settings_say_which_guests_start_late(late: StartHost, start: Start) -> None:
+def test_settings_select_the_guests_that_start_late(late: StartHost, start: Start) -> None:
     late.configure("[late]\ndomains = web*, 10-db.cfg\n")
     files = [late.guest("db", late.image("db")).rename(late.auto / "10-db.cfg"), late.guest("web1", late.image("web"))]
     late.guest("other", late.image("other"))
     assert start() == xwd.EXIT_READY
     assert late.calls() == [create(file) for file in files]
-    assert "guest other is skipped: [late] domains does not match it.\n" in start.said
+    assert "guest other is skipped: [late] domains does not match it.\n" in start.logged
     assert start("other") == xwd.EXIT_READY
     assert len(late.calls()) == 3
 
 
-def test_a_guest_that_the_boot_ignores_starts(late: StartHost) -> None:
+def test_guest_ignored_at_boot_is_started_late(late: StartHost) -> None:
     late.configure("[ignore]\ndomains = web\n")
     late.guest("web", late.images / "web")
     with late.late("--wait") as running:
@@ -319,64 +319,64 @@ def test_a_guest_that_the_boot_ignores_starts(late: StartHost) -> None:
 
 
 @pytest.mark.parametrize("name", ["web", "10-web.cfg", "10-web"])
-def test_a_guest_goes_by_its_name_or_that_of_its_file(late: StartHost, start: Start, name: str) -> None:
+def test_guest_is_selected_by_its_name_or_file_name(late: StartHost, start: Start, name: str) -> None:
     file = late.guest("web", late.image("web")).rename(late.auto / "10-web.cfg")
     late.guest("db", late.image("db"))
     start(name)
     assert late.calls() == [create(file)]
 
 
-def test_a_name_is_that_of_a_guest_rather_than_of_a_file(late: StartHost, start: Start) -> None:
+def test_guest_name_takes_precedence_over_file_name(late: StartHost, start: Start) -> None:
     late.guest("db", late.image("db")).rename(late.auto / "web.cfg")
     file = late.guest("web", late.image("web")).rename(late.auto / "zz.cfg")
     start("web")
     assert late.calls() == [create(file)]
 
 
-def test_a_name_that_is_not_that_of_a_guest_starts_nothing(late: StartHost) -> None:
+def test_unknown_name_starts_nothing(late: StartHost) -> None:
     late.guest("web", late.image("web"))
     result = late.late("web", "wbe").end()
     assert (result.status, late.calls()) == (xwd.EXIT_USAGE, [])
     assert result.messages == "xendomains-wait-disk: 'wbe' is not a guest that starts at boot (did you mean web?).\n"
 
 
-def test_what_cannot_be_read_yet_is_not_meant_where_the_name_is_known(late: StartHost, start: Start) -> None:
+def test_unread_configuration_is_not_waited_for_if_the_name_is_known(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     (late.auto / "other").symlink_to("/nowhere")
     assert start("web") == xwd.EXIT_READY
-    assert start.said.endswith("Guests: 1 started.\n")
+    assert start.logged.endswith("Guests: 1 started.\n")
 
 
-def test_what_xl_would_reject_is_not_started(late: StartHost, start: Start) -> None:
+def test_guest_that_xl_would_reject_is_not_started(late: StartHost, start: Start) -> None:
     (late.auto / "web.cfg").write_text('name = "web"\ndisk = [\n')
     file = late.guest("db", late.image("db"))
     assert start() == xwd.EXIT_USAGE
     assert late.calls() == [create(file)]
-    assert f"guest web.cfg was not started: {late.auto}/web.cfg: line 3: syntax error" in start.said
+    assert f"guest web.cfg was not started: {late.auto}/web.cfg: line 3: syntax error" in start.logged
 
 
-def test_what_xendomains_would_not_start_is_not_started(late: StartHost, start: Start) -> None:
+def test_guest_that_xendomains_would_not_start_is_not_started(late: StartHost, start: Start) -> None:
     late.guest("my web", late.image("web"))
     assert start() == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert "xendomains cannot start it, because its file name contains a blank" in start.said
+    assert "xendomains cannot start it, because its file name contains a blank" in start.logged
 
 
 # Saved guests
 
 
 @pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
-def test_a_saved_guest_is_restored_and_its_file_is_gone(late: StartHost, start: Start) -> None:
+def test_saved_guest_is_restored_and_its_file_removed(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     file = late.saved("web", late.image("a"))
     late.let_xl("[ -e $2 ]")
     assert start() == xwd.EXIT_READY
     assert late.calls() == [f"restore {file}"]
     assert not file.exists()
-    assert start.said == "guest web has been restored.\nGuests: 1 restored.\n"
+    assert start.logged == "guest web has been restored.\nGuests: 1 restored.\n"
 
 
-def test_a_saved_guest_that_is_not_restored_keeps_its_file(late: StartHost, start: Start) -> None:
+def test_saved_guest_that_fails_to_restore_keeps_its_file(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     file = late.saved("web", late.image("a"))
     late.let_xl("exit 2")
@@ -387,12 +387,12 @@ def test_a_saved_guest_that_is_not_restored_keeps_its_file(late: StartHost, star
 
 @pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
 @pytest.mark.parametrize("name", ["", "web01", "web.cfg", "web"])
-def test_a_guest_is_not_created_while_it_waits_to_be_restored(late: StartHost, start: Start, name: str) -> None:
+def test_guest_waiting_to_be_restored_is_not_created(late: StartHost, start: Start, name: str) -> None:
     late.guest("web01", late.image("web")).rename(late.auto / "web.cfg")
     late.saved("web01", late.images / "a")
     assert start(*[name] if name else []) == xwd.EXIT_TIMED_OUT
     assert late.calls() == []
-    assert f"guest web01 is still waiting for {late.images}/a (does not exist).\n" in start.said
+    assert f"guest web01 is still waiting for {late.images}/a (does not exist).\n" in start.logged
 
 
 @pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
@@ -403,11 +403,11 @@ def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHo
     os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
     assert start(*[name] if name else []) == xwd.EXIT_USAGE
     assert late.calls() == []
-    assert f"guest web was not started: {file}: is incomplete, because saving failed or was interrupted" in start.said
+    assert f"guest web was not started: {file}: is incomplete, because saving failed or was interrupted" in start.logged
 
 
 @pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
-def test_a_saved_guest_that_is_older_than_its_last_start_is_not_used(late: StartHost, start: Start) -> None:
+def test_saved_guest_older_than_its_last_start_is_not_used(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     file = late.saved("web", late.image("a"))
     os.utime(file, (time.time() - AGES, time.time() - AGES))
@@ -416,11 +416,11 @@ def test_a_saved_guest_that_is_older_than_its_last_start_is_not_used(late: Start
     assert late.calls() == []
     assert (
         f"guest web was not started: {file} is older than the guest's last start (to discard it: rm {file}).\n"
-        in start.said
+        in start.logged
     )
 
 
-def test_a_saved_guest_whose_end_xl_has_logged_a_moment_later_is_used(late: StartHost, start: Start) -> None:
+def test_saved_guest_whose_end_was_logged_just_after_saving_is_used(late: StartHost, start: Start) -> None:
     file = late.saved("web", late.image("a"))
     os.utime(file, (time.time() - AGES, time.time() - AGES))
     late.log("web", age=AGES - 2)
@@ -428,7 +428,7 @@ def test_a_saved_guest_whose_end_xl_has_logged_a_moment_later_is_used(late: Star
     assert not file.exists()
 
 
-def test_a_saved_guest_that_is_newer_is_used(late: StartHost, start: Start) -> None:
+def test_saved_guest_newer_than_its_last_start_is_used(late: StartHost, start: Start) -> None:
     file = late.saved("web", late.image("a"))
     os.utime(file, (time.time() - AGES + 60, time.time() - AGES + 60))
     late.log("web", age=AGES)
@@ -436,7 +436,7 @@ def test_a_saved_guest_that_is_newer_is_used(late: StartHost, start: Start) -> N
     assert late.calls() == [f"restore {file}"]
 
 
-def test_a_saved_guest_counts_only_if_xendomains_restores(late: StartHost) -> None:
+def test_saved_guest_is_used_only_if_xendomains_restores(late: StartHost) -> None:
     late.settings.write_text(late.settings.read_text().replace("=true", "=false"))
     late.guest("web", late.image("web"))
     late.saved("web", late.images / "web")
@@ -444,16 +444,16 @@ def test_a_saved_guest_counts_only_if_xendomains_restores(late: StartHost) -> No
     assert len(late.calls()) == 1
 
 
-def test_nothing_is_created_as_long_as_saved_guests_are_not_known(late: StartHost, start: Start) -> None:
+def test_no_guest_is_created_while_saved_guests_are_unknown(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.save.rmdir()
     late.save.symlink_to("/nowhere")
     assert start() == xwd.EXIT_TIMED_OUT
     assert late.calls() == []
-    assert f"guest web is still waiting for {late.save} (" in start.said
+    assert f"guest web is still waiting for {late.save} (" in start.logged
 
 
-def test_a_saved_guest_of_another_name_keeps_none_down(late: StartHost, start: Start) -> None:
+def test_unread_saved_file_does_not_block_guests_of_other_names(late: StartHost, start: Start) -> None:
     file = late.guest("web", late.image("web"))
     (late.save / "db").symlink_to("/nowhere")
     assert start() == xwd.EXIT_TIMED_OUT
@@ -481,14 +481,14 @@ def shared(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
 @pytest.mark.parametrize(("named", "ready"), [(False, False), (True, True)])
-def test_a_guest_that_may_run_on_the_peer_has_to_be_named(shared: Path, named: bool, ready: bool) -> None:
+def test_guest_that_may_run_on_the_peer_starts_only_if_named(shared: Path, named: bool, ready: bool) -> None:
     facts = xwd.StorageFacts(shares=named)
     problem = xwd.check_drbd_role("drbd1", xwd.Required(promotes=True), facts)
     assert (problem is None) == ready
     assert ready or (problem and problem.reason == "DRBD is Secondary, and its peer is Primary")
 
 
-def test_who_names_guests_is_told_to_the_look(late: StartHost) -> None:
+def test_naming_guests_lets_the_disk_check_allow_sharing(late: StartHost) -> None:
     """As in the line of main() that makes the watcher."""
     late.guest("web", late.image("web"))
     code = "was = m.check_disk\ndef look(required, facts):\n    print(facts.shares)\n    return was(required, facts)\n"
@@ -501,7 +501,7 @@ def test_who_names_guests_is_told_to_the_look(late: StartHost) -> None:
 
 
 @pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest")
-def test_each_guest_is_started_when_its_own_disk_comes(late: StartHost) -> None:
+def test_each_guest_starts_when_its_own_disk_appears(late: StartHost) -> None:
     files = [late.guest(name, late.images / name) for name in ("a", "b")]
     with late.late("--wait") as running:
         running.wait_for(f"still waiting for {late.images}/a for a... (does not exist)")
@@ -530,30 +530,30 @@ def test_an_event_ends_the_pause(late: StartHost, start: Start, events: Events) 
     assert start.clock.seconds < 202
 
 
-def test_without_an_event_it_is_seen_at_the_next_look(late: StartHost, start: Start) -> None:
+def test_disk_without_an_event_is_noticed_at_the_next_look(late: StartHost, start: Start) -> None:
     late.guest("web", late.images / "web")
     start.clock.at(201, lambda: late.image("web"))
     assert start(wait=600) == xwd.EXIT_READY
     assert start.clock.seconds < 201 + xwd.START_PAUSE + 1
 
 
-def test_a_wait_with_a_time_ends(late: StartHost, start: Start) -> None:
+def test_wait_with_a_time_limit_ends(late: StartHost, start: Start) -> None:
     late.guest("web", late.images / "web")
     assert start(wait=60) == xwd.EXIT_TIMED_OUT
     assert 60 <= start.clock.seconds < 62
-    assert start.said.endswith(
+    assert start.logged.endswith(
         f"guest web is still waiting for {late.images}/web (does not exist).\nGuests: 1 waiting.\n"
     )
 
 
-def test_wait_takes_no_guest_for_its_time(late: StartHost) -> None:
+def test_wait_option_does_not_take_a_guest_name_as_its_value(late: StartHost) -> None:
     late.guest("web", late.image("web"))
     late.guest("db", late.images / "db")
     assert late.late("--wait", "web").end().status == xwd.EXIT_READY
     assert late.late("--wait=100ms", "db").end().status == xwd.EXIT_TIMED_OUT
 
 
-def test_a_guest_that_is_started_by_hand_during_the_wait_is_left_alone(late: StartHost, start: Start) -> None:
+def test_guest_started_by_hand_during_the_wait_is_left_alone(late: StartHost, start: Start) -> None:
     late.guest("web", late.images / "web")
 
     def start_and_shut_down() -> None:
@@ -566,7 +566,7 @@ def test_a_guest_that_is_started_by_hand_during_the_wait_is_left_alone(late: Sta
     assert start.clock.seconds < 60
 
 
-def test_a_configuration_that_is_not_there_yet_is_waited_for(late: StartHost, start: Start) -> None:
+def test_missing_configuration_is_waited_for(late: StartHost, start: Start) -> None:
     later = late.root / "later"
     (late.auto / "10.cfg").symlink_to(later)
     start.clock.at(30, lambda: late.guest("web", late.image("web")).rename(later))
@@ -574,9 +574,7 @@ def test_a_configuration_that_is_not_there_yet_is_waited_for(late: StartHost, st
     assert late.calls() == [create(late.auto / "10.cfg")]
 
 
-def test_a_guest_whose_configuration_is_taken_away_during_the_wait_is_not_started(
-    late: StartHost, start: Start
-) -> None:
+def test_guest_whose_configuration_is_removed_during_the_wait_is_not_started(late: StartHost, start: Start) -> None:
     file = late.guest("web", late.images / "web")
     start.clock.at(30, file.unlink)
     start.clock.at(30, lambda: late.image("web"))
@@ -585,7 +583,7 @@ def test_a_guest_whose_configuration_is_taken_away_during_the_wait_is_not_starte
     assert start.clock.seconds < 60
 
 
-def test_a_disk_that_has_gone_again_is_seen_before_the_start(late: StartHost, start: Start) -> None:
+def test_vanished_disk_is_noticed_before_the_start(late: StartHost, start: Start) -> None:
     """The disk of one comes late; that of the other was there at first, and has gone meanwhile."""
     late.guest("web", late.image("a"), late.images / "b")
 
@@ -596,41 +594,41 @@ def test_a_disk_that_has_gone_again_is_seen_before_the_start(late: StartHost, st
     start.clock.at(30, swap)
     assert start(wait=60) == xwd.EXIT_TIMED_OUT
     assert late.calls() == []
-    assert f"guest web is still waiting for {late.images}/a (does not exist).\n" in start.said
+    assert f"guest web is still waiting for {late.images}/a (does not exist).\n" in start.logged
 
 
-def test_systemd_is_told_what_it_waits_for(late: StartHost, tmp_path: Path) -> None:
+def test_systemd_gets_status_of_the_wait(late: StartHost, tmp_path: Path) -> None:
     late.guest("web", late.images / "web")
     with Receiver(tmp_path / "notify") as systemd, late.late("--wait", NOTIFY_SOCKET=systemd.address) as running:
-        told = systemd.take_status()
-        assert f"STATUS=Waiting for 1 disk of 1 guest: {late.images}/web for web (does not exist)" in told
-        assert all(line.startswith(("STATUS=", "EXTEND_TIMEOUT_USEC=")) for line in told.splitlines())
+        status = systemd.take_status()
+        assert f"STATUS=Waiting for 1 disk of 1 guest: {late.images}/web for web (does not exist)" in status
+        assert all(line.startswith(("STATUS=", "EXTEND_TIMEOUT_USEC=")) for line in status.splitlines())
         running.kill()
 
 
 # What xl does
 
 
-def test_what_xl_says_of_a_failure_is_told(late: StartHost, start: Start) -> None:
+def test_failure_message_of_xl_is_reported(late: StartHost, start: Start) -> None:
     file = late.guest("web", late.image("web"))
     late.let_xl("echo 'libxl: error: no memory' >&2; echo 'more'; exit 3")
     assert start() == xwd.EXIT_USAGE
     command = f"`xl create --quiet --defconfig {file}`"
     words = "libxl: error: no memory; more"
-    assert f"guest web could not be started: {command} failed with status 3: {words}.\n" in start.said
+    assert f"guest web could not be started: {command} failed with status 3: {words}.\n" in start.logged
 
 
-def test_what_xl_said_of_another_try_is_not_told(late: StartHost, start: Start) -> None:
+def test_message_of_xl_from_an_earlier_try_is_not_reported(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.let_xl("echo once >&2; exit 3")
     start()
     late.let_xl("exit 4")
     start()
-    assert start.said.count("once") == 1
+    assert start.logged.count("once") == 1
 
 
 @pytest.mark.promise("xl fails to start a guest, or is killed")
-def test_after_a_failure_it_is_tried_again_later_each_time_and_then_left_alone(late: StartHost, start: Start) -> None:
+def test_failed_start_is_retried_at_growing_intervals_and_then_given_up(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.let_xl("exit 3")
     tried: list[float] = []
@@ -647,18 +645,18 @@ def test_after_a_failure_it_is_tried_again_later_each_time_and_then_left_alone(l
         xwd.start_guest = was
     pauses = [later - earlier for earlier, later in zip(tried, tried[1:])]
     assert [round(pause) for pause in pauses] == [30, 120, 600]
-    assert "guest web is still waiting for another try in 2min, because `xl create " in start.said
-    assert start.said.endswith("(no further attempts).\nGuests: 1 failed.\n")
+    assert "guest web is still waiting for another try in 2min, because `xl create " in start.logged
+    assert start.logged.endswith("(no further attempts).\nGuests: 1 failed.\n")
 
 
 def test_a_second_try_may_succeed(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.let_xl(f"[ -e {late.root}/tried ] || {{ touch {late.root}/tried; exit 1; }}")
     assert start(wait=600) == xwd.EXIT_READY
-    assert start.said.endswith("guest web has been started.\nGuests: 1 started.\n")
+    assert start.logged.endswith("guest web has been started.\nGuests: 1 started.\n")
 
 
-def test_without_wait_it_is_not_tried_again(late: StartHost, start: Start) -> None:
+def test_failed_start_is_not_retried_without_wait(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.let_xl("exit 3")
     assert start() == xwd.EXIT_USAGE
@@ -666,9 +664,7 @@ def test_without_wait_it_is_not_tried_again(late: StartHost, start: Start) -> No
 
 
 @pytest.mark.promise("xl fails to start a guest, or is killed")
-def test_it_is_tried_again_at_once_when_a_disk_goes_away_and_comes_back(
-    late: StartHost, start: Start, events: Events
-) -> None:
+def test_failed_start_is_retried_at_once_when_a_disk_comes_back(late: StartHost, start: Start, events: Events) -> None:
     late.guest("web", late.image("web"))
     late.let_xl(f"[ -e {late.root}/fixed ]")
 
@@ -687,17 +683,17 @@ def test_it_is_tried_again_at_once_when_a_disk_goes_away_and_comes_back(
     assert start.clock.seconds < 9
 
 
-def test_another_guest_does_not_wait_for_the_next_try(late: StartHost, start: Start) -> None:
+def test_retry_does_not_delay_another_guest(late: StartHost, start: Start) -> None:
     late.guest("a", late.image("a"))
     file = late.guest("b", late.image("b"))
     late.let_xl('case "$4" in */a.cfg) exit 1 ;; esac')
     assert start(wait=20) == xwd.EXIT_TIMED_OUT
     assert late.calls()[1] == create(file)
-    assert "guest a is still waiting for another try in 30s, because `xl create " in start.said
+    assert "guest a is still waiting for another try in 30s, because `xl create " in start.logged
 
 
 @pytest.mark.promise("xl hangs")
-def test_an_xl_that_hangs_is_told_and_does_not_hold_up_the_others(late: StartHost) -> None:
+def test_hanging_xl_is_reported_and_does_not_delay_the_others(late: StartHost) -> None:
     first, second = late.guest("a", late.image("a")), late.guest("b", late.image("b"))
     late.let_xl('case "$4" in */a.cfg) sleep 1000 ;; esac')
     with late.late("--wait", change="m.MAX_TURN = 1.0") as running:
@@ -712,11 +708,11 @@ def test_an_xl_that_hangs_is_told_and_does_not_hold_up_the_others(late: StartHos
     end_of_xl(late)
 
 
-def test_it_is_given_half_a_minute_and_without_wait_ten() -> None:
+def test_xl_has_30_seconds_with_wait_and_10_minutes_without() -> None:
     assert (xwd.MAX_TURN, xwd.MAX_XL) == (30, 600)
 
 
-def test_an_xl_that_takes_long_and_fails_then_is_told(late: StartHost) -> None:
+def test_late_failure_of_xl_is_reported(late: StartHost) -> None:
     late.guest("web", late.image("web"))
     late.let_xl(f"while [ ! -e {late.root}/done ]; do sleep 0.05; done; echo no memory; exit 5")
     with late.late("--wait", change="m.MAX_TURN = 0.6\nm.RETRIES = ()") as running:
@@ -727,19 +723,19 @@ def test_an_xl_that_takes_long_and_fails_then_is_told(late: StartHost) -> None:
     assert len(late.calls()) == 1
 
 
-def test_a_guest_that_will_never_start_is_no_failure_of_who_waits_for_the_others(late: StartHost, start: Start) -> None:
+def test_refused_guest_does_not_fail_a_wait_for_the_others(late: StartHost, start: Start) -> None:
     late.configuration("broken.cfg", "broken\n")
     assert start(wait=60) == xwd.EXIT_READY
-    assert "guest broken.cfg was not started: " in start.said
+    assert "guest broken.cfg was not started: " in start.logged
     assert start() == start("broken.cfg", wait=60) == xwd.EXIT_USAGE
 
 
 @pytest.mark.promise("xl fails to start a guest, or is killed")
-def test_an_xl_that_is_killed_has_failed(late: StartHost, start: Start) -> None:
+def test_killed_xl_counts_as_a_failure(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.let_xl("kill -9 $$")
     assert start() == xwd.EXIT_USAGE
-    assert re.search(r"guest web could not be started: .* failed with status (-9|137): ", start.said)
+    assert re.search(r"guest web could not be started: .* failed with status (-9|137): ", start.logged)
 
 
 def is_locked(host: StartHost, name: str) -> bool:
@@ -765,7 +761,7 @@ def end_of_xl(host: StartHost) -> None:
 
 
 @pytest.mark.promise("No guest is started twice")
-def test_a_guest_is_not_started_while_another_process_starts_it(late: StartHost) -> None:
+def test_guest_being_started_by_another_process_is_not_started(late: StartHost) -> None:
     late.guest("web", late.image("web"))
     late.let_xl(f"touch {late.root}/begun; until [ -e {late.root}/go ]; do sleep 0.05; done; echo web >>{late.running}")
     with late.late("--wait") as first, late.late("--wait") as second:
@@ -780,16 +776,16 @@ def test_a_guest_is_not_started_while_another_process_starts_it(late: StartHost)
 
 
 @pytest.mark.promise("No guest is started twice")
-def test_whether_it_runs_is_asked_under_the_lock(late: StartHost, start: Start) -> None:
+def test_running_state_is_checked_under_the_lock(late: StartHost, start: Start) -> None:
     """It did not when xl list was asked: somebody has started it since."""
     late.guest("web", late.image("web"))
     late.before_domid(f"flock --nonblock {late.state}/start/web true || echo web >>{late.running}")
     assert start() == xwd.EXIT_READY
     assert late.calls() == []
-    assert "guest web is already running.\n" in start.said
+    assert "guest web is already running.\n" in start.logged
 
 
-def test_names_that_are_no_names_of_files_have_a_lock_as_well(late: StartHost, start: Start) -> None:
+def test_lock_works_for_names_that_are_not_valid_file_names(late: StartHost, start: Start) -> None:
     (late.auto / "web").write_text('name = "a/../b c"\n')
     assert start() == xwd.EXIT_READY
     assert os.listdir(late.state / "start") == ["a_.._b c"]
@@ -799,7 +795,7 @@ def test_names_that_are_no_names_of_files_have_a_lock_as_well(late: StartHost, s
 
 
 @pytest.mark.promise("No guest is started twice")
-def test_a_signal_ends_it_and_xl_goes_on(late: StartHost) -> None:
+def test_signal_ends_the_command_and_xl_keeps_running(late: StartHost) -> None:
     late.guest("web", late.images / "other")
     file = late.saved("web", late.image("web"))
     late.let_xl(f"touch {late.root}/begun; until [ -e {late.root}/go ]; do sleep 0.05; done; echo done; echo bad >&2")
@@ -814,7 +810,7 @@ def test_a_signal_ends_it_and_xl_goes_on(late: StartHost) -> None:
 
 
 @pytest.mark.parametrize("step", ["list", "domid", "wait", "look", "start", "journal"])
-def test_a_signal_ends_it_at_every_step(late: StartHost, step: str) -> None:
+def test_signal_ends_the_command_at_every_step(late: StartHost, step: str) -> None:
     late.guest("web", late.images / "web" if step == "wait" else late.image("web"))
     with full_pipe() as (_, full):
         options = {"stderr": full} if step == "journal" else None
@@ -842,15 +838,15 @@ def test_a_signal_ends_it_at_every_step(late: StartHost, step: str) -> None:
     end_of_xl(late)
 
 
-def test_a_journal_that_does_not_read_holds_up_no_guest(late: StartHost) -> None:
+def test_stuck_journal_delays_no_guest(late: StartHost) -> None:
     files = [late.guest(name, late.image(name)) for name in ("a", "b")]
     with full_pipe() as (_, full), late.late(options={"stderr": full}) as running:
         assert running.process.wait(60) == xwd.EXIT_READY
     assert late.calls() == [create(file) for file in files]
 
 
-def test_a_file_system_that_hangs_holds_up_no_other_guest(late: StartHost) -> None:
-    with deaf_file_system(late.root / "deaf") as deaf:
+def test_hung_file_system_delays_no_other_guest(late: StartHost) -> None:
+    with hung_file_system(late.root / "deaf") as deaf:
         late.guest("a", deaf / "disk")
         files = [late.guest(name, late.image(name)) for name in ("b", "c")]
         result = late.late().end()
@@ -862,14 +858,14 @@ def test_a_file_system_that_hangs_holds_up_no_other_guest(late: StartHost) -> No
 # Errors
 
 
-def test_who_is_not_root_is_told(late: StartHost) -> None:
+def test_start_requires_root(late: StartHost) -> None:
     result = late.late(change="m.os.geteuid = lambda: 1000").end()
     assert result.status == xwd.EXIT_USAGE
     assert result.messages == "xendomains-wait-disk: start must be run as root, because xl must.\n"
 
 
 @pytest.mark.parametrize("without", ["xl", "hypervisor"])
-def test_without_xl_or_xen_it_says_so(late: StartHost, without: str) -> None:
+def test_missing_xl_or_xen_is_reported(late: StartHost, without: str) -> None:
     late.guest("web", late.image("web"))
     if without == "xl":
         (late.root / "bin" / "xl").unlink()
@@ -891,13 +887,13 @@ def test_without_xl_or_xen_it_says_so(late: StartHost, without: str) -> None:
         (["start", "--wait=soon"], "is not a time span: 'soon'"),
     ],
 )
-def test_wrong_usage(late: StartHost, arguments: list[str], error: str) -> None:
+def test_wrong_usage_is_rejected(late: StartHost, arguments: list[str], error: str) -> None:
     result = late.run(*arguments)
     assert result.status == xwd.EXIT_USAGE
     assert error in result.messages
 
 
-def test_what_xl_prints_need_not_be_utf8() -> None:
+def test_output_of_xl_may_be_invalid_utf8() -> None:
     """A guest may be called so, and the others are started all the same."""
     assert xwd.output_of("printf", r"b\374ro 1 256 1 -b---- 0.1\n") == "b\udcfcro 1 256 1 -b---- 0.1\n"
 
@@ -905,7 +901,7 @@ def test_what_xl_prints_need_not_be_utf8() -> None:
 # What is printed
 
 
-def test_a_dry_run_prints_commands_for_a_shell_and_starts_nothing(late: StartHost) -> None:
+def test_dry_run_prints_shell_commands_and_starts_nothing(late: StartHost) -> None:
     first = late.guest("a", late.image("a")).rename(late.auto / "it's.cfg")
     saved = late.saved("b", late.image("b"))
     (late.auto / "c.cfg").write_text(f'name = "c\\n"\ndisk = ["{late.images}/c,raw,xvda,w"]\n')
@@ -923,7 +919,7 @@ def test_a_dry_run_prints_commands_for_a_shell_and_starts_nothing(late: StartHos
     assert not saved.exists()
 
 
-def test_json_has_one_record_a_guest(late: StartHost) -> None:
+def test_json_has_one_record_per_guest(late: StartHost) -> None:
     file = late.guest("a", late.image("a"))
     other = late.guest("b", late.images / "b")
     result = late.late("--json").end()
@@ -952,24 +948,24 @@ def test_json_has_one_record_a_guest(late: StartHost) -> None:
     }
 
 
-def test_where_nothing_starts_at_boot_it_says_so(late: StartHost, start: Start) -> None:
+def test_no_guests_to_start_is_reported(late: StartHost, start: Start) -> None:
     assert start() == xwd.EXIT_READY
-    assert start.said == "Guests: none.\n"
+    assert start.logged == "Guests: none.\n"
 
 
-def test_of_what_runs_a_service_says_only_how_many(late: StartHost, start: Start) -> None:
+def test_service_reports_only_the_number_of_running_guests(late: StartHost, start: Start) -> None:
     for name in ("a", "b"):
         late.guest(name, late.image(name))
     late.running.write_text("a\nb\n")
     assert start(wait=60) == xwd.EXIT_READY
     assert start.clock.seconds == 0
-    assert start.said == "Guests: 2 running.\n"
+    assert start.logged == "Guests: 2 running.\n"
 
 
 # Cost
 
 
-def test_an_idle_wait_for_many_guests_does_little(late: StartHost, start: Start) -> None:
+def test_idle_wait_for_many_guests_does_little_work(late: StartHost, start: Start) -> None:
     """What it costs, tests/bench measures. Here, how often it looks at what: files and reasons seldom."""
     for number in range(100):
         late.guest(f"g{number}", f"/dev/no-such/{number}")
@@ -994,7 +990,7 @@ def test_an_idle_wait_for_many_guests_does_little(late: StartHost, start: Start)
     assert in_ten_minutes["check"] == 0
 
 
-def test_the_json_is_as_its_schema_says(late: StartHost) -> None:
+def test_json_matches_its_schema(late: StartHost) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="python3-jsonschema is not installed")
     for number in range(3):
         late.guest(f"g{number}", late.image(f"{number}"))

@@ -85,7 +85,7 @@ def missing(host: HostPaths, path: str) -> tuple[str, str]:
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
-def test_a_lun_whose_session_failed_is_unusable_and_so_is_all_that_lies_on_it(host: Callable[[str], HostPaths]) -> None:
+def test_lun_with_failed_session_and_all_above_it_are_unusable(host: Callable[[str], HostPaths]) -> None:
     for recorded in ("iscsi/blocked", "iscsi/failed"):
         here = host(recorded)
         for name, target in (("sdb", "disk"), ("sda", "group"), ("vg-lv", "group"), ("mpatha", "map")):
@@ -93,7 +93,7 @@ def test_a_lun_whose_session_failed_is_unusable_and_so_is_all_that_lies_on_it(ho
             assert look(here, name, WRITES) == (reason, "iscsiadm -m session -P 1")
 
 
-def test_what_is_logged_in_is_usable(host: Callable[[str], HostPaths]) -> None:
+def test_devices_on_logged_in_sessions_are_usable(host: Callable[[str], HostPaths]) -> None:
     here = host("multipath/map")
     assert [usable(here, name) for name in ("sda", "sdb", "vg-lv", "mpatha")] == [""] * 4
 
@@ -108,7 +108,7 @@ def test_one_path_is_enough_for_a_map(host: Callable[[str], HostPaths]) -> None:
     assert usable(here, "mpatha") == ""
 
 
-def test_a_target_without_a_session(host: Callable[[str], HostPaths]) -> None:
+def test_target_without_a_session_is_named(host: Callable[[str], HostPaths]) -> None:
     path = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-1"
     here = host("iscsi/no-session")
     reason = f"no session with iSCSI target {TARGET}:disk at 127.0.0.1:3260 (node.startup is manual)"
@@ -121,7 +121,7 @@ def test_a_target_without_a_session(host: Callable[[str], HostPaths]) -> None:
     )
 
 
-def test_a_lun_that_a_target_does_not_have(host: Callable[[str], HostPaths]) -> None:
+def test_missing_lun_of_a_target_is_named(host: Callable[[str], HostPaths]) -> None:
     path = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-7"
     assert missing(host("iscsi/logged-in"), path) == (
         f"iSCSI target {TARGET}:disk at 127.0.0.1:3260 has no LUN 7, though there is a session",
@@ -147,7 +147,7 @@ def logs_in_at_boot(host: HostPaths) -> HostPaths:
     return host
 
 
-def test_a_lun_by_a_name_that_stays_the_same_may_be_of_a_target_without_a_session(
+def test_missing_persistent_name_hints_at_targets_without_a_session(
     host: Callable[[str], HostPaths],
 ) -> None:
     here = logs_in_at_boot(host("iscsi/no-session"))
@@ -156,26 +156,26 @@ def test_a_lun_by_a_name_that_stays_the_same_may_be_of_a_target_without_a_sessio
     assert "target" not in missing(here, "/dev/disk/by-id/ata-disk")[0]
 
 
-def test_a_target_to_which_the_host_does_not_log_in_by_itself_is_no_evidence(host: Callable[[str], HostPaths]) -> None:
+def test_target_without_automatic_login_is_not_blamed(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("iscsi/no-session"), "/dev/sdz") == ("does not exist", "")
     assert missing(host("lvm/lacks-pv"), "/dev/vg/lv")[0].startswith("volume group vg lacks physical volume ")
 
 
-def test_the_partition_of_a_disk_that_is_there(host: Callable[[str], HostPaths]) -> None:
+def test_missing_partition_of_a_present_disk_is_named(host: Callable[[str], HostPaths]) -> None:
     here = logs_in_at_boot(host("iscsi/logged-in"))
     assert missing(here, "/dev/sda5") == ("/dev/sda has no partition 5", "lsblk /dev/sda")
     by_id = "/dev/disk/by-id/scsi-360000000000000000e00000000010001"
     assert missing(here, f"{by_id}-part1")[0] == f"{by_id} has no partition 1"
 
 
-def test_the_partition_of_an_array_and_of_a_map(host: Callable[[str], HostPaths]) -> None:
+def test_missing_partition_of_an_array_or_map_is_named(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("md/degraded"), "/dev/md127p1")[0] == "/dev/md127 has no partition 1"
     here = host("multipath/map")
     assert missing(here, "/dev/mapper/mpatha-part2")[0] == "/dev/mapper/mpatha has no partition 2"
     assert missing(host("md/inactive"), "/dev/md127p1")[0].startswith(f"{INACTIVE_ARRAY}; ")
 
 
-def test_a_portal_of_ipv6_is_written_as_udev_writes_it(tmp_path: Path) -> None:
+def test_ipv6_portal_is_written_as_by_udev(tmp_path: Path) -> None:
     record = tmp_path / "etc/iscsi/nodes/iqn.x:disk/fe80::1,3260,1/default"
     record.parent.mkdir(parents=True)
     record.write_text(
@@ -196,7 +196,7 @@ def pv_of(host: HostPaths, group: str) -> str:
 
 
 @pytest.mark.promise("The reason names the layer at fault, with a command that helps")
-def test_a_group_that_lacks_its_lun_names_the_target(host: Callable[[str], HostPaths]) -> None:
+def test_group_without_its_lun_names_the_target(host: Callable[[str], HostPaths]) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
     for name in ("disk", "map"):
         shutil.rmtree(f"{here.etc}/iscsi/nodes/{TARGET}:{name}")
@@ -206,19 +206,19 @@ def test_a_group_that_lacks_its_lun_names_the_target(host: Callable[[str], HostP
         assert missing(here, path) == (reason, f"iscsiadm -m node -T {TARGET}:group --login")
 
 
-def test_a_group_that_lacks_one_of_many_luns_does_not_guess(host: Callable[[str], HostPaths]) -> None:
+def test_group_without_one_of_many_luns_blames_no_target(host: Callable[[str], HostPaths]) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
     assert missing(here, "/dev/vg/lv") == (NO_SESSIONS, "iscsiadm -m node --login")
 
 
-def test_a_group_that_lacks_a_disk_of_which_no_more_is_known(host: Callable[[str], HostPaths]) -> None:
+def test_missing_physical_volume_is_named_with_its_last_device(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/never-seen")
     reason = f"volume group vg-two lacks physical volume {pv_of(here, 'vg-two')} (last seen as /dev/loop1)"
     assert missing(here, "/dev/mapper/vg--two-lv--a") == (reason, "")
     assert missing(here, "/dev/vg-two/lv-a") == (reason, "")
 
 
-def test_a_disk_that_lvm_has_not_seen_either(host: Callable[[str], HostPaths]) -> None:
+def test_missing_physical_volume_never_seen_is_named_by_uuid(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/never-seen")
     backup = Path(here.etc) / "lvm" / "backup" / "vg"
     backup.write_text(backup.read_text().replace('"/dev/loop0"', '"[unknown]"'))
@@ -229,14 +229,14 @@ def test_a_disk_that_lvm_has_not_seen_either(host: Callable[[str], HostPaths]) -
 INACTIVE = "volume group vg is complete, but not all of its volumes are active"
 
 
-def test_a_volume_that_is_not_activated(host: Callable[[str], HostPaths]) -> None:
+def test_inactive_volume_is_named(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("lvm/not-activated"), "/dev/vg/lv") == (
         INACTIVE,
         "vgchange -ay vg",
     )
 
 
-def test_a_volume_and_a_group_that_nobody_knows(host: Callable[[str], HostPaths]) -> None:
+def test_unknown_volume_and_group_are_named(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/active")
     reason, hint = missing(here, "/dev/vg/typo")
     assert reason.startswith("volume group vg has no volume typo (according to /etc/lvm/backup/vg of ")
@@ -249,7 +249,7 @@ def test_a_volume_and_a_group_that_nobody_knows(host: Callable[[str], HostPaths]
 
 
 @pytest.mark.promise("A LUN and its clone have the same LVM identifiers")
-def test_a_clone_is_named(host: Callable[[str], HostPaths]) -> None:
+def test_clone_with_same_pv_uuid_is_named(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("lvm/clone"), "/dev/vg/lv") == (
         "sda, sdb carry the same PV UUID (a LUN and its clone, or paths to one LUN)",
         "lsblk -o NAME,SERIAL,WWN /dev/sda /dev/sdb",
@@ -288,7 +288,7 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
         ),
     ],
 )
-def test_why_a_volume_is_not_activated(
+def test_reason_why_a_volume_is_inactive_is_given(
     host: Callable[[str], HostPaths], text: str, instead: str, reason: str, hint: str
 ) -> None:
     here = host("lvm/not-activated")
@@ -296,7 +296,7 @@ def test_why_a_volume_is_not_activated(
     assert missing(here, "/dev/vg/lv") == (reason, hint)
 
 
-def test_a_physical_volume_that_lvm_does_not_see(host: Callable[[str], HostPaths]) -> None:
+def test_physical_volume_hidden_from_lvm_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/not-activated")
     devices = Path(here.etc, "lvm/devices/system.devices")
     devices.parent.mkdir()
@@ -307,7 +307,7 @@ def test_a_physical_volume_that_lvm_does_not_see(host: Callable[[str], HostPaths
     assert missing(here, "/dev/vg/lv")[0] == INACTIVE
 
 
-def test_a_volume_on_another_disk_than_the_missing_one_can_be_activated(host: Callable[[str], HostPaths]) -> None:
+def test_volume_not_on_the_missing_disk_can_be_activated(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/not-activated")
     edit_backup(here, "\t\tpv0 {", '\t\tpv1 {\n\t\t\tid = "gone"\n\t\t\tdevice = "/dev/sdq"\n\t\t}\n\n\t\tpv0 {')
     assert missing(here, "/dev/vg/lv")[0] == INACTIVE
@@ -318,7 +318,7 @@ def test_a_volume_on_another_disk_than_the_missing_one_can_be_activated(host: Ca
 
 
 @pytest.mark.parametrize("ident", ["t10.ATA_Samsung_SSD", "eui.0025385"])
-def test_a_disk_that_was_no_lun_is_of_no_target(host: Callable[[str], HostPaths], ident: str) -> None:
+def test_no_target_is_blamed_for_a_disk_that_was_no_lun(host: Callable[[str], HostPaths], ident: str) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
     assert "targets" in missing(here, "/dev/vg/lv")[0]
     edit_backup(
@@ -329,7 +329,7 @@ def test_a_disk_that_was_no_lun_is_of_no_target(host: Callable[[str], HostPaths]
     assert "target" not in missing(here, "/dev/vg/lv")[0]
 
 
-def test_a_volume_that_is_active_and_has_no_link(host: Callable[[str], HostPaths]) -> None:
+def test_active_volume_without_a_link_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/active")
     (Path(here.run) / "udev/data/b253:0").write_text("I:1\nE:SYSTEMD_READY=0\n")
     reason = "vg-lv is active as dm-0, but udev has not created a link to it"
@@ -338,18 +338,18 @@ def test_a_volume_that_is_active_and_has_no_link(host: Callable[[str], HostPaths
 
 
 @pytest.mark.parametrize("path", ["/dev/etherd/e0.1", "/dev/nbd/web", "/dev/raw/raw1", "/dev/bcache/by-uuid"])
-def test_not_every_name_of_two_parts_is_lvms(host: Callable[[str], HostPaths], path: str) -> None:
+def test_path_of_two_parts_is_not_always_lvm(host: Callable[[str], HostPaths], path: str) -> None:
     assert "volume group" not in missing(host("lvm/active"), path)[0]
 
 
-def test_without_lvm_nothing_is_a_volume(tmp_path: Path) -> None:
+def test_path_of_two_parts_is_no_volume_without_lvm(tmp_path: Path) -> None:
     assert missing(paths_below(tmp_path), "/dev/tank/web")[0] == "does not exist, nor does the directory /dev/tank"
 
 
 # multipath
 
 
-def test_a_map_without_paths_and_paths_without_a_map(host: Callable[[str], HostPaths]) -> None:
+def test_map_without_paths_and_paths_without_a_map_are_named(host: Callable[[str], HostPaths]) -> None:
     here = host("multipath/no-map")
     wwid = (Path(here.etc) / "multipath" / "wwids").read_text().strip().strip("/")
     assert missing(here, "/dev/mapper/mpatha") == (
@@ -370,18 +370,18 @@ INACTIVE_ARRAY = "/dev/md127: md array is inactive (only vdd present)"
 
 
 @pytest.mark.promise("The reason names the layer at fault, with a command that helps")
-def test_an_inactive_array(host: Callable[[str], HostPaths]) -> None:
+def test_inactive_array_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("md/inactive")
     what = (f"{INACTIVE_ARRAY}; mdadm will start it degraded after 30 s", "mdadm --run /dev/md127")
     assert look(here, "md127", READS) == what
     assert missing(here, "/dev/md/mirror") == missing(here, "/dev/md127") == what
 
 
-def test_an_array_that_runs_degraded_is_usable(host: Callable[[str], HostPaths]) -> None:
+def test_degraded_array_is_usable(host: Callable[[str], HostPaths]) -> None:
     assert usable(host("md/degraded"), "md127") == ""
 
 
-def test_an_array_that_is_not_assembled_or_not_there(host: Callable[[str], HostPaths]) -> None:
+def test_unassembled_or_missing_array_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("md/stopped")
     assert missing(here, "/dev/md/mirror") == (
         "md array mirror is not assembled (members present: vdd)",
@@ -395,7 +395,7 @@ def test_an_array_that_is_not_assembled_or_not_there(host: Callable[[str], HostP
     assert missing(here, "/dev/md/other")[0] == "no member of md array other found, though mdadm.conf lists it"
 
 
-def test_an_array_that_an_initramfs_has_half_assembled(host: Callable[[str], HostPaths]) -> None:
+def test_array_half_assembled_by_initramfs_is_named(host: Callable[[str], HostPaths]) -> None:
     """As on a Debian with mdadm in its initramfs: udev then knows of no member that it belongs to an array."""
     here = host("md/inactive")
     entry = Path(here.run) / "udev/data/b254:48"
@@ -422,22 +422,24 @@ def test_an_array_is_known_by_its_uuid(host: Callable[[str], HostPaths], file: s
 
 
 @pytest.mark.parametrize(
-    ("uptime", "said"),
+    ("uptime", "expected"),
     [
         ("40.00", "mdadm will start it degraded after 30 s"),
         ("320.00", "mdadm has not started it degraded within 300 s"),
     ],
 )
-def test_since_when_an_inactive_array_waits(host: Callable[[str], HostPaths], uptime: str, said: str) -> None:
+def test_inactive_array_shows_how_long_it_has_waited(
+    host: Callable[[str], HostPaths], uptime: str, expected: str
+) -> None:
     here = host("md/inactive")
     entry = Path(here.run) / "udev/data/b254:48"
     entry.write_text(f"I:20000000\n{entry.read_text()}")
     Path(here.proc, "uptime").write_text(f"{uptime} 1.00\n")
     os.utime(Path(here.run) / "mdadm/map", (0, 0))
-    assert missing(here, "/dev/md127")[0] == f"{INACTIVE_ARRAY}; {said}"
+    assert missing(here, "/dev/md127")[0] == f"{INACTIVE_ARRAY}; {expected}"
 
 
-def test_an_inactive_array_waits_since_mdadm_has_added_a_member(host: Callable[[str], HostPaths]) -> None:
+def test_inactive_array_waits_from_the_last_added_member(host: Callable[[str], HostPaths]) -> None:
     """Which is long after udev saw it, if the initramfs has asked for a passphrase in between."""
     here = host("md/inactive")
     entry = Path(here.run) / "udev/data/b254:48"
@@ -447,7 +449,7 @@ def test_an_inactive_array_waits_since_mdadm_has_added_a_member(host: Callable[[
     assert missing(here, "/dev/md127")[0].endswith("; mdadm will start it degraded after 30 s")
 
 
-def test_an_array_that_runs_under_another_name(host: Callable[[str], HostPaths]) -> None:
+def test_array_running_under_another_name_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("md/degraded")
     entry = Path(here.run) / "udev/data/b254:48"
     (uuid,) = re.findall("^E:ID_FS_UUID=(.*)", entry.read_text(), re.MULTILINE)
@@ -456,7 +458,7 @@ def test_an_array_that_runs_under_another_name(host: Callable[[str], HostPaths])
     assert missing(here, "/dev/md0") == (reason, "mdadm --detail /dev/md127")
 
 
-def test_a_volume_in_a_container_is_as_its_container(tmp_path: Path) -> None:
+def test_volume_in_a_container_has_the_reason_of_its_container(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "mdadm.conf").write_text(
         "ARRAY metadata=imsm UUID=1:2:3:4 name=host:imsm0\n"
@@ -470,7 +472,7 @@ def test_a_volume_in_a_container_is_as_its_container(tmp_path: Path) -> None:
 # LUKS, DRBD, read-only, mounts, ZFS, links
 
 
-def test_a_crypt_volume_that_is_not_opened(host: Callable[[str], HostPaths]) -> None:
+def test_closed_crypt_volume_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("luks/closed")
     hint = "systemctl start 'systemd-cryptsetup@secret'"
     assert missing(here, "/dev/mapper/secret") == (
@@ -485,7 +487,7 @@ def test_a_crypt_volume_that_is_not_opened(host: Callable[[str], HostPaths]) -> 
     assert usable(host("luks/open"), "secret") == ""
 
 
-def test_a_drbd_resource_that_is_down(host: Callable[[str], HostPaths]) -> None:
+def test_drbd_resource_that_is_down_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("drbd/down")
     for path in ("/dev/drbd/by-res/one/0", "/dev/drbd/by-res/one", "/dev/drbd1"):
         assert missing(here, path) == ("DRBD resource one is not up", "drbdadm up one")
@@ -493,19 +495,19 @@ def test_a_drbd_resource_that_is_down(host: Callable[[str], HostPaths]) -> None:
     assert missing(here, "/dev/drbd/by-res/typo/0") == (reason, "drbdadm dump")
 
 
-def test_drbds_configuration_includes_no_file_with_a_nul_in_its_name(host: Callable[[str], HostPaths]) -> None:
+def test_drbd_include_with_a_nul_is_ignored(host: Callable[[str], HostPaths]) -> None:
     here = host("drbd/down")
     with (Path(here.etc) / "drbd.conf").open("a") as file:
         file.write('include "drbd\0.d/*.res";\n')
     assert missing(here, "/dev/drbd/by-res/one/0") == ("DRBD resource one is not up", "drbdadm up one")
 
 
-def test_a_drbd_resource_that_is_up_under_another_name(host: Callable[[str], HostPaths]) -> None:
+def test_drbd_resource_up_under_another_name_is_named(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("drbd/one-secondary"), "/dev/drbd/by-res/one")[1] == ""
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
-def test_drbd_8_by_role_and_disk(host: Callable[[str], HostPaths]) -> None:
+def test_drbd_8_is_usable_by_role_and_disk_state(host: Callable[[str], HostPaths]) -> None:
     promotes = PROMOTES
     here = host("drbd/one-secondary")
     assert look(here, "drbd1", READS) == ("DRBD is Secondary, and its peer is not connected", "drbdadm primary one")
@@ -531,37 +533,37 @@ def test_drbd_8_by_role_and_disk(host: Callable[[str], HostPaths]) -> None:
         ),
     ],
 )
-def test_drbd_8_with_its_peer(host: Callable[[str], HostPaths], states: str, reason: str) -> None:
+def test_drbd_8_is_usable_depending_on_its_peer(host: Callable[[str], HostPaths], states: str, reason: str) -> None:
     here = host("drbd/one-secondary")
     Path(here.proc, "drbd").write_text(f"version: 8.4.11 (api:1/proto:86-101)\n\n 1: cs:Connected {states} C r-----\n")
     assert usable(here, "drbd1") == reason
 
 
-def test_drbd_9_by_its_status(host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drbd_9_is_usable_by_its_status(host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch) -> None:
     here = host("drbd9/secondary")
     status = (HOSTS / "drbd9" / "status.json").read_text()
-    said = {"UpToDate and UpToDate": status}
+    statuses = {"UpToDate and UpToDate": status}
     status = status.replace('"disk-state": "UpToDate"', '"disk-state": "Inconsistent"')
-    said["Inconsistent, the peer UpToDate"] = status
-    said["Inconsistent, the peer Outdated"] = status.replace("UpToDate", "Outdated")
-    said["Primary on the peer"] = said["UpToDate and UpToDate"].replace(
+    statuses["Inconsistent, the peer UpToDate"] = status
+    statuses["Inconsistent, the peer Outdated"] = status.replace("UpToDate", "Outdated")
+    statuses["Primary on the peer"] = statuses["UpToDate and UpToDate"].replace(
         '"peer-role": "Secondary"', '"peer-role": "Primary"'
     )
-    said["unknown"] = ""
+    statuses["unknown"] = ""
     outdated = "and the peer has one that is Outdated"
     reasons = {}
-    for name, text in said.items():
+    for name, text in statuses.items():
         monkeypatch.setattr(xwd, "output_of", lambda *_, text=text: text)
         reasons[name] = usable(here, "drbd1")
     assert reasons == {
-        **dict.fromkeys(said, ""),
+        **dict.fromkeys(statuses, ""),
         "Inconsistent, the peer Outdated": f"/dev/drbd1: DRBD's disk is Inconsistent, {outdated}",
         "Primary on the peer": "DRBD is Secondary, and its peer is Primary",
     }
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
-def test_a_read_only_device_is_for_readers(host: Callable[[str], HostPaths]) -> None:
+def test_read_only_device_is_ready_only_for_reading(host: Callable[[str], HostPaths]) -> None:
     here = host("read-only/read-only")
     reason = "is read-only, but the guest writes to it"
     assert look(here, "vdh", WRITES) == (reason, "blockdev --setrw /dev/vdh")
@@ -570,7 +572,7 @@ def test_a_read_only_device_is_for_readers(host: Callable[[str], HostPaths]) -> 
 
 
 @pytest.mark.promise("The reason names the layer at fault, with a command that helps")
-def test_a_file_below_a_mount(host: Callable[[str], HostPaths]) -> None:
+def test_missing_file_below_an_unmounted_directory_names_the_mount(host: Callable[[str], HostPaths]) -> None:
     here = host("mount/failed")
     assert missing(here, "/srv/images/deep/web.img") == (
         "/srv/images is not mounted (/etc/fstab mounts 192.0.2.1:/srv/export there)",
@@ -586,7 +588,7 @@ def test_a_file_below_a_mount(host: Callable[[str], HostPaths]) -> None:
     assert missing(here, "/srv/images/web.img")[1] == ""
 
 
-def test_a_mount_that_only_a_unit_tells_of(host: Callable[[str], HostPaths]) -> None:
+def test_unmounted_directory_known_only_from_a_unit_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("mount/failed")
     (Path(here.etc) / "fstab").unlink()
     assert missing(here, "/srv/images/web.img")[0] == (
@@ -594,13 +596,13 @@ def test_a_mount_that_only_a_unit_tells_of(host: Callable[[str], HostPaths]) -> 
     )
 
 
-def test_a_zvol(host: Callable[[str], HostPaths]) -> None:
+def test_missing_zvol_names_its_pool(host: Callable[[str], HostPaths]) -> None:
     here = host("zfs/imported")
     assert missing(here, "/dev/zvol/spare/web") == ("ZFS pool spare is not imported", "zpool import spare")
     assert missing(here, "/dev/zvol/tank/vm/web")[0] == "ZFS pool tank has no volume vm/web, or its key is not loaded"
 
 
-def test_links_that_nothing_has(host: Callable[[str], HostPaths]) -> None:
+def test_link_that_no_device_has_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("luks/closed")
     for tag in ("UUID", "LABEL", "PARTUUID", "PARTLABEL"):
         expected = (f"no block device has {tag} nothing", f"lsblk -o NAME,{tag}")
@@ -609,7 +611,7 @@ def test_links_that_nothing_has(host: Callable[[str], HostPaths]) -> None:
     assert missing(here, "/dev/disk/by-id/dm-name-secret")[0].startswith("crypt volume secret is not open ")
 
 
-def test_a_label_is_written_as_udev_writes_it(tmp_path: Path) -> None:
+def test_label_is_written_as_by_udev(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "fstab").write_text('LABEL="guest\\040data" /srv/images ext4 defaults 0 0\n')
     reason = missing(paths_below(tmp_path), "/srv/images/web.img")[0]
@@ -625,7 +627,7 @@ def test_a_label_is_written_as_udev_writes_it(tmp_path: Path) -> None:
         ("veritytab", "web UUID=3 UUID=4 hash", "systemd-veritysetup@web"),
     ],
 )
-def test_what_systemd_sets_up_by_a_table(tmp_path: Path, table: str, line: str, unit: str) -> None:
+def test_volume_from_a_systemd_table_names_its_unit(tmp_path: Path, table: str, line: str, unit: str) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / table).write_text(f"{line}\n")
     name, source, *_ = line.split()
@@ -637,7 +639,7 @@ def test_what_systemd_sets_up_by_a_table(tmp_path: Path, table: str, line: str, 
     assert hint == f"systemctl start '{unit}'"
 
 
-def test_resources_that_linstor_keeps(tmp_path: Path) -> None:
+def test_linstor_resource_is_found(tmp_path: Path) -> None:
     directory = tmp_path / "linstor.d"
     for file, text in (
         ("etc/drbd.conf", 'include "drbd.d/global_common.conf";\ninclude "drbd.d/*.res";\n'),
@@ -654,7 +656,7 @@ def test_resources_that_linstor_keeps(tmp_path: Path) -> None:
         assert missing(here, path) == ("DRBD resource web is not up", "drbdadm up web")
 
 
-def test_an_image_of_ceph(tmp_path: Path) -> None:
+def test_missing_ceph_image_is_named(tmp_path: Path) -> None:
     here = paths_below(tmp_path)
     reason = "Ceph image vms/web is not mapped, and not listed in /etc/ceph/rbdmap"
     assert missing(here, "/dev/rbd/vms/web") == (reason, "rbd device map vms/web")
@@ -664,7 +666,7 @@ def test_an_image_of_ceph(tmp_path: Path) -> None:
     assert missing(here, "/dev/rbd/vms/web") == (reason, "rbdmap map")
 
 
-def test_a_lun_of_fibre_channel(tmp_path: Path) -> None:
+def test_missing_fibre_channel_lun_is_named(tmp_path: Path) -> None:
     here = paths_below(tmp_path)
     path = "/dev/disk/by-path/pci-0000:05:00.0-fc-0x50060e8010411f30-lun-1"
     for directory, state in (("fc_host/host5", "Linkdown"), ("fc_remote_ports/rport-5:0-1", "Blocked")):
@@ -678,7 +680,7 @@ def test_a_lun_of_fibre_channel(tmp_path: Path) -> None:
     assert missing(here, path)[0] == "Fibre Channel port 0x50060e8010411f30 has no LUN 1"
 
 
-def test_a_bcache_device_without_its_cache(tmp_path: Path) -> None:
+def test_bcache_device_without_its_cache_is_named(tmp_path: Path) -> None:
     here = made_up(tmp_path, sdb={"bcache/running": "0", "bcache/state": "dirty"})
     (tmp_path / "run/udev/data").mkdir(parents=True)
     (tmp_path / "run/udev/data/b7:0").write_text("E:ID_FS_TYPE=bcache\n")
@@ -686,7 +688,7 @@ def test_a_bcache_device_without_its_cache(tmp_path: Path) -> None:
     assert missing(here, "/dev/bcache0") == (reason, "echo 1 >/sys/class/block/sdb/bcache/running")
 
 
-def test_an_image_in_a_dataset_of_a_pool_that_is_not_imported(tmp_path: Path) -> None:
+def test_image_in_a_dataset_names_the_pool_that_is_not_imported(tmp_path: Path) -> None:
     cache = tmp_path / "etc/zfs/zfs-list.cache/tank"
     cache.parent.mkdir(parents=True)
     cache.write_text("tank\t/tank\ton\ton\ntank/images\t/srv/images\ton\ton\n")
@@ -713,13 +715,13 @@ def test_a_mount_whose_server_is_gone_is_named(tmp_path: Path, monkeypatch: pyte
     assert status.reason == f"{tmp_path}: {os.strerror(number)} (/etc/fstab mounts nas:/images there)"
 
 
-def test_a_link_that_dangles(host: Callable[[str], HostPaths], tmp_path: Path) -> None:
+def test_dangling_link_has_the_reason_of_its_target(host: Callable[[str], HostPaths], tmp_path: Path) -> None:
     link = tmp_path / "web.img"
     link.symlink_to("/srv/images/web.img")
     assert missing(host("mount/failed"), str(link))[0].startswith("/srv/images is not mounted ")
 
 
-def test_the_plain_reason(tmp_path: Path) -> None:
+def test_reason_is_plain_if_no_more_is_known(tmp_path: Path) -> None:
     here = paths_below(tmp_path)
     assert missing(here, str(tmp_path / "image")) == ("does not exist", "")
     assert missing(here, str(tmp_path / "no" / "image"))[0].startswith("does not exist, nor does the directory ")
@@ -741,7 +743,7 @@ def add_volume(host: HostPaths, name: str) -> None:
     backup.write_text(head + own.replace("lv {", f"{name} {{", 1) + mark + volume)
 
 
-def test_all_volumes_of_a_group_have_the_reason_of_the_target_that_has_no_session(
+def test_all_volumes_of_a_group_name_the_target_without_a_session(
     host: Callable[[str], HostPaths],
 ) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
@@ -782,14 +784,14 @@ def test_all_files_below_a_mount_have_its_reason(host: Callable[[str], HostPaths
     assert hint == "systemctl start /srv/images"
 
 
-def test_all_that_lies_on_an_array_has_its_reason(host: Callable[[str], HostPaths]) -> None:
+def test_all_devices_above_an_array_have_its_reason(host: Callable[[str], HostPaths]) -> None:
     here = host("md/inactive")
     Path(here.etc, "crypttab").write_text("secret /dev/md/mirror none luks\n")
     paths = ("/dev/md127", "/dev/md/mirror", "/dev/md127p1", "/dev/mapper/secret")
     assert reasons(here, *paths) == {look(here, "md127", WRITES)}
 
 
-def test_tables_that_name_each_other_come_to_an_end(tmp_path: Path) -> None:
+def test_cyclic_crypttab_entries_terminate(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "crypttab").write_text("one /dev/mapper/two\ntwo /dev/mapper/one\n")
     assert missing(paths_below(tmp_path), "/dev/mapper/one")[0] == "/dev/mapper/one does not exist"
@@ -849,7 +851,7 @@ def test_tree_of_a_volume_on_multipath_on_iscsi(host: Callable[[str], HostPaths]
     ]
 
 
-def test_tree_of_the_same_when_the_sessions_have_failed(host: Callable[[str], HostPaths]) -> None:
+def test_tree_of_a_volume_on_multipath_with_failed_sessions(host: Callable[[str], HostPaths]) -> None:
     here = host("iscsi/failed")
     put_volume_on_map(here)
     failed = f"the session with iSCSI target {TARGET}:map at {{}} has failed"
@@ -864,7 +866,7 @@ def test_tree_of_the_same_when_the_sessions_have_failed(host: Callable[[str], Ho
     ]
 
 
-def test_tree_of_the_same_without_a_session(host: Callable[[str], HostPaths]) -> None:
+def test_tree_of_a_volume_on_multipath_without_a_session(host: Callable[[str], HostPaths]) -> None:
     here = logs_in_at_boot(host("multipath/no-path"))
     shutil.rmtree(f"{here.etc}/iscsi/nodes/{TARGET}:group")
     shutil.rmtree(f"{here.etc}/iscsi/nodes/{TARGET}:map/127.0.0.2,3260,1")
@@ -918,7 +920,7 @@ def test_tree_of_a_crypt_volume(host: Callable[[str], HostPaths]) -> None:
     ]
 
 
-def test_tree_of_a_mirror_that_does_without_a_leg_blames_nothing(tmp_path: Path) -> None:
+def test_tree_of_a_degraded_mirror_blames_nothing(tmp_path: Path) -> None:
     here = made_up(tmp_path, sda={"device/state": "offline"}, sdb={}, md0=array("raid1", "sda sdb"))
     assert tree_of_device(here, "7:2") == [
         "md array /dev/md0",
@@ -1020,19 +1022,19 @@ def test_an_array_needs_as_many_members_as_its_level_says(
     assert usable(here, "md0") == (f"/dev/md0: {reason}" if reason else "")
 
 
-def test_a_member_counts_only_if_it_can_be_used_itself(tmp_path: Path) -> None:
+def test_array_member_counts_only_if_it_is_usable(tmp_path: Path) -> None:
     here = made_up(tmp_path, sda={}, sdb={"device/state": "offline"}, sdc={}, md0=array("raid5", "sda sdb sdc"))
     assert usable(here, "md0") == ""
     (tmp_path / "sys/devices/md0/md/dev-sda/state").write_text("faulty\n")
     assert usable(here, "md0") == "/dev/sdb: SCSI device is offline"
 
 
-def test_a_partition_is_as_good_as_its_disk(tmp_path: Path) -> None:
+def test_partition_has_the_state_of_its_disk(tmp_path: Path) -> None:
     here = made_up(tmp_path, sda={"device/state": "offline"}, sda1={"parent": "sda", "partition": "1"})
     assert usable(here, "sda1") == "/dev/sda: SCSI device is offline"
 
 
-def test_a_mirror_needs_one_leg_and_a_stripe_all(tmp_path: Path) -> None:
+def test_mirror_needs_one_leg_and_stripe_needs_all(tmp_path: Path) -> None:
     bad, good = {"device/state": "offline"}, {"device/state": "running"}
     here = made_up(
         tmp_path,
@@ -1068,13 +1070,15 @@ def test_a_mirror_needs_one_leg_and_a_stripe_all(tmp_path: Path) -> None:
         ("sr0", {"size": "0"}, ""),
     ],
 )
-def test_states(tmp_path: Path, name: str, attributes: dict[str, str], reason: str) -> None:
+def test_kernel_state_decides_whether_a_device_is_usable(
+    tmp_path: Path, name: str, attributes: dict[str, str], reason: str
+) -> None:
     here, mapped = made_up(tmp_path, **{name: attributes}), attributes.get("dm/name")
     path = f"/dev/mapper/{mapped}" if mapped else f"/dev/{name}"
     assert usable(here, name.replace("_", "-")) == (f"{path}: {reason}" if reason else "")
 
 
-def test_a_layer_that_was_removed_is_one_that_is_lacking(tmp_path: Path) -> None:
+def test_removed_layer_is_reported_as_missing(tmp_path: Path) -> None:
     """The kernel keeps the link to it as long as something stands on it."""
     here = made_up(tmp_path, sda={}, dm_0={"dm/name": "vg-lv", "dm/uuid": "LVM-1", "slaves": "sda"})
     assert usable(here, "vg-lv") == ""
@@ -1082,7 +1086,7 @@ def test_a_layer_that_was_removed_is_one_that_is_lacking(tmp_path: Path) -> None
     assert usable(here, "vg-lv") == "/dev/sda: has been removed"
 
 
-def test_an_nvme_disk_of_several_controllers_needs_one(tmp_path: Path) -> None:
+def test_nvme_disk_needs_one_of_its_controllers(tmp_path: Path) -> None:
     states = {"device/nvme0/state": "connecting", "device/nvme1/state": "live"}
     here = made_up(tmp_path, nvme0n1=states)
     assert usable(here, "nvme0n1") == ""
@@ -1100,14 +1104,14 @@ def test_an_nvme_disk_of_several_controllers_needs_one(tmp_path: Path) -> None:
         (("change", "inaccessible"), "/dev/nvme0n1: its NVMe paths are change, inaccessible"),
     ],
 )
-def test_an_nvme_disk_needs_a_path_that_is_not_cut_off(tmp_path: Path, states: tuple[str, ...], reason: str) -> None:
+def test_nvme_disk_needs_an_accessible_path(tmp_path: Path, states: tuple[str, ...], reason: str) -> None:
     """As nvme's multipath.c names the states, in the paths' directories below the controllers."""
     attributes = {f"device/nvme{one}/state": "live" for one in (0, 1)}
     attributes |= {f"device/nvme{one}/nvme0c{one}n1/ana_state": state for one, state in enumerate(states)}
     assert usable(made_up(tmp_path, nvme0n1=attributes), "nvme0n1") == reason
 
 
-def test_a_path_of_a_controller_that_is_not_live_does_not_count(tmp_path: Path) -> None:
+def test_nvme_path_of_a_controller_that_is_not_live_does_not_count(tmp_path: Path) -> None:
     here = made_up(
         tmp_path,
         nvme0n1={
@@ -1165,7 +1169,7 @@ def test_a_volume_needs_as_many_legs_as_hold_its_data(
         assert re.fullmatch(f"/dev/mapper/vg-lv_rimage_[0-9]-missing_0_0: {LEG_GONE}", reason)
 
 
-def test_a_linear_volume_that_was_activated_without_one_of_its_disks(tmp_path: Path) -> None:
+def test_linear_volume_activated_without_one_of_its_disks_is_unusable(tmp_path: Path) -> None:
     here = made_up(
         tmp_path,
         sda={},
@@ -1183,7 +1187,7 @@ def test_a_volume_may_be_called_missing(tmp_path: Path) -> None:
     ("state", "reason"),
     [("ONLINE", ""), ("DEGRADED", ""), ("SUSPENDED", "/dev/zd0: ZFS pool tank is suspended")],
 )
-def test_a_zvol_is_as_its_pool(tmp_path: Path, state: str, reason: str) -> None:
+def test_zvol_has_the_state_of_its_pool(tmp_path: Path, state: str, reason: str) -> None:
     here = made_up(tmp_path, zd0={})
     entry, pool = tmp_path / "run/udev/data/b7:0", tmp_path / "proc/spl/kstat/zfs/tank/state"
     for file, text in ((entry, "S:zvol/tank/vm/web\nI:1\n"), (pool, f"{state}\n")):
@@ -1192,7 +1196,7 @@ def test_a_zvol_is_as_its_pool(tmp_path: Path, state: str, reason: str) -> None:
     assert look(here, "zd0", READS) == (reason, "zpool clear tank" if reason else "")
 
 
-def test_drbd_8_that_does_no_io(host: Callable[[str], HostPaths]) -> None:
+def test_drbd_8_with_suspended_io_is_unusable(host: Callable[[str], HostPaths]) -> None:
     here = host("drbd/one-secondary")
     states = "cs:WFConnection ro:Primary/Unknown ds:UpToDate/DUnknown C s-----"
     Path(here.proc, "drbd").write_text(f"version: 8.4.11 (api:1/proto:86-101)\n\n 1: {states}\n")
@@ -1207,7 +1211,7 @@ def test_drbd_8_that_does_no_io(host: Callable[[str], HostPaths]) -> None:
         ('"suspended": false', '"suspended": true', "/dev/drbd1: DRBD has stopped I/O: its I/O is suspended"),
     ],
 )
-def test_drbd_9_that_does_no_io(
+def test_drbd_9_with_suspended_io_is_unusable(
     host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch, says: str, instead: str, reason: str
 ) -> None:
     here = host("drbd9/secondary")
@@ -1218,7 +1222,9 @@ def test_drbd_9_that_does_no_io(
     assert usable(here, "drbd1", PROMOTES) == reason
 
 
-def test_drbd_9_that_may_not_promote_itself(host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drbd_9_without_auto_promote_is_unusable(
+    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = host("drbd9/secondary")
     monkeypatch.setattr(xwd, "output_of", lambda *_: (HOSTS / "drbd9" / "status.json").read_text())
     resource = "resource r0 {\n  options { auto-promote no; }\n  on alpha { device /dev/drbd1 minor 1; }\n}\n"
@@ -1227,7 +1233,7 @@ def test_drbd_9_that_may_not_promote_itself(host: Callable[[str], HostPaths], mo
     assert usable(here, "drbd1", PROMOTES) == ""
 
 
-def test_what_makes_a_device_writable_depends_on_what_it_is(tmp_path: Path) -> None:
+def test_command_that_makes_a_device_writable_depends_on_its_type(tmp_path: Path) -> None:
     here = made_up(
         tmp_path,
         md0={"ro": "1", "md/array_state": "readonly"},
@@ -1250,7 +1256,7 @@ def test_what_makes_a_device_writable_depends_on_what_it_is(tmp_path: Path) -> N
     }
 
 
-def test_a_mount_unit_that_is_masked_says_nothing(tmp_path: Path) -> None:
+def test_masked_mount_unit_is_ignored(tmp_path: Path) -> None:
     units = tmp_path / "etc" / "systemd" / "system"
     units.mkdir(parents=True)
     (units / "tmp.mount").symlink_to("/dev/null")
@@ -1267,7 +1273,7 @@ def test_an_array_of_mdadm_conf_may_go_by_its_number(tmp_path: Path) -> None:
     assert missing(here, "/dev/md0")[0] == "no member of md array md0 found, though mdadm.conf lists it"
 
 
-def test_other_entries_of_udev_leave_room_for_block_devices(tmp_path: Path) -> None:
+def test_other_udev_entries_do_not_crowd_out_block_devices(tmp_path: Path) -> None:
     here = made_up(tmp_path, sda={})
     data = tmp_path / "run" / "udev" / "data"
     data.mkdir(parents=True)
@@ -1278,7 +1284,7 @@ def test_other_entries_of_udev_leave_room_for_block_devices(tmp_path: Path) -> N
     assert xwd.StorageFacts().device_at("/dev/disk/by-id/wwn-1") == "sda"
 
 
-def test_a_layer_that_udev_still_processes(tmp_path: Path) -> None:
+def test_layer_still_processed_by_udev_is_named(tmp_path: Path) -> None:
     here = made_up(tmp_path, sda={}, dm_0={"dm/name": "web", "slaves": "sda"})
     data = tmp_path / "run" / "udev" / "data"
     data.mkdir(parents=True)
@@ -1287,7 +1293,7 @@ def test_a_layer_that_udev_still_processes(tmp_path: Path) -> None:
     assert usable(here, "sda") == "/dev/sda: udev has not finished processing it"
 
 
-def test_layers_are_looked_at_down_to_the_last_and_the_one_to_blame_is_named(tmp_path: Path) -> None:
+def test_all_layers_are_checked_and_the_one_at_fault_is_named(tmp_path: Path) -> None:
     here = made_up(
         tmp_path,
         sda={"device/state": "transport-offline"},
@@ -1299,7 +1305,7 @@ def test_layers_are_looked_at_down_to_the_last_and_the_one_to_blame_is_named(tmp
     assert [usable(here, name) for name in ("mpatha", "vg-lv", "secret")] == [reason] * 3
 
 
-def test_what_many_disks_lie_on_is_looked_at_once(
+def test_layer_shared_by_many_disks_is_checked_once(
     host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = host("multipath/map")
@@ -1323,7 +1329,7 @@ def test_what_many_disks_lie_on_is_looked_at_once(
     assert len(reads) <= 3 * 4 + 2 * 4 + 4
 
 
-def test_drbd_is_asked_once_in_a_look_however_many_threads_want_to_know(
+def test_drbd_status_is_read_once_per_look_by_all_threads(
     host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host("drbd9/secondary").use()
@@ -1343,7 +1349,7 @@ def test_drbd_is_asked_once_in_a_look_however_many_threads_want_to_know(
     assert [layer.cause for layer in layers] == [None] * 40
 
 
-def test_a_reason_is_looked_for_now_and_then_and_at_the_end(clock: FakeClock, tmp_path: Path) -> None:
+def test_reason_is_updated_periodically_and_at_the_end(clock: FakeClock, tmp_path: Path) -> None:
     """Not at each look: that takes longer than to see that nothing has changed."""
     guests = Host(tmp_path)
     directory = guests.images / "late"
@@ -1396,7 +1402,7 @@ BAD = st.one_of(
 @pytest.mark.promise("Evidence of why a disk is missing is cut, binary, huge, or not a file")
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
-def test_bad_evidence_is_no_error(data: st.DataObject, spoiled: Path) -> None:
+def test_corrupt_storage_facts_cause_no_error(data: st.DataObject, spoiled: Path) -> None:
     recorded = data.draw(st.sampled_from(ALL_HOSTS))
     shutil.rmtree(spoiled)
     here = paths_below(unpack(recorded, spoiled))
@@ -1412,7 +1418,7 @@ def test_bad_evidence_is_no_error(data: st.DataObject, spoiled: Path) -> None:
 
 @pytest.mark.promise("Evidence of why a disk is missing is cut, binary, huge, or not a file")
 @pytest.mark.parametrize("recorded", ALL_HOSTS)
-def test_evidence_that_is_not_a_file_or_huge_is_none(recorded: str, tmp_path: Path) -> None:
+def test_huge_or_special_files_are_ignored_as_storage_facts(recorded: str, tmp_path: Path) -> None:
     here = paths_below(unpack(recorded, tmp_path))
     for entry in entries(recorded):
         path = tmp_path / entry.path
@@ -1430,7 +1436,7 @@ def test_evidence_that_is_not_a_file_or_huge_is_none(recorded: str, tmp_path: Pa
 @pytest.mark.parametrize(
     "junk", ["\n", " ", "#", "{", "=", "resource ", 'id = "', "ARRAY ", "multipath {", "alias ", "\\040"]
 )
-def test_large_evidence_takes_no_time(junk: str, host: Callable[[str], HostPaths]) -> None:
+def test_large_storage_facts_are_read_quickly(junk: str, host: Callable[[str], HostPaths]) -> None:
     for recorded in ("lvm/lacks-pv", "multipath/no-map", "drbd/down", "mount/failed", "luks/closed", "md/stopped"):
         here = host(recorded)
         for entry in entries(recorded):
@@ -1458,18 +1464,18 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_any_status_of_drbd_is_no_error(value: object) -> None:
+def test_any_drbd_status_causes_no_error(value: object) -> None:
     xwd.drbd_states_from_json(json.dumps(value))
 
 
 @given(st.text(max_size=30))
-def test_any_text_as_status_of_drbd_is_no_error(text: str) -> None:
+def test_any_text_as_drbd_status_causes_no_error(text: str) -> None:
     xwd.drbd_states_from_json(text)
     xwd.drbd_states_from_json("[" * 100000)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
-def test_any_path_is_no_error(path: str) -> None:
+def test_any_path_causes_no_error(path: str) -> None:
     HostPaths(*["/nonexistent"] * 5).use()
     xwd.explain_missing(f"/{path}", xwd.StorageFacts())
     xwd.explain_missing(f"/dev/{path}", xwd.StorageFacts())

@@ -26,15 +26,15 @@ from conftest import (
     FakeClock,
     Host,
     Receiver,
-    again_and_again,
     as_root,
     attached,
     bind_socket,
-    deaf_file_system,
     fill,
     handles,
+    hung_file_system,
     loop_device,
     peak_memory,
+    repeatedly,
     run_quietly,
     saved_file,
     session_members,
@@ -88,7 +88,7 @@ def configurations(*texts: str) -> Fault:
     return make
 
 
-def as_long_as_may_be(text: str, around: str = "%s") -> str:
+def of_maximum_length(text: str, around: str = "%s") -> str:
     """A configuration of this text again and again, of nearly the greatest size that is read."""
     times = (xwd.MAX_CONFIGURATION - 1000) // len(text)
     return around % (text * times)
@@ -125,7 +125,7 @@ def flapping(host: Host) -> AbstractContextManager[None]:
         fill(disk)
         disk.unlink()
 
-    return again_and_again(flap, 0.0005)
+    return repeatedly(flap, 0.0005)
 
 
 def growing(host: Host) -> AbstractContextManager[None]:
@@ -133,16 +133,16 @@ def growing(host: Host) -> AbstractContextManager[None]:
         with (host.auto / "log").open("a") as file:
             file.write("what is this?\n")
 
-    return again_and_again(grow, 0.001)
+    return repeatedly(grow, 0.001)
 
 
 def replaced(host: Host) -> AbstractContextManager[None]:
     """The directory of configurations is renamed away and put back, time and again."""
     away = host.root / "away"
-    return again_and_again(lambda: (host.auto.rename(away), away.rename(host.auto)), 0.0005)
+    return repeatedly(lambda: (host.auto.rename(away), away.rename(host.auto)), 0.0005)
 
 
-def ever_new_names(host: Host) -> AbstractContextManager[None]:
+def always_new_names(host: Host) -> AbstractContextManager[None]:
     """One file whose name is always another, and one that waits for ever."""
     (host.auto / "0").symlink_to("/nowhere")
     (host.auto / "never").symlink_to("/nowhere")
@@ -152,17 +152,17 @@ def ever_new_names(host: Host) -> AbstractContextManager[None]:
         number = next(numbers)
         (host.auto / str(number)).rename(host.auto / str(number + 1))
 
-    return again_and_again(rename, 0.0005)
+    return repeatedly(rename, 0.0005)
 
 
 LONG = "x" * 100_000
 
 # What takes long to parse, and is no guest.
 SLOW = [
-    as_long_as_may_be("[", "disk=%s\n"),
-    as_long_as_may_be('a+="b"\n'),
-    as_long_as_may_be('a+=["b"]\n'),
-    as_long_as_may_be(" "),
+    of_maximum_length("[", "disk=%s\n"),
+    of_maximum_length('a+="b"\n'),
+    of_maximum_length('a+=["b"]\n'),
+    of_maximum_length(" "),
 ]
 
 # The status with which the wait ends, and what is said.
@@ -188,7 +188,7 @@ FAULTS: list[tuple[str, Fault, int, str]] = [
     ("flapping", flapping, xwd.EXIT_TIMED_OUT, "never for odd"),
     ("growing", growing, xwd.EXIT_READY, "log: line 1"),
     ("replaced", replaced, xwd.EXIT_READY, ""),
-    ("ever new names", ever_new_names, xwd.EXIT_TIMED_OUT, "is a link to /nowhere, which does not exist"),
+    ("always new names", always_new_names, xwd.EXIT_TIMED_OUT, "is a link to /nowhere, which does not exist"),
 ]
 
 
@@ -202,7 +202,9 @@ def each(faults: list[tuple[str, Fault, int, str]]) -> list[Any]:
 @pytest.mark.promise("A directory has thousands of files, or ever new ones")
 @pytest.mark.promise("Disks come and go")
 @pytest.mark.parametrize(("fault", "status", "says"), each(FAULTS))
-def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault, status: int, says: str) -> None:
+def test_other_disks_are_found_and_the_wait_ends_despite_any_fault(
+    host: Host, fault: Fault, status: int, says: str
+) -> None:
     good, last = host.images / "good", host.images / "last"
     host.saved("good", good, last)
     with ExitStack() as stack:
@@ -224,7 +226,7 @@ def test_whatever_happens_others_are_found_and_it_ends(host: Host, fault: Fault,
 
 @pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone")
 @pytest.mark.parametrize(("fault", "status", "_"), each([row for row in FAULTS if row[2] == xwd.EXIT_TIMED_OUT]))
-def test_whatever_happens_the_timeout_ends_it(host: Host, fault: Fault, status: int, _: str) -> None:
+def test_timeout_ends_the_wait_despite_any_fault(host: Host, fault: Fault, status: int, _: str) -> None:
     with fault(host):
         result = host.run("--timeout", "1", options={"start_new_session": True})
     assert result.status == status
@@ -254,7 +256,7 @@ def test_a_link_switched_to_another_directory_is_followed(host: Host, clock: Fak
 
 
 @pytest.mark.parametrize("becomes", [None, Path.touch], ids=["nothing", "a file"])
-def test_a_directory_that_is_gone_is_not_waited_for(
+def test_removed_directory_is_not_waited_for(
     host: Host, clock: FakeClock, becomes: Callable[[Path], None] | None
 ) -> None:
     host.guest("web", host.images / "a")
@@ -266,7 +268,7 @@ def test_a_directory_that_is_gone_is_not_waited_for(
 
 
 @as_root
-def test_a_directory_whose_permission_is_taken_is_told_of(host: Host) -> None:
+def test_directory_that_becomes_unreadable_is_reported(host: Host) -> None:
     """Root may enter it all the same, unless the capabilities for that are taken, too."""
     host.guest("web", host.images / "a")
     powers = "-dac_override,-dac_read_search"
@@ -281,10 +283,10 @@ def test_a_directory_whose_permission_is_taken_is_told_of(host: Host) -> None:
 
 
 @as_root
-def test_a_directory_that_answers_again_is_found(host: Host) -> None:
+def test_directory_that_responds_again_is_found(host: Host) -> None:
     host.guest("web", host.images / "a")
     with ExitStack() as stack:
-        with deaf_file_system(host.auto):
+        with hung_file_system(host.auto):
             waiter = stack.enter_context(waiting(host))
             waiter.wait_for(f"{host.auto} for the guests in {host.auto}... (no response; is its file")
         waiter.wait_for(f"directory {host.auto} found (after ")
@@ -293,7 +295,7 @@ def test_a_directory_that_answers_again_is_found(host: Host) -> None:
         assert waiter.end().status == xwd.EXIT_READY
 
 
-def test_a_directory_that_was_waited_for_and_is_gone_is_not_called_found(host: Host, clock: FakeClock) -> None:
+def test_awaited_directory_that_is_removed_is_not_reported_as_found(host: Host, clock: FakeClock) -> None:
     host.auto.rmdir()
     host.auto.symlink_to("later")
     clock.at(5, host.auto.unlink)
@@ -306,7 +308,7 @@ def test_a_directory_that_was_waited_for_and_is_gone_is_not_called_found(host: H
 @pytest.mark.promise("A file system returns less than it was asked for")
 @as_root
 @pytest.mark.parametrize(("most", "disks"), [(4096, 200), (10, 2)])
-def test_a_file_system_that_hands_out_a_little_at_a_time_hides_nothing(host: Host, most: int, disks: int) -> None:
+def test_file_system_with_short_reads_hides_nothing(host: Host, most: int, disks: int) -> None:
     images = [host.images / str(number) for number in range(disks)]
     with slow_file_system(host.root / "slow", delay=0.0, most=most) as slow:
         for file in (host.saved("old", *images), host.guest("web", *images)):
@@ -332,7 +334,7 @@ def crowded(host: Host) -> Host:
     return host
 
 
-def test_of_a_directory_with_too_many_files_some_are_looked_at_and_few_lines_said(crowded: Host) -> None:
+def test_crowded_directory_is_read_up_to_the_limit_with_few_messages(crowded: Host) -> None:
     result = crowded.run("--timeout", "0")
     assert f"{crowded.auto}: contains more than 4096 files; only 4096 of them are read.\n" in result.messages
     assert result.messages.count(": does not name the domain") == xwd.MAX_LINES - 1
@@ -340,21 +342,21 @@ def test_of_a_directory_with_too_many_files_some_are_looked_at_and_few_lines_sai
     assert f"{crowded.images}/a for a is missing: does not exist\n" in result.messages
 
 
-def test_a_signal_ends_it_in_the_midst_of_a_crowd(crowded: Host) -> None:
+def test_signal_ends_the_wait_while_it_reads_a_crowded_directory(crowded: Host) -> None:
     with crowded.start() as running:
         wait_until(lambda: handles(running.pid, signal.SIGTERM))
         running.signal(signal.SIGTERM)
         assert running.end().status == -signal.SIGTERM
 
 
-def test_of_many_disks_that_are_missing_for_one_reason_one_line_is_said(host: Host) -> None:
+def test_many_disks_missing_for_one_reason_give_one_line(host: Host) -> None:
     host.guest("web", *(host.images / str(number) for number in range(1100)))
     first, last = host.run("--timeout", "0").messages.splitlines()
     assert first == "1100 disks of 1 guest are missing: does not exist"
     assert last.startswith("These guests will probably not come up: web (")
 
 
-def test_of_many_disks_each_with_a_reason_of_its_own_a_thousand_are_named_and_the_others_counted(host: Host) -> None:
+def test_many_reasons_give_a_thousand_lines_and_the_number_of_the_rest(host: Host) -> None:
     for number in range(1100):
         host.guest(f"web{number}", host.images / str(number) / "a")
     lines = host.run("--timeout", "0").messages.splitlines()
@@ -363,7 +365,7 @@ def test_of_many_disks_each_with_a_reason_of_its_own_a_thousand_are_named_and_th
     assert ", 1080 more (once their disks are ready, start them with: " in lines[-1]
 
 
-def test_what_is_too_long_for_a_line_is_cut_in_the_middle(host: Host) -> None:
+def test_overlong_message_is_cut_in_the_middle(host: Host) -> None:
     (host.auto / "odd").write_text(f'name = "{LONG}"\ndisk = ["/no,,xvda"]\n')
     messages = host.run("--timeout", "0").messages
     assert max(map(len, messages.splitlines())) < 20_000
@@ -372,7 +374,7 @@ def test_what_is_too_long_for_a_line_is_cut_in_the_middle(host: Host) -> None:
     assert max(map(len, table.splitlines())) < 2_000
 
 
-def test_systemd_hears_how_long_to_wait_though_names_are_long(host: Host) -> None:
+def test_systemd_gets_timeout_extension_despite_long_names(host: Host) -> None:
     """A datagram has at most some 200 KiB."""
     for name in "abc":
         (host.auto / name).write_text(f'name = "{LONG}{name}"\ndisk = ["/no,,xvda"]\n')
@@ -385,7 +387,7 @@ def test_systemd_hears_how_long_to_wait_though_names_are_long(host: Host) -> Non
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: FakeClock) -> None:
+def test_disk_that_vanished_before_the_timeout_is_named(host: Host, clock: FakeClock) -> None:
     disk = host.images / "a"
     host.guest("web", disk, host.images / "never")
     clock.at(2, partial(fill, disk))
@@ -395,7 +397,7 @@ def test_a_disk_that_has_gone_again_at_the_timeout_is_named(host: Host, clock: F
     assert f"{disk} for web is still missing after 20s: does not exist\n" in messages
 
 
-def test_it_does_not_end_while_two_disks_are_never_there_together(host: Host, clock: FakeClock) -> None:
+def test_wait_does_not_end_while_two_disks_are_never_present_together(host: Host, clock: FakeClock) -> None:
     names = [host.image("one"), host.images / "other"]
     host.guest("web", *names)
 
@@ -484,7 +486,7 @@ def place() -> Iterator[Place]:
 
 
 @pytest.fixture
-def udevs_place(place: Place) -> Place:
+def place_with_udev(place: Place) -> Place:
     """A place in which udev runs."""
     if not UDEVD:
         pytest.skip("udev is not installed here")
@@ -505,36 +507,36 @@ ONLY_EVENTS = "[polling]\nfirst = 1h\nlongest = 1h\n"  # end a pause
 
 
 @block_devices
-def test_an_event_is_heard_though_udev_was_restarted_during_the_wait(
-    host: Host, udevs_place: Place, loop: tuple[Path, Path]
+def test_event_is_received_after_udev_restarts_during_the_wait(
+    host: Host, place_with_udev: Place, loop: tuple[Path, Path]
 ) -> None:
     pytest.importorskip("pyudev", reason="pyudev is not installed")
     host.configure(ONLY_EVENTS)
-    with waiting(host, "--timeout", "1h", prefix=udevs_place.prefix) as waiter:
-        udevs_place.stop_udev()
-        udevs_place.start_udev()
+    with waiting(host, "--timeout", "1h", prefix=place_with_udev.prefix) as waiter:
+        place_with_udev.stop_udev()
+        place_with_udev.start_udev()
         with attached(*loop):
             assert waiter.end().status == xwd.EXIT_READY
 
 
 @block_devices
-def test_a_disk_that_comes_while_udev_is_down_is_ready_once_udev_has_looked_at_it(
-    host: Host, udevs_place: Place, loop: tuple[Path, Path]
+def test_disk_appearing_while_udev_is_down_is_ready_once_udev_processed_it(
+    host: Host, place_with_udev: Place, loop: tuple[Path, Path]
 ) -> None:
     host.guest("mail", host.images / "mail")
-    with waiting(host, prefix=udevs_place.prefix) as waiter:
-        udevs_place.stop_udev()
+    with waiting(host, prefix=place_with_udev.prefix) as waiter:
+        place_with_udev.stop_udev()
         with attached(*loop):
             host.image("mail")
             waiter.wait_for(f"disk {host.images}/mail found (after ")
-            assert f"disk {loop[0]} found" not in waiter.said
-            udevs_place.start_udev()
-            run_quietly(*udevs_place.prefix, "udevadm", "trigger", "--settle", loop[0])
+            assert f"disk {loop[0]} found" not in waiter.logged
+            place_with_udev.start_udev()
+            run_quietly(*place_with_udev.prefix, "udevadm", "trigger", "--settle", loop[0])
             assert waiter.end().status == xwd.EXIT_READY
 
 
 @block_devices
-def test_a_disk_that_udev_never_looked_at_is_told_so(host: Host, place: Place, loop: tuple[Path, Path]) -> None:
+def test_disk_never_processed_by_udev_is_reported(host: Host, place: Place, loop: tuple[Path, Path]) -> None:
     (place.udev / "control").touch()
     with attached(*loop):
         result = host.run("--timeout", "0", prefix=place.prefix)
@@ -554,7 +556,7 @@ def test_a_disk_that_udev_never_looked_at_is_told_so(host: Host, place: Place, l
     ],
     ids=["Latin-1", "no properties", "many lines", "a long line"],
 )
-def test_an_odd_entry_of_a_device_in_udevs_database_concerns_no_other_disk(
+def test_odd_udev_entry_of_a_device_affects_no_other_disk(
     host: Host, place: Place, loop: tuple[Path, Path], odd: bytes
 ) -> None:
     device, _ = loop
@@ -581,7 +583,7 @@ def test_an_odd_entry_of_a_device_in_udevs_database_concerns_no_other_disk(
     ],
     ids=["directory", "socket", "link to itself"],
 )
-def test_what_is_no_entry_in_udevs_database_is_the_reason_of_that_disk(
+def test_invalid_udev_entry_becomes_the_reason_of_its_disk(
     host: Host, place: Place, loop: tuple[Path, Path], make: Callable[[Path], None], says: str
 ) -> None:
     number = os.stat(loop[0]).st_rdev
@@ -604,7 +606,7 @@ EVENTS = {
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS.keys())
-def test_an_odd_event_counts_as_an_event(host: Host, place: Place, event: bytes) -> None:
+def test_malformed_event_counts_as_an_event(host: Host, place: Place, event: bytes) -> None:
     """libudev would not hand it out; that something happened is all there is to know."""
     pytest.importorskip("pyudev", reason="pyudev is not installed")
     (place.udev / "control").touch()
@@ -619,7 +621,7 @@ def test_an_odd_event_counts_as_an_event(host: Host, place: Place, event: bytes)
 
 @block_devices
 @as_root
-def test_an_overrun_of_events_ends_a_pause_and_so_does_the_next_event() -> None:
+def test_event_overrun_ends_a_pause_and_so_does_the_next_event() -> None:
     """The kernel's own events, for which no udev is needed, and a buffer that holds a few of them."""
     uevent = Path("/sys/block", loop_device().name, "uevent")
     HostPaths(run="/nowhere").use()
@@ -677,9 +679,7 @@ def assert_they_are_known() -> None:
     ],
     ids=["FIFO", "1 GiB", "not UTF-8", "directory", "socket", "link to itself"],
 )
-def test_something_odd_in_udevs_database_does_not_hide_devices(
-    two_devices: HostPaths, make: Callable[[Path], object]
-) -> None:
+def test_odd_udev_entry_does_not_hide_devices(two_devices: HostPaths, make: Callable[[Path], object]) -> None:
     make(Path(two_devices.run, "udev", "data", "b8:0"))
     assert_they_are_known()
 
@@ -688,6 +688,6 @@ def test_something_odd_in_udevs_database_does_not_hide_devices(
     "name",
     [b"b\xff", b"b8:0 ", b"b8:0\n", b"b8", b"b8:0:0", b"b" + b"9" * 200, b"b8:-1", b"+block:sda", b"b\xd9\xa1:1"],
 )
-def test_an_odd_name_in_udevs_database_does_not_hide_devices(two_devices: HostPaths, name: bytes) -> None:
+def test_odd_name_in_udev_database_does_not_hide_devices(two_devices: HostPaths, name: bytes) -> None:
     (Path(two_devices.run, "udev", "data") / os.fsdecode(name)).mkdir()
     assert_they_are_known()

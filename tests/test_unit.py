@@ -42,55 +42,55 @@ def systemd_version() -> int:
     return int(found[1]) if found else 0
 
 
-def test_it_runs_the_command() -> None:
+def test_unit_runs_the_command() -> None:
     assert settings()["ExecStart"] == [f"/usr/sbin/{xwd.COMMAND}"]
     assert "SBINDIR = $(PREFIX)/sbin" in (ROOT / "Makefile").read_text()
 
 
-def test_it_runs_before_xendomains_and_with_it() -> None:
+def test_unit_runs_before_xendomains_whenever_it_starts() -> None:
     unit = settings()
     assert unit["Before"] == unit["WantedBy"] == ["xendomains.service"]
 
 
-def test_its_failure_keeps_no_guest_down() -> None:
+def test_unit_failure_keeps_no_guest_down() -> None:
     assert not {"RequiredBy", "UpheldBy", "Requires", "Requisite", "BindsTo", "PartOf", "OnFailure", "Conflicts"} & set(
         settings()
     )
 
 
-def test_it_waits_for_remote_file_systems_only() -> None:
+def test_unit_waits_only_for_remote_file_systems() -> None:
     assert settings()["After"] == ["remote-fs.target"]
 
 
-def test_it_runs_again_each_time_xendomains_starts() -> None:
+def test_unit_runs_again_each_time_xendomains_starts() -> None:
     unit = settings()
     assert unit["Type"] == ["oneshot"]
     assert "RemainAfterExit" not in unit
 
 
-def test_its_timeout_is_longer_than_what_comes_before_the_first_look() -> None:
+def test_unit_timeout_is_longer_than_everything_before_the_first_look() -> None:
     (timeout,) = settings()["TimeoutStartSec"]
     assert xwd.parse_time_span(timeout) > xwd.MAX_SOURCING + xwd.MAX_FIRST_LOOK + 30
     assert settings()["NotifyAccess"] == ["main"]
 
 
-def test_it_goes_by_the_name_of_the_one_it_replaces() -> None:
+def test_unit_has_the_alias_of_the_unit_it_replaces() -> None:
     assert settings()["Alias"] == ["xendomains-wait-disks.service"]
 
 
-def test_it_is_for_hosts_only() -> None:
+def test_unit_runs_only_on_xen_hosts() -> None:
     unit = settings()
     assert unit["ConditionPathExists"] == ["/sys/hypervisor/type"]
     assert unit["ConditionVirtualization"] == ["!xen", "!container"]
 
 
-def test_it_names_pages_that_exist() -> None:
+def test_unit_names_existing_manual_pages() -> None:
     for page in settings()["Documentation"]:
         found = re.fullmatch(r"man:(.+)\((\d)\)", page)
         assert found and (ROOT / "man" / f"{found[1]}.{found[2]}").exists()
 
 
-def test_the_preset_enables_it() -> None:
+def test_preset_enables_the_unit() -> None:
     lines = [line for line in PRESET.read_text().splitlines() if line and not line.startswith("#")]
     assert lines == [f"enable {UNIT.name}", f"disable {LATE.name}"]
 
@@ -107,7 +107,7 @@ def test_systemd_finds_nothing_wrong(tmp_path: Path, file: Path) -> None:
 
 @pytest.mark.promise("It writes only below /run, and has no network and one capability: to read all files")
 @needs_systemd_analyze
-def test_it_is_locked_down() -> None:
+def test_unit_is_sandboxed() -> None:
     if systemd_version() < 250:
         pytest.skip("this systemd cannot judge a unit that is not loaded")
     process = subprocess.run(
@@ -118,7 +118,7 @@ def test_it_is_locked_down() -> None:
     assert process.returncode == 0, process.stdout
 
 
-def test_it_still_sees_what_it_has_to() -> None:
+def test_sandbox_allows_what_the_wait_needs() -> None:
     unit = settings()
     # Home directories of others, the disks themselves, images in temporary directories.
     assert unit["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
@@ -130,14 +130,14 @@ def test_it_still_sees_what_it_has_to() -> None:
     assert not {"PrivateNetwork", "PrivateUsers", "User", "DynamicUser", "RootDirectory"} & set(unit)
 
 
-def test_it_may_write_one_directory_which_stays_until_the_next_boot() -> None:
+def test_unit_may_write_only_its_runtime_directory_which_is_kept() -> None:
     unit = settings()
     assert unit["RuntimeDirectory"] == [xwd.COMMAND]
     assert unit["RuntimeDirectoryPreserve"] == ["yes"]
     assert not {"ReadWritePaths", "StateDirectory", "CacheDirectory", "LogsDirectory"} & set(unit)
 
 
-def test_of_what_systemd_listens_on_it_sees_only_what_it_speaks_to() -> None:
+def test_sandbox_exposes_only_the_systemd_sockets_it_uses() -> None:
     unit = settings()
     assert unit["TemporaryFileSystem"] == ["/run/systemd:ro"]
     assert [path for path in unit["BindReadOnlyPaths"] if "/run/" in path] == [
@@ -150,7 +150,7 @@ def test_of_what_systemd_listens_on_it_sees_only_what_it_speaks_to() -> None:
     assert unit["PrivateIPC"] == ["yes"]
 
 
-def test_the_service_for_late_guests_waits_without_holding_up_the_boot() -> None:
+def test_late_service_waits_without_delaying_the_boot() -> None:
     late = settings(LATE)
     assert late["Type"] == ["exec"]
     assert late["ExecStart"] == [f"/usr/sbin/{xwd.COMMAND}", "start", "--wait"]
@@ -158,20 +158,20 @@ def test_the_service_for_late_guests_waits_without_holding_up_the_boot() -> None
     assert not {"Restart", "RemainAfterExit", "ExecCondition"} & set(late)
 
 
-def test_it_starts_after_xendomains_and_is_over_before_that_stops() -> None:
+def test_late_service_starts_after_xendomains_and_stops_before_it() -> None:
     late = settings(LATE)
     assert late["After"] == ["xendomains.service", "libvirtd.service", "virtxend.service"]
     assert late["PartOf"] == ["xendomains.service"]
     assert "xendomains.service" not in late.get("Requires", [])
 
 
-def test_what_it_starts_outlives_it() -> None:
+def test_guests_outlive_the_late_service() -> None:
     late = settings(LATE)
     assert late["KillMode"] == ["process"]
     assert late["OOMPolicy"] == ["continue"]
 
 
-def test_what_it_starts_sees_the_hosts_own_devices_mounts_and_networks() -> None:
+def test_late_service_runs_xl_with_the_hosts_devices_mounts_and_networks() -> None:
     """Each of these would go for xl, its scripts and device models as well, or make a mount namespace for them."""
     kinds = ("Private", "Protect", "ReadOnly", "ReadWrite", "Inaccessible", "Bind", "Temporary", "Device", "IPAddress")
     assert [
@@ -179,12 +179,12 @@ def test_what_it_starts_sees_the_hosts_own_devices_mounts_and_networks() -> None
     ] == []
 
 
-def test_it_is_for_hosts_only_as_the_wait_is() -> None:
+def test_late_service_runs_only_on_xen_hosts() -> None:
     boot, late = settings(), settings(LATE)
     for key in ("ConditionPathExists", "ConditionVirtualization"):
         assert late[key] == boot[key]
 
 
-def test_late_guests_are_taken_care_of_only_if_somebody_asks_for_it() -> None:
+def test_late_service_is_disabled_by_default() -> None:
     assert f"disable {LATE.name}" in PRESET.read_text().splitlines()
     assert settings(LATE)["WantedBy"] == ["xendomains.service", "libvirtd.service", "virtxend.service"]

@@ -19,9 +19,9 @@ from conftest import (
     Host,
     Receiver,
     as_root,
-    deaf_file_system,
     fill,
     handles,
+    hung_file_system,
     process_state,
     program_with,
     slow_file_system,
@@ -38,14 +38,14 @@ import xendomains_wait_disk as xwd
 
 
 @pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
-def test_with_everything_ready_it_says_nothing_and_ends(host: Host) -> None:
+def test_wait_ends_silently_with_everything_ready(host: Host) -> None:
     host.guest("web", host.image("a"), host.image("b"))
     result = host.run()
     assert (result.status, result.output, result.messages) == (xwd.EXIT_READY, "", "")
 
 
 @pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
-def test_it_ends_when_the_last_disk_comes(host: Host) -> None:
+def test_wait_ends_when_the_last_disk_appears(host: Host) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     with waiting(host) as running:
         host.image("a")
@@ -56,7 +56,7 @@ def test_it_ends_when_the_last_disk_comes(host: Host) -> None:
     assert f"disk {host.images}/b found (after " in result.messages
 
 
-def test_it_does_not_end_before_the_last_disk_comes(host: Host, clock: FakeClock) -> None:
+def test_wait_does_not_end_before_the_last_disk_appears(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     clock.at(10, lambda: host.image("a"))
     clock.at(200, lambda: host.image("b"))
@@ -68,7 +68,7 @@ def test_it_does_not_end_before_the_last_disk_comes(host: Host, clock: FakeClock
 
 
 @pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
-def test_on_timeout_it_names_each_disk_and_why_and_the_status_is_1(host: Host, clock: FakeClock) -> None:
+def test_timeout_names_each_disk_with_its_reason_and_gives_status_1(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a", host.image("b"))
     host.guest("mail", host.images)
     result = clock.wait(host, timeout=300)
@@ -88,7 +88,7 @@ def test_a_timeout_of_0_looks_once_and_takes_no_time(host: Host, clock: FakeCloc
     assert f"{host.images}/a for web is missing: does not exist\n" in result.messages
 
 
-def test_the_disk_that_comes_in_the_last_moment_counts(host: Host, clock: FakeClock) -> None:
+def test_disk_that_appears_at_the_last_moment_counts(host: Host, clock: FakeClock) -> None:
     host.configure("[polling]\nfirst = 20s\nlongest = 20s\n")
     host.guest("web", host.images / "a")
     clock.at(29.9, lambda: host.image("a"))
@@ -122,7 +122,7 @@ def test_pauses_double_from_first_to_longest(host: Host, clock: FakeClock, monke
     assert looks == [0, 0, 0.1, 0.3, 0.7, 1.5, 2.5, 3.5, 4, 4]
 
 
-def test_the_settings_say_how_pauses_grow(host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_control_how_pauses_grow(host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = looks_of(clock, monkeypatch)
     host.configure("[polling]\nfirst = 200ms\nlongest = 5s\nfactor = 3")
     host.guest("web", host.images / "a")
@@ -130,7 +130,7 @@ def test_the_settings_say_how_pauses_grow(host: Host, clock: FakeClock, monkeypa
     assert looks == [0, 0, 0.2, 0.8, 2.6, 7.6, 12.6, 17.6, 20, 20]
 
 
-def test_a_file_without_any_event_is_noticed_within_longest(host: Host, clock: FakeClock) -> None:
+def test_file_without_an_event_is_noticed_within_the_longest_pause(host: Host, clock: FakeClock) -> None:
     host.configure("[polling]\nlongest = 500ms\n")
     host.guest("web", host.images / "a")
     clock.at(60, lambda: host.image("a"))
@@ -148,7 +148,7 @@ def test_an_event_ends_a_pause(host: Host, clock: FakeClock, events: Events) -> 
     assert 3 <= clock.seconds <= 3 + 2 * xwd.MIN_SLEEP
 
 
-def test_events_are_collected_from_before_the_look_on(
+def test_events_are_collected_before_the_look_starts(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that none can fall between a look and the pause after it."""
@@ -176,7 +176,7 @@ def test_a_storm_of_events_leaves_time_between_two_looks(clock: FakeClock, event
     assert clock.seconds == pytest.approx(10 * xwd.MIN_SLEEP)
 
 
-def test_events_that_have_ended_a_pause_do_not_end_the_next(clock: FakeClock, events: Events) -> None:
+def test_events_that_ended_a_pause_do_not_end_the_next(clock: FakeClock, events: Events) -> None:
     for _ in range(100):
         events.happen()
     xwd.sleep_until(clock.now() + 1, clock, events)
@@ -201,7 +201,7 @@ def test_without_events_a_pause_has_its_full_length(clock: FakeClock) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_configuration_behind_a_link_that_dangles_is_read_when_it_comes(host: Host) -> None:
+def test_configuration_behind_dangling_link_is_read_when_it_appears(host: Host) -> None:
     link = host.auto / "web.cfg"
     link.symlink_to(host.root / "later.cfg")
     with host.start() as running:
@@ -214,7 +214,7 @@ def test_a_configuration_behind_a_link_that_dangles_is_read_when_it_comes(host: 
     assert f"configuration {link} found (after " in result.messages
 
 
-def test_an_auto_directory_behind_a_link_that_dangles_is_read_when_it_comes(host: Host) -> None:
+def test_auto_directory_behind_dangling_link_is_read_when_it_appears(host: Host) -> None:
     host.auto.rmdir()
     host.auto.symlink_to(host.root / "later")
     with host.start() as running:
@@ -235,7 +235,7 @@ def test_a_new_configuration_is_read_during_the_wait(host: Host, clock: FakeCloc
     assert f"still waiting for {host.images}/b for mail... (does not exist)\n" in result.messages
 
 
-def test_another_guest_that_needs_the_same_disk_is_named_as_well(host: Host, clock: FakeClock) -> None:
+def test_another_guest_that_needs_the_same_disk_is_named_too(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a")
     clock.at(2, lambda: host.guest("mail", host.images / "a"))
     clock.at(4, lambda: host.image("a"))
@@ -296,8 +296,8 @@ def test_a_disk_that_comes_and_goes_is_waited_for_again(host: Host, clock: FakeC
 
 @pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone")
 @as_root
-def test_the_timeout_holds_while_a_file_system_does_not_answer(host: Host) -> None:
-    with deaf_file_system(host.root / "nfs") as nfs:
+def test_timeout_holds_while_a_file_system_hangs(host: Host) -> None:
+    with hung_file_system(host.root / "nfs") as nfs:
         host.guest("web", nfs / "web.img")
         host.guest("mail", host.image("mail"))
         result = host.run("--timeout", "1")
@@ -308,8 +308,8 @@ def test_the_timeout_holds_while_a_file_system_does_not_answer(host: Host) -> No
 
 @pytest.mark.promise("A file system hangs (an NFS server that is gone)")
 @as_root
-def test_looking_once_finds_the_others_though_a_file_system_does_not_answer(host: Host) -> None:
-    with deaf_file_system(host.root / "nfs") as nfs:
+def test_single_look_finds_other_disks_while_a_file_system_hangs(host: Host) -> None:
+    with hung_file_system(host.root / "nfs") as nfs:
         host.guest("deaf", nfs / "web.img")
         host.guest("here", host.image("here"))
         result = host.run("--timeout", "0")
@@ -321,7 +321,7 @@ def test_looking_once_finds_the_others_though_a_file_system_does_not_answer(host
 
 
 @as_root
-def test_a_configuration_that_does_not_answer_is_waited_for_and_holds_no_other(host: Host) -> None:
+def test_hanging_configuration_is_waited_for_and_delays_no_other(host: Host) -> None:
     with slow_file_system(host.root / "nfs", delay=0) as nfs:
         file = host.guest("web", host.image("a"))
         nfs.files["web.cfg"] = file.read_bytes()
@@ -339,7 +339,7 @@ def test_a_configuration_that_does_not_answer_is_waited_for_and_holds_no_other(h
     assert result.messages.endswith("Everything is ready for 2 guests with 2 disks.\n")
 
 
-def test_a_settings_file_that_hangs_does_not_outlast_the_timeout(host: Host) -> None:
+def test_hanging_settings_file_does_not_outlast_the_timeout(host: Host) -> None:
     host.settings.write_text("sleep 1000\n")
     with host.start("--timeout", "0") as running:
         running.wait_for(f"{host.settings}: was not read within 500ms; waiting for the guests in ")
@@ -352,7 +352,7 @@ def test_a_settings_file_that_hangs_does_not_outlast_the_timeout(host: Host) -> 
 
 @pytest.mark.promise("A signal ends it, and no traceback is ever shown")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_and_it_says_what_was_missing(host: Host, number: signal.Signals) -> None:
+def test_signal_ends_the_wait_and_missing_disks_are_reported(host: Host, number: signal.Signals) -> None:
     host.guest("web", host.images / "a")
     with waiting(host, "--timeout", "5min") as running:
         running.signal(number)
@@ -363,8 +363,8 @@ def test_a_signal_ends_it_and_it_says_what_was_missing(host: Host, number: signa
 
 
 @as_root
-def test_a_signal_ends_it_while_a_file_system_does_not_answer(host: Host) -> None:
-    with deaf_file_system(host.root / "nfs") as nfs:
+def test_signal_ends_the_wait_while_a_file_system_hangs(host: Host) -> None:
+    with hung_file_system(host.root / "nfs") as nfs:
         host.guest("web", nfs / "web.img")
         with host.start() as running:
             wait_until(lambda: handles(running.pid, signal.SIGTERM) and threads_of(running.pid) > 1)
@@ -373,7 +373,7 @@ def test_a_signal_ends_it_while_a_file_system_does_not_answer(host: Host) -> Non
 
 
 @pytest.mark.promise("A signal comes, at any moment")
-def test_a_second_signal_ends_it_as_well(host: Host) -> None:
+def test_second_signal_also_ends_the_wait(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as running:
         running.signal(signal.SIGINT)
@@ -401,7 +401,7 @@ sys.setprofile(trace)
 
 @pytest.mark.promise("A signal ends it, and no traceback is ever shown")
 @pytest.mark.promise("A signal comes, at any moment")
-def test_a_signal_between_any_two_functions_ends_it_without_a_traceback(host: Host) -> None:
+def test_signal_at_any_moment_ends_the_wait_without_a_traceback(host: Host) -> None:
     """At a dozen moments, counted in calls of functions, from the beginning to the end."""
     host.guest("web", host.images / "a")
     host.configuration("odd.cfg", "what is this\n")
@@ -420,7 +420,7 @@ def test_a_signal_between_any_two_functions_ends_it_without_a_traceback(host: Ho
     assert statuses.count(-signal.SIGTERM) >= moments // 2
 
 
-def test_what_the_parent_ignored_stays_ignored(host: Host) -> None:
+def test_signals_ignored_by_the_parent_stay_ignored(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host, prefix=("nohup",)) as running:
         running.signal(signal.SIGHUP)
@@ -429,7 +429,7 @@ def test_what_the_parent_ignored_stays_ignored(host: Host) -> None:
 
 
 @pytest.mark.promise("The clock is set, the host sleeps, or the process is stopped")
-def test_after_a_stop_the_wait_goes_on(host: Host) -> None:
+def test_wait_continues_after_sigstop_and_sigcont(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as running:
         running.signal(signal.SIGSTOP)
@@ -439,7 +439,7 @@ def test_after_a_stop_the_wait_goes_on(host: Host) -> None:
         assert running.end().status == xwd.EXIT_READY
 
 
-def test_after_a_suspend_that_is_longer_than_the_timeout_it_says_what_is_missing(host: Host, clock: FakeClock) -> None:
+def test_suspend_longer_than_the_timeout_still_reports_missing_disks(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a")
 
     def suspend() -> None:
@@ -481,7 +481,7 @@ SLOW_TO_IMPORT = {
 
 
 @pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
-def test_with_everything_ready_nothing_slow_is_imported(host: Host) -> None:
+def test_nothing_slow_is_imported_with_everything_ready(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.configure("")
     steps = f"""
@@ -496,7 +496,7 @@ assert xwd.wait_for_disks(xwd.Watcher(xendomains, settings, clock), journal, clo
     assert imported_by(steps) & SLOW_TO_IMPORT == set()
 
 
-def test_with_a_conf_that_sets_keys_only_configobj_is_added(host: Host) -> None:
+def test_only_configobj_is_imported_if_the_conf_sets_keys(host: Host) -> None:
     host.guest("web", host.image("a"))
     settings = f"xwd.read_settings({str(host.conf)!r})"
     modules = imported_by(f"import xendomains_wait_disk as xwd; assert {settings}[1] == []")
@@ -504,13 +504,13 @@ def test_with_a_conf_that_sets_keys_only_configobj_is_added(host: Host) -> None:
     assert modules & SLOW_TO_IMPORT <= imported_by("import configobj")
 
 
-def test_with_the_conf_as_shipped_configobj_is_not_imported() -> None:
+def test_configobj_is_not_imported_for_the_conf_as_shipped() -> None:
     settings = MODULE.parent / "etc" / "xen-wait-disk.conf"
     statement = f"import xendomains_wait_disk as xwd; xwd.read_settings({str(settings)!r})"
     assert "configobj" not in imported_by(statement)
 
 
-def test_while_it_waits_it_has_no_child_process_and_one_thread(host: Host) -> None:
+def test_waiting_process_has_no_child_and_one_thread(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as running:
         wait_until(lambda: threads_of(running.pid) == 1)
@@ -528,7 +528,7 @@ def systemd(host: Host) -> Receiver:
     return Receiver(host.root / "notify")
 
 
-def test_systemd_is_told_what_is_waited_for_and_to_be_patient(host: Host, systemd: Receiver) -> None:
+def test_systemd_gets_status_and_timeout_extension(host: Host, systemd: Receiver) -> None:
     host.guest("web", host.images / "a")
     with systemd, waiting(host, "--timeout", "1000", NOTIFY_SOCKET=systemd.address) as running:
         name, microseconds = systemd.take().split("=")
@@ -543,17 +543,17 @@ def test_systemd_is_told_what_is_waited_for_and_to_be_patient(host: Host, system
 
 
 @pytest.mark.promise("systemd takes no notification at the moment")
-def test_systemd_is_told_again_until_it_takes_it(host: Host, systemd: Receiver) -> None:
+def test_systemd_status_is_resent_until_accepted(host: Host, systemd: Receiver) -> None:
     host.guest("web", host.images / "a")
     systemd.fill()
     with systemd, waiting(host, "--timeout", "1000", NOTIFY_SOCKET=systemd.address):
-        while (told := systemd.take()) == "noise":
+        while (message := systemd.take()) == "noise":
             pass
-    assert "EXTEND_TIMEOUT_USEC=" in told
+    assert "EXTEND_TIMEOUT_USEC=" in message
 
 
 @pytest.mark.parametrize("address", ["{}/notify", f"@xendomains-wait-disk-{os.getpid()}"], ids=["file", "abstract"])
-def test_systemd_is_told_of_a_timeout(host: Host, address: str) -> None:
+def test_systemd_gets_status_at_the_timeout(host: Host, address: str) -> None:
     host.guest("web", host.images / "a")
     with Receiver(address.format(host.root)) as systemd:
         host.run("--timeout", "0", NOTIFY_SOCKET=systemd.address)
@@ -562,13 +562,13 @@ def test_systemd_is_told_of_a_timeout(host: Host, address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["/nowhere", "@", "vsock:2:1", "relative", "/a\nb", "/" + "x" * 200, "/\udcff"])
-def test_an_odd_notify_socket_does_not_matter(host: Host, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_bad_notify_socket_is_harmless(host: Host, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     assert xwd.notify("STATUS=Waiting") is True
 
 
-def test_with_everything_ready_systemd_is_only_told_to_be_patient(host: Host, systemd: Receiver) -> None:
+def test_systemd_gets_only_timeout_extension_with_everything_ready(host: Host, systemd: Receiver) -> None:
     host.guest("web", host.image("a"))
     with systemd:
         host.run(NOTIFY_SOCKET=systemd.address)
-        assert [told.partition("=")[0] for told in systemd.take_all()] == ["EXTEND_TIMEOUT_USEC"]
+        assert [message.partition("=")[0] for message in systemd.take_all()] == ["EXTEND_TIMEOUT_USEC"]

@@ -48,17 +48,17 @@ def default(tmp_path: Path) -> Path:
 ALL = "XENDOMAINS_AUTO=/etc/xen/auto\nXENDOMAINS_SAVE=/var/lib/xen/save\n"
 
 
-def test_the_directories_are_taken_from_it(sysconfig: Path) -> None:
+def test_directories_come_from_the_settings_file(sysconfig: Path) -> None:
     xendomains, problems = read(sysconfig, ALL + "XENDOMAINS_RESTORE=true\n")
     assert (xendomains.auto, xendomains.save, problems) == ("/etc/xen/auto", "/var/lib/xen/save", "")
 
 
 @pytest.mark.parametrize("directory", ["/etc/xen/auto/", "etc/xen/auto"])
-def test_a_slash_too_many_or_too_few_does_not_matter(sysconfig: Path, directory: str) -> None:
+def test_extra_or_missing_slash_makes_no_difference(sysconfig: Path, directory: str) -> None:
     assert read(sysconfig, f"XENDOMAINS_AUTO={directory}\n")[0].auto == "/etc/xen/auto"
 
 
-def test_bash_evaluates_it(sysconfig: Path) -> None:
+def test_settings_file_is_evaluated_by_bash(sysconfig: Path) -> None:
     xendomains, _ = read(sysconfig, 'if true; then XENDOMAINS_AUTO="/etc/xen/$(echo "$((40 + 2))")"; fi\n')
     assert xendomains.auto == "/etc/xen/42"
 
@@ -76,7 +76,7 @@ def test_unset_and_empty_variables_mean_no_guests(sysconfig: Path, text: str) ->
     assert problems == f"{sysconfig}: sets no directory of guests (XENDOMAINS_AUTO), so xendomains starts none."
 
 
-def test_variables_of_the_environment_do_not_count(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_are_ignored(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XENDOMAINS_AUTO", "/from/the/environment")
     assert read(sysconfig, "")[0].auto == ""
 
@@ -88,7 +88,7 @@ def test_bash_reads_no_other_file_first(sysconfig: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.promise("The environment is odd (PATH, BASH_ENV, SHELLOPTS), or SIGCHLD is ignored")
-def test_nothing_of_our_environment_changes_what_bash_does(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_does_not_affect_bash(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHELLOPTS", "noexec")
     monkeypatch.setenv("BASH_FUNC_printf%%", "() { echo mine; }")
     monkeypatch.setenv("PATH", "/nowhere")
@@ -96,7 +96,7 @@ def test_nothing_of_our_environment_changes_what_bash_does(sysconfig: Path, monk
     assert read(sysconfig, exported)[0].auto == "/PATH PWD SHLVL"
 
 
-def test_pipes_in_it_end_as_they_do_for_xendomains(sysconfig: Path) -> None:
+def test_pipes_in_settings_end_as_they_do_for_xendomains(sysconfig: Path) -> None:
     """Python ignores SIGPIPE, and what it starts would inherit that."""
     assert read(sysconfig, "yes | head -1\nXENDOMAINS_AUTO=/${PIPESTATUS[0]}\n")[0].auto == "/141"
 
@@ -104,28 +104,28 @@ def test_pipes_in_it_end_as_they_do_for_xendomains(sysconfig: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "restores"), [("true", True), ("yes", False), ("1", False), ("TRUE", False), ("", False)]
 )
-def test_upstream_restores_only_if_it_says_true(sysconfig: Path, value: str, restores: bool) -> None:
+def test_upstream_restores_only_if_the_variable_is_true(sysconfig: Path, value: str, restores: bool) -> None:
     assert bool(read(sysconfig, f"{ALL}XENDOMAINS_RESTORE={value}\n")[0].save) is restores
 
 
 @pytest.mark.parametrize(("value", "restores"), [("true", True), ("false", True), ("no", True), ("", False)])
-def test_debian_restores_if_it_says_anything(default: Path, value: str, restores: bool) -> None:
+def test_debian_restores_if_the_variable_is_not_empty(default: Path, value: str, restores: bool) -> None:
     assert bool(read(default, f"{ALL}XENDOMAINS_RESTORE={value}\n")[0].save) is restores
 
 
-def test_upstreams_xendomains_may_read_etc_default_too(default: Path) -> None:
+def test_upstream_may_also_read_etc_default(default: Path) -> None:
     script = default.parent.parent / "init.d" / "xendomains"
     script.write_text("#!/bin/bash\n. /etc/xen/scripts/hotplugpath.sh\n$LIBEXEC_BIN/xendomains start\n")
     assert read(default, f"{ALL}XENDOMAINS_RESTORE=false\n")[0].save == ""
 
 
-def test_without_an_init_script_it_is_upstreams_that_reads_etc_default(default: Path) -> None:
+def test_etc_default_belongs_to_upstream_without_an_init_script(default: Path) -> None:
     """As on NixOS, or where Xen was built for this place."""
     (default.parent.parent / "init.d" / "xendomains").unlink()
     assert read(default, f"{ALL}XENDOMAINS_RESTORE=false\n")[0].save == ""
 
 
-def test_the_first_settings_file_that_exists_counts(tmp_path: Path) -> None:
+def test_first_existing_settings_file_is_used(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("one", "two", "three")]
     files[1].write_text("XENDOMAINS_AUTO=/two\n")
     files[2].write_text("XENDOMAINS_AUTO=/three\n")
@@ -133,23 +133,23 @@ def test_the_first_settings_file_that_exists_counts(tmp_path: Path) -> None:
     assert xendomains.auto == "/two"
 
 
-def test_our_own_settings_go_before_its_directories(sysconfig: Path) -> None:
+def test_own_settings_override_the_directories_of_xendomains(sysconfig: Path) -> None:
     xendomains, _ = read(sysconfig, ALL + "XENDOMAINS_RESTORE=true\n", auto="/a", save="/s")
     assert (xendomains.auto, xendomains.save) == ("/a", "/s")
 
 
-def test_saved_domains_are_not_restored_wherever_they_are_if_xendomains_does_not(sysconfig: Path) -> None:
+def test_save_directory_of_own_settings_is_unused_if_xendomains_does_not_restore(sysconfig: Path) -> None:
     assert read(sysconfig, ALL, save="/s")[0].save == ""
 
 
-def test_a_syntax_error_is_named_with_its_line_and_what_comes_before_counts(sysconfig: Path) -> None:
+def test_syntax_error_is_reported_with_its_line_and_earlier_settings_are_used(sysconfig: Path) -> None:
     xendomains, problems = read(sysconfig, f"{ALL}if then\nXENDOMAINS_AUTO=/later\n")
     assert xendomains.auto == "/etc/xen/auto"
     assert f"{sysconfig}: has a syntax error (line 3: syntax error near unexpected token `then')" in problems
 
 
 @pytest.mark.parametrize("last", ["false", "return 3", "/nowhere/command", "readonly x=1; x=2"])
-def test_how_a_file_ends_does_not_matter(sysconfig: Path, last: str) -> None:
+def test_exit_status_of_settings_file_is_ignored(sysconfig: Path, last: str) -> None:
     """xendomains goes on all the same."""
     xendomains, problems = read(sysconfig, f"{ALL}{last}\n")
     assert (xendomains.auto, problems) == ("/etc/xen/auto", "")
@@ -159,7 +159,7 @@ def test_how_a_file_ends_does_not_matter(sysconfig: Path, last: str) -> None:
 @pytest.mark.parametrize(
     "text", ["exit 3\n", "exit 0\n", "set -e\nfalse\n", "set -u\nx=$undefined\n", "exec true\n", "kill -9 $$\n"]
 )
-def test_a_file_that_ends_the_shell_is_told_of_and_xens_defaults_are_taken(sysconfig: Path, text: str) -> None:
+def test_file_that_exits_the_shell_is_reported_and_xens_defaults_are_used(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n" + text)
     assert xendomains.auto == "/etc/xen/auto"
     assert f"{sysconfig}: ends the shell that sources it; waiting for the guests in /etc/xen/auto" in problems
@@ -176,7 +176,7 @@ def test_a_file_that_ends_the_shell_is_told_of_and_xens_defaults_are_taken(sysco
         "exec 1>&-; sleep 600",
     ],
 )
-def test_a_file_that_hangs_is_told_of_and_left(host: Host, text: str) -> None:
+def test_hanging_file_is_reported_and_abandoned(host: Host, text: str) -> None:
     host.configure("timeout = 500ms")
     host.conf.write_text(f"{host.conf.read_text()}auto = {host.auto}\nsave = {host.save}\n")
     host.settings.write_text(f"{text}\n")
@@ -188,14 +188,14 @@ def test_a_file_that_hangs_is_told_of_and_left(host: Host, text: str) -> None:
 
 
 @pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
-def test_what_a_file_that_hangs_has_started_is_ended_too(host: Host, tmp_path: Path) -> None:
+def test_processes_started_by_a_hanging_file_are_killed(host: Host, tmp_path: Path) -> None:
     child = tmp_path / "child"
     host.settings.write_text(f"sleep 600 & echo $! >{child}.new; mv {child}.new {child}; wait\n")
     assert "was not read within 2s" in host.run("--timeout", "2").messages
     wait_until(lambda: not child.exists() or has_ended(int(child.read_text())))
 
 
-def test_what_a_signal_finds_running_is_ended_too(host: Host, tmp_path: Path) -> None:
+def test_signal_also_kills_processes_started_by_the_file(host: Host, tmp_path: Path) -> None:
     child = tmp_path / "child"
     host.settings.write_text(f"sleep 600 & echo $! >{child}.new; mv {child}.new {child}; wait\n")
     with host.start("--timeout", "600") as running:
@@ -214,31 +214,31 @@ def has_ended(process: int) -> bool:
     return status.rpartition(") ")[2].startswith("Z")
 
 
-def test_it_gets_no_input_and_its_output_is_dropped(sysconfig: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_file_gets_no_input_and_its_output_is_dropped(sysconfig: Path, capfd: pytest.CaptureFixture[str]) -> None:
     xendomains, problems = read(sysconfig, f"echo noise; echo noise >&2; read line || {ALL.splitlines()[0]}\n")
     assert (xendomains.auto, problems) == ("/etc/xen/auto", "")
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_process_left_behind_does_not_hold_us(host: Host) -> None:
+def test_process_left_behind_causes_no_delay(host: Host) -> None:
     host.settings.write_text(f"sleep 600 &\n{host.settings.read_text()}")
     host.guest("web", host.image("web"))
     assert [domain["name"] for domain in host.list()["guests"]] == ["web"]
 
 
 @pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
-def test_output_without_end_does_not_hold_us(host: Host) -> None:
+def test_endless_output_causes_no_delay(host: Host) -> None:
     host.settings.write_text(f"yes &\n{host.settings.read_text()}")
     assert host.run().messages == ""
 
 
-def test_a_file_that_prints_more_than_directories_are_long_is_told_of(sysconfig: Path) -> None:
+def test_excessive_output_is_reported(sysconfig: Path) -> None:
     xendomains, problems = read(sysconfig, f"printf -v XENDOMAINS_AUTO '/%0{xwd.MAX_CONFIGURATION}d' 0\n")
     assert xendomains.auto == xwd.DEFAULT_AUTO
     assert f"{sysconfig}: makes bash print more than 131072 bytes" in problems
 
 
-def test_a_file_that_is_too_large_is_told_of(sysconfig: Path) -> None:
+def test_oversized_file_is_reported(sysconfig: Path) -> None:
     xendomains, problems = read(sysconfig, ALL + "# \n" * xwd.MAX_CONFIGURATION)
     assert xendomains.auto == xwd.DEFAULT_AUTO
     assert f"{sysconfig}: is too large for a configuration: more than 131072 bytes" in problems
@@ -249,7 +249,7 @@ def ignore_children() -> None:
 
 
 @pytest.mark.promise("The environment is odd (PATH, BASH_ENV, SHELLOPTS), or SIGCHLD is ignored")
-def test_where_a_parent_ignores_the_end_of_its_children_settings_count_all_the_same(host: Host) -> None:
+def test_settings_are_read_though_the_parent_ignores_sigchld(host: Host) -> None:
     """What is started by such a process ignores SIGCHLD as well, and then the kernel keeps no status of a child."""
     host.guest("web", host.images / "missing")
     result = host.run("--timeout", "0", options={"preexec_fn": ignore_children})
@@ -267,7 +267,7 @@ def test_where_a_parent_ignores_the_end_of_its_children_settings_count_all_the_s
         (0o644, NOBODY, f"it belongs to user {NOBODY}, not to root (fix: chown root {{}})"),
     ],
 )
-def test_a_file_that_others_may_write_counts_and_is_warned_of(sysconfig: Path, mode: int, owner: int, why: str) -> None:
+def test_file_writable_by_others_is_used_with_a_warning(sysconfig: Path, mode: int, owner: int, why: str) -> None:
     """xendomains sources it as root all the same."""
     read(sysconfig, ALL)
     sysconfig.chmod(mode)
@@ -278,7 +278,7 @@ def test_a_file_that_others_may_write_counts_and_is_warned_of(sysconfig: Path, m
     assert findings == [xwd.Finding(problem, file=str(sysconfig))]
 
 
-def test_the_boot_is_warned_of_settings_that_others_may_write(host: Host) -> None:
+def test_boot_logs_warning_for_settings_writable_by_others(host: Host) -> None:
     host.settings.chmod(0o666)
     result = host.run()
     assert result.status == xwd.EXIT_READY
@@ -286,7 +286,7 @@ def test_the_boot_is_warned_of_settings_that_others_may_write(host: Host) -> Non
 
 
 @pytest.mark.promise("xendomains' settings cannot be read (EIO, EACCES, a dangling link)")
-def test_a_directory_in_its_place_is_told_of(tmp_path: Path) -> None:
+def test_directory_instead_of_a_file_is_reported(tmp_path: Path) -> None:
     xendomains, problems = read_first(tmp_path)
     assert xendomains.auto == xwd.DEFAULT_AUTO
     assert f"{tmp_path}: is a directory, not a regular file; waiting for the guests in /etc/xen/auto" in problems
@@ -294,7 +294,7 @@ def test_a_directory_in_its_place_is_told_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES])
 @pytest.mark.parametrize("call", ["lstat", "stat", "open", "read"])
-def test_a_file_that_is_there_in_any_way_and_cannot_be_read_is_told_of(
+def test_existing_file_that_cannot_be_read_is_reported(
     sysconfig: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     def fail(*_: object) -> None:
@@ -319,7 +319,7 @@ def test_a_file_that_is_there_in_any_way_and_cannot_be_read_is_told_of(
 
 
 @pytest.mark.promise("xendomains' settings cannot be read (EIO, EACCES, a dangling link)")
-def test_a_link_to_nothing_in_its_place_is_told_of(sysconfig: Path) -> None:
+def test_dangling_link_instead_of_a_file_is_reported(sysconfig: Path) -> None:
     """xendomains would find it once what the link points to is mounted."""
     sysconfig.parent.mkdir(parents=True)
     sysconfig.symlink_to("/nowhere/xendomains")
@@ -328,21 +328,21 @@ def test_a_link_to_nothing_in_its_place_is_told_of(sysconfig: Path) -> None:
     assert f"{sysconfig}: cannot be read (No such file or directory); waiting for the guests in" in problems
 
 
-def test_what_is_waited_for_instead_are_the_directories_of_our_own_settings(tmp_path: Path) -> None:
+def test_own_settings_are_used_if_the_file_cannot_be_read(tmp_path: Path) -> None:
     xendomains, problems = read_first(tmp_path, auto="/a", save="/s")
     assert (xendomains.auto, xendomains.save) == ("/a", "/s")
     assert "; waiting for the guests in /a and /s instead." in problems
 
 
 @pytest.mark.promise("It works without what a host may lack")
-def test_without_bash_xens_defaults_are_taken(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xens_defaults_are_used_without_bash(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xwd, "BASH", "/nowhere/bash")
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n")
     assert xendomains.auto == xwd.DEFAULT_AUTO
     assert f"{sysconfig}: cannot be read with /nowhere/bash and /dev/null (No such file or directory)" in problems
 
 
-def test_without_any_settings_file_the_exit_status_is_6(host: Host) -> None:
+def test_exit_status_is_6_without_any_settings_file(host: Host) -> None:
     host.settings.unlink()
     result = host.run()
     assert result.status == xwd.EXIT_NO_XENDOMAINS
@@ -357,14 +357,14 @@ def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
     assert host.list() == {"version": 1, "ready": False, "guests": [], "directories": [directory]}
 
 
-def test_hidden_files_do_not_count_and_backups_do(host: Host) -> None:
+def test_hidden_files_are_ignored_and_backups_are_not(host: Host) -> None:
     host.guest("web", host.image("web"))
     (host.auto / ".gitkeep").touch()
     (host.auto / "web.cfg~").write_text('name = "old"\n')
     assert [domain["name"] for domain in host.list()["guests"]] == ["web", "old"]
 
 
-def test_a_directory_that_is_a_file_system_of_its_own_has_nothing_wrong_in_it(host: Host) -> None:
+def test_lost_and_found_directory_causes_no_message(host: Host) -> None:
     (host.auto / "lost+found").mkdir()
     (host.save / "lost+found").mkdir()
     assert host.run().messages == ""

@@ -194,9 +194,9 @@ def compare(
         xen = Xen(Path(directory), leaf, saved, configured, restore)
         init = xen.root / "etc" / "init.d" / "xendomains"
         init.write_text("$LIBEXEC_BIN/xendomains start\n" if leaf != "default" else "")
-        said = xen.ours()
+        predicted = xen.ours()
         asked = script(xen)
-        assert said == asked
+        assert predicted == asked
         count["hosts"] += 1
         count["asked"] += len(asked)
 
@@ -239,7 +239,7 @@ examples = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=
 @pytest.mark.skipif(not DEBIANS, reason="Debian's xendomains is not here (package xen-utils-common)")
 @given(unique(saved_files), unique(configurations | with_a_blank), RESTORE)
 @examples
-def test_what_debians_xendomains_starts(
+def test_same_guests_start_as_with_debians_xendomains(
     count: dict[str, int], saved: list[File], configured: list[File], restore: str
 ) -> None:
     compare(debians, count, "default", saved, configured, restore)
@@ -249,7 +249,7 @@ def test_what_debians_xendomains_starts(
 @pytest.mark.skipif(not UPSTREAMS, reason="upstream's xendomains is not here (package xen-utils-4.17 or the like)")
 @given(unique(saved_files), unique(configurations | with_a_blank), RESTORE)
 @examples
-def test_what_upstreams_xendomains_starts(
+def test_same_guests_start_as_with_upstreams_xendomains(
     count: dict[str, int], saved: list[File], configured: list[File], restore: str
 ) -> None:
     compare(upstreams, count, "sysconfig", saved, configured, restore)

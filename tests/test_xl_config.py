@@ -124,7 +124,7 @@ def test_an_error_names_the_line_and_the_text(text: str, message: str) -> None:
         ("colo-port=0,vdev=xvda,target=/x", "not a colo-port: '0'"),
     ],
 )
-def test_an_error_in_a_disk_says_what_is_wrong(specification: str, message: str) -> None:
+def test_error_in_a_disk_names_the_problem(specification: str, message: str) -> None:
     written = specification.replace("\n", "\\n")
     assert refusal(f'name="web"\ndisk=["{written}"]\n').startswith(f"disk '{specification}': {message}")
 
@@ -141,20 +141,20 @@ def test_an_error_in_a_disk_says_what_is_wrong(specification: str, message: str)
         "untrusted",
     ],
 )
-def test_what_does_not_matter_here_is_read_all_the_same(parameter: str) -> None:
+def test_irrelevant_disk_parameters_are_accepted(parameter: str) -> None:
     assert xwd.parse_disk(f"{parameter},vdev=xvda,target=/x") == xwd.Disk("xvda", "/x", "raw", writes=True)
 
 
-def test_a_lone_equals_sign_at_the_end_is_passed_over_as_xl_does() -> None:
+def test_lone_equals_sign_at_the_end_is_ignored_as_by_xl() -> None:
     assert xwd.parse_disk("/x,raw,xvda,w,=") == xwd.Disk("xvda", "/x", "raw", writes=True)
 
 
-def test_strings_are_joined() -> None:
+def test_adjacent_strings_are_joined() -> None:
     assert parse('name="we"\nname+="b"\n').name == "web"
 
 
 @pytest.mark.parametrize("prefix", ["dmmd", "npiv"])
-def test_suses_prefixes_are_dropped_and_a_script_beside_them_stays(prefix: str) -> None:
+def test_suse_prefixes_are_dropped_and_an_explicit_script_is_kept(prefix: str) -> None:
     assert xwd.parse_disk(f"{prefix}:/dev/vg/lv,xvda,w") == xwd.parse_disk("phy:/dev/vg/lv,xvda,w")
     assert xwd.parse_disk(f"script=block-{prefix},{prefix}:md;/dev/md0,xvda,w").script == f"block-{prefix}"
 
@@ -168,7 +168,7 @@ def test_suses_prefixes_are_dropped_and_a_script_beside_them_stays(prefix: str) 
         ('type="pvh"\nbuilder="generic"', "type and builder contradict each other (remove builder)"),
     ],
 )
-def test_a_type_that_xl_refuses(text: str, message: str) -> None:
+def test_guest_type_refused_by_xl_is_refused(text: str, message: str) -> None:
     assert refusal(f'name="web"\n{text}\n') == message
 
 
@@ -185,7 +185,7 @@ def test_a_type_that_xl_refuses(text: str, message: str) -> None:
         ('type=["PV"]', "pv"),
     ],
 )
-def test_a_type_that_xl_accepts(text: str, kind: str) -> None:
+def test_guest_type_accepted_by_xl_is_accepted(text: str, kind: str) -> None:
     assert xwd.type_in(xwd.parse_xl_config(f"{text}\n")) == kind
 
 
@@ -201,22 +201,22 @@ def test_a_type_that_xl_accepts(text: str, kind: str) -> None:
         (["/dev/vg/a,raw,xvda,w", "/dev/vg/b,raw,xvda,w"], "two disks have the vdev 'xvda'"),
     ],
 )
-def test_a_disk_that_libxl_refuses(disks: list[str], message: str) -> None:
+def test_disk_refused_by_libxl_is_refused(disks: list[str], message: str) -> None:
     assert refusal(f'name="web"\ndisk={json.dumps(disks)}\n') == message
 
 
-def test_vdevs_that_libxl_knows() -> None:
+def test_vdevs_known_to_libxl_are_accepted() -> None:
     """xen-vbd-interface(7)"""
     vdevs = ["xvda", "xvda1", "xvdb255", "xvdzz", "hdd63", "sdp15", "d0p3", "d16p0", "51713", "0xca02"]
     text = f'name="web"\ndisk={json.dumps([f"/dev/x,raw,{vdev},w" for vdev in vdevs])}\n'
     assert [disk.vdev for disk in parse(text).disks] == vdevs
 
 
-def test_what_a_driver_domain_or_a_script_attaches_needs_no_target() -> None:
+def test_disk_of_a_driver_domain_or_script_needs_no_target() -> None:
     assert len(parse('name="web"\ndisk=["backend=storage,phy:,xvda,w", "script=block-x,phy:,xvdb,w"]\n').disks) == 2
 
 
-def test_a_disk_that_is_a_string_is_no_disk_and_warned_of() -> None:
+def test_disk_given_as_a_string_is_ignored_with_a_warning() -> None:
     domain = parse('name="web"\ndisk="/dev/x,raw,xvda"\n')
     assert domain.disks == ()
     assert domain.warnings == ("line 2: disk is a string, not a list, so xl gives the domain no disks",)
@@ -226,14 +226,14 @@ def test_the_list_of_disks_ends_at_the_first_list_in_it() -> None:
     assert len(parse('name="web"\ndisk=["/a,raw,xvda", ["/b,raw,xvdb"], "/c,raw,xvdc"]\n').disks) == 1
 
 
-def test_bytes_that_are_no_utf8_reach_the_file_system_unchanged() -> None:
+def test_invalid_utf8_reaches_the_file_system_unchanged() -> None:
     target = parse(b'name="w"\ndisk=["/srv/b\xfcro.img,raw,xvda"]\n'.decode("utf-8", "surrogateescape")).disks[0].target
     assert target.encode("utf-8", "surrogateescape") == b"/srv/b\xfcro.img"
 
 
 @pytest.mark.promise("No file makes it crash or hang")
 @given(any_configuration)
-def test_no_configuration_does_anything_but_be_read_or_refused(text: str) -> None:
+def test_any_configuration_is_either_read_or_refused(text: str) -> None:
     try:
         assert parse(text).source == "/etc/xen/auto/web.cfg"
     except xwd.ConfigError as refused:
@@ -241,7 +241,7 @@ def test_no_configuration_does_anything_but_be_read_or_refused(text: str) -> Non
 
 
 @given(specification)
-def test_no_disk_specification_does_anything_but_be_read_or_refused(text: str) -> None:
+def test_any_disk_specification_is_either_read_or_refused(text: str) -> None:
     try:
         assert xwd.parse_disk(text) == xwd.parse_disk(text)
     except xwd.ConfigError as refused:
@@ -249,6 +249,6 @@ def test_no_disk_specification_does_anything_but_be_read_or_refused(text: str) -
 
 
 @given(st.text(st.characters(blacklist_characters="\0\n\r"), max_size=30))
-def test_any_target_survives_its_way_through_a_configuration(target: str) -> None:
+def test_any_target_in_a_configuration_is_read_unchanged(target: str) -> None:
     disk = parse(f'name="web"\ndisk=[{quoted(f"vdev=xvda,target=/{target}")}]\n').disks[0]
     assert disk.target == f"/{target}".removesuffix(",")

@@ -157,7 +157,7 @@ def test_disk_specifications_are_read_as_suses_xl_reads_them(oracle: Oracle, tex
         "script=block-dmmd,dmmd:md;/dev/md0,xvda,w", "dmmd:/dev/vg/lv,xvda,w", "npiv:/dev/vg/lv,hdc:cdrom,r",
     ],
 )  # fmt: skip
-def test_what_suses_xl_takes_is_taken(oracle: Oracle, suses: str) -> None:
+def test_suse_extensions_to_disk_syntax_are_accepted(oracle: Oracle, suses: str) -> None:
     assert ours(f'name="web"\ndisk=["{suses}"]\n'.encode()) != REFUSED
 
 
@@ -190,7 +190,9 @@ def test_odd_disk_specifications_are_read_as_xl_reads_them(oracle: Oracle, speci
     "specification",
     ["vdev=xvda,target=/x\n,ro", "vdev=xvda,\ntarget=/x", "/x\n,raw,xvda", "/x,raw,xvda\n", "\n/x,raw,xvda"],
 )
-def test_a_line_break_in_a_disk_specification_is_refused_which_xl_may_take(oracle: Oracle, specification: str) -> None:
+def test_line_break_in_a_disk_specification_is_refused_though_xl_may_accept_it(
+    oracle: Oracle, specification: str
+) -> None:
     configuration = f'name="web"\ndisk=[{quoted(specification)}]\n'.encode()
     assert oracle.ask(configuration) != REFUSED
     with pytest.raises(xwd.ConfigError, match=LINE_BREAK):
@@ -202,12 +204,12 @@ def nested(depth: int) -> bytes:
 
 
 @pytest.mark.parametrize("depth", [1, 100, 4995, 4996])
-def test_lists_may_be_nested_as_deep_as_xl_allows(oracle: Oracle, depth: int) -> None:
+def test_lists_nested_within_xls_limit_are_read_as_by_xl(oracle: Oracle, depth: int) -> None:
     assert ours(nested(depth)) == oracle.ask(nested(depth)) == ("web",)
 
 
 @pytest.mark.parametrize("depth", [4997, 60_000])
-def test_lists_may_be_nested_deeper_than_xls_stack(oracle: Oracle, depth: int) -> None:
+def test_lists_nested_deeper_than_xls_limit_are_read(oracle: Oracle, depth: int) -> None:
     assert oracle.ask(nested(depth)) == REFUSED
     assert ours(nested(depth)) == ("web",)
 

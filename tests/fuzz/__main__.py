@@ -66,13 +66,13 @@ def fuzz(target: str, seconds: float) -> str:
     with log.open("w") as messages:
         environment = {**os.environ, "FUZZ_TIME": str(seconds)}
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment)
-    said = log.read_text(errors="replace")
+    output = log.read_text(errors="replace")
     if done.returncode != 0:
-        sys.exit(f"{done.stdout}{said[-4000:]}\n{target} failed; see {log} and the input in {WORK}")
+        sys.exit(f"{done.stdout}{output[-4000:]}\n{target} failed; see {log} and the input in {WORK}")
     inputs, refused, took, slowest, slowest_input, warm, grown = json.loads(done.stdout)
     with log.open("a") as messages:
         print(f"slowest: {slowest} s for {slowest_input}", file=messages)
-    edges = re.findall(r" cov: (\d+) ", said)
+    edges = re.findall(r" cov: (\d+) ", output)
     return row(
         target,
         inputs,

@@ -150,13 +150,13 @@ HOST = Host(
 )
 
 
-def test_the_wait_ends_when_its_time_is_over(boot: Boot) -> None:
+def test_wait_ends_at_the_timeout(boot: Boot) -> None:
     assert boot.wait["ExecMainStatus"] == "1"
     assert boot.waited > 20
-    assert boot.wait_ended - boot.said_first < 20 + boot.soon
+    assert boot.wait_ended - boot.first_logged < 20 + boot.soon
 
 
-def test_the_last_messages_say_why_and_what_to_do(boot: Boot) -> None:
+def test_last_messages_give_reason_and_command(boot: Boot) -> None:
     last = [message for message in boot.messages() if " is still missing after 20s: " in message]
     assert last == [
         f"{row.path} for {name} is still missing after 20s: {row.reason}{row.advice}" for name, row in ROWS.items()
@@ -167,14 +167,14 @@ def test_the_last_messages_say_why_and_what_to_do(boot: Boot) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_it_is_told_at_once_and_in_fields(boot: Boot, name: str) -> None:
+def test_reason_is_logged_at_once_with_fields(boot: Boot, name: str) -> None:
     row = ROWS[name]
     waiting = boot.entry(f"still waiting for {re.escape(f'{row.path} for {name}... ({row.reason})')}")
     fields = {"DISK": row.path, "DOMAIN": name, "STATE": row.state, "REASON": row.reason, "HINT": row.hint}
     assert {key: waiting[key] for key in fields} == fields
 
 
-def test_the_table_says_the_same_outside_of_the_sandbox(boot: Boot) -> None:
+def test_list_outside_the_sandbox_shows_the_same_reasons(boot: Boot) -> None:
     def table(name: str) -> list[list[str]]:
         return [re.split(" {2,}", line) for line in boot.text(name).splitlines()]
 
@@ -185,13 +185,13 @@ def test_the_table_says_the_same_outside_of_the_sandbox(boot: Boot) -> None:
     assert table("list-v") == [header, *advised]
 
 
-def test_json_says_it_as_well(boot: Boot) -> None:
+def test_json_has_the_same_reasons(boot: Boot) -> None:
     guests = json.loads(boot.text("list.json"))["guests"]
-    said = {guest["name"]: Row(*(guest["disks"][0][key] or "" for key in Row._fields)) for guest in guests}
-    assert said == ROWS
+    shown = {guest["name"]: Row(*(guest["disks"][0][key] or "" for key in Row._fields)) for guest in guests}
+    assert shown == ROWS
 
 
-def test_what_is_advised_are_commands_with_options_that_they_have(boot: Boot) -> None:
+def test_suggested_commands_exist_and_have_these_options(boot: Boot) -> None:
     """Debian has no ZFS in main."""
     taken = re.findall(r"^# (.+)\n((?:[^#\n].*\n|\n)*)# (\d+)$", boot.text("advice-taken"), re.MULTILINE)
     assert {command for command, _, _ in taken} == {row.hint for row in ROWS.values()} - {""}

@@ -36,12 +36,12 @@ def test_the_guest_sees_the_image(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 24}
 
 
-def test_the_wait_lasts_until_its_backing_files_are_there(boot: Boot) -> None:
+def test_the_wait_lasts_until_the_backing_files_exist(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     # No event tells of a mount: the next look, a second later at most, sees it.
     assert -0.5 < boot.released_after < boot.soon + 1
 
 
-def test_it_is_told_which_file_lacks(boot: Boot) -> None:
+def test_missing_backing_file_is_named(boot: Boot) -> None:
     waiting = boot.entry(r"still waiting for /srv/web\.qcow2 for web\.\.\. .*/mnt/images/middle\.qcow2.*")
     assert waiting["STATE"] == "not-ready"

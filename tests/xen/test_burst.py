@@ -29,7 +29,7 @@ HOST = Host(
 )
 
 
-def test_all_are_released_within_a_second_of_the_last(boot: Boot) -> None:
+def test_all_guests_are_released_within_a_second_of_the_last_disk(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.released_in_time
     assert boot.xendomains_started > boot.wait_ended

@@ -43,7 +43,7 @@ def test_the_guest_sees_the_cached_volume_when_it_is_active(boot: Boot) -> None:
     assert " cache " in boot.text("table")
 
 
-def test_the_fast_disk_is_what_lacks(boot: Boot) -> None:
+def test_missing_fast_disk_is_named(boot: Boot) -> None:
     waiting = boot.entry(r"still waiting for /dev/vg/lv for web\.\.\. .*")
     assert waiting["STATE"] == "missing"
     # The group lacks it, or there is no file behind the loop device that it is.

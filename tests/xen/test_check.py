@@ -142,7 +142,7 @@ def warnings(problems: Iterable[tuple[str, str]]) -> set[tuple[str, str, str]]:
     return {("warning", guest, problem) for guest, problem in problems}
 
 
-def test_the_last_boot_tells_what_it_waited_for(boot: Boot) -> None:
+def test_last_shows_what_the_boot_waited_for(boot: Boot) -> None:
     last, status = answer(boot, "last.json")
     assert (last["version"], last["result"], last["timeout"], status) == (1, "timeout", 20, "1")
     assert 19 < last["waited"] < 30
@@ -157,12 +157,12 @@ def test_the_last_boot_tells_what_it_waited_for(boot: Boot) -> None:
     assert "missing" in boot.text("last") and boot.text("last").endswith("status 1\n")
 
 
-def test_the_record_is_for_root(boot: Boot) -> None:
+def test_record_is_readable_only_by_root(boot: Boot) -> None:
     (line,) = boot.text("run").splitlines()[1:]
     assert line.startswith("-rw------- 1 root root ") and line.endswith(" last.json")
 
 
-def test_the_boot_is_summed_up(boot: Boot) -> None:
+def test_boot_ends_with_a_summary(boot: Boot) -> None:
     useless = "no guest starts from /etc/xen/auto/broken"
     later = re.escape("(once its disk is ready, start it with: xendomains-wait-disk start gone)")
     entry = boot.entry(f"xendomains starts now; these guests will probably not come up: gone; {useless} {later}\\.")
@@ -170,13 +170,13 @@ def test_the_boot_is_summed_up(boot: Boot) -> None:
     assert 19 < float(entry["WAITED_SEC"]) < 30
 
 
-def test_the_lines_for_monitoring_tell_how_it_went(boot: Boot) -> None:
+def test_metrics_give_the_outcome(boot: Boot) -> None:
     assert boot.text("is-failed") == "failed\n"
     entry = json.loads(boot.text("summary"))
     assert (entry["RESULT"], entry["MISSING"]) == ("timeout", "1")
 
 
-def test_on_a_host_that_is_set_up_well_only_the_broken_guest_is_found(boot: Boot) -> None:
+def test_check_finds_only_the_broken_guest_on_a_well_configured_host(boot: Boot) -> None:
     lines = boot.text("healthy").splitlines()
     gone = next(line for line in lines if "guest gone" in line)
     assert gone.startswith("  error: guest gone, xvda: /dev/disk/by-id/virtio-gone is missing: ")
@@ -186,7 +186,7 @@ def test_on_a_host_that_is_set_up_well_only_the_broken_guest_is_found(boot: Boot
     assert lines == [files[0], gone, files[1], broken, totals, "status 2"]
 
 
-def test_check_finds_all_that_the_next_boot_trips_over(boot: Boot) -> None:
+def test_check_finds_everything_that_would_break_the_next_boot(boot: Boot) -> None:
     assert answer(boot, "check.json")[1] == "2"
     findings = found(boot, "check.json")
     (unstable,) = (problem for _, guest, problem in findings if guest == "unstable")
@@ -222,7 +222,7 @@ def test_check_finds_all_that_the_next_boot_trips_over(boot: Boot) -> None:
     }
 
 
-def test_it_names_what_to_write_instead(boot: Boot) -> None:
+def test_check_suggests_the_persistent_name(boot: Boot) -> None:
     (fix,) = (one["fix"] for one in answer(boot, "check.json")[0]["findings"] if one["guest"] == "unstable")
     assert fix == f"write {by_id('plain')}"
 
@@ -242,21 +242,21 @@ def test_it_names_what_to_write_instead(boot: Boot) -> None:
         ("image", "/srv/mounted/image", "the file system mounted on /srv/mounted is not in /etc/fstab"),
     ],
 )
-def test_with_reboot_it_finds_what_does_not_come_back(boot: Boot, guest: str, path: str, reason: str) -> None:
+def test_check_reboot_finds_storage_that_would_not_come_back(boot: Boot, guest: str, path: str, reason: str) -> None:
     assert ("warning", guest, f"after a reboot, {path} will be missing: {reason}") in found(boot, "reboot.json")
 
 
-def test_with_reboot_it_finds_nothing_else(boot: Boot) -> None:
+def test_check_reboot_finds_nothing_else(boot: Boot) -> None:
     more = found(boot, "reboot.json") - found(boot, "check.json")
     assert {guest for _, guest, _ in more} == {"volume", "lun", "luks", "drbd", "loop", "image"}
     assert len(more) == 6
 
 
-def test_of_one_guest_only_its_own_findings_are_told(boot: Boot) -> None:
+def test_check_of_one_guest_reports_only_its_findings(boot: Boot) -> None:
     file, finding, totals, status = boot.text("web").splitlines()
     assert file == "/etc/xen/auto/web.cfg.bak:" and "error: guest web: " in finding
     assert totals.startswith("1 error, 0 warnings in ") and status == "status 2"
 
 
-def test_list_ends_with_2_because_a_guest_is_refused(boot: Boot) -> None:
+def test_list_gives_status_2_for_a_refused_guest(boot: Boot) -> None:
     assert boot.text("list").endswith("status 2\n")

@@ -45,7 +45,7 @@ def test_the_wait_lasts_until_the_device_is_resumed(boot: Boot) -> None:
     assert boot.released_in_time
 
 
-def test_the_opened_volume_is_found_before(boot: Boot) -> None:
+def test_open_crypt_volume_is_found_first(boot: Boot) -> None:
     messages = boot.messages()
     found = [message for message in messages if " found " in message]
     assert [message.split()[1] for message in found] == ["/dev/mapper/secret", "/dev/mapper/suspended"]

@@ -49,6 +49,6 @@ def test_the_wait_lasts_until_the_resources_are_up(boot: Boot) -> None:
     assert -0.5 < boot.wait_ended - ready < boot.soon + 1
 
 
-def test_it_is_told_why_and_what_helps(boot: Boot) -> None:
+def test_reason_and_command_are_logged(boot: Boot) -> None:
     waiting = boot.entry("still waiting for /dev/drbd/by-res/one/0 for by-prefix.*")
     assert (waiting["REASON"], waiting["HINT"]) == ("DRBD resource one is not up", "drbdadm up one")

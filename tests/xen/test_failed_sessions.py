@@ -101,12 +101,12 @@ def test_the_wait_lasts_until_the_sessions_recover(boot: Boot) -> None:
         ("volume", "/dev/vg/lv", "group"),
     ],
 )
-def test_it_is_told_why_and_what_helps(boot: Boot, guest: str, path: str, name: str) -> None:
+def test_reason_and_command_are_logged(boot: Boot, guest: str, path: str, name: str) -> None:
     reason = rf"the session with iSCSI target {TARGET}:{name} at [0-9.]+:3260 has failed"
     waiting = boot.entry(rf"still waiting for {path} for {guest}\.\.\. \({reason}\)")
     assert (waiting["STATE"], waiting["HINT"]) == ("not-ready", "iscsiadm -m session -P 1")
-    assert boot.said(rf"disk {path} found \(after \d+ seconds\)")
+    assert boot.logged(rf"disk {path} found \(after \d+ seconds\)")
 
 
-def test_what_is_advised_shows_the_sessions(boot: Boot) -> None:
+def test_suggested_command_shows_the_sessions(boot: Boot) -> None:
     assert boot.text("sessions").count("Internal iscsid Session State: REOPEN") == 4

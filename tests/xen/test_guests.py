@@ -49,24 +49,24 @@ HOST = Host(
 )
 
 
-def test_the_guest_is_restored_with_the_disk_that_it_had(boot: Boot) -> None:
+def test_guest_is_restored_with_its_saved_disk(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 32}
     assert "Restoring Xen domain web" in boot.text("journal.txt")
 
 
 def test_the_disk_of_its_new_configuration_is_not_waited_for(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
-    assert not boot.said("still waiting for")
+    assert not boot.logged("still waiting for")
     assert boot.waited < 60
 
 
-def test_that_a_saved_guest_is_incomplete_is_told_in_the_last_message(boot: Boot) -> None:
+def test_last_message_names_incomplete_saved_guest(boot: Boot) -> None:
     text = f"No disk is missing, but these guests will not come up: db; no guest starts from {SAVED}."
     assert boot.entry(text)["RESULT"] == "ready"
     assert not boot.came_up("db")
 
 
-def test_check_tells_it_and_what_comes_of_it(boot: Boot) -> None:
+def test_check_reports_incomplete_saved_guest_and_its_effect(boot: Boot) -> None:
     saved, configured, status = boot.text("check").splitlines()
     assert saved.startswith(f"{SAVED}: is incomplete")
     assert configured == (
@@ -80,7 +80,7 @@ def test_list_shows_how_each_guest_starts(boot: Boot) -> None:
     assert ["db", "restore"] in starts and ["db", "none"] in starts and ["web", "create"] in starts
 
 
-def test_how_the_boot_went_can_be_seen_in_the_record_and_in_the_journal(boot: Boot) -> None:
+def test_record_and_journal_show_the_outcome_of_the_boot(boot: Boot) -> None:
     assert ": ready after " in boot.text("last").splitlines()[0]
     head, row = boot.text("boots").splitlines()
     assert head.split() == ["BOOT", "ENDED", "RESULT", "WAITED", "MISSING"]

@@ -27,7 +27,7 @@ HOST = Host(
 )
 
 
-def test_it_is_told_that_nothing_will_start_it(boot: Boot) -> None:
+def test_message_says_that_nothing_will_start_the_array(boot: Boot) -> None:
     assert "MD_DEVICE" not in boot.text("member")
     waiting = boot.entry(r"still waiting for /dev/md/mirror for web\.\.\. .*\bmd127\b.* inactive .*\bvdd\b.*")
     assert waiting["HINT"] == "mdadm --run /dev/md127"

@@ -29,14 +29,14 @@ def test_the_guest_sees_the_whole_disk(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 32}
 
 
-def test_the_wait_lasts_until_the_lun_is_there(boot: Boot) -> None:
+def test_the_wait_lasts_until_the_lun_appears(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     assert boot.released_in_time
     assert boot.xendomains_followed
 
 
-def test_it_is_told_why_and_what_helps(boot: Boot) -> None:
+def test_reason_and_command_are_logged(boot: Boot) -> None:
     waiting = boot.entry(f"still waiting for {LUN} for web.*")
     assert waiting["REASON"] == f"no session with iSCSI target {TARGET} at 127.0.0.1:3260 (node.startup is manual)"
     assert waiting["HINT"] == ADVICE

@@ -22,7 +22,7 @@ pytestmark = [
 UUID = "0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17"
 
 
-class Said(NamedTuple):
+class Expected(NamedTuple):
     """What is said of a guest's disk while it is not ready, and how large it is then."""
 
     guest: str
@@ -33,8 +33,8 @@ class Said(NamedTuple):
     mebibytes: float
 
 
-SAID = {
-    "md": Said(
+EXPECTED = {
+    "md": Expected(
         "array",
         "/dev/md/mirror",
         "missing",
@@ -43,7 +43,7 @@ SAID = {
         63,
     ),
     # 16 MiB are LUKS' own.
-    "luks": Said(
+    "luks": Expected(
         "crypt",
         "/dev/mapper/secret",
         "missing",
@@ -52,7 +52,7 @@ SAID = {
         32,
     ),
     # DRBD keeps its metadata at the end.
-    "drbd secondary": Said(
+    "drbd secondary": Expected(
         "drbd",
         "/dev/drbd1",
         "not-ready",
@@ -60,10 +60,10 @@ SAID = {
         "drbdadm primary one",
         31.9609375,
     ),
-    "drbd down": Said(
+    "drbd down": Expected(
         "drbd", "/dev/drbd/by-res/two/0", "missing", "DRBD resource two is not up", "drbdadm up two", 31.9609375
     ),
-    "nfs": Said(
+    "nfs": Expected(
         "image",
         "/srv/images/web.img",
         "missing",
@@ -71,7 +71,7 @@ SAID = {
         "systemctl start /srv/images",
         24,
     ),
-    "read-only": Said(
+    "read-only": Expected(
         "writer",
         "/dev/disk/by-id/virtio-data",
         "not-ready",
@@ -126,16 +126,16 @@ HOST = Host(
     """,
     # Its last message shows that all has been said, and the disk that no event tells of comes last.
     late=f"""
-        until_said "still waiting for {SAID["read-only"].path} for writer..."
-        {SAID["md"].hint}
-        {SAID["luks"].hint}
-        {SAID["drbd secondary"].hint}
-        {SAID["drbd down"].hint}
-        {SAID["nfs"].hint} || true
+        until_said "still waiting for {EXPECTED["read-only"].path} for writer..."
+        {EXPECTED["md"].hint}
+        {EXPECTED["luks"].hint}
+        {EXPECTED["drbd secondary"].hint}
+        {EXPECTED["drbd down"].hint}
+        {EXPECTED["nfs"].hint} || true
         systemctl start srv-images.mount
-        until_said "disk {SAID["nfs"].path} found"
+        until_said "disk {EXPECTED["nfs"].path} found"
         ready writable
-        {SAID["read-only"].hint}
+        {EXPECTED["read-only"].hint}
     """,
     awaited=("writable",),
 )
@@ -143,24 +143,26 @@ HOST = Host(
 
 def test_the_guests_come_up_with_their_disks(boot: Boot) -> None:
     for guest in HOST.guests:
-        sizes = [said.mebibytes for said in SAID.values() if said.guest == guest.name]
+        sizes = [expected.mebibytes for expected in EXPECTED.values() if expected.guest == guest.name]
         assert [*boot.disks_of(guest.name).values()] == sizes + [32] * (guest.name == "writer")
 
 
-def test_the_wait_lasts_until_the_last_layer_is_there(boot: Boot) -> None:
+def test_the_wait_lasts_until_the_last_layer_is_ready(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     # No event tells that a device can be written to: the next look sees it, a second later at most.
     assert -0.5 < boot.released_after < boot.soon + 1
 
 
-@pytest.mark.parametrize("kind", SAID)
-def test_it_is_told_why_and_what_helps(boot: Boot, kind: str) -> None:
-    said = SAID[kind]
-    waiting = boot.entry(rf"still waiting for {re.escape(f'{said.path} for {said.guest}... ({said.reason})')}")
-    fields = {"STATE": said.state, "REASON": said.reason, "HINT": said.hint}
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_reason_and_command_are_logged(boot: Boot, kind: str) -> None:
+    expected = EXPECTED[kind]
+    waiting = boot.entry(
+        rf"still waiting for {re.escape(f'{expected.path} for {expected.guest}... ({expected.reason})')}"
+    )
+    fields = {"STATE": expected.state, "REASON": expected.reason, "HINT": expected.hint}
     assert {key: waiting[key] for key in fields} == fields
-    assert boot.said(rf"disk {re.escape(said.path)} found \(after \d+ seconds\)")
+    assert boot.logged(rf"disk {re.escape(expected.path)} found \(after \d+ seconds\)")
 
 
-def test_who_only_reads_does_not_wait(boot: Boot) -> None:
+def test_read_only_guest_does_not_wait(boot: Boot) -> None:
     assert not any("virtio-archive" in message for message in boot.messages())

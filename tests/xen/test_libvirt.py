@@ -86,24 +86,24 @@ HOST = Host(
 )
 
 
-def test_libvirt_starts_what_has_its_disk_and_gives_up_the_other(boot: Boot) -> None:
+def test_libvirt_starts_guests_with_disks_and_gives_up_the_others(boot: Boot) -> None:
     assert boot.disks_of("one") == {"xvda": 32}
     assert boot.came_up("ran")
     assert any("Failed to autostart VM 'late'" in message for message in boot.messages("libvirtd.service"))
 
 
-def test_its_guests_are_listed_as_the_others(boot: Boot) -> None:
+def test_libvirt_guests_are_listed(boot: Boot) -> None:
     guests = {guest["name"]: guest for guest in json.loads(boot.text("list.json"))["guests"]}
     assert {name: guests[name]["kind"] for name in NAMES} == dict.fromkeys(NAMES, "libvirt")
     assert guests["late"]["disks"][0]["state"] == "missing"
     assert guests["one"]["disks"][0]["state"] == "ready"
 
 
-def test_the_wait_reads_them_in_its_sandbox(boot: Boot) -> None:
-    assert boot.said(r".*/dev/mapper/late for late.* still missing after 5s.*")
+def test_wait_reads_libvirt_guests_in_its_sandbox(boot: Boot) -> None:
+    assert boot.logged(r".*/dev/mapper/late for late.* still missing after 5s.*")
 
 
-def test_the_late_guest_is_started_when_its_disk_comes(boot: Boot) -> None:
+def test_late_guest_is_started_when_its_disk_appears(boot: Boot) -> None:
     assert "StatusText=Waiting for 1 disk of 1 guest: /dev/mapper/late for late" in boot.text("waiting")
     assert boot.disks_of("late") == {"xvda": 32}
     assert "guest late has been started." in boot.messages(UNIT)
@@ -116,11 +116,11 @@ def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
         assert states["one"] == states["late"] == "running"
 
 
-def test_what_is_left_in_the_directories_of_xendomains_is_not_started(boot: Boot) -> None:
+def test_guests_left_in_xendomains_directories_are_not_started(boot: Boot) -> None:
     assert not boot.came_up("old")
     assert not any("guest old" in message for message in boot.messages(UNIT))
 
 
-def test_when_nothing_is_waited_for_any_more_the_service_has_ended_well(boot: Boot) -> None:
+def test_service_ends_successfully_when_nothing_is_left_to_wait_for(boot: Boot) -> None:
     assert "ActiveState=inactive" in boot.text("at-last")
     assert "Result=success" in boot.text("at-last")

@@ -43,7 +43,7 @@ def test_the_wait_lasts_until_the_volume_is_active(boot: Boot) -> None:
     assert boot.released_in_time
 
 
-def test_it_is_told_which_layer_lacks_what(boot: Boot) -> None:
+def test_reason_names_missing_physical_volume(boot: Boot) -> None:
     """Not that the LUN is one of the target, to which the host is not meant to log in by itself (node.startup)."""
     waiting = boot.entry(
         r"still waiting for /dev/vg/lv for web\.\.\. \(volume group vg lacks physical volume [\w-]+ "

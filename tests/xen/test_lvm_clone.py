@@ -31,18 +31,18 @@ HOST = Host(
 )
 
 
-def test_neither_is_taken_for_the_volume(boot: Boot) -> None:
+def test_neither_clone_is_activated_as_the_volume(boot: Boot) -> None:
     assert "duplicate" in boot.text("journal.txt")
     assert boot.wait["ExecMainStatus"] == "1"
     assert not boot.came_up("web")
 
 
-def test_what_is_seen_is_told(boot: Boot) -> None:
-    assert boot.said(
+def test_clone_is_reported(boot: Boot) -> None:
+    assert boot.logged(
         "/dev/vg/lv for web is still missing after 40s: "
         r"sd[ab], sd[ab] carry the same PV UUID \(a LUN and its clone, or paths to one LUN\); try: lsblk .*"
     )
 
 
-def test_what_is_advised_makes_a_group_of_its_own_of_the_clone(boot: Boot) -> None:
+def test_suggested_command_gives_the_clone_its_own_group(boot: Boot) -> None:
     assert boot.text("groups").split() == ["vg", "vg1"]

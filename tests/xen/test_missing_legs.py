@@ -63,14 +63,14 @@ HOST = Host(
 )
 
 
-def test_what_can_be_read_is_ready(boot: Boot) -> None:
+def test_usable_degraded_device_is_ready(boot: Boot) -> None:
     for name in USABLE:
         assert [*boot.disks_of(name)] == ["xvda"]
-        assert not boot.said(rf"still waiting for {USABLE[name]} ")
+        assert not boot.logged(rf"still waiting for {USABLE[name]} ")
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_lacks_too_much_is_not_and_it_is_told_why(boot: Boot, name: str) -> None:
+def test_device_with_too_many_missing_members_is_not_ready_with_a_reason(boot: Boot, name: str) -> None:
     path, words = BROKEN[name]
     missing = boot.entry(f"{path} for {name} is still not ready after 30s: .*")
     assert words in missing["REASON"]

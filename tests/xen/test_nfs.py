@@ -29,15 +29,15 @@ def test_the_guest_sees_the_image(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 24}
 
 
-def test_the_wait_lasts_until_the_image_is_there(boot: Boot) -> None:
+def test_the_wait_lasts_until_the_image_exists(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     # No event tells of it: the next look, a second later at most, sees it.
     assert -0.5 < boot.released_after < boot.soon + 1
 
 
-def test_the_configuration_is_waited_for_and_told_of(boot: Boot) -> None:
-    assert boot.said(
+def test_configuration_is_waited_for_and_reported(boot: Boot) -> None:
+    assert boot.logged(
         r"still waiting for /etc/xen/auto/web.cfg for web.cfg\.\.\. \(is a link to /mnt/images/web.cfg, .*\)"
     )
-    assert boot.said(r"configuration /etc/xen/auto/web.cfg found \(after \d+ seconds\)")
+    assert boot.logged(r"configuration /etc/xen/auto/web.cfg found \(after \d+ seconds\)")

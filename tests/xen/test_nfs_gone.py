@@ -40,13 +40,13 @@ def test_the_timeout_holds(boot: Boot) -> None:
     assert boot.wait["Result"] == "exit-code"
     assert boot.wait["ExecMainStatus"] == "1"
     assert boot.waited > 30
-    assert boot.wait_ended - boot.said_first < 30 + boot.soon
+    assert boot.wait_ended - boot.first_logged < 30 + boot.soon
 
 
-def test_the_other_guest_starts_then(boot: Boot) -> None:
+def test_other_guest_starts_after_the_timeout(boot: Boot) -> None:
     assert boot.xendomains_followed
     assert boot.disks_of("other") == {"xvda": 32}
 
 
-def test_the_reason_is_told(boot: Boot) -> None:
-    assert boot.said("/mnt/images/web.img for web is still not ready after 30s: .*no response.*")
+def test_reason_is_logged(boot: Boot) -> None:
+    assert boot.logged("/mnt/images/web.img for web is still not ready after 30s: .*no response.*")

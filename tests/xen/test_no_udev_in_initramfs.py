@@ -36,10 +36,10 @@ HOST = Host(
 )
 
 
-def test_udev_calls_it_not_ready(boot: Boot) -> None:
+def test_udev_marks_volume_as_not_ready(boot: Boot) -> None:
     assert "E:SYSTEMD_READY=0" in boot.text("journal.txt") and "E:DM_NAME=" not in boot.text("journal.txt")
 
 
-def test_it_is_ready_and_the_guest_starts(boot: Boot) -> None:
+def test_volume_is_ready_and_the_guest_starts(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.disks_of("web") == {"xvda": 32}

@@ -32,6 +32,6 @@ def test_the_guest_sees_the_array_when_it_has_its_number(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 63}
 
 
-def test_it_is_told_under_which_number_the_array_runs(boot: Boot) -> None:
+def test_message_names_the_number_of_the_running_array(boot: Boot) -> None:
     waiting = boot.entry(r"still waiting for /dev/md0 for web\.\.\. .*\bmd127\b.*")
     assert (waiting["STATE"], waiting["HINT"]) == ("missing", "mdadm --detail /dev/md127")

@@ -28,12 +28,12 @@ def test_guests_see_their_disks(boot: Boot) -> None:
     assert boot.disks_of("image") == {"xvda": 16}
 
 
-def test_the_wait_is_over_before_xens_daemons_are_up(boot: Boot) -> None:
+def test_wait_ends_before_xens_daemons_are_up(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.wait_ended < boot.xen_active
 
 
-def test_nothing_is_said_but_how_it_ended(boot: Boot) -> None:
+def test_only_the_summary_is_logged(boot: Boot) -> None:
     (summary,) = boot.messages()
     assert summary.startswith("Everything is ready for ")
 

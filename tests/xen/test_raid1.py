@@ -40,15 +40,15 @@ def test_the_wait_lasts_until_the_array_starts(boot: Boot) -> None:
     assert boot.xendomains_followed
 
 
-def test_it_is_told(boot: Boot) -> None:
+def test_inactive_array_is_logged(boot: Boot) -> None:
     reason = "/dev/md127: md array is inactive (only vdd present); mdadm will start it degraded after 30 s"
     pattern = re.escape(reason)
-    assert boot.said(rf"still waiting for /dev/md127 for by-node\.\.\. \({pattern}\)")
-    assert boot.said(rf"still waiting for /dev/md/mirror for by-name\.\.\. \({pattern}\)")
-    assert boot.said(r"disk /dev/md127 found \(after \d+ seconds\)")
+    assert boot.logged(rf"still waiting for /dev/md127 for by-node\.\.\. \({pattern}\)")
+    assert boot.logged(rf"still waiting for /dev/md/mirror for by-name\.\.\. \({pattern}\)")
+    assert boot.logged(r"disk /dev/md127 found \(after \d+ seconds\)")
 
 
-def test_the_journal_has_it_in_fields(boot: Boot) -> None:
+def test_journal_entry_has_fields(boot: Boot) -> None:
     waiting = boot.entry(r"still waiting for /dev/md127 for by-node\.\.\. .*")
     assert (waiting["DISK"], waiting["DOMAIN"], waiting["PRIORITY"]) == ("/dev/md127", "by-node", "4")
     assert waiting["STATE"] in ("missing", "not-ready")

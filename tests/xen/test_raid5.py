@@ -38,19 +38,19 @@ def test_the_timeout_ends_the_wait(boot: Boot) -> None:
     assert boot.wait["ExecMainStatus"] == "1"
     assert boot.wait["ActiveState"] == "failed"
     assert boot.waited > 30
-    assert boot.wait_ended - boot.said_first < 30 + boot.soon
+    assert boot.wait_ended - boot.first_logged < 30 + boot.soon
 
 
-def test_the_other_guest_starts_then(boot: Boot) -> None:
+def test_other_guest_starts_after_the_timeout(boot: Boot) -> None:
     assert boot.xendomains_followed
     assert boot.disks_of("other") == {"xvda": 32}
     # xl gives it a disk of size 0.
     assert boot.disks_of("broken") == {}
 
 
-def test_the_reason_is_told(boot: Boot) -> None:
+def test_reason_is_logged(boot: Boot) -> None:
     reason = "/dev/md127: md array is inactive (only vdd present); nothing will start it unless another member appears"
     pattern = re.escape(reason)
-    assert boot.said(rf"/dev/md127 for broken is still not ready after 30s: {pattern}; try: mdadm --run /dev/md127")
-    assert boot.said("xendomains starts now; these guests will probably not come up: broken.")
+    assert boot.logged(rf"/dev/md127 for broken is still not ready after 30s: {pattern}; try: mdadm --run /dev/md127")
+    assert boot.logged("xendomains starts now; these guests will probably not come up: broken.")
     assert boot.wait["StatusText"] == f"Timed out waiting for 1 disk of 1 guest: /dev/md127 for broken ({reason})"

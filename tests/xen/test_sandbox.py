@@ -59,12 +59,12 @@ def test_the_program_sees_the_disks_of_other_users(boot: Boot) -> None:
     assert boot.disks_of("kim") == boot.disks_of("temporary") == {"xvda": 24}
 
 
-def test_it_has_one_capability_and_gets_no_more(boot: Boot) -> None:
+def test_sandbox_has_one_capability_and_gains_no_more(boot: Boot) -> None:
     assert found(boot)["capabilities"] == f"{CAP_DAC_READ_SEARCH:016x}"
     assert found(boot)["no new privileges"] == "1"
 
 
-def test_it_cannot_write_anything_anywhere(boot: Boot) -> None:
+def test_sandbox_cannot_write_anywhere(boot: Boot) -> None:
     outcomes = {name: outcome for name, outcome in found(boot).items() if name.startswith("write to ")}
     assert len(outcomes) == 15
     # /sys is the one to look at: systemd 257 takes it as mounted already, and then neither ProtectKernelTunables= nor
@@ -72,7 +72,7 @@ def test_it_cannot_write_anything_anywhere(boot: Boot) -> None:
     assert set(outcomes.values()) <= {"EROFS", "EACCES", "EPERM"}, outcomes
 
 
-def test_it_has_no_network(boot: Boot) -> None:
+def test_sandbox_has_no_network(boot: Boot) -> None:
     outcomes = {name: outcome for name, outcome in found(boot).items() if name.startswith(("connect", "send raw"))}
     assert set(outcomes.values()) == {"EAFNOSUPPORT"}, outcomes
 
@@ -101,18 +101,18 @@ def test_it_has_no_network(boot: Boot) -> None:
         "use System V IPC of the host",
     ],
 )
-def test_it_cannot(boot: Boot, attempt: str) -> None:
+def test_sandbox_denies(boot: Boot, attempt: str) -> None:
     assert found(boot)[attempt] in ("EPERM", "EACCES", "EROFS", "ENOENT")
 
 
-def test_of_what_systemd_listens_on_it_can_speak_to_the_journal_and_tell_how_it_is(boot: Boot) -> None:
+def test_sandbox_reaches_only_the_journal_and_notify_sockets_of_systemd(boot: Boot) -> None:
     assert found(boot)["sockets of systemd"] == "/run/systemd/journal/socket, /run/systemd/notify"
 
 
-def test_the_shared_memory_that_it_does_not_see_is_there(boot: Boot) -> None:
+def test_shared_memory_hidden_by_the_sandbox_exists_on_the_host(boot: Boot) -> None:
     assert f"{SHARED_MEMORY:#010x}" in boot.text("shared-memory")
 
 
-def test_it_can_send_signals_to_systemd(boot: Boot) -> None:
+def test_sandbox_allows_signals_to_systemd(boot: Boot) -> None:
     """The one door that cannot be closed; the unit says why. If this fails, it can be."""
     assert found(boot)["send signals to systemd"] == "done"

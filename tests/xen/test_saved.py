@@ -27,7 +27,7 @@ def test_the_guest_is_restored_with_its_disk(boot: Boot) -> None:
     assert "Restoring Xen domain web" in boot.text("journal.txt")
 
 
-def test_the_wait_lasts_until_the_disk_is_there(boot: Boot) -> None:
+def test_the_wait_lasts_until_the_disk_appears(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     assert boot.released_in_time

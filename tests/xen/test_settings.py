@@ -23,11 +23,11 @@ HOST = Host(
 )
 
 
-def test_the_guest_there_sees_its_disk(boot: Boot) -> None:
+def test_guest_in_configured_directory_sees_its_disk(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 32}
 
 
-def test_only_that_directory_counts(boot: Boot) -> None:
+def test_only_the_configured_directory_is_read(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     assert boot.released_in_time

@@ -81,21 +81,21 @@ HOST = Host(
 UNIT = "xendomains-late.service"
 
 
-def test_guests_whose_disks_come_after_the_timeout_come_up(boot: Boot) -> None:
+def test_guests_whose_disks_appear_after_the_timeout_come_up(boot: Boot) -> None:
     assert boot.wait["ExecMainStatus"] == "1"
     assert boot.disks_of("one") == boot.disks_of("two") == {"xvda": 32}
     assert "guest one has been started." in boot.messages(UNIT)
     assert "guest two has been started." in boot.messages(UNIT)
 
 
-def test_their_disks_are_noticed_at_once(boot: Boot) -> None:
+def test_late_disks_are_noticed_at_once(boot: Boot) -> None:
     """How long xl takes then depends on the machine."""
     for name in ("one", "two"):
         found = boot.entry(rf"disk /dev/mapper/{name} found \(after [0-9]+ seconds\)")
         assert int(found["__MONOTONIC_TIMESTAMP"]) / 1e6 - boot.ready_at(f"{name}-disk") < 2 * boot.soon
 
 
-def test_the_boot_is_finished_meanwhile(boot: Boot) -> None:
+def test_boot_finishes_while_the_service_waits(boot: Boot) -> None:
     assert boot.text("running") == "running\n"
     assert "ActiveState=active" in boot.text("waiting")
     assert "StatusText=Waiting for 3 disks of 3 guests: /dev/mapper/never for never" in boot.text("waiting")
@@ -103,8 +103,8 @@ def test_the_boot_is_finished_meanwhile(boot: Boot) -> None:
     assert "StatusText=Waiting for 1 disk of 1 guest: /dev/mapper/never for never" in boot.text("still-waiting")
 
 
-def test_the_boots_wait_says_what_will_happen(boot: Boot) -> None:
-    assert boot.said(
+def test_wait_at_boot_names_the_service_that_starts_guests_later(boot: Boot) -> None:
+    assert boot.logged(
         r"xendomains starts now; .*\(xendomains-late.service will start one, two when their disks are ready\)."
     )
 
@@ -115,18 +115,18 @@ def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
     assert "ran " not in boot.text("guests")
 
 
-def test_a_guest_that_was_not_saved_in_full_is_neither_restored_nor_created(boot: Boot) -> None:
+def test_incompletely_saved_guest_is_neither_restored_nor_created(boot: Boot) -> None:
     reason = "/var/lib/xen/save/broken: is incomplete, because the save failed or was ended"
     assert any(message.startswith(f"guest broken was not started: {reason}") for message in boot.messages(UNIT))
     assert not boot.came_up("broken")
 
 
-def test_to_be_stopped_is_no_failure(boot: Boot) -> None:
+def test_stopping_the_service_is_no_failure(boot: Boot) -> None:
     assert "ActiveState=inactive" in boot.text("stopped")
     assert "Result=success" in boot.text("stopped")
 
 
-def test_what_waits_is_gone_at_once_when_it_is_stopped(boot: Boot) -> None:
+def test_waiting_process_ends_at_once_when_the_service_stops(boot: Boot) -> None:
     assert float(boot.text("stop-ends")) - float(boot.text("stop-begins")) < 2 * boot.soon
 
 

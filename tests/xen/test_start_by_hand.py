@@ -38,8 +38,8 @@ HOST = Host(
 )
 
 
-def test_the_last_message_of_the_wait_and_list_say_how(boot: Boot) -> None:
-    assert boot.said(
+def test_last_message_and_list_give_the_start_command(boot: Boot) -> None:
+    assert boot.logged(
         r"xendomains starts now; .*\(once their disks are ready, start them with: xendomains-wait-disk start\)."
     )
     assert boot.text("list").endswith("(once their disks are ready, start them with: xendomains-wait-disk start)\n")
@@ -51,7 +51,7 @@ def test_a_dry_run_prints_the_commands_and_starts_nothing(boot: Boot) -> None:
     assert not any(f"{name} " in boot.text("before") for name in NAMES)
 
 
-def test_all_of_them_are_started_once(boot: Boot) -> None:
+def test_all_guests_are_started_once(boot: Boot) -> None:
     assert all(f"{name} " in boot.text("after") for name in NAMES)
     assert boot.text("started").splitlines() == [
         *(f"guest {name} has been started." for name in NAMES),
@@ -60,7 +60,7 @@ def test_all_of_them_are_started_once(boot: Boot) -> None:
     assert boot.text("again").splitlines()[-1] == "Guests: 10 running."
 
 
-def test_what_was_saved_since_the_boot_is_restored_if_it_is_named(boot: Boot) -> None:
+def test_guest_saved_since_boot_is_restored_if_named(boot: Boot) -> None:
     assert "guest g0 is skipped: it has been started since the host booted" in boot.text("not-named")
     assert boot.text("named").splitlines() == ["guest g0 has been restored.", "Guests: 1 restored."]
     assert "g0 " in boot.text("at-last")

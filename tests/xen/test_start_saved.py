@@ -35,6 +35,6 @@ def test_the_guest_is_restored_with_its_disk(boot: Boot) -> None:
     assert "guest web has been restored." in boot.messages("xendomains-late.service")
 
 
-def test_its_file_is_gone_so_that_it_is_not_restored_again(boot: Boot) -> None:
+def test_saved_file_is_removed_after_the_restore(boot: Boot) -> None:
     assert boot.text("before").split() == ["lost+found", "web"]
     assert boot.text("after").split() == ["lost+found"]

@@ -50,7 +50,7 @@ def test_the_guests_see_their_disks_when_the_pools_are_active(boot: Boot) -> Non
     assert boot.disks_of("whole") == boot.disks_of("torn") == {"xvda": 32}
 
 
-def test_it_is_told_what_repairs_the_pool(boot: Boot) -> None:
+def test_message_gives_the_command_that_repairs_the_pool(boot: Boot) -> None:
     waiting = boot.entry(r"still waiting for /dev/torn/lv for torn\.\.\. .*\bpool\b.*")
     assert waiting["STATE"] == "missing"
     assert (waiting["HINT"], "lvconvert --repair torn/pool" in waiting["REASON"]) == ("lvchange -ay torn/pool", True)

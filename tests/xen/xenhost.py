@@ -140,7 +140,7 @@ class Boot:
         return self.wait_ended - self.wait_started
 
     @property
-    def said_first(self) -> float:
+    def first_logged(self) -> float:
         """When our program first said something: a look after it began to count the time."""
         return next(
             int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6
@@ -237,7 +237,7 @@ class Boot:
                 entries.append(entry)
         return entries
 
-    def said(self, pattern: str) -> bool:
+    def logged(self, pattern: str) -> bool:
         """Whether a message of our program, whole, is as the pattern says."""
         return any(re.fullmatch(pattern, message) for message in self.messages())
 
