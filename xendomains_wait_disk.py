@@ -2162,8 +2162,11 @@ def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | Non
     mapped = match["name"] or map_name(match["group"] or "", match["volume"] or "")
     if not (name := facts.maps.get(mapped)):
         return None
+    reason = f"{mapped} is active as {name}, but udev has not created a link to it"
     hint = f"udevadm trigger --action=change /sys/class/block/{name}"
-    return absent(f"{mapped} is active as {name}, but udev has not created a link to it", hint, facts.layer(name))
+    if os.path.exists(f"{RUN}/udev/queue"):  # as long as udev has events to handle: udev-manager.c
+        reason, hint = f"{reason} yet", "udevadm settle"
+    return absent(reason, hint, facts.layer(name))
 
 
 def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None:

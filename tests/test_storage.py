@@ -335,6 +335,8 @@ def test_active_volume_without_a_link_is_named(host: Callable[[str], HostPaths])
     reason = "vg-lv is active as dm-0, but udev has not created a link to it"
     for path in ("/dev/vg/lv", "/dev/mapper/vg-lv"):
         assert missing(here, path) == (reason, "udevadm trigger --action=change /sys/class/block/dm-0")
+    (Path(here.run) / "udev" / "queue").touch()  # udev is busy
+    assert missing(here, "/dev/vg/lv") == (f"{reason} yet", "udevadm settle")
 
 
 @pytest.mark.parametrize("path", ["/dev/etherd/e0.1", "/dev/nbd/web", "/dev/raw/raw1", "/dev/bcache/by-uuid"])
