@@ -67,12 +67,13 @@ def test_last_message_names_incomplete_saved_guest(boot: Boot) -> None:
 
 
 def test_check_reports_incomplete_saved_guest_and_its_effect(boot: Boot) -> None:
-    saved, configured, status = boot.text("check").splitlines()
-    assert saved.startswith(f"{SAVED}: is incomplete")
-    assert configured == (
-        f"/etc/xen/auto/db.cfg: guest db: Debian's xendomains does not create it, because it fails to restore {SAVED}."
+    lines = boot.text("check").splitlines()
+    saved, configured = (lines.index(f"{file}:") for file in (SAVED, "/etc/xen/auto/db.cfg"))
+    assert lines[saved + 1].startswith("  error: is incomplete")
+    assert lines[configured + 1] == (
+        f"  error: guest db: Debian's xendomains does not create it, because it fails to restore {SAVED}"
     )
-    assert status == "status 2"
+    assert lines[-1] == "status 2"
 
 
 def test_list_shows_how_each_guest_starts(boot: Boot) -> None:
