@@ -116,7 +116,7 @@ def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
 
 
 def test_incompletely_saved_guest_is_neither_restored_nor_created(boot: Boot) -> None:
-    reason = "/var/lib/xen/save/broken: is incomplete, because the save failed or was ended"
+    reason = "/var/lib/xen/save/broken: is incomplete, because saving failed or was interrupted"
     assert any(message.startswith(f"guest broken was not started: {reason}") for message in boot.messages(UNIT))
     assert not boot.came_up("broken")
 
