@@ -4554,10 +4554,14 @@ class Starts:
                 outcome = outcome._replace(result="waiting", reason=why)
             else:
                 outcome = outcome._replace(reason=f"{outcome.reason} (no further attempts)")
+        _, before = self._next.get(name, (0.0, outcome))
+        if outcome.result == "running" and before.reason.startswith(f"`{start_command(guest)}"):
+            # Our own xl has taken longer than its turn.
+            outcome = outcome._replace(result="restored" if guest.start.how == "restore" else "started")
         if outcome.result != "waiting":
             self._settle(outcome)
             return
-        if self._next.get(name, (0.0, None))[1] != outcome:
+        if name not in self._next or before != outcome:
             tell(outcome, self._journal, self._options)
         self._next[name] = (self._watcher.clock.now() + pause, outcome)
 

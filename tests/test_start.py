@@ -712,6 +712,18 @@ def test_xl_has_30_seconds_with_wait_and_10_minutes_without() -> None:
     assert (xwd.MAX_TURN, xwd.MAX_XL) == (30, 600)
 
 
+def test_late_success_of_xl_is_reported(late: StartHost) -> None:
+    late.guest("web", late.image("web"))
+    late.let_xl(f"while [ ! -e {late.root}/done ]; do sleep 0.05; done")
+    late.before_domid(f"[ ! -e {late.root}/done ] || exit 0")  # it runs then
+    with late.late("--wait", change="m.MAX_TURN = 0.6") as running:
+        running.wait_for("which is still running")
+        (late.root / "done").touch()
+        result = running.end()
+    assert (result.status, len(late.calls())) == (xwd.EXIT_READY, 1)
+    assert "guest web has been started.\n" in result.messages
+
+
 def test_late_failure_of_xl_is_reported(late: StartHost) -> None:
     late.guest("web", late.image("web"))
     late.let_xl(f"while [ ! -e {late.root}/done ]; do sleep 0.05; done; echo no memory; exit 5")
