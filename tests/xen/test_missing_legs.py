@@ -13,9 +13,9 @@ pytestmark = pytest.mark.promise("A disk that exists but cannot be used yet is n
 # What can still be read, and of what cannot the words of the reason that matter.
 USABLE = {"raid1": "/dev/mirror/lv", "raid5": "/dev/five/lv"}
 BROKEN = {
-    "array": ("/dev/md/stripe", "1 of the 2 members"),
-    "raid0": ("/dev/stripes/lv", "missing"),
-    "linear": ("/dev/linear/lv", "missing"),
+    "array": ("/dev/md/stripe", "md array is broken"),
+    "raid0": ("/dev/stripes/lv", "loop device has no file"),
+    "linear": ("/dev/linear/lv", "loop device has no file"),
 }
 HOST = Host(
     guests=(
