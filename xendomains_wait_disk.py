@@ -4117,7 +4117,8 @@ def wrapped(text: str, columns: int, indent: str = "") -> list[str]:
     from textwrap import wrap
 
     # textwrap counts characters; where some are wide, lines of half as many fit.
-    width = columns if columns_of(text) == len(text) else max(columns // 2, len(indent) + 1)
+    is_wide = any(columns_of(character) > 1 for character in text)
+    width = max(columns // 2, len(indent) + 1) if is_wide else columns
     return wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 

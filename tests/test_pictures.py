@@ -262,3 +262,8 @@ def test_tampered_record_sends_no_escape_sequences_to_the_terminal(waited: Host)
     record = Path(waited.root, "last.json")
     record.write_text(record.read_text().replace("/dev/zvol/tank/db", "/dev/\\u001b[2J\\n/db"))
     assert "\x1b" not in waited.show("last", NO_COLOR="1", RUNTIME_DIRECTORY=str(waited.root))
+
+
+def test_wide_and_combining_characters_in_one_text_do_not_widen_a_line() -> None:
+    """Together they take as many columns as there are characters."""
+    assert max(map(xwd.columns_of, xwd.wrapped("\ub71c\u059c" * 40, 20))) <= 20
