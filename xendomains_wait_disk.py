@@ -1438,8 +1438,7 @@ class StorageFacts:
     def table(self, path: str) -> list[list[str]]:
         """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
         lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
-        octal = re.compile(r"\\([0-3][0-7]{2})")
-        return [[octal.sub(lambda m: chr(int(m[1], 8)), word) for word in line] for line in lines if line[1:]]
+        return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
 
     @cached_property
     def devices(self) -> list[Device]:
@@ -1656,6 +1655,11 @@ def unit_directories() -> tuple[str, ...]:
     """Where systemd finds units; of those with the same name the last one counts."""
     late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
     return late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"
+
+
+def unescaped(word: str) -> str:
+    """A word of a table such as fstab(5), in which a blank is an octal escape."""
+    return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), word)
 
 
 def udev_runs() -> bool:
@@ -4977,9 +4981,8 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
         ready = snapshot.is_complete() and State.UNREADABLE.value not in states
         show(json.dumps({"version": JSON_VERSION, "ready": ready, **record}, indent=2))
     elif options.tree:
-        calls: dict[str, Call] = {
-            path: partial(storage_of, item, StorageFacts()) for path, item in snapshot.needed.items()
-        }
+        facts = StorageFacts()
+        calls: dict[str, Call] = {path: partial(storage_of, item, facts) for path, item in snapshot.needed.items()}
         layers = watcher.calls.run("tree", calls, watcher.clock.now() + MAX_FIRST_LOOK)
         found = {path: layer for path, layer in layers.items() if isinstance(layer, Layer)}
         show("\n".join(picture_of_tree(snapshot, found, screen)))
