@@ -3672,10 +3672,6 @@ class Cause(NamedTuple):
     hint: str
     needs: Sequence[Need]
 
-    def text(self) -> str:
-        """The reason, and what helps."""
-        return with_hint(self.reason, self.hint)
-
 
 def with_hint(reason: str, hint: str) -> str:
     """The reason, and the command that helps if there is one."""
@@ -3701,7 +3697,7 @@ def messages_by_cause(
             messages += [(level, about_one(item), {**fields_of(item), **fields}) for item in cause.needs]
             continue
         verb = "is" if len({item.path for item in cause.needs}) == 1 else "are"
-        text = f"{about_all.format(in_numbers(cause.needs), verb)}: {cause.text()}"
+        text = f"{about_all.format(in_numbers(cause.needs), verb)}: {with_hint(cause.reason, cause.hint)}"
         messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
         entries += [(INFO, about_one(item), fields_of(item)) for item in cause.needs]
     return messages + entries
@@ -3883,10 +3879,14 @@ def problems_in(record: Mapping[str, Any]) -> list[Need]:
     needs = []
     for guest in record["guests"]:
         name = guest["name"]
-        disks = [disk for disk in guest["disks"] + guest["boot_files"] if is_trouble(disk)]
-        rows = [(disk["path"], disk) for disk in disks] or [(guest["source"], guest)]
+        rows = [(disk["path"], disk) for disk in filter(is_trouble, disks_in(guest))] or [(guest["source"], guest)]
         needs += [need_from_json(path, name, row) for path, row in rows if is_trouble(row)]
     return needs + [need_from_json(row["path"], f"the guests in {row['path']}", row) for row in record["directories"]]
+
+
+def disks_in(guest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The disks of a guest in a record, and the files that it boots from."""
+    return [*guest["disks"], *guest["boot_files"]]
 
 
 def is_trouble(row: Mapping[str, Any]) -> bool:
@@ -3935,33 +3935,42 @@ def screen_of(stream: IO[str] | None) -> Screen:
 
 def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
     """The causes, the guests and their state, for a terminal."""
-    causes = causes_of(problems_in(record))
-    numbers = {(cause.reason, cause.hint): number for number, cause in enumerate(causes, 1)}
+    numbers, lines = picture_of_causes(problems_in(record), screen)
     rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "CAUSE")]
     for guest in record["guests"]:
         # It is a disk that is missing, and not the guest.
         state = "waiting" if State(guest["state"]) in AWAITED else guest["state"]
         rows.append((guest["name"], guest["start"], state, why_not_ready(guest, numbers)))
-    table = in_columns(rows, screen) if record["guests"] else []
-    return [line for cause in causes for line in [*picture_of_cause(cause, numbers, screen), ""]] + table
+    return lines + (in_columns(rows, screen) if record["guests"] else [])
 
 
 def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> str:
     """The disks that a guest lacks, by the numbers of their causes; or why it is left out."""
     found: dict[int, list[str]] = {}
-    for disk in guest["disks"] + guest["boot_files"]:
-        if is_trouble(disk):
-            found.setdefault(numbers[disk["reason"] or "", disk["hint"] or ""], []).append(disk["vdev"])
+    for disk in filter(is_trouble, disks_in(guest)):
+        found.setdefault(number_of(disk, numbers), []).append(disk["vdev"])
     if found:
         return "; ".join(f"{', '.join(vdevs)}: see [{number}]" for number, vdevs in found.items())
-    if is_trouble(guest):
-        return f"see [{numbers[guest['reason'] or '', guest['hint'] or '']}]"
-    return guest["reason"] or ""
+    return f"see [{number_of(guest, numbers)}]" if is_trouble(guest) else guest["reason"] or ""
 
 
-def picture_of_cause(cause: Cause, numbers: Mapping[tuple[str, str], int], screen: Screen) -> list[str]:
+def number_of(row: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> int:
+    """The number of the cause of something with this state."""
+    return numbers[row["reason"] or "", row["hint"] or ""]
+
+
+def picture_of_causes(needs: Iterable[Need], screen: Screen) -> tuple[dict[tuple[str, str], int], list[str]]:
+    """The numbers of the causes, by reason and hint, and a block about each of them."""
+    numbers, lines = {}, []
+    for number, cause in enumerate(causes_of(needs), 1):
+        numbers[cause.reason, cause.hint] = number
+        lines += [*picture_of_cause(cause, number, screen), ""]
+    return numbers, lines
+
+
+def picture_of_cause(cause: Cause, number: int, screen: Screen) -> list[str]:
     """A block about what is wrong: why, what helps, and which disks and guests have it."""
-    label = f"[{numbers[cause.reason, cause.hint]}] "
+    label = f"[{number}] "
     guests: dict[str, list[str]] = {}
     for item in cause.needs:
         guests.setdefault(item.path, []).append(item.guest)
@@ -4020,7 +4029,7 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
     for directory in record["directories"]:
         add("-", "-", "-", directory["path"], directory)
     for guest in record["guests"]:
-        disks = guest["disks"] + guest["boot_files"]
+        disks = disks_in(guest)
         if not disks:
             is_ready = guest["state"] == State.READY.value
             row = {**guest, "reason": "no disks"} if is_ready else guest
@@ -4030,9 +4039,9 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
     return in_columns(rows, screen)
 
 
-def footer_of_list(record: Mapping[str, Any], xendomains: Xendomains) -> str:
+def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
     """How many guests there are in which state, and where that was read."""
-    states = [State(guest["state"]) for guest in record["guests"]]
+    states = [snapshot.guest_status(guest).state for guest in snapshot.guests.values()]
     words = {State.MISSING: "waiting for disks", State.NOT_READY: "waiting for disks", State.UNKNOWN: "not checked yet"}
     counts: dict[str, int] = {}
     for state in states:
@@ -4047,13 +4056,13 @@ def footer_of_list(record: Mapping[str, Any], xendomains: Xendomains) -> str:
 
 def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
     """How a wait went: the causes of what is missing, and when each disk was there, the slowest first."""
-    causes = causes_of(problems_in(record))
-    numbers = {(cause.reason, cause.hint): number for number, cause in enumerate(causes, 1)}
+    problems = problems_in(record)
+    numbers, lines = picture_of_causes(problems, screen)
     disks: dict[str, dict[str, Any]] = {}
     for guest in record["guests"]:
-        for disk in (item for item in guest["disks"] + guest["boot_files"] if item["path"]):
+        for disk in (item for item in disks_in(guest) if item["path"]):
             disks.setdefault(disk["path"], {**disk, "guests": []})["guests"].append(guest["name"])
-    for need in problems_in(record):
+    for need in problems:
         item = {**status_as_json(need.status), "found_after": None, "guests": [need.guest]}
         disks.setdefault(need.path, item)
     ordered = sorted(disks.items(), key=lambda item: -seconds_of(item[1]))
@@ -4065,9 +4074,8 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
         bar = "#" * round(min(seconds / longest, 1) * MAX_BAR)
         text = bar if screen.columns and seconds < float("inf") else disk["reason"] or ""
         if screen.columns and is_trouble(disk):
-            text = f"see [{numbers[disk['reason'] or '', disk['hint'] or '']}]"
+            text = f"see [{number_of(disk, numbers)}]"
         rows.append((after, path, join_limited(disk["guests"], MAX_LISTED), disk["state"], text))
-    lines = [line for cause in causes for line in [*picture_of_cause(cause, numbers, screen), ""]]
     return (lines if screen.columns else []) + in_columns(rows, screen)
 
 
@@ -4990,7 +4998,7 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
-        footer = [f"{footer_of_list(as_record(watcher.known), watcher.xendomains)}."]
+        footer = [f"{footer_of_list(watcher.known, watcher.xendomains)}."]
         footer += [f"O{later[1:]}" if later.startswith("once ") else later]  # the name of a unit stays as it is
         lines = [line for text in footer if text for line in wrapped(text, screen.columns)]
         picture = picture_of_list(record, screen)
@@ -5047,8 +5055,8 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
     """Prints everything wrong, errors first; returns the exit status."""
     errors = [finding for finding in findings if finding.is_error]
     warnings = [finding for finding in findings if not finding.is_error]
-    counts = [f"{counted(len(errors), 'error')}, {counted(len(warnings), 'warning')} in {size_of(snapshot)}"]
-    lines = [f"{counts[0]}." if findings else f"No problems found ({size_of(snapshot)})."]
+    if options.format == "nagios":
+        return show_for_nagios(errors, warnings, snapshot)
     if options.format == "json":
         import json
 
@@ -5060,10 +5068,10 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
             }
             for finding in (*errors, *warnings)
         ]
-        lines = [json.dumps({"version": JSON_VERSION, "ok": not errors, "findings": rows}, indent=2)]
-    elif options.format == "nagios":
-        return show_for_nagios(errors, warnings, snapshot)
+        show(json.dumps({"version": JSON_VERSION, "ok": not errors, "findings": rows}, indent=2))
     else:
+        counts = f"{counted(len(errors), 'error')}, {counted(len(warnings), 'warning')} in {size_of(snapshot)}."
+        lines = [counts if findings else f"No problems found ({size_of(snapshot)})."]
         by_file: dict[str, list[str]] = {}
         screen = screen_of(sys.stdout)
         for finding in (*errors, *warnings):
@@ -5071,7 +5079,7 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
         for file, texts in reversed(by_file.items()):
             head = [screen.paint(line, "1") for line in wrapped(printable(f"{file or 'This host'}:"), screen.columns)]
             lines[:0] = head + [line for text in texts for line in wrapped(text, screen.columns, indent="    ")]
-    show("\n".join(lines))
+        show("\n".join(lines))
     return EXIT_USAGE if errors else EXIT_READY
 
 
@@ -5160,9 +5168,7 @@ def journal_entries(*matches: str) -> list[dict[str, Any]]:
 
 def metrics_of(last: Mapping[str, Any]) -> Iterator[str]:
     """The record of a wait, for Prometheus: its text-based exposition format."""
-    disks = {
-        disk["path"]: disk for item in last["guests"] for disk in item["disks"] + item["boot_files"] if disk["path"]
-    }
+    disks = {disk["path"]: disk for guest in last["guests"] for disk in disks_in(guest) if disk["path"]}
     states = {"guest": [item["state"] for item in last["guests"]], "disk": [item["state"] for item in disks.values()]}
     values = {
         "waited_seconds": last["waited"],
