@@ -4219,15 +4219,15 @@ def check_both_worlds(snapshot: Snapshot) -> Iterator[Finding]:
 def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -> Iterator[Finding]:
     """Disks that are missing or not ready now, and if the name may be mistyped, the closest that exists."""
     taken = {use.place for use in uses}
-    bad = [use for use in uses if use.guest.domain.source in snapshot.guests]
-    bad = [use for use in bad if snapshot.disk_status(use.required).is_awaited()]
-    missing = [use.required.path for use in bad if snapshot.disk_status(use.required).state is State.MISSING]
+    bad: dict[Need, Use] = {}
+    for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
+        status = snapshot.disk_status(use.required)
+        if status.is_awaited():
+            bad[Need(use.required.path, use.guest.domain.name, status)] = use
+    missing = [need.path for need in bad if need.status.state is State.MISSING]
     calls: dict[str, Call] = {path: partial(closest_path, path, taken) for path in missing}
     similar = watcher.calls.run("closest", calls, watcher.clock.now() + MAX_FIRST_LOOK)
-    uses_of_need = {
-        Need(use.required.path, use.guest.domain.name, snapshot.disk_status(use.required)): use for use in bad
-    }
-    for cause in causes_of(uses_of_need):
+    for cause in causes_of(bad):
         if len(cause.needs) > MAX_NAMED:
             yield Finding(f"{in_numbers(cause.needs)} missing: {cause.reason}", cause.hint, is_error=True)
             continue
@@ -4235,7 +4235,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -
             other = similar.get(need.path)
             fix = f"did you mean {other}?" if isinstance(other, str) and other else cause.hint
             words = "missing" if need.status.state is State.MISSING else "not ready"
-            yield uses_of_need[need].finding(f"{need.path} is {words}: {cause.reason}", fix, is_error=True)
+            yield bad[need].finding(f"{need.path} is {words}: {cause.reason}", fix, is_error=True)
 
 
 def closest_path(path: str, taken: Container[str]) -> str:
@@ -4346,7 +4346,7 @@ def devices_above(name: str) -> list[str]:
     """The devices built on this one: its partitions, its holders, and what is built on those."""
     above = [name]
     for item in above:
-        directory = f"{SYS}/class/block/{item}"
+        directory = device_directory(item)
         parts = [part for part in list_names(directory) if os.path.exists(f"{directory}/{part}/partition")]
         above += [other for other in parts + list_names(f"{directory}/holders") if other not in above]
     return above[1:]
@@ -4354,9 +4354,9 @@ def devices_above(name: str) -> list[str]:
 
 def holders_of(name: str) -> list[str]:
     """What this host has made of a device: not the partitions of a map, nor what a guest has in a volume of ours."""
-    uuids = {item: attribute(f"{SYS}/class/block/{item}", "dm/uuid") for item in devices_above(name)}
+    uuids = {item: attribute(device_directory(item), "dm/uuid") for item in devices_above(name)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
-    return [item for item in list_names(f"{SYS}/class/block/{name}/holders") if not uuids[item].startswith(ours)]
+    return [item for item in list_names(f"{device_directory(name)}/holders") if not uuids[item].startswith(ours)]
 
 
 def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
