@@ -776,18 +776,21 @@ def attached(device: Path, image: Path) -> Iterator[Path]:
     """The loop device with the image behind it."""
     run_quietly("losetup", device, image)
     try:
+        if udev_answers():
+            run_quietly("udevadm", "settle")
         yield device
     finally:
         run_quietly("losetup", "--detach", device)
 
 
+UDEV_CONTROL = Path("/run/udev/control")
 UDEVD = next((d for d in ("/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd") if Path(d).exists()), "")
 
 
 @pytest.fixture(scope="session")
 def udev() -> Iterator[None]:
     """A running udev: the host's, or one started for the tests."""
-    if Path("/run/udev/control").exists() and udev_answers():
+    if udev_answers():
         yield
         return
     if not UDEVD or os.geteuid() != 0:
@@ -802,12 +805,19 @@ def udev() -> Iterator[None]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
-        Path("/run/udev/control").unlink(missing_ok=True)
+        UDEV_CONTROL.unlink(missing_ok=True)
 
 
 def udev_answers() -> bool:
     """Whether a udev daemon answers on its control socket."""
-    return subprocess.run(["udevadm", "control", "--ping", "--timeout=2"], capture_output=True).returncode == 0
+    ping = ["udevadm", "control", "--ping", "--timeout=2"]
+    return UDEV_CONTROL.exists() and subprocess.run(ping, capture_output=True).returncode == 0
+
+
+def pytest_sessionstart() -> None:
+    """Removes what tests that were killed have left of their udev: the program would take it for a running one."""
+    if os.geteuid() == 0 and not udev_answers():
+        UDEV_CONTROL.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
