@@ -424,6 +424,8 @@ def place_of_key(name: str, lines: Sequence[str]) -> str:
 
 def advice_on_key(name: str) -> str:
     """What was meant by an unknown key: the same key in another section, or a similar one."""
+    if name in SETTINGS_KEYS:
+        return "it is a key, not a section"
     for known in SETTINGS_KEYS:
         section, _, key = known.rpartition(".")
         if key == name.rpartition(".")[2]:
@@ -2854,9 +2856,7 @@ class BlockingCalls:
 
 
 # --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
-LOST_AND_FOUND = (
-    "lost+found"  # mke2fs(8) makes it in each file system, and the directory may be a file system of its own
-)
+LOST_AND_FOUND = "lost+found"  # mke2fs(8) makes it in each file system, and the directory may be one of its own
 # Nobody needs to wait for the end of these.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -3632,9 +3632,8 @@ class Reporter:
         elif self._missing:
             result, level = "timeout", ERR
             messages += limited(missing_messages(self._missing, self._timeout))
-            starts = "xendomains starts now; these" if is_journal(sys.stderr) else "These"
             later = start_later(snapshot.waiting_guests(), patterns)
-            text = "; ".join([f"{starts} guests will probably not come up: {guests}", *useless])
+            text = "; ".join([f"These guests will probably not come up: {guests}", *useless])
             text += f" ({later})." if later else "."
             notify(f"STATUS=Timed out waiting for {in_short(self._missing)}")
         else:
@@ -4459,6 +4458,7 @@ class Outcome(NamedTuple):
     guest: Guest
     result: str
     reason: str = ""
+    is_in_progress: bool = False  # our own xl is still starting it
 
 
 # The exit status for each outcome, and the level and text of its message.
@@ -4568,8 +4568,7 @@ class Starts:
             else:
                 outcome = outcome._replace(reason=f"{outcome.reason} (no further attempts)")
         _, before = self._next.get(name, (0.0, outcome))
-        if outcome.result == "running" and before.reason.startswith(f"`{start_command(guest)}"):
-            # Our own xl has taken longer than its turn.
+        if outcome.result == "running" and before.is_in_progress:
             outcome = outcome._replace(result="restored" if guest.start.how == "restore" else "started")
         if outcome.result != "waiting":
             self._settle(outcome)
@@ -4756,7 +4755,8 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
         ended = answers.get(command, NoResponse())
         said = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
     if isinstance(ended, Exception):
-        return Outcome(guest, "waiting", f"`{command}`, which is still running after {format_time_span(limit)}")
+        reason = f"`{command}`, which is still running after {format_time_span(limit)}"
+        return Outcome(guest, "waiting", reason, is_in_progress=True)
     if ended.returncode != 0:
         return Outcome(guest, "failed", f"`{command}` failed with status {ended.returncode}: {said}")
     return Outcome(guest, "restored" if guest.start.how == "restore" else "started")
@@ -4784,11 +4784,11 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
                 "reason": well_formed(reason) or None,
                 "command": well_formed(start_command(guest)),
             }
-            for guest, result, reason in outcomes
+            for guest, result, reason, _ in outcomes
         ]
         show(json.dumps({"version": JSON_VERSION, "guests": rows}, indent=2))
     elif options.dry_run:
-        for guest, result, reason in outcomes:
+        for guest, result, reason, _ in outcomes:
             text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
             show(start_command(guest) if result == "ready" else f"# {text}")
     # What will never start was an error of the wait at boot, and is not one of a wait for the others.

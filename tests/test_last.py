@@ -280,7 +280,7 @@ def summary_of(boot: str, priority: int, result: str, waited: str, missing: str,
 
 
 A, B = "a" * 32, "b" * 32
-LOST = "xendomains starts now; these guests will probably not come up: web."
+LOST = "These guests will probably not come up: web."
 READY = "Everything is ready for 1 guest with 1 disk."
 JOURNAL = [
     entry(A, 4, "waiting for 4 disks of 1 guest: does not exist"),
@@ -453,7 +453,7 @@ def test_journal_gets_number_of_missing_disks(host: Host, journald: Journald) ->
         "RESULT": "timeout",
         "MISSING": "2",
         "PRIORITY": "3",
-        "MESSAGE": "xendomains starts now; these guests will probably not come up: web "
+        "MESSAGE": "These guests will probably not come up: web "
         "(once its disk is ready, start it with: xendomains-wait-disk start web).",
     }
 

@@ -238,7 +238,7 @@ def test_the_journal_gets_messages_with_fields(host: Host, journald: Journald) -
             "MESSAGE_ID": xwd.MESSAGE_MISSING,
         },
         {
-            "MESSAGE": "xendomains starts now; these guests will probably not come up: web "
+            "MESSAGE": "These guests will probably not come up: web "
             "(once its disk is ready, start it with: xendomains-wait-disk start web).",
             "PRIORITY": "3",
             **always,

@@ -143,6 +143,7 @@ def test_bad_value_is_reported_and_its_default_used(tmp_path: Path, line: str, c
         ("auto = /etc/xen/auto", "line 1: auto is unknown and ignored (it belongs under [paths])"),
         ("[pathes]\nauto = /a", "line 2: [pathes] auto is unknown and ignored (it belongs under [paths])"),
         ("[polling]\nfrist = 1s", "line 2: [polling] frist is unknown and ignored (did you mean [polling] first?)"),
+        ("[polling]\n[[first]]", "[polling] first is unknown and ignored (it is a key, not a section)"),
     ],
 )
 def test_unknown_key_gets_its_section_or_a_similar_key_as_suggestion(tmp_path: Path, text: str, expected: str) -> None:

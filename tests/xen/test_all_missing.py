@@ -161,9 +161,7 @@ def test_last_messages_give_reason_and_command(boot: Boot) -> None:
     assert last == [
         f"{row.path} for {name} is still missing after 20s: {row.reason}{row.advice}" for name, row in ROWS.items()
     ]
-    assert boot.messages()[-1] == (
-        f"xendomains starts now; these guests will probably not come up: {', '.join(sorted(ROWS))} {LATER}."
-    )
+    assert boot.messages()[-1] == (f"These guests will probably not come up: {', '.join(sorted(ROWS))} {LATER}.")
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -39,9 +39,7 @@ HOST = Host(
 
 
 def test_last_message_and_list_give_the_start_command(boot: Boot) -> None:
-    assert boot.logged(
-        r"xendomains starts now; .*\(once their disks are ready, start them with: xendomains-wait-disk start\)."
-    )
+    assert boot.logged(r"These guests .*\(once their disks are ready, start them with: xendomains-wait-disk start\).")
     assert boot.text("list").endswith("(once their disks are ready, start them with: xendomains-wait-disk start)\n")
 
 
