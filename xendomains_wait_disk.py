@@ -58,7 +58,7 @@ LIBVIRT_SAVES = "/var/lib/libvirt/libxl/save"
 LIBVIRT_LOGS = "/var/log/libvirt/libxl"
 STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
 LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
-NOTED_LOGS = f"{STATE_DIRECTORY}/xl-logs.json"
+LOGS_AT_BOOT = f"{STATE_DIRECTORY}/xl-logs.json"
 LOCKS = f"{STATE_DIRECTORY}/start"
 VIRSH = ("virsh", "--connect", "xen:///system")
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
@@ -90,7 +90,7 @@ MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
 MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
 MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
 START_PAUSE = 10.0  # between two looks by start, if nothing happens
-START_REST = 120.0  # between two looks by start at configurations and reasons
+START_READ_INTERVAL = 120.0  # between two looks by start at configurations and reasons
 RETRIES = (30.0, 120.0, 600.0)  # after which the failed start of a guest is retried
 MAX_XL = 600.0  # that xl may take to start a guest
 MAX_TURN = 30.0  # after which other guests get their turn, while xl goes on
@@ -110,8 +110,8 @@ MAX_LAST_LOOK = 0.7  # that begins when the timeout has expired
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
 MAX_RECHECKED = 16  # ready disks that are checked again in one look, which takes one or two milliseconds
 MAX_REWRITING = 1.0  # after the last change of a file until it is refused, as it may be half written
-MAX_SILENCE = 2.0  # of all calls in progress, before a look goes on without them
-MAX_SILENCE_AT_END = 10.0  # the same when everything else is ready
+STALL_TIMEOUT = 2.0  # of all calls in progress, before a look goes on without them
+STALL_TIMEOUT_AT_END = 10.0  # the same when everything else is ready
 STUCK_AFTER = 0.5  # a call that is silent for this long counts as stuck
 POLL_INTERVAL = 0.05  # for which the main thread pauses before it checks on calls that are silent
 MAX_THREADS = 64  # that make calls at the same time, not counting those that are stuck
@@ -524,7 +524,7 @@ class Xendomains(NamedTuple):
 
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
-    is_debians: bool = False  # else it is upstream's
+    is_debian: bool = False  # else it is upstream's
     file: str = ""  # its settings
     libvirt: str = ""  # directory of the guests that libvirt starts; empty: none
 
@@ -583,15 +583,15 @@ def read_xendomains_file(path: str, settings: Settings, clock: Clock, limit: flo
         problems.append(f"{why}; waiting for the guests in {taken} instead")
     if complaint:
         problems.append(f"has a syntax error ({complaint}); only the settings before the error take effect")
-    is_debians = is_read_by_debians(path)
-    restores = restore != "" if is_debians else restore == "true"
+    is_debian = is_read_by_debian(path)
+    restores = restore != "" if is_debian else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
     if not auto and not save:
         problems.append("sets no directory of guests (XENDOMAINS_AUTO), so xendomains starts none")
     findings += [Finding(problem, "", True, path) for problem in problems]
-    return Xendomains(auto, save, is_debians, path), findings
+    return Xendomains(auto, save, is_debian, path), findings
 
 
 def is_absent(path: str) -> bool:
@@ -603,7 +603,7 @@ def is_absent(path: str) -> bool:
     return False
 
 
-def is_read_by_debians(path: str) -> bool:
+def is_read_by_debian(path: str) -> bool:
     """Whether Debian's own xendomains, an init script, reads these settings, and not upstream's, which others have."""
     etc, leaf = os.path.split(os.path.dirname(path))
     try:
@@ -700,7 +700,7 @@ class Domain(NamedTuple):
     boot_files: tuple[Disk, ...] = ()  # with their key as the vdev
     saved: str = ""  # the file with which libvirt will restore it
 
-    def needs(self) -> tuple[Disk, ...]:
+    def all_disks(self) -> tuple[Disk, ...]:
         """What has to be there before it can start."""
         return self.disks + self.boot_files
 
@@ -2736,17 +2736,17 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
         # Until it has been read, a saved guest is assumed to have the name of its file.
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
         start = Start("restore" if is_saved else "create")
-        if re.search(r"\s", path) and (is_saved or not xendomains.is_debians):
+        if re.search(r"\s", path) and (is_saved or not xendomains.is_debian):
             start = Start("none", "xendomains cannot start it, because its file name contains a blank")
         elif not is_saved and comes_up and name in taken:
             start = taken[name]
-        elif not is_saved and not xendomains.is_debians and (word := word_in(listing, file)):
+        elif not is_saved and not xendomains.is_debian and (word := word_in(listing, file)):
             start = Start("none", f"upstream's xendomains skips it, because {xendomains.save}/{word} contains its name")
         else:
             started = Start("none", f"is {start.how}d from {path}", start.how)
             if comes_up:
                 taken.setdefault(name, started)
-            if is_saved and xendomains.is_debians:
+            if is_saved and xendomains.is_debian:
                 failed = Start("none", f"Debian's xendomains does not create it, because it fails to restore {path}")
                 taken[file] = started if comes_up else failed
         if start.how == "none":
@@ -2789,7 +2789,7 @@ class BlockingCalls:
         self._answers: dict[Key, Any] = {}  # that have not been taken yet
 
     def run(
-        self, purpose: str, calls: Mapping[str, Call], deadline: float, patience: float = MAX_SILENCE
+        self, purpose: str, calls: Mapping[str, Call], deadline: float, patience: float = STALL_TIMEOUT
     ) -> dict[str, Any]:
         """What the calls return, by path, or the exception that each raised; NoResponse for one that is stuck.
 
@@ -2942,7 +2942,7 @@ class Watcher:
         self.names = names  # of the guests that are asked for, or of their files; without any, all are
         self.calls = BlockingCalls(clock)
         self.known = Snapshot()
-        self.rest = 0.0  # for at least this long, files are not read again, nor reasons looked for again
+        self.min_read_interval = 0.0  # for at least this long, files are not read again, nor reasons looked for again
         self.shares = True  # see StorageFacts
         self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
         self._read_at = self._explain_at = float("-inf")  # when to do it again
@@ -2964,9 +2964,9 @@ class Watcher:
         disks = dict(self.known.disks)
         ready = [path for path, status in disks.items() if status == READY]
         checked = [path for path, status in disks.items() if status != READY]
-        checked += ready if recheck_ready else self._in_turn(ready)
+        checked += ready if recheck_ready else self._next_to_recheck(ready)
         absent = absent_devices(path for path in checked if disks[path].state is State.MISSING)
-        patience = MAX_SILENCE_AT_END if recheck_ready else MAX_SILENCE
+        patience = STALL_TIMEOUT_AT_END if recheck_ready else STALL_TIMEOUT
         answers = self._check([path for path in checked if path not in absent], deadline, patience, explains=False)
         for path, answer in answers.items():
             disks[path] = updated_status(disks[path], answer, is_last=recheck_ready)
@@ -2977,7 +2977,7 @@ class Watcher:
             self.known = self.known._replace(disks=disks)
         return self.known
 
-    def _in_turn(self, ready: Sequence[str]) -> Sequence[str]:
+    def _next_to_recheck(self, ready: Sequence[str]) -> Sequence[str]:
         """Those of the ready disks that are checked again in this look."""
         first = self._turn if self._turn < len(ready) else 0
         self._turn = first + MAX_RECHECKED
@@ -2987,10 +2987,10 @@ class Watcher:
         """The status of those of these disks that are not ready, with the reason."""
         spent = time.process_time()
         paths = [path for path, status in disks.items() if status.state in (State.MISSING, State.NOT_READY)]
-        answers = self._check(paths, deadline, MAX_SILENCE, explains=True)
+        answers = self._check(paths, deadline, STALL_TIMEOUT, explains=True)
         # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
         seconds = (time.process_time() - spent) / MAX_REASON_SHARE
-        self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds, self.rest)
+        self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds, self.min_read_interval)
         return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
 
     def _check(self, paths: Sequence[str], deadline: float, patience: float, *, explains: bool) -> dict[str, Any]:
@@ -3000,13 +3000,13 @@ class Watcher:
 
     def _patience(self, deadline: float) -> float:
         """How long a step may be silent: at most a third of what is left, so that one that hangs leaves some time."""
-        return min(MAX_SILENCE, (deadline - self.clock.now()) / 3)
+        return min(STALL_TIMEOUT, (deadline - self.clock.now()) / 3)
 
     def _read_files(self, deadline: float, facts: StorageFacts) -> None:
         known = self.known
         directories = self._list_directories(deadline, facts)
         files = self._read_guests(directories, deadline, facts)
-        self._read_at = self.clock.now() + max(READ_INTERVAL, self.rest)
+        self._read_at = self.clock.now() + max(READ_INTERVAL, self.min_read_interval)
         if directories == known.directories and files == self._read:
             return
         self._read = files
@@ -3047,7 +3047,7 @@ class Watcher:
         known = self._read
         files = {file: directory.kind for directory in directories.values() for file in directory.files}
         before = {file: known[file] if file in known else unread_guest(file, kind) for file, kind in files.items()}
-        read = partial(read_guest, settings=self.settings, facts=facts, is_debians=self.xendomains.is_debians)
+        read = partial(read_guest, settings=self.settings, facts=facts, is_debian=self.xendomains.is_debian)
         calls: dict[str, Call] = {file: partial(read, guest) for file, guest in before.items()}
         answers = self.calls.run("read", calls, deadline, self._patience(deadline))
         guests = {}
@@ -3175,11 +3175,11 @@ def unless_ignored(guest: Guest, settings: Settings) -> Guest:
     return guest
 
 
-def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
+def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian: bool = False) -> Guest | None:
     """The guest that a file configures: `before` if it has not changed, nothing if xendomains skips it. May block."""
     end = time.monotonic() + MAX_REWRITING
     while True:
-        guest = read_guest_once(before, settings, facts, is_debians)
+        guest = read_guest_once(before, settings, facts, is_debian)
         if guest is None or guest.status.state is not State.REFUSED or time.monotonic() >= end:
             return guest
         if not 0 <= time.time() - guest.signature[MODIFIED] / 1e9 < MAX_REWRITING:
@@ -3195,7 +3195,7 @@ def signature_of(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def read_domain(path: str, kind: str, is_debians: bool) -> Domain | None:
+def read_domain(path: str, kind: str, is_debian: bool) -> Domain | None:
     """The domain that a file configures; nothing if it is skipped at boot. Raises OSError and ConfigError."""
     if kind == "libvirt":
         return read_libvirt_domain(path) if path.endswith(".xml") else None
@@ -3204,14 +3204,14 @@ def read_domain(path: str, kind: str, is_debians: bool) -> Domain | None:
     if not os.path.isfile(path):
         return None
     with open_regular_file(path) as file:
-        if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debians:
+        if file.read(len(SAVED_PREFIX)) != SAVED_PREFIX and not is_debian:
             return None
         file.seek(0)
         text, is_json = saved_configuration(file)
     return (domain_from_json if is_json else domain_from_xl_config)(text, path, kind)
 
 
-def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debians: bool = False) -> Guest | None:
+def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debian: bool = False) -> Guest | None:
     """Like read_guest(), even if the file is half written."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
@@ -3223,7 +3223,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
         if signature == before.signature:
             return before
         unread = unread._replace(signature=signature)
-        if (domain := read_domain(path, kind, is_debians)) is None:
+        if (domain := read_domain(path, kind, is_debian)) is None:
             return None
     except OSError as error:
         if kind == "libvirt" and isinstance(error, FileNotFoundError):
@@ -3240,7 +3240,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
     if distrust := why_not_trusted(path, status):
         warnings.insert(0, f"{distrust}; it is used anyway")
     domain = domain._replace(warnings=(*domain.warnings, *warnings))
-    required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.needs())
+    required = tuple(required_unless_ignored(domain, disk, settings) for disk in domain.all_disks())
     return Guest(domain, READY, signature, required, Start("restore" if domain.saved else "create"))
 
 
@@ -3371,18 +3371,18 @@ class Journal:
         level = INFO if self._is_journal else self.level
         shown = [item for item in messages if item[0] <= self.level or (item[0] <= level and "DISK" in item[2])]
         if shown:
-            self._say_dropped(end)
+            self._log_dropped(end)
         for position, message in enumerate(shown):
             if self._dropped or not self._deliver(message, end - self._clock.now()):
                 self._dropped += len(shown) - position
                 break
         if summary and (summary[0] <= self.level or self._is_journal):
             end = self._clock.now() + MAX_SENDING
-            self._say_dropped(end)
+            self._log_dropped(end)
             self._deliver(summary, end - self._clock.now())
 
-    def _say_dropped(self, end: float) -> None:
-        text = f"{counted(self._dropped, 'message')} dropped here because the reader was too slow."
+    def _log_dropped(self, end: float) -> None:
+        text = f"{plural(self._dropped, 'message')} dropped here because the reader was too slow."
         if self._dropped and self._deliver((WARNING, text, {}), end - self._clock.now()):
             self._dropped = 0
 
@@ -3515,7 +3515,7 @@ class Reporter:
         self._missing: list[Need] = []  # in it
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
-        self._said: set[tuple[str, str]] = set()  # since the last reminder
+        self._logged: set[tuple[str, str]] = set()  # since the last reminder
         self._lines = 0  # sent since then, not counting what was found
         self._announced: set[tuple[str, str]] = set()  # paths and guests that were reported as missing
         self._status = ""
@@ -3530,7 +3530,7 @@ class Reporter:
         is_due = now >= self._reminder
         if is_due:
             self._reminder, self._gap = now + self._gap, 2 * self._gap
-            self._said.clear()
+            self._logged.clear()
             self._lines = 0
             known = [item for item in self._missing if item.key in self._announced or item.status == UNKNOWN]
             reminders = messages_by_cause(known, WARNING, "still waiting for {}", waiting_message)
@@ -3565,9 +3565,9 @@ class Reporter:
 
     def _is_news(self, path: str, what: str) -> bool:
         """Whether this has not been said since the last reminder."""
-        is_new = (path, what) not in self._said and len(self._said) < 10 * MAX_LINES
+        is_new = (path, what) not in self._logged and len(self._logged) < 10 * MAX_LINES
         if is_new:
-            self._said.add((path, what))
+            self._logged.add((path, what))
         return is_new
 
     def _new_problems(self) -> list[Message]:
@@ -3604,7 +3604,7 @@ class Reporter:
         status = "Everything that the guests need is ready." if self._status else ""
         if self._missing:
             seconds = self._clock.now() - self._started
-            status = f"Waiting for {in_short(self._missing)}"
+            status = f"Waiting for {summary_of(self._missing)}"
             limit = f" of {format_time_span(self._timeout)}" if self._timeout < FOREVER else ""
             self._journal.progress(f"{seconds:.0f}s{limit}: {status}")
         if status != self._status:
@@ -3627,7 +3627,7 @@ class Reporter:
         useless = [f"no guest starts from {join_limited(files, MAX_NAMES)}"] if files else []
         if stopped_by:
             result, level = "stopped", WARNING
-            waiting = f", still waiting for {in_short(self._missing)}" if self._missing else ""
+            waiting = f", still waiting for {summary_of(self._missing)}" if self._missing else ""
             text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
         elif self._missing:
             result, level = "timeout", ERR
@@ -3635,7 +3635,7 @@ class Reporter:
             later = start_later(snapshot.waiting_guests(), patterns)
             text = "; ".join([f"These guests will probably not come up: {guests}", *useless])
             text += f" ({later})." if later else "."
-            notify(f"STATUS=Timed out waiting for {in_short(self._missing)}")
+            notify(f"STATUS=Timed out waiting for {summary_of(self._missing)}")
         else:
             result, level = "ready", INFO
             text = f"Everything is ready for {size_of(snapshot)}."
@@ -3696,7 +3696,7 @@ def messages_by_cause(
             messages += [(level, about_one(item), {**fields_of(item), **fields}) for item in cause.needs]
             continue
         verb = "is" if len({item.path for item in cause.needs}) == 1 else "are"
-        text = f"{about_all.format(in_numbers(cause.needs), verb)}: {with_hint(cause.reason, cause.hint)}"
+        text = f"{about_all.format(counts_of(cause.needs), verb)}: {with_hint(cause.reason, cause.hint)}"
         messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
         entries += [(INFO, about_one(item), fields_of(item)) for item in cause.needs]
     return messages + entries
@@ -3747,18 +3747,18 @@ def fields_of(need: Need) -> dict[str, str]:
     return {"DISK": need.path, "DOMAIN": need.guest, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
-def in_numbers(needs: Sequence[Need]) -> str:
+def counts_of(needs: Sequence[Need]) -> str:
     """How much is missing."""
     disks, guests = ({need[field] for need in needs} for field in (0, 1))
-    return f"{counted(len(disks), 'disk')} of {counted(len(guests), 'guest')}"
+    return f"{plural(len(disks), 'disk')} of {plural(len(guests), 'guest')}"
 
 
-def in_short(needs: Sequence[Need]) -> str:
+def summary_of(needs: Sequence[Need]) -> str:
     """How much is missing, and the first causes or disks, on one line."""
     texts = [f"{item.path} for {item.guest} ({item.status.reason})" for item in needs]
     if len(needs) > MAX_NAMED:
         texts = [cause.reason for cause in causes_of(needs)]
-    return f"{in_numbers(needs)}: {join_limited(texts, MAX_NAMED)}"
+    return f"{counts_of(needs)}: {join_limited(texts, MAX_NAMED)}"
 
 
 def start_later(names: set[str], patterns: Sequence[str]) -> str:
@@ -3776,7 +3776,7 @@ def start_later(names: set[str], patterns: Sequence[str]) -> str:
     return printable(shortened("; ".join(texts), MAX_REASON))
 
 
-def counted(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """As in "1 disk" and "2 disks"."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
@@ -3834,7 +3834,7 @@ def as_record(snapshot: Snapshot, found: Mapping[str, float] | None = None) -> d
 def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] | None) -> dict[str, Any]:
     """A guest with its disks and the files that it boots from."""
     rows = []
-    for disk, required in zip(guest.domain.needs(), guest.required):
+    for disk, required in zip(guest.domain.all_disks(), guest.required):
         target, path = (well_formed(text) or None for text in (disk.target, required.path))
         row: dict[str, Any] = {"vdev": well_formed(disk.vdev), "target": target, "path": path}
         row.update(status_as_json(snapshot.disk_status(required)))
@@ -3878,8 +3878,8 @@ def problems_in(record: Mapping[str, Any]) -> list[Need]:
     needs = []
     for guest in record["guests"]:
         name = guest["name"]
-        rows = [(disk["path"], disk) for disk in filter(is_trouble, disks_in(guest))] or [(guest["source"], guest)]
-        needs += [need_from_json(path, name, row) for path, row in rows if is_trouble(row)]
+        rows = [(disk["path"], disk) for disk in filter(is_problem, disks_in(guest))] or [(guest["source"], guest)]
+        needs += [need_from_json(path, name, row) for path, row in rows if is_problem(row)]
     return needs + [need_from_json(row["path"], f"the guests in {row['path']}", row) for row in record["directories"]]
 
 
@@ -3888,7 +3888,7 @@ def disks_in(guest: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*guest["disks"], *guest["boot_files"]]
 
 
-def is_trouble(row: Mapping[str, Any]) -> bool:
+def is_problem(row: Mapping[str, Any]) -> bool:
     """Whether something with this state may keep a guest from starting."""
     return State(row["state"]) not in FINE
 
@@ -3940,20 +3940,20 @@ def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
         # It is a disk that is missing, and not the guest.
         state = "waiting" if State(guest["state"]) in AWAITED else guest["state"]
         rows.append((guest["name"], guest["start"], state, why_not_ready(guest, numbers)))
-    return lines + (in_columns(rows, screen) if record["guests"] else [])
+    return lines + (format_table(rows, screen) if record["guests"] else [])
 
 
 def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> str:
     """The disks that a guest lacks, by the numbers of their causes; or why it is left out."""
     found: dict[int, list[str]] = {}
-    for disk in filter(is_trouble, disks_in(guest)):
-        found.setdefault(number_of(disk, numbers), []).append(disk["vdev"])
+    for disk in filter(is_problem, disks_in(guest)):
+        found.setdefault(cause_number(disk, numbers), []).append(disk["vdev"])
     if found:
         return "; ".join(f"{', '.join(vdevs)}: see [{number}]" for number, vdevs in found.items())
-    return f"see [{number_of(guest, numbers)}]" if is_trouble(guest) else guest["reason"] or ""
+    return f"see [{cause_number(guest, numbers)}]" if is_problem(guest) else guest["reason"] or ""
 
 
-def number_of(row: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> int:
+def cause_number(row: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> int:
     """The number of the cause of something with this state."""
     return numbers[row["reason"] or "", row["hint"] or ""]
 
@@ -3974,7 +3974,7 @@ def picture_of_cause(cause: Cause, number: int, screen: Screen) -> list[str]:
     for item in cause.needs:
         guests.setdefault(item.path, []).append(item.guest)
     named = [f"{path} ({join_limited(names, MAX_LISTED)})" for path, names in guests.items()]
-    texts = [cause.reason, f"{in_numbers(cause.needs)}: {join_limited(named, MAX_NAMED)}"]
+    texts = [cause.reason, f"{counts_of(cause.needs)}: {join_limited(named, MAX_NAMED)}"]
     if len(named) == 1:
         texts[1] = named[0]
     texts[1:1] = [f"try: {cause.hint}"] if cause.hint else []
@@ -3990,14 +3990,14 @@ def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Scr
         status = snapshot.guest_status(guest)
         reason = f": {guest.status.reason}" if guest.status.reason else ""
         rows.append((guest.domain.name, "guest", f"{status.state.value}{reason}"))
-        pairs = list(zip(guest.domain.needs(), guest.required))
+        pairs = list(zip(guest.domain.all_disks(), guest.required))
         for disk, required in pairs:
             status = snapshot.disk_status(required)
             unknown = Layer(required.path or disk.target or "-", "", Problem(status.reason or status.state.value))
             layer = layers.get(required.path, unknown)
             is_last = required is pairs[-1][1]
             rows += rows_of_layer(layer._replace(name=f"{disk.vdev}  {layer.name}"), "", is_last, layer.cause, screen)
-    return in_columns(rows, screen)
+    return format_table(rows, screen)
 
 
 def rows_of_layer(
@@ -4035,7 +4035,7 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
             add(guest["name"], guest["start"], "-", "-" if is_ready else guest["source"], row)
         for disk in disks:
             add(guest["name"], guest["start"], disk["vdev"], disk["path"] or disk["target"] or "-", disk)
-    return in_columns(rows, screen)
+    return format_table(rows, screen)
 
 
 def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
@@ -4048,7 +4048,7 @@ def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
         counts[word] = counts.get(word, 0) + 1
     parts = ", ".join(f"{count} {word}" for word, count in counts.items())
     places = " and ".join(filter(None, (xendomains.auto, xendomains.save, xendomains.libvirt)))
-    total = f"{counted(len(states), 'guest')}{': ' if parts else ''}{parts}"
+    total = f"{plural(len(states), 'guest')}{': ' if parts else ''}{parts}"
     settings = f" (settings: {xendomains.file})" if xendomains.file else ""
     return f"{total}; read from {places}{settings}"
 
@@ -4064,50 +4064,50 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
     for need in problems:
         item = {**status_as_json(need.status), "found_after": None, "guests": [need.guest]}
         disks.setdefault(need.path, item)
-    ordered = sorted(disks.items(), key=lambda item: -seconds_of(item[1]))
+    ordered = sorted(disks.items(), key=lambda item: -seconds_until_found(item[1]))
     rows: list[Sequence[str]] = [("AFTER", "DISK", "GUESTS", "STATE", "")]
     longest = max([record["waited"], 1.0])
     for path, disk in ordered:
-        seconds = seconds_of(disk)
+        seconds = seconds_until_found(disk)
         after = "-" if seconds == float("inf") else f"{seconds:.0f}s"
         bar = "#" * round(min(seconds / longest, 1) * MAX_BAR)
         text = bar if screen.columns and seconds < float("inf") else disk["reason"] or ""
-        if screen.columns and is_trouble(disk):
-            text = f"see [{number_of(disk, numbers)}]"
+        if screen.columns and is_problem(disk):
+            text = f"see [{cause_number(disk, numbers)}]"
         rows.append((after, path, join_limited(disk["guests"], MAX_LISTED), disk["state"], text))
-    return (lines if screen.columns else []) + in_columns(rows, screen)
+    return (lines if screen.columns else []) + format_table(rows, screen)
 
 
-def seconds_of(disk: Mapping[str, Any]) -> float:
+def seconds_until_found(disk: Mapping[str, Any]) -> float:
     """After how many seconds a disk was there: 0 means at once, infinity means never."""
-    return float("inf") if is_trouble(disk) else float(disk["found_after"] or 0)
+    return float("inf") if is_problem(disk) else float(disk["found_after"] or 0)
 
 
-def in_columns(rows: Sequence[Sequence[str]], screen: Screen) -> list[str]:
+def format_table(rows: Sequence[Sequence[str]], screen: Screen) -> list[str]:
     """The lines of a table, each column as wide as its cells; on a terminal no wider than that.
 
     What does not fit is cut in the middle, and in the last column wrapped.
     """
     cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
-    widths = [max(columns_of(row[column]) for row in cells) for column in range(len(cells[0]))]
+    widths = [max(display_width(row[column]) for row in cells) for column in range(len(cells[0]))]
     last = widths.pop()
-    while screen.columns and max(widths) > 8 and head_of(widths) + min(last, MIN_LAST_COLUMN) > screen.columns:
+    while screen.columns and max(widths) > 8 and head_width(widths) + min(last, MIN_LAST_COLUMN) > screen.columns:
         widths[widths.index(max(widths))] -= 1
-    room = max(screen.columns - head_of(widths), 8) if screen.columns else 0
+    room = max(screen.columns - head_width(widths), 8) if screen.columns else 0
     lines = []
     for row in cells:
         head = ""
         for title, cell, width in zip(cells[0], row, widths):
             cell = cut(cell, width)
             colour = STATE_COLOURS.get(cell, "") if title == "STATE" else ""
-            head += screen.paint(cell, colour) + " " * (width - columns_of(cell) + 2)
+            head += screen.paint(cell, colour) + " " * (width - display_width(cell) + 2)
         first, *more = wrapped(row[-1], room)
         lines.append(f"{head}{first}".rstrip())
-        lines += [" " * head_of(widths) + line for line in more]
+        lines += [" " * head_width(widths) + line for line in more]
     return lines
 
 
-def head_of(widths: Sequence[int]) -> int:
+def head_width(widths: Sequence[int]) -> int:
     """The columns of a terminal before the last column of a table."""
     return sum(widths) + 2 * len(widths)
 
@@ -4115,7 +4115,7 @@ def head_of(widths: Sequence[int]) -> int:
 def cut(cell: str, columns: int) -> str:
     """A cell of at most that many columns, without its middle if it has more."""
     kept = len(cell)
-    while columns_of(cell) > columns:
+    while display_width(cell) > columns:
         kept -= 1
         cell = f"{cell[: kept // 2]}…{cell[-(kept // 2) :]}" if kept > 1 else ""
     return cell
@@ -4123,17 +4123,17 @@ def cut(cell: str, columns: int) -> str:
 
 def wrapped(text: str, columns: int, indent: str = "") -> list[str]:
     """The lines of a text of at most so many columns, from the second on indented; of 0 columns, one line."""
-    if not columns or columns_of(text) <= columns:
+    if not columns or display_width(text) <= columns:
         return [text]
     from textwrap import wrap
 
     # textwrap counts characters; where some are wide, lines of half as many fit.
-    is_wide = any(columns_of(character) > 1 for character in text)
+    is_wide = any(display_width(character) > 1 for character in text)
     width = max(columns // 2, len(indent) + 1) if is_wide else columns
     return wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def columns_of(text: str) -> int:
+def display_width(text: str) -> int:
     """How many columns of a terminal the text takes: Unicode's annex 11."""
     if text.isascii():
         return len(text)
@@ -4144,13 +4144,13 @@ def columns_of(text: str) -> int:
 
 # --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
 @record
-class Use(NamedTuple):
+class DiskUse(NamedTuple):
     """What a guest needs of this host, and what that is now: the kernel's name of a device, or a path without links."""
 
     guest: Guest
     disk: Disk
     required: Required
-    place: str
+    device: str
 
     def finding(self, problem: str, fix: str = "", *, is_error: bool = False) -> Finding:
         """Something wrong with it."""
@@ -4165,7 +4165,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
     checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot, "the next boot will wait for this")]
     checks += [check_sharing(uses), check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
-    checks += [check_both_worlds(snapshot)]
+    checks += [check_started_twice(snapshot)]
     by_xendomains = [guest for guest in snapshot.guests.values() if guest.domain.kind != "libvirt"]
     checks += [check_units()] if by_xendomains and not watcher.names else []
     swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
@@ -4177,25 +4177,25 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     return [item for item in found if not watcher.names or not item.file or item.file in snapshot.guests]
 
 
-def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[Use]:
+def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[DiskUse]:
     """What the guests need of this host, including those that were not asked for, but not what does not answer."""
-    places = places_of(required_paths(snapshot.read), watcher)
+    devices = resolve_devices(required_paths(snapshot.read), watcher)
     return [
-        Use(guest, disk, required, places[required.path])
+        DiskUse(guest, disk, required, devices[required.path])
         for guest in snapshot.read.values()
-        for disk, required in zip(guest.domain.needs(), guest.required)
-        if required.path and required.path in places
+        for disk, required in zip(guest.domain.all_disks(), guest.required)
+        if required.path and required.path in devices
     ]
 
 
-def places_of(needed: Mapping[str, Required], watcher: Watcher) -> dict[str, str]:
-    """What is at each of these paths, see place_of(), without what does not answer."""
-    calls: dict[str, Call] = {path: partial(place_of, path) for path in needed}
-    answers = watcher.calls.run("place", calls, watcher.clock.now() + MAX_FIRST_LOOK)
-    return {path: place for path, place in answers.items() if isinstance(place, str)}
+def resolve_devices(needed: Mapping[str, Required], watcher: Watcher) -> dict[str, str]:
+    """What is at each of these paths, see resolve_device(), without what does not answer."""
+    calls: dict[str, Call] = {path: partial(resolve_device, path) for path in needed}
+    answers = watcher.calls.run("resolve", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+    return {path: device for path, device in answers.items() if isinstance(device, str)}
 
 
-def place_of(path: str) -> str:
+def resolve_device(path: str) -> str:
     """The kernel's name of the device that is required, or the path without links. May block."""
     path = os.path.realpath(existing_path(path))
     with suppress(OSError):
@@ -4205,7 +4205,7 @@ def place_of(path: str) -> str:
     return path
 
 
-def check_both_worlds(snapshot: Snapshot) -> Iterator[Finding]:
+def check_started_twice(snapshot: Snapshot) -> Iterator[Finding]:
     """Guests that both libvirt and xendomains start."""
     others = {guest.domain.name: file for file, guest in snapshot.read.items() if guest.domain.kind != "libvirt"}
     for file, guest in snapshot.guests.items():
@@ -4215,10 +4215,10 @@ def check_both_worlds(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(problem, f"virsh autostart --disable {name}", True, file, name)
 
 
-def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -> Iterator[Finding]:
+def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watcher) -> Iterator[Finding]:
     """Disks that are missing or not ready now, and if the name may be mistyped, the closest that exists."""
-    taken = {use.place for use in uses}
-    bad: dict[Need, Use] = {}
+    taken = {use.device for use in uses}
+    bad: dict[Need, DiskUse] = {}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         status = snapshot.disk_status(use.required)
         if status.is_awaited():
@@ -4228,7 +4228,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[Use], watcher: Watcher) -
     similar = watcher.calls.run("closest", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     for cause in causes_of(bad):
         if len(cause.needs) > MAX_NAMED:
-            yield Finding(f"{in_numbers(cause.needs)} missing: {cause.reason}", cause.hint, is_error=True)
+            yield Finding(f"{counts_of(cause.needs)} missing: {cause.reason}", cause.hint, is_error=True)
             continue
         for need in cause.needs:
             other = similar.get(need.path)
@@ -4247,16 +4247,16 @@ def closest_path(path: str, taken: Container[str]) -> str:
     parent = closest_path(parent, taken)
     similar = get_close_matches(name, list_names(parent), 1, 0.75) if parent else []
     found = os.path.join(parent, *similar)
-    return found if similar and place_of(found) not in taken else ""
+    return found if similar and resolve_device(found) not in taken else ""
 
 
-def check_sharing(uses: Sequence[Use]) -> Iterator[Finding]:
+def check_sharing(uses: Sequence[DiskUse]) -> Iterator[Finding]:
     """Disks that two guests use and one of them writes to, wholly or in part: Xen's block script."""
-    by_place: dict[str, list[Use]] = {}
+    by_device: dict[str, list[DiskUse]] = {}
     for use in uses:
-        by_place.setdefault(use.place, []).append(use)
-    for place, sharing in by_place.items():
-        above = [other for name in devices_above(place) for other in by_place.get(name, ())]
+        by_device.setdefault(use.device, []).append(use)
+    for device, sharing in by_device.items():
+        above = [other for name in devices_above(device) for other in by_device.get(name, ())]
         for use in sharing:
             # The saved and the configured form of a guest are one.
             others = [item for item in (*sharing, *above) if item.guest.domain.name != use.guest.domain.name]
@@ -4285,7 +4285,7 @@ def check_patterns(snapshot: Snapshot, settings: Settings, file: str) -> Iterato
     if len(guests) < len(snapshot.read) or snapshot.awaits_files():
         return  # they may match what cannot be read yet
     domains = [name for guest in guests for name in (guest.domain.name, os.path.basename(guest.domain.source))]
-    needs = [(required_by(disk).path, disk.target) for guest in guests for disk in guest.domain.needs()]
+    needs = [(required_by(disk).path, disk.target) for guest in guests for disk in guest.domain.all_disks()]
     disks = [name for path, target in needs for name in (path, older_path(path), target)]
     ignored = [("domains", item, domains) for item in settings.ignored_domains]
     ignored += [("disks", item, disks) for item in settings.ignored_disks]
@@ -4315,7 +4315,7 @@ UNSTABLE_NAME = f"/dev/((sd|hd|vd|xvd)[a-z]{{1,3}}[0-9]*|(md12[0-9]|({NUMBERED})
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
-def check_name(use: Use, facts: StorageFacts) -> Iterator[Finding]:
+def check_name(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
     """A name that may refer to another disk after a reboot."""
     path = use.required.path
     match = re.fullmatch(UNSTABLE_NAME, path)
@@ -4327,17 +4327,17 @@ def check_name(use: Use, facts: StorageFacts) -> Iterator[Finding]:
         yield use.finding(f"{path} may refer to a different disk after a reboot", fix)
 
 
-def check_host_use(use: Use, swaps: Container[str], facts: StorageFacts) -> Iterator[Finding]:
+def check_host_use(use: DiskUse, swaps: Container[str], facts: StorageFacts) -> Iterator[Finding]:
     """A disk that this host itself uses: Xen's block script refuses one that is mounted, or written if it is read."""
     path, fix, writes = use.required.path, "give the guest its own disk", use.disk.writes
-    for place in [use.place, *devices_above(use.place)]:
-        what = path if place == use.place else f"{device_path(place)} on {path}"
-        mounted = [where for where, is_written in facts.mounted.get(place, ()) if writes or is_written]
-        if mounted or (writes and place in swaps):
+    for device in [use.device, *devices_above(use.device)]:
+        what = path if device == use.device else f"{device_path(device)} on {path}"
+        mounted = [where for where, is_written in facts.mounted.get(device, ()) if writes or is_written]
+        if mounted or (writes and device in swaps):
             taken = f"is mounted on {mounted[-1]}" if mounted else "is swap space"
             yield use.finding(f"{what} {taken} on this host", fix, is_error=True)
             return
-    if writes and (parts := [device_path(item) for item in holders_of(use.place)]):
+    if writes and (parts := [device_path(item) for item in holders_of(use.device)]):
         yield use.finding(f"{path} is part of {join_limited(parts, MAX_LISTED)} on this host", fix)
 
 
@@ -4358,14 +4358,14 @@ def holders_of(name: str) -> list[str]:
     return [item for item in list_names(f"{device_directory(name)}/holders") if not uuids[item].startswith(ours)]
 
 
-def check_reboot(use: Use, facts: StorageFacts) -> Iterator[Finding]:
+def check_reboot(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
     """What is there now, and would not come back by itself."""
-    layers = [use.place]
+    layers = [use.device]
     for name in layers:
         layers += [item for item in devices_below(name) if item not in layers]
-    why_stays_away = why_mount_stays_away if "/" in use.place else why_device_stays_away
-    for lack in filter(None, [why_stays_away(layer, facts) for layer in layers]):
-        yield use.finding(f"after a reboot, {use.required.path} will be missing: {lack.reason}", lack.hint)
+    why_not_persistent = why_mount_not_persistent if "/" in use.device else why_device_not_persistent
+    for problem in filter(None, [why_not_persistent(layer, facts) for layer in layers]):
+        yield use.finding(f"after a reboot, {use.required.path} will be missing: {problem.reason}", problem.hint)
 
 
 def is_enabled(names: str) -> bool:
@@ -4376,7 +4376,7 @@ def is_enabled(names: str) -> bool:
     return re.search(names, " ".join(scripts)) is not None
 
 
-def why_device_stays_away(name: str, facts: StorageFacts) -> Problem | None:
+def why_device_not_persistent(name: str, facts: StorageFacts) -> Problem | None:
     """Why a device, whatever lies below it, is not there after a reboot."""
     directory = device_directory(name)
     mapped, uuid = (attribute(directory, f"dm/{key}") for key in ("name", "uuid"))
@@ -4433,7 +4433,7 @@ def why_not_activated(mapped: str, facts: StorageFacts) -> Problem | None:
     return None
 
 
-def why_mount_stays_away(path: str, facts: StorageFacts) -> Problem | None:
+def why_mount_not_persistent(path: str, facts: StorageFacts) -> Problem | None:
     """Why a file is not there after a reboot: its file system was mounted by hand."""
     above = [words for words in facts.mounts if path.startswith(f"{words[4].rstrip('/')}/")]
     kinds = {words[4]: words[words.index("-") + 1] for words in above}
@@ -4486,17 +4486,17 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     if options.wait and not options.guests and xendomains.libvirt and is_inactive("xendomains.service"):
         xendomains = Xendomains(libvirt=xendomains.libvirt)  # what its directories hold is not meant to start
     watcher = Watcher(xendomains, watcher.settings._replace(ignored_domains=()), clock)
-    watcher.rest, watcher.shares = START_REST, bool(options.guests)
+    watcher.min_read_interval, watcher.shares = START_READ_INTERVAL, bool(options.guests)
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
     # Events are collected from before the first look.
     events = block_events() if options.wait else None
-    starts = Starts(watcher, options, journal)
+    starts = Starter(watcher, options, journal)
     seen, recheck = Snapshot(), True
     while True:
         snapshot = watcher.look(clock.now() + MAX_FIRST_LOOK, recheck_ready=recheck)
         if recheck or snapshot is not seen:
             seen = snapshot
-            starts.judge(snapshot)
+            starts.update(snapshot)
         if options.wait:
             waiting = {item.guest.domain.source: item.guest for item in starts.waiting.values()}
             reporter.report(snapshot._replace(guests=waiting))
@@ -4515,7 +4515,7 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     return show_outcomes(outcomes, journal, options)
 
 
-class Starts:
+class Starter:
     """Which guests have been started or will not be (`settled`), and which may still be (`waiting`), by name."""
 
     def __init__(self, watcher: Watcher, options: Options, journal: Journal) -> None:
@@ -4529,7 +4529,7 @@ class Starts:
         self.settled: dict[str, Outcome] = {}
         self.waiting: dict[str, Outcome] = {}
 
-    def judge(self, snapshot: Snapshot) -> None:
+    def update(self, snapshot: Snapshot) -> None:
         """Finds out which guests may be started now."""
         self.waiting = {}
         left = [item.domain.kind for item in snapshot.guests.values() if item.domain.name not in self.settled]
@@ -4574,7 +4574,7 @@ class Starts:
             self._settle(outcome)
             return
         if name not in self._next or before != outcome:
-            tell(outcome, self._journal, self._options)
+            log_outcome(outcome, self._journal, self._options)
         self._next[name] = (self._watcher.clock.now() + pause, outcome)
 
     def outcomes(self) -> list[Outcome]:
@@ -4586,10 +4586,10 @@ class Starts:
 
     def _settle(self, outcome: Outcome) -> None:
         self.settled[outcome.guest.domain.name] = outcome
-        tell(outcome, self._journal, self._options)
+        log_outcome(outcome, self._journal, self._options)
 
 
-def guests_meant(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
+def select_guests(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
     """The guests with these names or all, each with the file that it starts from. Raises ConfigError for a wrong name.
 
     A saved guest comes first, even if it cannot be restored: what it holds would be lost if it were created afresh.
@@ -4617,7 +4617,7 @@ def outcomes_of(
     logs, lost, needs = xl_logs(), lost_guests(snapshot), snapshot.missing()
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
     patterns = ("*",) if options.guests else settings.late_domains
-    for guest in guests_meant(snapshot, options.guests):
+    for guest in select_guests(snapshot, options.guests):
         name, file, kind, *_ = guest.domain
         # As long as those are not known, a guest may be saved.
         saved = {path: item for path, item in snapshot.directories.items() if (kind, item.kind) == ("auto", "saved")}
@@ -4668,11 +4668,11 @@ def xl_logs() -> dict[str, list[int]]:
     return guest_logs(XL_LOGS, "xl-")
 
 
-def note_logs() -> None:
+def record_logs() -> None:
     """Records the state of the guests' logs before xendomains starts them, once per boot. Raises OSError."""
     # What runs long after the boot is not the wait at boot, and guests may have been started before it.
-    if not os.path.exists(NOTED_LOGS) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
-        write_record(NOTED_LOGS, xl_logs())
+    if not os.path.exists(LOGS_AT_BOOT) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
+        write_record(LOGS_AT_BOOT, xl_logs())
 
 
 def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
@@ -4686,7 +4686,7 @@ def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
     booted = (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)) * 1e9
     started = {name for name, log in guest_logs(LIBVIRT_LOGS, "").items() if log[-1] > booted}
     with suppress(OSError, ValueError, TypeError):
-        noted = dict(json.loads(read_file(NOTED_LOGS)))
+        noted = dict(json.loads(read_file(LOGS_AT_BOOT)))
         return started.union(name for name, log in logs.items() if noted.get(name) != log)
     return started.union(name for name, log in logs.items() if log[-1] > booted)
 
@@ -4762,7 +4762,7 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
     return Outcome(guest, "restored" if guest.start.how == "restore" else "started")
 
 
-def tell(outcome: Outcome, journal: Journal, options: Options) -> None:
+def log_outcome(outcome: Outcome, journal: Journal, options: Options) -> None:
     """Says what became of a guest. What may be normal at every boot is only for those who ask."""
     level, text = OUTCOMES[outcome.result][1:]
     name, reason = outcome.guest.domain.name, outcome.reason
@@ -5012,7 +5012,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     reporter = Reporter(journal, clock, started, timeout)
     stopped = None
     with suppress(OSError):
-        note_logs()
+        record_logs()
     try:
         # Looking once gets the time of a first look.
         first = min(deadline if timeout else started + MAX_FIRST_LOOK, started + MAX_FIRST_LOOK)
@@ -5070,7 +5070,7 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
         ]
         show(json.dumps({"version": JSON_VERSION, "ok": not errors, "findings": rows}, indent=2))
     else:
-        counts = f"{counted(len(errors), 'error')}, {counted(len(warnings), 'warning')} in {size_of(snapshot)}."
+        counts = f"{plural(len(errors), 'error')}, {plural(len(warnings), 'warning')} in {size_of(snapshot)}."
         lines = [counts if findings else f"No problems found ({size_of(snapshot)})."]
         by_file: dict[str, list[str]] = {}
         screen = screen_of(sys.stdout)
@@ -5098,7 +5098,7 @@ def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snap
     ready = states.count(State.READY)
     status = 2 if errors else 1 if warnings else 0
     first = next((f": {item.problem}" for item in (*errors, *warnings)), "")
-    text = f"{('OK', 'WARNING', 'CRITICAL')[status]} - {ready} of {counted(len(states), 'guest')} ready{first}"
+    text = f"{('OK', 'WARNING', 'CRITICAL')[status]} - {ready} of {plural(len(states), 'guest')} ready{first}"
     data = f"ready={ready};;;0;{len(states)} errors={len(errors)};;;0 warnings={len(warnings)};;;0"
     show(f"XENDOMAINS {printable(shortened(text, MAX_REASON)).replace('|', '/')} | {data}")
     return status
@@ -5152,7 +5152,7 @@ def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> in
         number = numbers.get(entry["_BOOT_ID"], "?")
         waited = format_time_span(float(entry["WAITED_SEC"]))
         rows.append((number, ended, entry["RESULT"], waited, entry["MISSING"]))
-    show("\n".join(in_columns(rows, screen)))
+    show("\n".join(format_table(rows, screen)))
     return EXIT_READY
 
 
@@ -5192,7 +5192,7 @@ def size_of(snapshot: Snapshot) -> str:
     """How many guests and disks there are."""
     guests = [guest for guest in snapshot.guests.values() if guest.start.how != "none"]
     disks = sum(len(guest.domain.disks) for guest in guests)
-    return f"{counted(len(guests), 'guest')} with {counted(disks, 'disk')}"
+    return f"{plural(len(guests), 'guest')} with {plural(disks, 'disk')}"
 
 
 def show(text: str, end: str = "\n") -> None:

@@ -47,7 +47,7 @@ class Calls:
         calls: Mapping[str, Callable[[], Any]],
         *,
         seconds: float = 1000,
-        patience: float = xwd.MAX_SILENCE,
+        patience: float = xwd.STALL_TIMEOUT,
         purpose: str = "check",
     ) -> dict[str, Any]:
         """What they bring; None for what is stuck."""
@@ -114,7 +114,7 @@ def test_slow_calls_run_in_parallel(calls: Calls) -> None:
 
 def test_run_continues_while_calls_keep_returning(calls: Calls) -> None:
     """Each takes half of what a run has patience for."""
-    answers = calls.run({str(n): calls.clock.takes(xwd.MAX_SILENCE / 2 * n, "yes") for n in range(20)})
+    answers = calls.run({str(n): calls.clock.takes(xwd.STALL_TIMEOUT / 2 * n, "yes") for n in range(20)})
     assert set(answers.values()) == {"yes"}
 
 
@@ -155,7 +155,7 @@ def test_late_result_wakes_main_thread_only_once(calls: Calls) -> None:
 
 def test_hanging_call_is_reported_after_stall_timeout(calls: Calls) -> None:
     assert calls.run({"hangs": calls.clock.hang(), "quick": yes}) == {"hangs": None, "quick": "yes"}
-    assert calls.seconds == pytest.approx(xwd.MAX_SILENCE, abs=2 * xwd.POLL_INTERVAL)
+    assert calls.seconds == pytest.approx(xwd.STALL_TIMEOUT, abs=2 * xwd.POLL_INTERVAL)
 
 
 def test_hanging_call_gets_the_requested_time(calls: Calls) -> None:
@@ -239,7 +239,7 @@ class FewThreads(FakeClock):
 def test_no_call_is_made_if_no_thread_can_be_started() -> None:
     calls = Calls(FewThreads(0))
     assert calls.run({"a": yes, "b": yes}) == {}
-    assert calls.seconds == pytest.approx(xwd.MAX_SILENCE, abs=2 * xwd.POLL_INTERVAL)
+    assert calls.seconds == pytest.approx(xwd.STALL_TIMEOUT, abs=2 * xwd.POLL_INTERVAL)
 
 
 def test_all_calls_are_made_once_a_thread_can_be_started() -> None:
@@ -303,7 +303,7 @@ def test_disk_is_not_ready_if_its_file_system_hangs_during_wait(host: Host) -> N
     with slow_file_system(host.root / "nfs", delay=0) as nfs:
         nfs.files["disk"] = b"x"
         host.guest("web", nfs.directory / "disk", host.images / "b")
-        program = program_with("xwd.MAX_SILENCE_AT_END = 0.5")
+        program = program_with("xwd.STALL_TIMEOUT_AT_END = 0.5")
         with waiting(host, "--timeout", "5min", program=program) as running:
             nfs.is_deaf = True
             host.image("b")

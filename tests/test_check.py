@@ -601,14 +601,16 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
 
 
-def use(host: HostPaths, name: str, path: str, guest: str = "web", kind: str = "auto", writes: bool = True) -> xwd.Use:
+def use(
+    host: HostPaths, name: str, path: str, guest: str = "web", kind: str = "auto", writes: bool = True
+) -> xwd.DiskUse:
     """A guest's use of a device, by the name that the kernel or device-mapper has for it."""
     host.use()
     directory = f"{host.sys}/class/block"
     names = {xwd.attribute(f"{directory}/{one}", "dm/name") or one: one for one in os.listdir(directory)}
     disk = xwd.Disk("xvda", path, writes=writes)
     domain = xwd.Domain(guest, f"/etc/xen/auto/{guest}", kind, (disk,))
-    return xwd.Use(xwd.Guest(domain), disk, xwd.required_by(disk), names.get(name, name))
+    return xwd.DiskUse(xwd.Guest(domain), disk, xwd.required_by(disk), names.get(name, name))
 
 
 def check_use(host: HostPaths, name: str, path: str) -> list[str]:

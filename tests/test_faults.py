@@ -530,7 +530,7 @@ def test_any_name_gives_one_line_messages_and_valid_json(
     screen = xwd.Screen(80)
     pictures = xwd.picture_of_list(answer, screen) + xwd.picture_of_last(reporter.as_last_wait("timeout"), screen)
     assert all(line.isprintable() for line in table + pictures)
-    assert max(map(xwd.columns_of, pictures)) <= screen.columns
+    assert max(map(xwd.display_width, pictures)) <= screen.columns
     last = reporter.as_last_wait("timeout")
     json.dumps([answer, last], ensure_ascii=False).encode()  # there are no halves of characters in it
 

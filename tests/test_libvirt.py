@@ -79,7 +79,7 @@ BOOT_FILES = ["/boot/guest", "/boot/guest.img"]
 )
 def test_xml_written_by_real_virsh_is_read(name: str, needed: list[str], skipped: list[str]) -> None:
     guest = parse((RECORDED / f"{name}.xml").read_text())
-    required = [xwd.required_by(disk) for disk in guest.needs()]
+    required = [xwd.required_by(disk) for disk in guest.all_disks()]
     assert guest.name == name
     assert [one.path for one in required if one.path] == needed
     assert [one.reason for one in required if not one.path] == skipped
@@ -432,7 +432,7 @@ def test_it_is_left_alone_also_if_the_wait_has_noted_the_logs_later(late: Libvir
     log = late.root / "libvirt-log" / "ran.log"
     log.write_text("Domain start\n")
     status = log.stat()
-    xwd.write_record(xwd.NOTED_LOGS, {"ran": [status.st_ino, status.st_size, status.st_mtime_ns]})
+    xwd.write_record(xwd.LOGS_AT_BOOT, {"ran": [status.st_ino, status.st_size, status.st_mtime_ns]})
     assert start() == xwd.EXIT_READY
     assert late.calls() == []
 

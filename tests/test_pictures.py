@@ -147,12 +147,12 @@ def test_no_line_is_wider_than_the_terminal(wide: Host, arguments: list[str], co
     shown = wide.show(*arguments, columns=columns, RUNTIME_DIRECTORY=str(wide.root))
     lines = without_colours(shown).splitlines()
     assert len(lines) >= 10
-    assert [line for line in lines if xwd.columns_of(line) > columns] == []
+    assert [line for line in lines if xwd.display_width(line) > columns] == []
 
 
 def test_table_columns_are_aligned_after_wide_characters(wide: Host) -> None:
     *_, table, _ = blocks(wide.show("list", "--problems", columns=200))
-    starts = {xwd.columns_of(line[: match.start()]) for line in table.splitlines() if (match := STATES.search(line))}
+    starts = {xwd.display_width(line[: match.start()]) for line in table.splitlines() if (match := STATES.search(line))}
     assert len(table.splitlines()) > 8 and len(starts) == 1
 
 
@@ -176,7 +176,7 @@ def test_long_reason_is_wrapped_within_its_column(host: Host) -> None:
     [("web", 3), ("日本語", 6), ("ﾊﾝｶｸ", 4), ("ｗｅｂ", 6), ("bu\u0308ro", 4), ("größe", 5), ("…", 1)],
 )
 def test_text_width_is_measured_in_terminal_columns(text: str, columns: int) -> None:
-    assert xwd.columns_of(text) == columns
+    assert xwd.display_width(text) == columns
 
 
 # Colours
@@ -266,4 +266,4 @@ def test_tampered_record_sends_no_escape_sequences_to_the_terminal(waited: Host)
 
 def test_wide_and_combining_characters_in_one_text_do_not_widen_a_line() -> None:
     """Together they take as many columns as there are characters."""
-    assert max(map(xwd.columns_of, xwd.wrapped("\ub71c\u059c" * 40, 20))) <= 20
+    assert max(map(xwd.display_width, xwd.wrapped("\ub71c\u059c" * 40, 20))) <= 20

@@ -77,7 +77,7 @@ class StartHost(Host):
         self.places = {
             "XL_LOGS": self.logs,
             "LIBVIRT_LOGS": root / "libvirt-log",
-            "NOTED_LOGS": self.state / "xl-logs.json",
+            "LOGS_AT_BOOT": self.state / "xl-logs.json",
             "LOCKS": self.state / "start",
         }
         monkeypatch.setenv("PATH", f"{root}/bin:{os.environ['PATH']}")
@@ -139,7 +139,7 @@ class Start:
         options = xwd.parse_arguments(arguments)
         settings = xwd.read_settings(str(self.host.conf))[0]
         watcher = self.host.watcher(self.clock, settings._replace(ignored_domains=()))
-        watcher.rest, watcher.shares = xwd.START_REST, bool(guests)
+        watcher.min_read_interval, watcher.shares = xwd.START_READ_INTERVAL, bool(guests)
         journal = xwd.Journal(xwd.INFO, self.clock.messages, self.clock)
         return xwd.start_guests(watcher, options, journal, self.clock.now())
 
@@ -248,7 +248,7 @@ def test_log_unchanged_since_boot_is_ignored_whatever_its_mtime(
     monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
     late.guest("web", late.image("web"))
     late.log("web")
-    xwd.note_logs()
+    xwd.record_logs()
     start()
     assert len(late.calls()) == 1
 
@@ -262,7 +262,7 @@ def test_log_changed_since_boot_keeps_the_guest_down(
     monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
     late.guest("web", late.image("web"))
     late.log("web", "before the boot\n", AGES)
-    xwd.note_logs()
+    xwd.record_logs()
     late.log("web").rename(late.logs / "xl-web.log.1")
     late.log("web", age=age)
     start()
@@ -270,14 +270,14 @@ def test_log_changed_since_boot_keeps_the_guest_down(
 
 
 def test_logs_are_recorded_once_per_boot_and_only_at_boot(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    noted = Path(xwd.NOTED_LOGS)
+    noted = Path(xwd.LOGS_AT_BOOT)
     monkeypatch.setattr(xwd, "MAX_BOOT", 0.0)
-    xwd.note_logs()
+    xwd.record_logs()
     assert not noted.exists()
     monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
-    xwd.note_logs()
+    xwd.record_logs()
     late.log("web")
-    xwd.note_logs()
+    xwd.record_logs()
     assert noted.read_text() == "{}"
 
 
@@ -285,12 +285,12 @@ def test_wait_at_boot_records_the_logs(late: StartHost, monkeypatch: pytest.Monk
     monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
     status = late.log("web").stat()
     clock.wait(late)
-    noted = json.loads(Path(xwd.NOTED_LOGS).read_text())
+    noted = json.loads(Path(xwd.LOGS_AT_BOOT).read_text())
     assert noted == {"web": [status.st_ino, status.st_size, status.st_mtime_ns]}
 
 
 def test_damaged_record_of_logs_is_ignored(late: StartHost, start: Start) -> None:
-    Path(xwd.NOTED_LOGS).write_text("[1]")
+    Path(xwd.LOGS_AT_BOOT).write_text("[1]")
     late.guest("web", late.image("web"))
     late.log("web")
     start()

@@ -134,7 +134,7 @@ def check_file(path: str, kind: str) -> xwd.Guest | None:
 def check_guest(guest: xwd.Guest) -> xwd.Guest:
     """It can be looked at, printed on lines of its own, and is valid JSON."""
     assert not guest.status.is_awaited(), "a file that can be read is nothing to wait for"
-    assert len(guest.domain.needs()) == len(guest.required)
+    assert len(guest.domain.all_disks()) == len(guest.required)
     disks = {r.path: xwd.check_disk(r, xwd.StorageFacts()) for r in guest.required if r.path}
     assert all(path.startswith("/") for path in disks)
     file = guest.domain.source
@@ -142,9 +142,9 @@ def check_guest(guest: xwd.Guest) -> xwd.Guest:
     is_ready = guest.status == xwd.READY
     record = xwd.as_record(snapshot)
     assert json.loads(json.dumps(record, ensure_ascii=False).encode()) == record
-    assert len(xwd.table_of_disks(record, xwd.Screen(), with_hints=True)) == 1 + max(1, len(guest.domain.needs()))
+    assert len(xwd.table_of_disks(record, xwd.Screen(), with_hints=True)) == 1 + max(1, len(guest.domain.all_disks()))
     picture = xwd.picture_of_list(record, xwd.Screen(80))
-    assert max(map(xwd.columns_of, picture)) <= 80 and all(map(str.isprintable, picture))
+    assert max(map(xwd.display_width, picture)) <= 80 and all(map(str.isprintable, picture))
     findings = list(xwd.check_files(snapshot))
     assert findings or is_ready
     check_sentences([finding.sentence() for finding in findings])

@@ -38,7 +38,7 @@ def is_domain(text: str) -> bool:
         assert str(refused)
         return False
     assert domain.name
-    for required in map(xwd.required_by, domain.needs()):
+    for required in map(xwd.required_by, domain.all_disks()):
         assert required.path.startswith("/") or required.reason
     return True
 
