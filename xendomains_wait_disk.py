@@ -6,8 +6,8 @@ xendomains.service starts the guests in XENDOMAINS_AUTO and restores those in XE
 there yet fails to start and stays down. This program runs just before: it finds the disks that those guests need, and
 returns when all of them are ready, or when the timeout expires.
 
-The module reads from top to bottom in the order in which the data flows, a section for each step. Every time is in
-seconds, unless its name says otherwise.
+The module reads top to bottom in the order in which data flows, one section per step. All times are in seconds unless
+their names say otherwise.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from enum import Enum
 from functools import cached_property, partial
 from itertools import islice
 
-# A boot at which every disk is present does not need argparse, configobj, pyudev, socket and tenacity, which together
-# take several times as long to import as such a boot takes; they are imported where they are used. typing alone is a
-# quarter of the start, so only type checkers import it.
+# Importing argparse, configobj, pyudev, socket and tenacity takes several times as long as everything that a boot with
+# all disks present does, and it needs none of them; so they are imported where they are used. typing alone would take
+# a quarter of the start-up time, so only type checkers import it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     Call = Callable[[], Any]
-    # What a call is for, and the path that it looks at.
+    # The purpose of a call, and the path that it checks.
     Key = tuple[str, str]
     Found = TypeVar("Found")
-    # The level, the text, and its fields for the journal.
+    # Level, text, and fields for the journal.
     Message = tuple[int, str, dict[str, str]]
 else:
     NamedTuple = object
@@ -83,62 +83,62 @@ MESSAGE_SETTINGS = "3a7b5633a5a94b02ae3188726f21d967"
 MESSAGE_SUMMARY = "e2f4ab1c6a8c4a7b9f0a1f2b8d7f3c55"
 
 # All limits and intervals; sizes are in bytes, times in seconds.
-MAX_CONFIGURATION = 1 << 17  # of a guest; hundreds of disks fit. Anything larger is no configuration, and slow to parse
-MAX_SETTINGS = 1 << 15  # ours has 2 KiB; configobj takes a minute for 1 MiB of sections
-MAX_SETTINGS_LINE = 1 << 12  # and 12 s for a line of 32 KiB
-MAX_ATTRIBUTE = 1 << 16  # in sysfs, or of one device in udev's database
-MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; the time to parse one grows with the square
-MAX_JSON_DEPTH = 32  # libxl's has 5; Python's parser may overflow the stack
-START_PAUSE = 10.0  # between two looks by start, if nothing happens
-START_READ_INTERVAL = 120.0  # between two looks by start at configurations and reasons
-RETRIES = (30.0, 120.0, 600.0)  # after which the failed start of a guest is retried
-MAX_XL = 600.0  # that xl may take to start a guest
-MAX_TURN = 30.0  # after which other guests get their turn, while xl goes on
-MAX_BOOT = 600.0  # from the start of the kernel to that of the wait at boot
-FOREVER = 1e9  # an endless wait, in seconds that systemd accepts
-MAX_BUFFER = 1 << 12  # for reading a file; as much may be read of the memory image after a saved configuration
-MAX_FILES = 4096  # in one of xendomains' directories; if there are more, they are not guests' files
-MAX_EVIDENCE = 1 << 21  # in a file about storage; LVM's backup of a large volume group is 1 MiB
-MAX_BACKING_FILES = 16  # behind an image
-QCOW_HEADER = 1 << 12  # of an image, in which the format of its backing file is named
-MAX_TIME = 7 * 86400.0  # that may be configured
-MIN_PAUSE = 0.01  # between two looks; the shortest that may be configured
+MAX_CONFIGURATION = 1 << 17  # of a guest; hundreds of disks fit. Anything larger is something else, and slow to parse
+MAX_SETTINGS = 1 << 15  # the shipped file has 2 KiB; configobj takes a minute to parse 1 MiB of sections
+MAX_SETTINGS_LINE = 1 << 12  # configobj takes 12 s to parse a line of 32 KiB
+MAX_ATTRIBUTE = 1 << 16  # of a file in sysfs or udev's database
+MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; parsing takes quadratic time
+MAX_JSON_DEPTH = 32  # libxl's JSON has 5 levels; Python's parser may overflow the stack
+START_PAUSE = 10.0  # between two checks by start, if nothing happens
+START_READ_INTERVAL = 120.0  # at which start reads configurations, and looks for reasons, again
+RETRIES = (30.0, 120.0, 600.0)  # before each retry, if a guest fails to start
+MAX_XL = 600.0  # for xl to start a guest
+MAX_TURN = 30.0  # after which start turns to other guests, while xl keeps running
+MAX_BOOT = 600.0  # from the start of the kernel to the start of the wait
+FOREVER = 1e9  # the timeout of an endless wait, in seconds that systemd accepts
+MAX_BUFFER = 1 << 12  # for reading a file; at most this much is read of the memory image of a saved guest
+MAX_FILES = 4096  # in one of xendomains' directories; if there are more, they are not configurations
+MAX_EVIDENCE = 1 << 21  # of a file about storage; LVM's backup of a large volume group is 1 MiB
+MAX_BACKING_FILES = 16  # in a chain behind an image
+QCOW_HEADER = 1 << 12  # the part of an image that names the format of its backing file
+MAX_TIME = 7 * 86400.0  # the longest that may be configured
+MIN_PAUSE = 0.01  # the shortest that may be configured
 MIN_SLEEP = 0.02  # between two looks in a storm of events
-MAX_SOURCING = 10.0  # of xendomains' settings by bash; it takes milliseconds
-MAX_FIRST_LOOK = 10.0  # and of looking once
-MAX_LAST_LOOK = 0.7  # that begins when the timeout has expired
+MAX_SOURCING = 10.0  # for bash to source xendomains' settings, which takes milliseconds
+MAX_FIRST_LOOK = 10.0  # for the first look, or the only one
+MAX_LAST_LOOK = 0.7  # for a look that begins when the timeout expires
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
-MAX_RECHECKED = 16  # ready disks that are checked again in one look, which takes one or two milliseconds
-MAX_REWRITING = 1.0  # after the last change of a file until it is refused, as it may be half written
-STALL_TIMEOUT = 2.0  # of all calls in progress, before a look goes on without them
-STALL_TIMEOUT_AT_END = 10.0  # the same when everything else is ready
-STUCK_AFTER = 0.5  # a call that is silent for this long counts as stuck
-POLL_INTERVAL = 0.05  # for which the main thread pauses before it checks on calls that are silent
-MAX_THREADS = 64  # that make calls at the same time, not counting those that are stuck
-LAST_RESORT = 30.0  # after which mdadm starts an array that is degraded (mdadm-last-resort@.timer)
-LATE_TIMER = 70.0  # by which systemd may start it later: AccuracySec= in systemd.timer(5), and a busy host
-SETTLED = 3.0  # after which udev is done with a device, unless it says otherwise
-MAX_SAVE_END = 60.0  # that destroying a saved guest may take
-MAX_PROGRAM = 5.0  # that drbdsetup or systemctl may take; they take milliseconds
-MAX_REASON_AGE = 4.0  # of a reason that is reported
-MAX_REASON_SHARE = 0.05  # of the CPU time that may be spent on reasons
-MAX_SENDING = 0.4  # that delivering a message may take, with the note on how many were dropped before it
-MAX_SENDING_ALL = 3.0  # all messages that are sent at once
-MAX_SENDING_AT_END = 0.5  # those at the end, besides the summary
-MAX_MESSAGE = 1 << 14  # journald splits what is longer than 48 KiB
+MAX_RECHECKED = 16  # ready disks that each look checks again, in one or two milliseconds
+MAX_REWRITING = 1.0  # after the last change of a file, during which it may be half written
+STALL_TIMEOUT = 2.0  # after which a look goes on without the calls in progress, if none has returned
+STALL_TIMEOUT_AT_END = 10.0  # the same when all disks are checked again, as in the last look
+STUCK_AFTER = 0.5  # a call that has not returned by then counts as stuck
+POLL_INTERVAL = 0.05  # at which the main thread checks for calls that have not returned
+MAX_THREADS = 64  # making calls at the same time, not counting stuck ones
+LAST_RESORT = 30.0  # after which mdadm starts a degraded array (mdadm-last-resort@.timer)
+LATE_TIMER = 70.0  # by which systemd may delay that: AccuracySec= in systemd.timer(5), and a busy host
+SETTLED = 3.0  # after which udev is done with a device, unless its database says otherwise
+MAX_SAVE_END = 60.0  # for xl to destroy a guest that it has saved
+MAX_PROGRAM = 5.0  # for drbdsetup or systemctl, which take milliseconds
+MAX_REASON_AGE = 4.0  # of a reported reason
+MAX_REASON_SHARE = 0.05  # of the CPU time, for finding reasons
+MAX_SENDING = 0.4  # for a message, and the note on how many were dropped before it
+MAX_SENDING_ALL = 3.0  # for all messages that are sent together
+MAX_SENDING_AT_END = 0.5  # for those at the end, except the summary
+MAX_MESSAGE = 1 << 14  # characters; journald splits lines longer than 48 KiB
 FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
-MAX_LINES = 1000  # sent between two reminders, not counting what was found
+MAX_LINES = 1000  # between two reminders, not counting disks found
 MAX_NAMES = 20  # in one line
-MAX_NAMED = 3  # disks of one cause that are reported one by one
+MAX_NAMED = 3  # disks with the same cause that are reported individually
 MAX_LISTED = 4  # in one clause of a reason
-MAX_REASON = 1000  # characters, of why storage is missing
-MAX_CELL = 1000  # characters, of a table
+MAX_REASON = 1000  # characters
+MAX_CELL = 1000  # characters in a cell of a table
 MAX_BAR = 30  # characters
 MIN_LAST_COLUMN = 30  # of a table on a terminal
 
 
 def record(declared: type[Found]) -> type[Found]:
-    """Makes a class of annotated fields a named tuple, as typing.NamedTuple does, which is what type checkers see."""
+    """Turns a class of annotated fields into a named tuple, as typing.NamedTuple, which type checkers see, would."""
     fields, members = declared.__annotations__, dict(vars(declared))
     defaults = [members.pop(field) for field in fields if field in members]
     base = namedtuple(declared.__name__, fields, defaults=defaults, module=__name__)  # type: ignore[misc]
@@ -147,7 +147,7 @@ def record(declared: type[Found]) -> type[Found]:
 
 
 class ConfigError(ValueError):
-    """A file or a value cannot be used; the text says why, in words that follow the name of the file or key."""
+    """Why a file or a value cannot be used; the text continues a sentence that begins with the file or key."""
 
 
 class Unsupported(ConfigError):
@@ -156,7 +156,7 @@ class Unsupported(ConfigError):
 
 @record
 class Finding(NamedTuple):
-    """Something wrong with a file, a guest or a disk, and what to do about it; an error if a guest may not start."""
+    """A problem with a file, guest or disk, and how to fix it; an error if it may keep a guest from starting."""
 
     problem: str
     fix: str = ""
@@ -166,7 +166,7 @@ class Finding(NamedTuple):
     vdev: str = ""
 
     def sentence(self) -> str:
-        """The problem and where it is, for a message."""
+        """The file and its problem, as a message."""
         return f"{self.file}: {self.problem}." if self.file else f"{self.problem}."
 
 
@@ -176,7 +176,7 @@ def quoted(text: str) -> str:
 
 
 def join_limited(texts: Sequence[str], most: int) -> str:
-    """The first `most` of the texts, and how many more there are."""
+    """The first `most` texts, and how many more there are."""
     more = [f"{len(texts) - most} more"] if len(texts) > most else []
     return ", ".join([*texts[:most], *more])
 
@@ -198,8 +198,8 @@ def read_file(path: str, most: int = MAX_CONFIGURATION) -> bytes:
 
 
 def open_regular_file(path: str) -> IO[bytes]:
-    """The file, opened for reading. Raises OSError, or ConfigError if it is not a regular file; xl reads no other."""
-    # Opening a device may do anything: a watchdog starts to count.
+    """The file, opened for reading. Raises OSError, or ConfigError if it is not a regular file: xl reads no other."""
+    # Opening a device may have side effects: a watchdog starts counting.
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind != stat.S_IFREG:
         raise ConfigError(f"is {FILE_KINDS[kind]}, not a regular file")
@@ -207,39 +207,39 @@ def open_regular_file(path: str) -> IO[bytes]:
 
 
 def why_not_trusted(path: str, status: os.stat_result) -> str:
-    """Why someone other than root and the caller may have changed the file, and how to fix that; or nothing."""
+    """How someone other than root and the caller may have changed the file, and the fix; empty if nobody can."""
     if status.st_uid not in (0, os.geteuid()):
-        return f"it belongs to user {status.st_uid}, not to root (fix: chown root {path})"
+        return f"it is owned by user {status.st_uid}, not root (fix: chown root {path})"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"it is writable by group or others (fix: chmod go-w {path})"
     return ""
 
 
 def attribute(directory: str, name: str) -> str:
-    """An attribute in sysfs, or a file in udev's database; nothing if the device has none of this name."""
+    """The value of a sysfs attribute, or the content of a file in udev's database; empty if it does not exist."""
     try:
         descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return ""
     try:
-        # No path can be made of a NUL byte, which a file that is damaged may have.
+        # A damaged file may contain NUL bytes, which must not get into a path.
         return os.read(descriptor, MAX_ATTRIBUTE).decode(errors="replace").replace("\0", "?").strip()
     finally:
         os.close(descriptor)
 
 
 def error_text(error: Exception) -> str:
-    """Why it failed, without the path, which the sentence around it names."""
+    """The text of an error, without the path, which the surrounding sentence names."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    told = isinstance(error, (ConfigError, ImportError, NoResponse))
-    return str(error) if told else f"{type(error).__name__}: {error}"
+    is_clear = isinstance(error, (ConfigError, ImportError, NoResponse))
+    return str(error) if is_clear else f"{type(error).__name__}: {error}"
 
 
 # --- Settings: /etc/xen-wait-disk.conf -------------------------------------------------------------------------------
 @record
 class Settings(NamedTuple):
-    """The settings in /etc/xen-wait-disk.conf; those that it does not set have the defaults below."""
+    """The settings in /etc/xen-wait-disk.conf, and their defaults."""
 
     timeout: float = 300.0
     log_level: int = WARNING
@@ -272,7 +272,7 @@ def parse_time_span(text: str, least: float = 0.0) -> float:
     part = r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]*)"
     parts = re.findall(part, text)
     if not parts or re.sub(part, "", text).strip():
-        raise ConfigError(f"is not a time span: {quoted(text)} (write for example 5min, 90 or 1min 30s)")
+        raise ConfigError(f"is not a time span: {quoted(text)} (examples: 5min, 90, 1min 30s)")
     seconds = 0.0
     for number, unit in parts:
         if unit not in TIME_UNITS:
@@ -303,7 +303,7 @@ def parse_log_level(text: str) -> int:
 
 
 def check_factor(text: str) -> float:
-    """The factor by which pauses grow."""
+    """The factor by which pauses grow. Raises ConfigError."""
     with suppress(ValueError):
         if 1 <= float(text) <= 100:
             return float(text)
@@ -311,14 +311,14 @@ def check_factor(text: str) -> float:
 
 
 def check_path(text: str) -> str:
-    """An absolute path, or nothing."""
+    """An absolute path, or an empty one. Raises ConfigError."""
     if text and (not text.startswith("/") or "\0" in text):
         raise ConfigError(f"is not an absolute path: '{text}'")
     return text
 
 
 def check_pattern(text: str) -> str:
-    """A shell pattern, as fnmatch takes it."""
+    """A shell pattern that fnmatch accepts. Raises ConfigError."""
     from fnmatch import translate
 
     try:
@@ -328,7 +328,7 @@ def check_pattern(text: str) -> str:
     return text
 
 
-# Each key of the file, its field in Settings, its check, and whether it takes several values.
+# For each key in the file: its field in Settings, its check, and whether it takes several values.
 SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
     "timeout": ("timeout", parse_time_span, False),
     "log_level": ("log_level", parse_log_level, False),
@@ -346,14 +346,14 @@ SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
 
 
 def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, list[Finding]]:
-    """The settings in the file at `path`, and everything that is wrong with it.
+    """The settings in the file at `path`, and all problems with it.
 
-    A wrong value is left at its default, and a file that does not exist means defaults (with must_exist, that is
-    wrong as well), so that the settings can always be used.
+    A bad value or a missing file means the defaults, so the settings can always be used; with `must_exist`, a missing
+    file is a problem as well.
     """
     try:
         lines = os.fsdecode(read_file(path, MAX_SETTINGS)).lstrip("\ufeff").splitlines()
-        # The file as shipped sets nothing, so configobj, which is slow to import, is not needed for it.
+        # The shipped file sets nothing, so it does not need configobj, which is slow to import.
         headings = ("", "[paths]", "[polling]", "[ignore]", "[late]")
         if all(line.strip() in headings or line.lstrip().startswith("#") for line in lines):
             return Settings(), []
@@ -372,7 +372,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
 
 
 def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Finding]]:
-    """The settings in these lines of the file at `path`, and everything that is wrong with them."""
+    """The settings in the lines of the file at `path`, and all problems with them."""
     from configobj import ConfigObj, ConfigObjError
 
     problems: list[str] = []
@@ -395,7 +395,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Find
         values = [value] if isinstance(value, str) else value
         try:
             if not takes_several and len(values) != 1:
-                raise ConfigError(f"is a list: '{', '.join(values)}' (give one value; quote one that has a comma)")
+                raise ConfigError(f"is a list: '{', '.join(values)}' (give one value; quote it if it has a comma)")
             checked: Any = [check(item) for item in values if item or not takes_several]
             if checked:
                 changes[field] = tuple(checked) if takes_several else checked[0]
@@ -411,7 +411,7 @@ def key_as_written(name: str) -> str:
 
 
 def place_of_key(name: str, lines: Sequence[str]) -> str:
-    """The line that sets a key, and the key."""
+    """A key, and the line that sets it, for a message."""
     found, section = 0, ""
     for number, line in enumerate(lines, 1):
         words = line.strip()
@@ -423,7 +423,7 @@ def place_of_key(name: str, lines: Sequence[str]) -> str:
 
 
 def advice_on_key(name: str) -> str:
-    """What was meant by an unknown key: the same key in another section, or a similar one."""
+    """A suggestion for an unknown key: the same key in another section, or a similar one."""
     if name in SETTINGS_KEYS:
         return "it is a key, not a section"
     for known in SETTINGS_KEYS:
@@ -457,8 +457,8 @@ class Clock:
 
     Handlers only record a signal; pause() alone turns it into Stopped.
 
-    `slept` is how long the main thread has paused so far: the time that others had to answer. It grows in each pause by
-    no more than was asked for, so nothing seems slow because this program was stopped (SIGSTOP, a suspended host).
+    `slept` is how long the main thread has paused so far, which is the time that threads had to answer. A pause adds at
+    most the time asked for, so nothing seems slow just because this program was stopped (SIGSTOP, a suspended host).
     """
 
     def __init__(self) -> None:
@@ -471,36 +471,36 @@ class Clock:
         return time.monotonic()
 
     def start_thread(self, function: Callable[[], None]) -> None:
-        """Runs the function in a thread of its own. Raises RuntimeError if the process can have no more threads."""
+        """Runs the function in a new thread. Raises RuntimeError if the process cannot have more threads."""
         start_new_thread(function, ())
 
     def take_signals(self) -> None:
-        """From now on signals that ask the program to end are raised by pause()."""
+        """Makes pause() raise Stopped for signals that ask the program to end."""
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         self._set_signals(self._record)
 
     def release_signals(self) -> None:
-        """From now on signals do what they do by default, and pause() raises none."""
+        """Restores the default action of signals; pause() no longer raises Stopped."""
         self._set_signals(signal.SIG_DFL)
         self._stopped_by = 0
 
     def _set_signals(self, action: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
         for number in STOPPING_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) or a shell had it
+            if signal.getsignal(number) is not signal.SIG_IGN:  # set by nohup(1) or a shell
                 signal.signal(number, action)
 
     def _record(self, number: int, _: FrameType | None) -> None:
         self._stopped_by = self._stopped_by or number
 
     def wake(self) -> None:
-        """Ends the pause of the main thread, or the next one. Any thread may call this."""
-        with suppress(BlockingIOError):  # an earlier wake-up has not been read yet, so it is awake
+        """Ends the current pause of the main thread, or else the next one. Any thread may call this."""
+        with suppress(BlockingIOError):  # earlier wake-ups have not been read yet, so one more is not needed
             os.write(self._writing, b"\0")
 
     def pause(self, seconds: float, descriptor: int = -1, event: int = select.POLLIN) -> bool:
-        """Pauses for that long, until wake(), or until the descriptor can be read (or written, with POLLOUT).
+        """Pauses for that long, until wake(), or until the descriptor is readable (with POLLOUT: writable).
 
-        Returns whether the descriptor can. Raises Stopped if a signal came.
+        Returns whether the descriptor is. Raises Stopped if a signal came.
         """
         poll = select.poll()
         poll.register(self._reading, select.POLLIN)
@@ -524,16 +524,16 @@ class Xendomains(NamedTuple):
 
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
-    is_debian: bool = False  # else it is upstream's
-    file: str = ""  # its settings
+    is_debian: bool = False  # Debian's own script, rather than upstream's
+    file: str = ""  # with its settings
     libvirt: str = ""  # directory of the guests that libvirt starts; empty: none
 
 
-# Where Xen's own settings file puts them.
+# The values in Xen's own settings file.
 DEFAULT_AUTO = "/etc/xen/auto"
 DEFAULT_SAVE = "/var/lib/xen/save"
 
-# bash undoes the redirections after `.`, so that only what is printed below gets into the pipe.
+# The redirections end with `.`, so only what printf prints gets into the pipe.
 SOURCE_SETTINGS = r"""
 complaint=
 . "$1" </dev/null >/dev/null 2>&1
@@ -542,16 +542,16 @@ builtin printf '%s\0' "$complaint" "${XENDOMAINS_AUTO-}" "${XENDOMAINS_SAVE-}" "
 """
 SOURCED_FIELDS = 4
 
-# As systemd starts xendomains. Nothing of our own is passed on: BASH_ENV, SHELLOPTS and the like change what bash does.
+# The environment in which systemd runs xendomains. Ours is not passed on: BASH_ENV, SHELLOPTS etc. would affect bash.
 BASH = "/bin/bash"
 BASH_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains | None, list[Finding]]:
-    """What xendomains does when it starts, and everything wrong with its settings.
+    """What xendomains does when it starts, and all problems with its settings.
 
-    Nothing if there is no settings file and no guest of libvirt: upstream's xendomains then ends with status 6,
-    Debian's starts no guest.
+    None if there is neither a settings file nor a directory of libvirt's guests: upstream's xendomains then exits with
+    status 6, and Debian's starts no guests.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
     libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
@@ -565,9 +565,9 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
 
 
 def read_xendomains_file(path: str, settings: Settings, clock: Clock, limit: float) -> tuple[Xendomains, list[Finding]]:
-    """The same, by the settings file at this path.
+    """What xendomains does with the settings file at this path, and all problems with that.
 
-    If it cannot be read, or not be sourced within `limit` seconds, it counts as if it held Xen's own defaults.
+    If it cannot be read, or cannot be sourced within `limit` seconds, Xen's own defaults are used.
     """
     findings, problems = [], []
     try:
@@ -589,13 +589,13 @@ def read_xendomains_file(path: str, settings: Settings, clock: Clock, limit: flo
     # systemd runs xendomains in /.
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
     if not auto and not save:
-        problems.append("sets no directory of guests (XENDOMAINS_AUTO), so xendomains starts none")
+        problems.append("sets no guest directory (XENDOMAINS_AUTO), so xendomains starts no guests")
     findings += [Finding(problem, "", True, path) for problem in problems]
     return Xendomains(auto, save, is_debian, path), findings
 
 
 def is_absent(path: str) -> bool:
-    """Whether there is certainly no such file; a dangling link counts as one."""
+    """Whether the file certainly does not exist; a dangling link exists."""
     try:
         os.lstat(path)
     except OSError as error:
@@ -604,10 +604,10 @@ def is_absent(path: str) -> bool:
 
 
 def is_read_by_debian(path: str) -> bool:
-    """Whether Debian's own xendomains, an init script, reads these settings, and not upstream's, which others have."""
+    """Whether these settings are read by Debian's own xendomains, an init script, rather than by upstream's."""
     etc, leaf = os.path.split(os.path.dirname(path))
     try:
-        # Upstream may have been configured for the same place; its init script only calls a helper program.
+        # Upstream's may be installed in the same place; its init script only calls a helper program.
         script = read_file(os.path.join(etc, "init.d", "xendomains"))
     except (OSError, ConfigError):
         return False
@@ -615,11 +615,11 @@ def is_read_by_debian(path: str) -> bool:
 
 
 def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
-    """What bash says about a syntax error in the file, and XENDOMAINS_AUTO, _SAVE and _RESTORE as it finds them there.
+    """bash's message about a syntax error in the file, and the values of XENDOMAINS_AUTO, _SAVE and _RESTORE.
 
     bash sources the file as xendomains does, without input or output. Raises ConfigError if there is no bash, or if the
-    file takes longer than `limit` seconds or ends the shell. This is not left to subprocess, whose import costs the
-    boot as much as everything else here together.
+    file takes longer than `limit` seconds or makes the shell exit. This does not use subprocess, because importing that
+    takes as long at boot as everything else together.
     """
     reading, writing = os.pipe()
     arguments = ["bash", "--norc", "--noprofile", "-c", SOURCE_SETTINGS, "bash", os.path.abspath(path)]
@@ -637,7 +637,7 @@ def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
         raise ConfigError(f"cannot be read with {BASH} and {os.devnull} ({error_text(error)})") from None
     finally:
         os.close(writing)
-    import json  # noqa: F401  the record of the wait needs it, and meanwhile bash starts
+    import json  # noqa: F401  for the record of the wait; imported here, while bash is starting
 
     printed = b""
     end = clock.slept + limit
@@ -650,32 +650,32 @@ def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
             data = os.read(reading, MAX_CONFIGURATION)
             printed += data
             if not data:
-                raise ConfigError("ends the shell that sources it")
+                raise ConfigError("makes the shell that sources it exit")
             if len(printed) > MAX_CONFIGURATION:
                 raise ConfigError(f"makes bash print more than {MAX_CONFIGURATION} bytes")
     finally:
         os.close(reading)
         kill_group(process)
     complaint, *variables = map(os.fsdecode, printed.split(b"\0")[:SOURCED_FIELDS])
-    # bash begins each line of a complaint with its own name.
+    # bash begins each line of an error message with its own name.
     return [complaint.partition("\n")[0].partition(": ")[2], *variables]
 
 
 def kill_group(leader: int) -> None:
-    """Kills a child and what is left of its process group, even if the child itself has ended."""
+    """Kills a child and its process group, even if the child itself has already exited."""
     with suppress(ProcessLookupError, ChildProcessError):  # whoever started us may have ignored SIGCHLD
         os.killpg(leader, signal.SIGKILL)
         for _ in range(1000):
-            # Not indefinitely: where a file system hangs, even a killed process may stay.
+            # Not forever: if a file system hangs, even a killed process may stay.
             if os.waitpid(leader, os.WNOHANG)[0]:
                 break
             time.sleep(0.0001)
 
 
-# --- Configurations: xl.cfg(5), and the header which xl save writes --------------------------------------------------
+# --- Configurations: xl.cfg(5), and the header that xl save writes ---------------------------------------------------
 @record
 class Disk(NamedTuple):
-    """A disk as a configuration states it, xl-disk-configuration(5)."""
+    """A disk as configured: xl-disk-configuration(5)."""
 
     vdev: str
     target: str = ""
@@ -685,7 +685,7 @@ class Disk(NamedTuple):
     script: str = ""
     cdrom: bool = False
     writes: bool = False
-    attached_by: str = ""  # what brings it to this host; empty: it is here
+    attached_by: str = ""  # what attaches it to this host; empty: it is here anyway
 
 
 @record
@@ -697,11 +697,11 @@ class Domain(NamedTuple):
     kind: str
     disks: tuple[Disk, ...] = ()
     warnings: tuple[str, ...] = ()
-    boot_files: tuple[Disk, ...] = ()  # with their key as the vdev
-    saved: str = ""  # the file with which libvirt will restore it
+    boot_files: tuple[Disk, ...] = ()  # with the key that names them as vdev
+    saved: str = ""  # the file from which libvirt will restore it
 
     def all_disks(self) -> tuple[Disk, ...]:
-        """What has to be there before it can start."""
+        """The disks and boot files that must be there before it can start."""
         return self.disks + self.boot_files
 
 
@@ -719,7 +719,7 @@ XL_TOKEN = re.compile(
 
 
 def parse_xl_config(text: str) -> dict[str, tuple[Any, int]]:
-    """The settings of an xl.cfg(5), by name: exactly what xl takes from it, and the line each value ends in.
+    """The settings in an xl.cfg(5) by name, exactly as xl reads them, and the line on which each value ends.
 
     Raises ConfigError, with the line. Source: xl's grammar, libxlu_cfg_y.y and libxlu_cfg.c in Xen's tools/libs/util.
     """
@@ -763,7 +763,7 @@ def xl_tokens(text: str) -> Iterator[Token]:
     for match in XL_TOKEN.finditer(text):
         kind = match.lastgroup
         if kind == "bad" and match.end() == len(text) and len(os.fsencode(match.group())) == 1:
-            break  # xl reports a bad byte together with what follows it, and here nothing does
+            break  # xl reports a bad byte together with what follows it, and here nothing follows
         if kind is not None:
             yield Token(kind, match.group(kind), line)
             line += kind == "newline"
@@ -772,7 +772,7 @@ def xl_tokens(text: str) -> Iterator[Token]:
 
 
 def xl_value(tokens: Iterator[Token]) -> tuple[str | list[Any], int]:
-    """The next value, a string or a list, and the line it ends in."""
+    """The next value, a string or a list, and the line on which it ends."""
     lists: list[list[Any]] = []
     after_value = False
     while True:
@@ -799,8 +799,8 @@ def xl_value(tokens: Iterator[Token]) -> tuple[str | list[Any], int]:
         after_value = True
 
 
-# xl means to take the digits of an octal number here, but takes up to three characters that strtoul(3) accepts in
-# base 10 after the first digit, wants at least two of them, and puts nothing in their place.
+# xl is meant to read an octal number here. In fact it reads up to three characters after the first digit that
+# strtoul(3) accepts in base 10, requires at least two of them, and replaces all that with nothing.
 XL_ESCAPE = r"\\(?:[0-7]([ \t\v\f\r]*[+-]?[0-9]*)|(.))"
 XL_ESCAPES = {
     '"': '"', "'": "'", "\\": "\\",
@@ -823,7 +823,7 @@ def xl_string(token: Token) -> str:
         return XL_ESCAPES[character]
 
     if "\0" in token.text:
-        # xl compares the quotes of a string that ends at the NUL, and aborts.
+        # For xl the string ends at the NUL; its quotes then do not match, and it aborts.
         raise ConfigError(f"line {token.line}: a NUL byte in the string {quoted(token.text)}")
     return re.sub(XL_ESCAPE, replaced, token.text[1:-1])
 
@@ -881,7 +881,7 @@ def domain_from_xl_config(text: str, source: str, kind: str) -> Domain:
 
 
 BOOT_FILES = ("bootloader", "kernel", "ramdisk")
-# The words for the type of a domain, and what each means; builder is deprecated.
+# The keys and values that set the type of a domain, and what they mean; builder is deprecated.
 XL_TYPES = {"type": {"hvm": "hvm", "pv": "pv", "pvh": "pvh"}, "builder": {"hvm": "hvm", "generic": "pv"}}
 
 
@@ -901,7 +901,7 @@ def type_in(settings: Mapping[str, tuple[Any, int]]) -> str:
 
 
 def boot_files_in(values: Mapping[str, Any]) -> tuple[Disk, ...]:
-    """The files that a PV or PVH guest is built from: xl.cfg(5). A bootloader finds the kernel in the guest's disk."""
+    """The files that a PV or PVH guest is built from: xl.cfg(5). A bootloader finds the kernel on the guest's disk."""
     keys = ("bootloader",) if values.get("bootloader") else ("kernel", "ramdisk")
     # Where libxl looks for a name without a directory depends on how it was built.
     return tuple(Disk(key, values[key]) for key in keys if str(values.get(key)).startswith("/"))
@@ -909,7 +909,7 @@ def boot_files_in(values: Mapping[str, Any]) -> tuple[Disk, ...]:
 
 # xl_cmdimpl.c and xl.h in Xen's tools/xl: 32 bytes of magic, then 32-bit words in the byte order of the first.
 SAVED_MAGIC = b"Xen saved domain, xl format\n \0 \r"
-SAVED_PREFIX = b"Xen saved domain"  # all that xendomains looks at
+SAVED_PREFIX = b"Xen saved domain"  # all that xendomains checks
 SAVED_BYTE_ORDERS: Mapping[bytes, Literal["little", "big"]] = {b"\4\3\2\1": "little", b"\1\2\3\4": "big"}
 SAVED_JSON, SAVED_STREAM_V2 = 1, 2
 SAVED_END = bytes(8)  # the END record of a stream of version 2: libxl-migration-stream.pandoc in Xen's docs/specs
@@ -941,7 +941,7 @@ def saved_configuration(file: IO[bytes]) -> tuple[str, bool]:
 
 
 def read_saved(file: IO[bytes], size: int, has_end: bool) -> bytes:
-    """The configuration that comes next in a file of a saved guest. Raises ConfigError if the file is incomplete."""
+    """The configuration at the current position in a saved guest's file. Raises ConfigError if it is incomplete."""
     if size > MAX_CONFIGURATION:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
     configuration = file.read(size)
@@ -977,19 +977,19 @@ def domain_from_json(text: str, source: str, kind: str) -> Domain:
 
 
 def disk_from_json(disk: Mapping[str, Any]) -> Disk:
-    """A disk in libxl's JSON (libxl_types.idl, libxl_device_disk); values at their default are left out there."""
+    """A disk in libxl's JSON (libxl_types.idl, libxl_device_disk), which leaves out default values."""
     keys = {"vdev": "vdev", "target": "pdev_path", "format": "format", "backendtype": "backend", "script": "script"}
     backend = str(disk.get("backend_domname") or disk.get("backend_domid") or "")
     values = {field: str(disk.get(key) or "") for field, key in keys.items()}
     return Disk(**values, backend=backend, cdrom=bool(disk.get("is_cdrom")), writes=bool(disk.get("readwrite")))
 
 
-# --- Configurations of libvirt: libvirt.org/formatdomain.html, and the header which virsh managedsave writes ---------
-# libxl_conf.h in libvirt's src/libxl: 16 bytes of magic, two 32-bit words, which are the version and the length of the
-# XML, and 40 bytes unused. Version 2 has a memory image as xl writes it.
+# --- Configurations of libvirt: libvirt.org/formatdomain.html, and the header that virsh managedsave writes ----------
+# libxl_conf.h in libvirt's src/libxl: 16 bytes of magic, two 32-bit words (the version, and the length of the XML), and
+# 40 unused bytes. In version 2, a memory image as written by xl follows the XML.
 LIBVIRT_MAGIC = b"libvirt-xml\n \0 \r"
 LIBVIRT_HEADER = 64
-# What libvirt's Xen driver makes of the name of a driver: libxlMakeDisk() in libxl_conf.c.
+# The backend that libvirt's Xen driver chooses for a driver name: libxlMakeDisk() in libxl_conf.c.
 LIBVIRT_BACKENDS = {"file": "qdisk", "qemu": "qdisk", "tap2": "tap"}
 
 
@@ -1005,12 +1005,12 @@ def saved_by_libvirt(file: IO[bytes]) -> str:
 
 
 def managed_save_of(path: str) -> str:
-    """Where libvirt saves the guest with this file: both have the guest's name."""
+    """Where libvirt saves the guest configured by this file: both files have the guest's name."""
     return f"{LIBVIRT_SAVES}/{os.path.basename(path)[: -len('.xml')]}.save"
 
 
 def read_libvirt_domain(path: str) -> Domain:
-    """The domain in a file of libvirt, or in its managed save, if there is one. Raises OSError and ConfigError."""
+    """The domain in a libvirt file, or in its managed save if there is one. Raises OSError and ConfigError."""
     saved = managed_save_of(path)
     if is_absent(saved):
         return domain_from_libvirt_xml(os.fsdecode(read_file(path)), path)
@@ -1025,18 +1025,18 @@ def domain_from_libvirt_xml(text: str, source: str) -> Domain:
     """The domain that libvirt's XML describes. Raises ConfigError if it is not XML, or describes no domain."""
     from xml.etree import ElementTree
 
-    if "<!DOCTYPE" in text:  # only there can entities be declared
+    if "<!DOCTYPE" in text:  # the only place where entities can be declared
         raise Unsupported("has a DOCTYPE, which libvirt does not write (remove it)")
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         problem = str(error).partition(":")[0]
-        raise ConfigError(f"line {error.position[0]}: {problem} (virt-xml-validate FILE tells more)") from None
+        raise ConfigError(f"line {error.position[0]}: {problem} (see virt-xml-validate FILE)") from None
     except UnicodeEncodeError:
         raise ConfigError("is not UTF-8") from None
     name = root.findtext("name")
     if root.tag != "domain" or not name:
-        raise ConfigError("describes no guest (a <domain> with a <name>)")
+        raise ConfigError("describes no guest (there is no <domain> with a <name>)")
     disks = tuple(disk_from_libvirt_xml(disk) for disk in root.iterfind("devices/disk"))
     keys = {"bootloader": "bootloader", "kernel": "os/kernel", "ramdisk": "os/initrd"}
     values = {key: root.findtext(path) for key, path in keys.items()}
@@ -1045,7 +1045,7 @@ def domain_from_libvirt_xml(text: str, source: str) -> Domain:
 
 
 def disk_from_libvirt_xml(disk: Element) -> Disk:
-    """A <disk> of libvirt."""
+    """The disk that a libvirt <disk> element describes."""
     parts = {part.tag: part.attrib for part in disk}
     source, driver, target = (parts.get(tag, {}) for tag in ("source", "driver", "target"))
     kind, cdrom = disk.get("type", "file"), disk.get("device") == "cdrom"
@@ -1062,7 +1062,7 @@ def disk_from_libvirt_xml(disk: Element) -> Disk:
 
 
 # --- Disk specifications: xl-disk-configuration(5) -------------------------------------------------------------------
-# The parameters that take one of a few words, and those of them which must not be given again with another word.
+# Parameters with a fixed set of values, and those among them that must not be repeated with a different value.
 DISK_WORDS = {
     "format": ("raw", "qcow", "qcow2", "vhd", "qed", "empty"),
     "backendtype": ("phy", "tap", "qdisk", "standalone"),
@@ -1074,7 +1074,7 @@ DISK_WORDS = {
 DISK_WORDS_GIVEN_ONCE = ("format", "backendtype", "specification")
 DISK_STRINGS = ("backend", "vdev", "script", "colo-host", "colo-export", "active-disk", "hidden-disk")
 DISK_KEYS = {*DISK_WORDS, *DISK_STRINGS, "target", "colo-port"}
-# xl 4.17 does not know trusted, untrusted and grant_usage, and takes them for positional parameters. SUSE's xl has
+# xl 4.17 does not know trusted, untrusted and grant_usage, and takes them as positional parameters. SUSE's xl has
 # suse-diskcache-disable-flush: libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch in its xen package.
 DISK_FLAGS = {
     "cdrom", "direct-io-safe", "discard", "no-discard", "colo", "no-colo", "trusted", "untrusted",
@@ -1082,13 +1082,13 @@ DISK_FLAGS = {
 }  # fmt: skip
 DISK_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 DISK_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
-# dmmd and npiv are SUSE's as well (xen.libxl.dmmd.patch), together with script=block-dmmd.
+# SUSE's xl also has dmmd and npiv (xen.libxl.dmmd.patch), together with script=block-dmmd.
 DISK_DROPPED_PREFIXES = ("phy", "file", "tap", "tap2", "tapdisk", "aio", "ioemu", "dmmd", "npiv")
 DISK_PREFIXES = DISK_FORMAT_PREFIXES + DISK_SCRIPT_PREFIXES + DISK_DROPPED_PREFIXES
 
-# What a parameter may begin with: a legacy prefix, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
+# The beginning of a parameter: a legacy prefix, as in phy:/dev/vg0/web, or a key, as in vdev=xvda.
 DISK_PREFIX_OR_KEY = r"([a-z][a-z0-9]*):|([a-z][-_a-z0-9]*)="
-# What looks like a prefix and may be a vdev with the type of its device, as in hdc:cdrom.
+# Something that looks like a prefix, but may be a vdev with a device type, as in hdc:cdrom.
 DISK_VDEV_AND_TYPE = r"[a-z0-9]+:[a-z0-9]"
 
 
@@ -1096,8 +1096,8 @@ def parse_disk(specification: str) -> Disk:
     """The disk in one item of an xl.cfg's disk list. Raises ConfigError exactly where xl does.
 
     Source: xl's scanner for it, libxlu_disk_l.l in Xen's tools/libs/util; the rule with the longest match wins.
-    Two differences: what is too long for any path or script is refused, and so is a line break, which each of xl's
-    rules treats differently.
+    Two differences: anything too long for a path or script is refused, and so is a line break, which each of xl's rules
+    treats differently.
     """
     if len(specification) > MAX_DISK_SPECIFICATION:
         raise Unsupported(f"is too long for a disk: more than {MAX_DISK_SPECIFICATION} characters")
@@ -1125,7 +1125,7 @@ def parse_disk(specification: str) -> Disk:
         elif positional or comma:
             parser.set_positional(positional)
         elif len(rest) == 1:
-            break  # xl reports bad syntax together with what follows it, and here nothing does
+            break  # xl reports bad syntax together with what follows it, and here nothing follows
         else:
             raise ConfigError(f"bad syntax at {quoted(rest)}")
         rest = after
@@ -1133,7 +1133,7 @@ def parse_disk(specification: str) -> Disk:
 
 
 class DiskParser:
-    """The parts of a disk specification that have been read so far. Each method raises ConfigError where xl would."""
+    """The parts of a disk specification read so far. Each method raises ConfigError where xl would."""
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
@@ -1142,7 +1142,7 @@ class DiskParser:
         self.writes = True
 
     def set_prefix(self, prefix: str) -> None:
-        """A legacy prefix, as in phy:/dev/vg0/web."""
+        """Sets what a legacy prefix means, as in phy:/dev/vg0/web."""
         self.after_prefix = True
         if prefix in DISK_FORMAT_PREFIXES:
             self.set_key("format", prefix)
@@ -1152,13 +1152,13 @@ class DiskParser:
             raise ConfigError(f"unknown prefix '{prefix}:'")
 
     def set_string(self, key: str, value: str) -> None:
-        """A parameter that must not be given twice; xl does not mind if it was empty the first time."""
+        """Sets a parameter that must not be given twice; like xl, accepts that if it was empty the first time."""
         if self.values.get(key):
             raise ConfigError(f"{key} is given twice, the second time as {quoted(value)}")
         self.values[key] = value
 
     def set_key(self, key: str, value: str) -> None:
-        """A parameter written as key=value."""
+        """Sets a parameter given as key=value."""
         if key in DISK_STRINGS:
             self.set_string(key, value)
         elif key in DISK_WORDS:
@@ -1177,7 +1177,7 @@ class DiskParser:
             raise ConfigError(f"not a colo-port: {quoted(value)}")
 
     def set_positional(self, value: str) -> None:
-        """A parameter without a key: target, format, vdev, access, in this order; those set already are left out."""
+        """Sets a parameter given without a key: the next of target, format, vdev, access that is not set yet."""
         if "target" not in self.values:
             self.values["target"] = value
         elif "format" not in self.values and not self.after_prefix:
@@ -1195,7 +1195,7 @@ class DiskParser:
             raise ConfigError(f"too many positional parameters, at {quoted(value)}")
 
     def set_vdev(self, value: str) -> None:
-        """A vdev, perhaps with the type of the device behind it, as in hdc:cdrom."""
+        """Sets the vdev, and the device type if one follows, as in hdc:cdrom."""
         vdev, colon, devtype = value.rpartition(":")
         self.set_string("vdev", vdev if colon else value)
         if colon:
@@ -1221,7 +1221,7 @@ VDEV = (
 
 
 def check_vdevs(disks: Sequence[Disk]) -> None:
-    """Raises ConfigError for what xl accepts, but libxl then refuses: libxl_disk.c and libxl_device.c."""
+    """Raises ConfigError for disks that xl accepts, but libxl then refuses: libxl_disk.c and libxl_device.c."""
     vdevs = [disk.vdev for disk in disks]
     for number, disk in enumerate(disks):
         if not re.fullmatch(VDEV, disk.vdev):
@@ -4211,7 +4211,7 @@ def check_started_twice(snapshot: Snapshot) -> Iterator[Finding]:
     for file, guest in snapshot.guests.items():
         name = guest.domain.name
         if guest.domain.kind == "libvirt" and name in others:
-            problem = f"xendomains also starts a guest of this name, from {others[name]}"
+            problem = f"xendomains also starts a guest with this name, from {others[name]}"
             yield Finding(problem, f"virsh autostart --disable {name}", True, file, name)
 
 
@@ -4386,7 +4386,7 @@ def why_device_not_persistent(name: str, facts: StorageFacts) -> Problem | None:
         files += [f"{units}/{item}" for item in list_names(units, r".*\.service")]
         scripts = re.search("losetup|nbd-client", "\n".join(map(facts.text, files)))
         is_known = scripts or name in [words[0] for words in facts.table(f"{ETC}/nbdtab")]
-        return None if is_known else Problem(f"nothing sets up {name} at boot", "let a unit do that")
+        return None if is_known else Problem(f"nothing sets up {name} at boot", "add a unit that does")
     if target := iscsi_session(name, facts)[0]:
         startups = {startup for (item, _), startup in facts.iscsi_nodes.items() if item == target}
         # Without a record, the firmware or the initramfs has logged in.
@@ -4842,7 +4842,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         prog=COMMAND,
         description="Wait until the disks of the Xen guests that are about to start are ready, or say what is missing.",
         epilog="Exit status: 0 every disk is ready, 1 timed out, 2 wrong usage or configuration, "
-        "6 no settings file of xendomains.",
+        "6 xendomains has no settings file.",
     )
     parser.add_argument("--config", metavar="FILE", default="", help=f"read this file instead of {CONFFILE}")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -4853,7 +4853,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     wait.add_argument(
         "--timeout", metavar="TIME", type=time_span, help="wait at most this long (default: 5min); 0: check once"
     )
-    start.add_argument("--dry-run", action="store_true", help="print the commands, and start nothing")
+    start.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     wait_help = "also wait for the disks of the other guests; without TIME, as long as it takes"
     start.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
     for item in (wait, start):
@@ -4866,7 +4866,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     forms = {item: item.add_mutually_exclusive_group() for item in (listing, check, last, start)}
     for form in forms.values():
         form.add_argument("--json", dest="format", action="store_const", const="json", default="", help="print JSON")
-    nagios_help = "print one line for Nagios and the like, and exit with a plugin's status"
+    nagios_help = "print one line for Nagios or Icinga, and exit with the status of a plugin"
     forms[check].add_argument("--nagios", dest="format", action="store_const", const="nagios", help=nagios_help)
     prometheus_help = "print metrics for the textfile collector of Prometheus"
     forms[last].add_argument(
@@ -4877,7 +4877,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     forms[last].add_argument("--list", dest="boots", action="store_true", help="show a line for each boot")
     forms[listing].add_argument("--tree", action="store_true", help="show the storage below each disk")
     for item in (wait, listing, check, start):
-        item.add_argument("guests", nargs="*", metavar="GUEST", help="only these, by name, file name or shell pattern")
+        item.add_argument("guests", nargs="*", metavar="GUEST", help="guest names, file names or shell patterns")
     try:
         options = Options(**vars(parser.parse_args(with_command(arguments, parser.error))))
     finally:

@@ -153,7 +153,7 @@ def test_settings_without_directories_are_an_error(host: Host) -> None:
     result = host.run("check")
     assert result.status == xwd.EXIT_USAGE
     assert result.output.startswith(
-        f"{host.settings}:\n  error: sets no directory of guests (XENDOMAINS_AUTO), so xendomains starts none\n"
+        f"{host.settings}:\n  error: sets no guest directory (XENDOMAINS_AUTO), so xendomains starts no guests\n"
     )
 
 
@@ -965,7 +965,7 @@ def test_reboot_reports_loop_device_set_up_by_hand(host: Host, place: Place, loo
     host.guest("web", link)
     assert check(host, place, reboot=True) == [
         f"web.cfg: warning: guest web, xvda: after a reboot, {link} will be missing: "
-        f"nothing sets up {loop.name} at boot (fix: let a unit do that)"
+        f"nothing sets up {loop.name} at boot (fix: add a unit that does)"
     ]
 
 
@@ -978,7 +978,7 @@ def test_reboot_accepts_loop_device_set_up_by_a_script(file: str, tree: Tree) ->
 
 def test_reboot_accepts_nbd_device_in_nbdtab(tree: Tree) -> None:
     tree.device("nbd0", 0, pid="17")
-    assert check_reboot(tree.paths, "nbd0") == ["nothing sets up nbd0 at boot (fix: let a unit do that)"]
+    assert check_reboot(tree.paths, "nbd0") == ["nothing sets up nbd0 at boot (fix: add a unit that does)"]
     write(tree.paths, "nbdtab", "nbd0 server web persist\n")
     assert check_reboot(tree.paths, "nbd0") == []
 
@@ -991,7 +991,7 @@ def test_reboot_reports_every_problem_below_a_disk(tree: Tree) -> None:
     tree.below("dm-0", "dm-1")
     assert check_reboot(tree.paths, "vg-lv") == [
         "secret is not in /etc/crypttab (fix: add a line for it)",
-        "nothing sets up loop0 at boot (fix: let a unit do that)",
+        "nothing sets up loop0 at boot (fix: add a unit that does)",
     ]
 
 

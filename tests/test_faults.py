@@ -431,7 +431,7 @@ def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Hos
 def test_settings_that_exit_the_shell_leave_nothing_running(host: Host) -> None:
     host.settings.write_text("sleep 1000 &\nexit\n")
     with host.start("--timeout", "0", options={"start_new_session": True}) as running:
-        assert f"{host.settings}: ends the shell that sources it; " in running.end().messages
+        assert f"{host.settings}: makes the shell that sources it exit; " in running.end().messages
         wait_until(lambda: session_members(running.pid) == [])
 
 

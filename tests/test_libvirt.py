@@ -309,7 +309,7 @@ def test_a_file_that_is_not_xml_is_refused_with_its_line(late: LibvirtHost) -> N
     (guest,) = guests_of(late)
     assert (guest["state"], guest["reason"]) == (
         "refused",
-        "line 2: mismatched tag (virt-xml-validate FILE tells more)",
+        "line 2: mismatched tag (see virt-xml-validate FILE)",
     )
 
 
@@ -345,7 +345,7 @@ def check(host: Host) -> str:
 def test_same_name_in_xendomains_and_libvirt_is_an_error(late: LibvirtHost, systemctl: Systemctl) -> None:
     other = late.guest("web", late.image("a"))
     late.libvirt_guest("web", late.image("b"))
-    assert f"xendomains also starts a guest of this name, from {other}" in check(late)
+    assert f"xendomains also starts a guest with this name, from {other}" in check(late)
     assert "virsh autostart --disable web" in check(late)
 
 

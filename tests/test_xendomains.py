@@ -73,7 +73,7 @@ def test_directories_may_hold_any_character(sysconfig: Path, directory: str) -> 
 def test_unset_and_empty_variables_mean_no_guests(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, text)
     assert (xendomains.auto, xendomains.save) == ("", "")
-    assert problems == f"{sysconfig}: sets no directory of guests (XENDOMAINS_AUTO), so xendomains starts none."
+    assert problems == f"{sysconfig}: sets no guest directory (XENDOMAINS_AUTO), so xendomains starts no guests."
 
 
 def test_environment_variables_are_ignored(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_exit_status_of_settings_file_is_ignored(sysconfig: Path, last: str) -> 
 def test_file_that_exits_the_shell_is_reported_and_xens_defaults_are_used(sysconfig: Path, text: str) -> None:
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n" + text)
     assert xendomains.auto == "/etc/xen/auto"
-    assert f"{sysconfig}: ends the shell that sources it; waiting for the guests in /etc/xen/auto" in problems
+    assert f"{sysconfig}: makes the shell that sources it exit; waiting for the guests in /etc/xen/auto" in problems
 
 
 @pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
@@ -264,7 +264,7 @@ def test_settings_are_read_though_the_parent_ignores_sigchld(host: Host) -> None
     [
         (0o664, 0, "it is writable by group or others (fix: chmod go-w {})"),
         (0o646, 0, "it is writable by group or others (fix: chmod go-w {})"),
-        (0o644, NOBODY, f"it belongs to user {NOBODY}, not to root (fix: chown root {{}})"),
+        (0o644, NOBODY, f"it is owned by user {NOBODY}, not root (fix: chown root {{}})"),
     ],
 )
 def test_file_writable_by_others_is_used_with_a_warning(sysconfig: Path, mode: int, owner: int, why: str) -> None:

@@ -32,7 +32,7 @@ $option -n '__fish_seen_subcommand_from check' -l nagios -d 'print one line for 
 $option -n '__fish_seen_subcommand_from last' -s b -l boot -x -a '-1 -2 -3' -d 'an earlier boot, as in journalctl'
 $option -n '__fish_seen_subcommand_from last' -l list -d 'show a line for each boot'
 $option -n '__fish_seen_subcommand_from last' -l prometheus -d 'print metrics for the textfile collector'
-$option -n '__fish_seen_subcommand_from start' -l dry-run -d 'print the commands, and start nothing'
+$option -n '__fish_seen_subcommand_from start' -l dry-run -d 'print the commands without running them'
 $option -n '__fish_seen_subcommand_from start' -l wait -d 'also wait for the disks of the other guests (--wait=TIME: at most)'
 $option -n '__fish_seen_subcommand_from wait start' -s v -l verbose -d 'print more; twice: print everything'
 $option -n '__fish_seen_subcommand_from wait start' -s q -l quiet -d 'print only what is still missing at the end'
