@@ -91,7 +91,7 @@ MAX_DISK_SPECIFICATION = 1 << 14  # libxl may write 4096 to xenstore; parsing ta
 MAX_JSON_DEPTH = 32  # libxl's JSON has 5 levels; Python's parser may overflow the stack
 START_PAUSE = 10.0  # between two checks by start, if nothing happens
 START_READ_INTERVAL = 120.0  # at which start reads configurations, and looks for reasons, again
-RETRIES = (30.0, 120.0, 600.0)  # before each retry, if a guest fails to start
+RETRIES = (30.0, 120.0, 600.0)  # before each retry of a guest that has failed to start
 MAX_XL = 600.0  # for xl to start a guest
 MAX_TURN = 30.0  # after which start turns to other guests, while xl keeps running
 MAX_BOOT = 600.0  # from the start of the kernel to the start of the wait
@@ -99,10 +99,10 @@ FOREVER = 1e9  # the timeout of an endless wait, in seconds that systemd accepts
 MAX_BUFFER = 1 << 12  # for reading a file; at most this much is read of the memory image of a saved guest
 MAX_FILES = 4096  # in one of xendomains' directories; if there are more, they are not configurations
 MAX_EVIDENCE = 1 << 21  # of a file about storage; LVM's backup of a large volume group is 1 MiB
-MAX_BACKING_FILES = 16  # in a chain behind an image
+MAX_BACKING_FILES = 16  # in the chain behind an image
 QCOW_HEADER = 1 << 12  # the part of an image that names the format of its backing file
 MAX_TIME = 7 * 86400.0  # the longest that may be configured
-MIN_PAUSE = 0.01  # the shortest that may be configured
+MIN_PAUSE = 0.01  # between two looks; the shortest that may be configured
 MIN_SLEEP = 0.02  # between two looks in a storm of events
 MAX_SOURCING = 10.0  # for bash to source xendomains' settings, which takes milliseconds
 MAX_FIRST_LOOK = 10.0  # for the first look, or the only one
@@ -138,7 +138,7 @@ MIN_LAST_COLUMN = 30  # of a table on a terminal
 
 
 def record(declared: type[Found]) -> type[Found]:
-    """Turns a class of annotated fields into a named tuple, as typing.NamedTuple, which type checkers see, would."""
+    """Turns a class of annotated fields into a named tuple, as typing.NamedTuple does, which type checkers see."""
     fields, members = declared.__annotations__, dict(vars(declared))
     defaults = [members.pop(field) for field in fields if field in members]
     base = namedtuple(declared.__name__, fields, defaults=defaults, module=__name__)  # type: ignore[misc]
@@ -286,7 +286,7 @@ def parse_time_span(text: str, least: float = 0.0) -> float:
 
 
 def format_time_span(seconds: float) -> str:
-    """A time span as a person writes it: 330 is "5min 30s"."""
+    """A time span as people write it, such as "5min 30s" for 330."""
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms" if seconds else "0s"
     minutes, rest = divmod(round(seconds, 1), 60)
@@ -446,7 +446,7 @@ STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """A signal asks the program to end."""
+    """A signal has asked the program to end."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -525,7 +525,7 @@ class Xendomains(NamedTuple):
     auto: str = ""  # directory of configurations; empty: starts none
     save: str = ""  # directory of saved domains; empty: restores none
     is_debian: bool = False  # Debian's own script, rather than upstream's
-    file: str = ""  # with its settings
+    file: str = ""  # its settings file
     libvirt: str = ""  # directory of the guests that libvirt starts; empty: none
 
 
@@ -2709,28 +2709,28 @@ class Start(NamedTuple):
 
     how: str
     reason: str = ""
-    instead: str = ""  # how another file starts the guest; if none does, it stays down
+    instead: str = ""  # how another file starts the guest; empty: it stays down
 
 
 @record
 class Guest(NamedTuple):
-    """A file in one of xendomains' directories, its status, and the guest that it configures once it has been read."""
+    """A file in one of xendomains' directories, its status, and once it has been read, the guest that it configures."""
 
     domain: Domain
     status: Status = READY
-    signature: tuple[int, ...] = ()  # tells whether the file has changed since it was read
+    signature: tuple[int, ...] = ()  # of the file when it was read; a different one means that it has changed
     required: tuple[Required, ...] = ()
     start: Start = Start("create")
 
 
 def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: str) -> dict[str, Guest]:
-    """The guests, by file in xendomains' order (saved ones first), with how it starts each; what it leaves is skipped.
+    """The guests by file, in xendomains' order (saved ones first), and how each starts; those that do not are skipped.
 
-    `listing` is what there is in the directory of saved guests, with blanks between the names. Sources:
+    `listing` has the names in the directory of saved guests, separated by blanks. Sources:
     tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
     """
     planned = {}
-    taken: dict[str, Start] = {}  # by the name of a guest: why no further file starts it
+    taken: dict[str, Start] = {}  # by guest name: why no other file starts it
     for path, guest in guests.items():
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
         # Until it has been read, a saved guest is assumed to have the name of its file.
@@ -2756,45 +2756,45 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
 
 
 def word_in(listing: str, name: str) -> str:
-    """Where, between blanks, `grep -w NAME` finds the name in a listing; nothing if it does not."""
+    """The file name in the listing in which `grep -w NAME` finds this name; empty if there is none."""
     if not listing:
         return ""
-    # To grep, a dot is any character. Its other special characters are in no name that has ever worked.
+    # For grep, a dot matches any character. Names with its other special characters have never worked.
     pattern = re.escape(name).replace(r"\.", ".")
     match = re.search(rf"\S*(?<!\w){pattern}(?!\w)\S*", listing)
     return match[0] if match else ""
 
 
-# --- Blocking calls: what may never come back ------------------------------------------------------------------------
+# --- Blocking calls: calls that may never return ---------------------------------------------------------------------
 class NoResponse(Exception):
-    """The result of a call that has been silent for a while."""
+    """The result of a call that has not returned for a while."""
 
     def __init__(self) -> None:
         super().__init__("no response; is its file server down?")
 
 
 class BlockingCalls:
-    """Makes calls that may block for ever, such as stat() on a hard NFS mount whose server is down, in threads.
+    """Makes calls that may block forever, such as stat() on a hard NFS mount whose server is down, in threads.
 
-    One thread makes all of them while they are quick; whenever none has come back for a moment, twice as many threads
-    do. A call that is stuck in the kernel cannot be ended: its thread is left behind, which does not keep the
-    interpreter from ending, and it is not made again before it has come back. What comes back late wakes the main
-    thread, and is the answer of the next run.
+    One thread makes all calls while they are quick; whenever none has returned for a moment, the number of threads
+    doubles. A call that is stuck in the kernel cannot be cancelled: its thread is left behind, which does not keep the
+    interpreter from exiting, and the call is not repeated before it has returned. A late answer wakes the main thread,
+    and is returned by the next run.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._lock = allocate_lock()  # protects what follows, which the threads change as well
-        self._since: dict[Key, float] = {}  # when each call in progress was made, in Clock.slept
-        self._answers: dict[Key, Any] = {}  # that have not been taken yet
+        self._lock = allocate_lock()  # protects the following, which the threads change as well
+        self._since: dict[Key, float] = {}  # when each call in progress was made, as Clock.slept
+        self._answers: dict[Key, Any] = {}  # not returned by run() yet
 
     def run(
         self, purpose: str, calls: Mapping[str, Call], deadline: float, patience: float = STALL_TIMEOUT
     ) -> dict[str, Any]:
-        """What the calls return, by path, or the exception that each raised; NoResponse for one that is stuck.
+        """The results of the calls by path, or the exceptions that they raised; NoResponse for one that is stuck.
 
-        Ends at `deadline` on the monotonic clock, or when nothing has come back for `patience` seconds. A call that had
-        no turn by then is dropped, and has no answer here. Raises Stopped if a signal comes.
+        Ends at `deadline` on the monotonic clock, or when no call has returned for `patience` seconds. A call that was
+        not started by then is dropped, and missing from the results. Raises Stopped if a signal comes.
         """
         keys = {(purpose, path): path for path in calls}
         with self._lock:
@@ -2813,31 +2813,31 @@ class BlockingCalls:
         return answers
 
     def _make(self, new: set[Key], todo: deque[tuple[Key, Call]], deadline: float, patience: float) -> None:
-        """Starts threads for the calls, and waits until all have come back, no more come, or time is up."""
+        """Starts threads for the calls, and waits until all have returned, none does any more, or time is up."""
         threads = answered = 0
-        heard = self._clock.slept
+        last_return = self._clock.slept
         while new and self._clock.now() < deadline:
             with self._lock:
-                came = len(new & self._answers.keys())
+                returned = len(new & self._answers.keys())
                 most = min(len(todo), MAX_THREADS - len(self._since) + len(self._stuck()))
-            if came > answered:
-                answered, heard = came, self._clock.slept
-            silence = self._clock.slept - heard
-            if came == len(new) or silence >= patience:
+            if returned > answered:
+                answered, last_return = returned, self._clock.slept
+            silence = self._clock.slept - last_return
+            if returned == len(new) or silence >= patience:
                 break
             if threads == 0 or silence >= POLL_INTERVAL:
                 for _ in range(min(max(threads, 1), most)):
-                    with suppress(RuntimeError):  # the process may have no more; the next time it may work
+                    with suppress(RuntimeError):  # too many threads for now; it may work the next time
                         self._clock.start_thread(partial(self._work, todo))
                         threads += 1
             self._clock.pause(min(POLL_INTERVAL, deadline - self._clock.now()))
-        self._clock.pause(0)  # consumes what woke the main thread, lest it end the next pause
+        self._clock.pause(0)  # consumes pending wake-ups, which would end the next pause
 
     def _stuck(self) -> list[Key]:
         return [key for key, since in self._since.items() if self._clock.slept - since >= STUCK_AFTER]
 
     def _work(self, todo: deque[tuple[Key, Call]]) -> None:
-        """What a thread does: makes calls as long as there are any."""
+        """Makes calls, in one of the threads, as long as there are any."""
         while True:
             with self._lock:
                 if not todo:
@@ -2847,7 +2847,7 @@ class BlockingCalls:
             try:
                 answer = call()
             except Exception as error:
-                answer = error  # whatever it is, it is the answer for this path and concerns no other
+                answer = error  # of whatever kind: it must affect no other path
             with self._lock:
                 del self._since[key]
                 self._answers[key] = answer
@@ -2855,15 +2855,15 @@ class BlockingCalls:
                     self._clock.wake()
 
 
-# --- Snapshot: all guests and all their disks, even if a file system does not answer ---------------------------------
-LOST_AND_FOUND = "lost+found"  # mke2fs(8) makes it in each file system, and the directory may be one of its own
-# Nobody needs to wait for the end of these.
+# --- Snapshot: all guests and all their disks, even if a file system does not respond --------------------------------
+LOST_AND_FOUND = "lost+found"  # mke2fs(8) creates it, and the directory may be a file system of its own
+# Errors that do not go away by waiting.
 LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @record
 class Directory(NamedTuple):
-    """One of xendomains' directories, the files in it, and whether there is trouble with the directory itself."""
+    """One of xendomains' directories, the files in it, and the status of the directory itself."""
 
     kind: str
     files: Sequence[str] = ()
@@ -2873,7 +2873,7 @@ class Directory(NamedTuple):
 
 @record
 class Need(NamedTuple):
-    """A disk, a configuration, or a directory of configurations, a guest that needs it, and its status."""
+    """The path of a disk, a configuration or a directory of configurations, a guest that needs it, and its status."""
 
     path: str
     guest: str
@@ -2881,36 +2881,36 @@ class Need(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is, whatever its status."""
+        """The path and the guest, which identify it whatever its status."""
         return self.path, self.guest
 
 
 @record
 class Snapshot(NamedTuple):
-    """What is known of the guests about to start: the directories, the guests by file, the disks by path."""
+    """What is known about the guests about to start: directories by path, guests by file, disks by path."""
 
     directories: Mapping[str, Directory] = {}
     guests: Mapping[str, Guest] = {}
     disks: Mapping[str, Status] = {}
-    read: Mapping[str, Guest] = {}  # the guests with those that were not asked for
-    needed: Mapping[str, Required] = {}  # what the disks are needed for
+    read: Mapping[str, Guest] = {}  # all guests, including those not asked for
+    needed: Mapping[str, Required] = {}  # what the guests require of each disk
 
     def disk_status(self, required: Required) -> Status:
-        """How the disk is that requires this."""
+        """The status of a disk with this requirement."""
         status = self.disks[required.path] if required.path else Status(State.SKIPPED, required.reason)
         return READY if status.is_readable and not required.writes else status
 
     def is_complete(self) -> bool:
-        """Whether nothing is waited for."""
+        """Whether there is nothing to wait for."""
         return not self.awaits_files() and not any(status.is_awaited() for status in self.disks.values())
 
     def awaits_files(self) -> bool:
-        """Whether a directory or a configuration is waited for: then not all guests and disks are known yet."""
+        """Whether a directory or configuration is awaited; if so, not all guests and disks are known yet."""
         directories, guests = self.directories.values(), self.guests.values()
         return any(item.status.is_awaited() for item in directories) or any(item.status.is_awaited() for item in guests)
 
     def guest_status(self, guest: Guest) -> Status:
-        """The status of a guest: that of its file, unless something that it needs will not come, or is waited for."""
+        """The status of a guest: that of its file, unless something that it needs is rejected or awaited."""
         statuses = [guest.status, *map(self.disk_status, guest.required)]
         bad = [item for item in statuses if item.is_rejected()] or [item for item in statuses if item.is_awaited()]
         return bad[0] if bad else guest.status
@@ -2920,7 +2920,7 @@ class Snapshot(NamedTuple):
         return {item.guest for item in self.missing() if item.path not in self.directories}
 
     def missing(self) -> list[Need]:
-        """What the start of the guests still waits for, each path once for a guest."""
+        """What the guests are still waiting for, each path once per guest."""
         needs = [Need(path, f"the guests in {path}", item.status) for path, item in self.directories.items()]
         for file, guest in self.guests.items():
             name = guest.domain.name
@@ -2930,29 +2930,29 @@ class Snapshot(NamedTuple):
 
 
 class Watcher:
-    """Looks at the guests about to start and at their disks, and keeps what is known of them.
+    """Checks the guests about to start and their disks, and remembers what is known about them.
 
-    What cannot be checked in time, because of a file system or a busy host, keeps its last known status.
+    Anything that cannot be checked in time, because of a file system or a busy host, keeps its last known status.
     """
 
     def __init__(self, xendomains: Xendomains, settings: Settings, clock: Clock, names: Sequence[str] = ()) -> None:
         self.xendomains = xendomains
         self.settings = settings
         self.clock = clock
-        self.names = names  # of the guests that are asked for, or of their files; without any, all are
+        self.names = names  # of the guests asked for, or of their files; empty: all guests
         self.calls = BlockingCalls(clock)
         self.known = Snapshot()
-        self.min_read_interval = 0.0  # for at least this long, files are not read again, nor reasons looked for again
+        self.min_read_interval = 0.0  # the shortest time before files are read, or reasons looked for, again
         self.shares = True  # see StorageFacts
-        self._read: dict[str, Guest] = {}  # as their files say, whether they start or not
-        self._read_at = self._explain_at = float("-inf")  # when to do it again
-        self._turn = 0  # of the ready disks, which one is checked again next
+        self._read: dict[str, Guest] = {}  # by file, whether xendomains starts them or not
+        self._read_at = self._explain_at = float("-inf")  # when to read files and look for reasons again
+        self._turn = 0  # index of the ready disk that is checked again next
 
     def look(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
-        """What there is now, until `deadline` at the latest; the previous snapshot if nothing has changed.
+        """The current snapshot, by `deadline` at the latest; the previous one if nothing has changed.
 
-        Reads only files that have changed, and checks the disks that were not ready, and some that were, each in its
-        turn, because they may have disappeared again; with `recheck_ready` all disks. Raises Stopped if a signal comes.
+        Reads only files that have changed. Checks the disks that were not ready, and a few of those that were, in
+        rotation, because they may have disappeared again; with `recheck_ready`, all. Raises Stopped if a signal comes.
         """
         if recheck_ready or self.clock.now() >= self._read_at or self.known.awaits_files():
             explains = recheck_ready or self.clock.now() >= self._explain_at
@@ -2960,7 +2960,7 @@ class Watcher:
         return self.check_disks(deadline, recheck_ready=recheck_ready)
 
     def check_disks(self, deadline: float, *, recheck_ready: bool = False) -> Snapshot:
-        """Like look(), without directories and configurations."""
+        """Like look(), but does not read directories and configurations."""
         disks = dict(self.known.disks)
         ready = [path for path, status in disks.items() if status == READY]
         checked = [path for path, status in disks.items() if status != READY]
@@ -2978,17 +2978,17 @@ class Watcher:
         return self.known
 
     def _next_to_recheck(self, ready: Sequence[str]) -> Sequence[str]:
-        """Those of the ready disks that are checked again in this look."""
+        """The ready disks that are checked again in this look."""
         first = self._turn if self._turn < len(ready) else 0
         self._turn = first + MAX_RECHECKED
         return ready[first : self._turn]
 
     def _explain(self, disks: Mapping[str, Status], deadline: float) -> dict[str, Status]:
-        """The status of those of these disks that are not ready, with the reason."""
+        """The status of the disks that are not ready, with reasons."""
         spent = time.process_time()
         paths = [path for path, status in disks.items() if status.state in (State.MISSING, State.NOT_READY)]
         answers = self._check(paths, deadline, STALL_TIMEOUT, explains=True)
-        # With hundreds of disks on a slow host it takes long, and must not hold up what has become ready.
+        # With hundreds of disks on a slow host this takes long, and must not delay noticing those that become ready.
         seconds = (time.process_time() - spent) / MAX_REASON_SHARE
         self._explain_at = self.clock.now() + max(MAX_REASON_AGE, seconds, self.min_read_interval)
         return {path: answer for path, answer in answers.items() if isinstance(answer, Status)}
@@ -2999,7 +2999,7 @@ class Watcher:
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
 
     def _patience(self, deadline: float) -> float:
-        """How long a step may be silent: at most a third of what is left, so that one that hangs leaves some time."""
+        """How long a step may go without an answer: at most a third of what is left, to leave time for the others."""
         return min(STALL_TIMEOUT, (deadline - self.clock.now()) / 3)
 
     def _read_files(self, deadline: float, facts: StorageFacts) -> None:
@@ -3020,7 +3020,7 @@ class Watcher:
         self.known = Snapshot(directories, guests, disks, read, needed)
 
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
-        """The directories with their files, those of saved guests first, as xendomains starts them."""
+        """The directories with their files, in the order in which xendomains starts guests: saved ones first."""
         auto, save, *_, libvirt = self.xendomains
         kinds = {path: kind for path, kind in ((save, "saved"), (auto, "auto"), (libvirt, "libvirt")) if path}
         known = {
@@ -3064,9 +3064,9 @@ class Watcher:
 
 
 def absent_devices(paths: Iterable[str]) -> set[str]:
-    """Those of these paths below /dev where there is certainly nothing.
+    """The paths below /dev at which there is certainly nothing.
 
-    Only devtmpfs, which never blocks, is asked, and no link is followed, so the main thread may do it. That takes a
+    This looks only in devtmpfs, which never blocks, and follows no links, so the main thread may call it. It takes a
     tenth of the time of a call in a thread, and hundreds of disks may be missing at each event.
     """
     device = os.lstat("/dev").st_dev
@@ -3090,20 +3090,20 @@ def absent_devices(paths: Iterable[str]) -> set[str]:
 
 
 def status_from_answer(answer: Status | Exception) -> Status:
-    """What a call has found out about a path; whatever went wrong is the reason for this path, and for no other."""
+    """The status that a call has found; an exception becomes the reason for its path, and affects no other."""
     return Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
 
 
 def updated_status(before: Status, answer: Status | Exception, *, is_last: bool) -> Status:
-    """The status of a disk after this answer, in the last look or in another."""
+    """The status of a disk after this answer; `is_last` in the last look."""
     if is_last and isinstance(answer, NoResponse) and before.state in (State.MISSING, State.NOT_READY):
-        return before  # there may have been no time, and this says more
+        return before  # there may have been too little time, and `before` says more
     status = status_from_answer(answer)
-    return status if status.state is not before.state else before  # which may have a better reason
+    return status if status.state is not before.state else before  # `before` may have a better reason
 
 
 def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[str, Guest]:
-    """Those with one of these names or patterns; if none has, those whose file has (the extension may be missing)."""
+    """The guests that match these names or patterns: by name, or else by file name, with or without its extension."""
     chosen: set[str] = set()
     for name in names:
         by_name = {file for file, guest in guests.items() if is_named(guest.domain.name, name)}
@@ -3116,14 +3116,14 @@ def guests_named(guests: Mapping[str, Guest], names: Sequence[str]) -> Mapping[s
 
 
 def is_named(name: str, pattern: str) -> bool:
-    """Whether this is the name that was asked for, or matches it as a shell pattern."""
+    """Whether the name equals the pattern, or matches it as a shell pattern."""
     return name == pattern or matches_any((name,), (pattern,))
 
 
 def list_directory(path: str, before: Directory, setting: str, facts: StorageFacts) -> Directory | None:
-    """The files in a directory that the shell's * matches, in order; nothing if there is none, and that is usual.
+    """The files in a directory that the shell's * matches, sorted; None if it does not exist and need not.
 
-    `setting` is what names the directory.
+    `setting` is the setting that names the directory.
     """
     try:
         with os.scandir(path) as found:
@@ -3132,7 +3132,7 @@ def list_directory(path: str, before: Directory, setting: str, facts: StorageFac
             is_crowded = next(names, None) is not None
     except OSError as error:
         status = status_of_unreadable(path, error, before.status, facts)
-        # Xen's own are there once they are needed; xendomains creates the one where it saves guests.
+        # Xen's default directories exist once they are needed; xendomains creates the one for saved guests.
         if status is None and path != DEFAULT_AUTO and before.kind == "auto":
             status = Status(State.UNREADABLE, f"does not exist; correct {setting}, or create it")
         return Directory(before.kind, status=status) if status else None
@@ -3141,10 +3141,9 @@ def list_directory(path: str, before: Directory, setting: str, facts: StorageFac
 
 
 def status_of_unreadable(path: str, error: OSError, before: Status, facts: StorageFacts) -> Status | None:
-    """The status of a file or directory that cannot be read; nothing if it does not exist (any more).
+    """The status of a file or directory that cannot be read; None if it does not exist (any more).
 
-    A link to nothing is waited for, because what it points to may be mounted later, and so is the end of an error that
-    a file system may have for a while.
+    A dangling link is awaited, because its target may be mounted later; so is the end of a possibly temporary error.
     """
     if isinstance(error, FileNotFoundError):
         if not os.path.islink(path):
@@ -3158,7 +3157,7 @@ def status_of_unreadable(path: str, error: OSError, before: Status, facts: Stora
 
 
 def status_of_rejected(error: Exception) -> Status:
-    """The status of a file that was read, but is not a configuration."""
+    """The status of a file that was read, but is not a valid configuration."""
     refused = isinstance(error, ConfigError) and not isinstance(error, Unsupported)
     return Status(State.REFUSED if refused else State.UNREADABLE, error_text(error))
 
@@ -3169,14 +3168,14 @@ def unread_guest(file: str, kind: str) -> Guest:
 
 
 def unless_ignored(guest: Guest, settings: Settings) -> Guest:
-    """The guest; skipped, if its file is waited for and the administrator wants that ignored."""
+    """The guest, skipped if its file is awaited, but matches [ignore] domains."""
     if guest.status.is_awaited() and matches_any((os.path.basename(guest.domain.source),), settings.ignored_domains):
         return guest._replace(status=Status(State.SKIPPED, "ignored: file matches [ignore] domains"))
     return guest
 
 
 def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian: bool = False) -> Guest | None:
-    """The guest that a file configures: `before` if it has not changed, nothing if xendomains skips it. May block."""
+    """The guest that a file configures: `before` if it has not changed, None if xendomains skips it. May block."""
     end = time.monotonic() + MAX_REWRITING
     while True:
         guest = read_guest_once(before, settings, facts, is_debian)
@@ -3187,16 +3186,16 @@ def read_guest(before: Guest, settings: Settings, facts: StorageFacts, is_debian
         time.sleep(POLL_INTERVAL)
 
 
-MODIFIED = 3  # the index of the time in nanoseconds in Guest.signature
+MODIFIED = 3  # index of the modification time (in ns) in Guest.signature
 
 
 def signature_of(status: os.stat_result) -> tuple[int, ...]:
-    """What shows whether a file has changed."""
+    """The attributes of a file that show whether it has changed."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_domain(path: str, kind: str, is_debian: bool) -> Domain | None:
-    """The domain that a file configures; nothing if it is skipped at boot. Raises OSError and ConfigError."""
+    """The domain that a file configures; None if it is skipped at boot. Raises OSError and ConfigError."""
     if kind == "libvirt":
         return read_libvirt_domain(path) if path.endswith(".xml") else None
     if kind == "auto":
@@ -3212,7 +3211,7 @@ def read_domain(path: str, kind: str, is_debian: bool) -> Domain | None:
 
 
 def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_debian: bool = False) -> Guest | None:
-    """Like read_guest(), even if the file is half written."""
+    """Like read_guest(), but does not wait for a half-written file to be completed."""
     path, kind = before.domain.source, before.domain.kind
     unread = unread_guest(path, kind)
     try:
@@ -3227,7 +3226,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
             return None
     except OSError as error:
         if kind == "libvirt" and isinstance(error, FileNotFoundError):
-            return None  # libvirt looks for the files, and then for links to them
+            return None  # libvirt goes through the files and looks for links to them, so it never sees this link
         unreadable = status_of_unreadable(path, error, before.status, facts)
         return unread._replace(status=unreadable, signature=()) if unreadable else None
     except ConfigError as error:
@@ -3245,7 +3244,7 @@ def read_guest_once(before: Guest, settings: Settings, facts: StorageFacts, is_d
 
 
 def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
-    """What the guests require, by path; for a disk of several guests, what suffices for all of them."""
+    """What the guests require, by path; for a disk of several guests, what satisfies all of them."""
     paths: dict[str, Required] = {}
     for required in (item for guest in guests.values() for item in guest.required if item.path):
         other = paths.setdefault(required.path, required)
@@ -3256,17 +3255,17 @@ def required_paths(guests: Mapping[str, Guest]) -> dict[str, Required]:
     return paths
 
 
-# --- Wait: until everything is ready or time is up -----------------------------------------------------------------
+# --- Wait: until everything is ready or time is up -------------------------------------------------------------------
 def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) -> Snapshot:
-    """Looks again and again until nothing is missing or `deadline` (on the monotonic clock) has passed.
+    """Waits until nothing is missing, or until `deadline` on the monotonic clock; returns the last snapshot.
 
-    Each snapshot but the last is reported. The pauses grow as [polling] says; an event from a block device ends one
-    early, and so does an answer that comes late. Raises Stopped if a signal comes.
+    Reports all snapshots but the last. The pauses grow as set in [polling]; an event from a block device, or a late
+    answer, ends a pause early. Raises Stopped if a signal comes.
     """
     from tenacity import Retrying, retry_if_result, wait_exponential
 
     clock, settings = watcher.clock, watcher.settings
-    # Events are collected from before the first look, so that none can be lost between a look and a pause.
+    # Listening starts before the first look, so no event is lost between a look and a pause.
     events = block_events()
 
     def attempt() -> Snapshot:
@@ -3285,21 +3284,21 @@ def wait(watcher: Watcher, report: Callable[[Snapshot], None], deadline: float) 
 
 
 def end_of_look(deadline: float, clock: Clock) -> float:
-    """When a look that begins now has to end, if the wait has this deadline."""
+    """The deadline of a look that begins now, in a wait with this deadline."""
     return max(deadline, clock.now() + MAX_LAST_LOOK)
 
 
 def sleep_until(end: float, clock: Clock, events: Any) -> None:
-    """Sleeps, and wakes up early when something happens to a block device, or when an answer comes late."""
+    """Sleeps until `end`, or until a block device event or a late answer."""
     started = clock.now()
     if clock.pause(end - started, events.fileno() if events else -1):
-        # One event seldom comes alone.
+        # Events come in bursts.
         clock.pause(min(started + MIN_SLEEP, end) - clock.now())
         drain(events.fileno(), clock)
 
 
 def drain(descriptor: int, clock: Clock) -> None:
-    """Takes the events that have come, without reading them: that something happened is all there is to know."""
+    """Discards pending events: that something has happened is enough to know."""
     end = clock.now() + MIN_SLEEP
     while clock.now() < end:
         try:
@@ -3307,15 +3306,15 @@ def drain(descriptor: int, clock: Clock) -> None:
         except BlockingIOError:
             return
         except OSError:
-            pass  # there were more than the kernel keeps, and some are lost
+            pass  # the kernel's buffer has overflowed, and some events are lost
 
 
 def block_events() -> Any:
-    """A pyudev monitor that listens to the events of block devices; nothing where pyudev or netlink is missing."""
+    """A pyudev monitor that listens for block device events; None without pyudev or netlink."""
     try:
         import pyudev
 
-        # Without udev the kernel's own events are all there is.
+        # Without udev, there are only the kernel's own events.
         monitor = pyudev.Monitor.from_netlink(pyudev.Context(), "udev" if udev_runs() else "kernel")
         monitor.filter_by("block")
         monitor.start()
@@ -3326,7 +3325,7 @@ def block_events() -> Any:
 
 # --- Output: journal, systemd's status, table, JSON ------------------------------------------------------------------
 def printable(text: str) -> str:
-    """The text, escaped where a terminal or the journal would not show it as it is: no name can forge a message."""
+    """The text, with characters that are not printable escaped, so that no name can forge a message."""
     return text if text.isprintable() else "".join(c if c.isprintable() else escaped(c) for c in text)
 
 
@@ -3338,15 +3337,15 @@ def escaped(character: str) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """The text without its middle if it is longer than that: what is wrong is said at the end."""
+    """The text, without its middle if it is longer than that; its end says what is wrong."""
     return text if len(text) <= longest else f"{text[: longest // 2]} […] {text[-(longest // 2) :]}"
 
 
 class Journal:
-    """Where messages go: to systemd's journal with fields, or to standard error.
+    """Sends messages to systemd's journal, with fields, or to standard error.
 
-    Nobody may hold up the boot by not reading: a message that cannot be delivered soon is dropped, and a later one says
-    how many were. Each method raises Stopped if a signal comes meanwhile.
+    A slow reader must not delay the boot: a message that cannot be delivered soon is dropped, and a later one says how
+    many were. Each method raises Stopped if a signal comes meanwhile.
     """
 
     def __init__(self, level: int, stream: IO[str] | None, clock: Clock) -> None:
@@ -3360,13 +3359,13 @@ class Journal:
         self._shows_progress = False
 
     def log(self, level: int, text: str, **fields: str) -> None:
-        """One message, with fields such as DISK= for the journal."""
+        """Sends one message, with fields such as DISK= for the journal."""
         self.log_all([(level, text, fields)], self._clock.now() + MAX_SENDING)
 
     def log_all(self, messages: Sequence[Message], end: float, summary: Message | None = None) -> None:
-        """Several messages, until `end` on the monotonic clock; and one that the journal gets whatever the level.
+        """Sends messages until `end` on the monotonic clock, and a summary, which the journal gets at any level.
 
-        It gets the entries about single disks as well, which nobody needs to see who has seen the message about all.
+        The journal also gets the entries about single disks, which repeat the message about all of them.
         """
         level = INFO if self._is_journal else self.level
         shown = [item for item in messages if item[0] <= self.level or (item[0] <= level and "DISK" in item[2])]
@@ -3387,7 +3386,7 @@ class Journal:
             self._dropped = 0
 
     def progress(self, text: str) -> None:
-        """On a terminal, one line, which the next one or a message overwrites."""
+        """Shows a line on a terminal, which the next one or a message overwrites."""
         if self._is_terminal and self.level > ERR:
             from shutil import get_terminal_size
 
@@ -3395,7 +3394,7 @@ class Journal:
             self._shows_progress = True
 
     def _deliver(self, message: Message, seconds: float) -> bool:
-        """Whether the message has gone out in that many seconds; one that nobody can receive counts as sent."""
+        """Sends a message; returns False if that takes longer than `seconds`, True even if nobody can receive it."""
         level, text, fields = message
         text = printable(shortened(text, MAX_MESSAGE))
         if not self._is_journal:
@@ -3405,7 +3404,7 @@ class Journal:
                 return False
             journal.send(journal_entry(level, text, fields))
             return True
-        return self._write(f"<{level}>{text}\n", seconds)  # journald is not there; sd-daemon(3)
+        return self._write(f"<{level}>{text}\n", seconds)  # journald is not running; sd-daemon(3)
 
     def _write(self, text: str, seconds: float) -> bool:
         if self._shows_progress:
@@ -3424,7 +3423,7 @@ class Journal:
         return True
 
     def _can_write(self, descriptor: int, seconds: float) -> bool:
-        """Whether the reader accepts something soon."""
+        """Whether the reader accepts data soon."""
         end = self._clock.now() + min(seconds, MAX_SENDING / 2)
         while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
             if self._clock.now() >= end:
@@ -3433,10 +3432,10 @@ class Journal:
 
 
 def descriptor_for(stream: IO[str] | None) -> int:
-    """Where to write what goes to a stream; -1 if nobody listens.
+    """The descriptor to write to for a stream; -1 if nobody listens.
 
-    A terminal may block after poll(2) has said that it does not, so it is opened again, without blocking: the stream's
-    own descriptor belongs to others as well, such as a shell.
+    A terminal may block even if poll(2) reports it as writable, so it is opened again, in non-blocking mode: the
+    stream's own descriptor is shared with others, such as a shell.
     """
     descriptor = -1
     with suppress(OSError, ValueError):
@@ -3463,9 +3462,9 @@ def journal_entry(level: int, text: str, fields: Mapping[str, str]) -> bytes:
 
 
 def notify(*assignments: str) -> bool:
-    """Tells systemd, if it listens: sd_notify(3), whose protocol is stable and meant to be spoken directly.
+    """Sends assignments to systemd if it listens: sd_notify(3), whose protocol is stable and may be used directly.
 
-    Returns False if systemd has to be told again, because it accepted no more at the moment.
+    Returns False if they must be sent again because systemd could not accept them at the moment.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     lines = [printable(shortened(assignment, MAX_MESSAGE)) for assignment in assignments]
@@ -3481,14 +3480,14 @@ def notify(*assignments: str) -> bool:
 
 
 def extended_timeout(seconds: float) -> str:
-    """What tells systemd that the wait goes on for that many seconds: sd_notify(3)."""
+    """The assignment that tells systemd that the wait may take that many more seconds: sd_notify(3)."""
     # The settings, the first and the last look, and the last messages take time as well.
     return f"EXTEND_TIMEOUT_USEC={(seconds + MAX_SOURCING + MAX_FIRST_LOOK + MAX_SENDING_ALL) * 1e6:.0f}"
 
 
 def connected_socket(address: str) -> Socket:
-    """A socket for datagrams to this address, on which nothing blocks. Raises OSError."""
-    # The module that is written in C: socket takes 20 times as long to import, and the common boot needs this as well.
+    """A non-blocking datagram socket connected to this address. Raises OSError."""
+    # The module written in C: socket takes 20 times as long to import, and a boot with all disks present needs this.
     import _socket
 
     unix = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
@@ -3501,9 +3500,9 @@ def connected_socket(address: str) -> Socket:
 
 
 class Reporter:
-    """Says what the snapshots show: to the journal what is new, to systemd and to a terminal how things stand.
+    """Reports snapshots: what is new to the journal, and the current state to systemd and a terminal.
 
-    Disks that come and go are reported once between two reminders, and at most MAX_LINES messages are sent.
+    Between two reminders, disks that come and go are reported once, and at most MAX_LINES messages are sent.
     """
 
     def __init__(self, journal: Journal, clock: Clock, started: float, timeout: float) -> None:
@@ -3511,19 +3510,19 @@ class Reporter:
         self._clock = clock
         self._started = started
         self._timeout = timeout
-        self._snapshot = Snapshot()  # the last
-        self._missing: list[Need] = []  # in it
+        self._snapshot = Snapshot()  # the latest one
+        self._missing: list[Need] = []  # in the latest snapshot
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
         self._logged: set[tuple[str, str]] = set()  # since the last reminder
-        self._lines = 0  # sent since then, not counting what was found
+        self._lines = 0  # sent since the last reminder, not counting disks found
         self._announced: set[tuple[str, str]] = set()  # paths and guests that were reported as missing
         self._status = ""
-        self._problems: dict[str, list[Finding]] = {}  # of files and directories, as they were reported
-        self._found: dict[str, float] = {}  # after how many seconds each path was there
+        self._problems: dict[str, list[Finding]] = {}  # those reported, by file or directory
+        self._found: dict[str, float] = {}  # seconds after which each path was found
 
     def report(self, snapshot: Snapshot) -> None:
-        """Says what is new since the last snapshot."""
+        """Reports what is new since the last snapshot, and reminds of what is still missing."""
         has_changed = snapshot is not self._snapshot
         messages = self._news(snapshot)
         now = self._clock.now()
@@ -3544,7 +3543,7 @@ class Reporter:
         self._report_status()
 
     def _news(self, snapshot: Snapshot) -> list[Message]:
-        """What has been found since the last snapshot."""
+        """Messages about what has been found since the last snapshot."""
         if snapshot is self._snapshot:
             return []
         before, self._missing, self._snapshot = self._missing, snapshot.missing(), snapshot
@@ -3558,13 +3557,13 @@ class Reporter:
         announced = {path for path, _ in self._announced}
         messages += [found_message(*item, snapshot, seconds) for item in found.items() if item[0] in announced]
         self._announced = {key for key in self._announced if key[0] in paths}
-        # What has disappeared again does not count as found.
+        # A path that has disappeared again does not count as found.
         self._found = {path: when for path, when in self._found.items() if path not in paths}
         self._found.update(dict.fromkeys(found, seconds))
         return messages
 
     def _is_news(self, path: str, what: str) -> bool:
-        """Whether this has not been said since the last reminder."""
+        """Whether this has not been logged since the last reminder; also marks it as logged."""
         is_new = (path, what) not in self._logged and len(self._logged) < 10 * MAX_LINES
         if is_new:
             self._logged.add((path, what))
@@ -3588,7 +3587,7 @@ class Reporter:
         return messages
 
     def _new_waits(self) -> list[Need]:
-        """What is missing and was not reported yet, unless it just has not been checked yet."""
+        """What is missing and not reported yet, except for paths that have not been checked yet."""
         new = [
             item
             for item in self._missing
@@ -3600,7 +3599,7 @@ class Reporter:
         return new
 
     def _report_status(self) -> None:
-        # Where there was never anything to wait for, it stays empty.
+        # It stays empty if there was never anything to wait for.
         status = "Everything that the guests need is ready." if self._status else ""
         if self._missing:
             seconds = self._clock.now() - self._started
@@ -3613,16 +3612,16 @@ class Reporter:
                 self._status = status
 
     def log_end(self, snapshot: Snapshot, stopped_by: int = 0, patterns: Sequence[str] = ()) -> str:
-        """Says how the wait ended, and what is missing then; returns the result in a word.
+        """Logs how the wait ended, and what is still missing; returns the result as one word.
 
-        `patterns` are those of [late] domains.
+        `patterns` are those in [late] domains.
         """
         messages = self._news(snapshot) + limited(self._new_problems())
         seconds = self._clock.now() - self._started
         lost = [snapshot.guests[file] for file in lost_guests(snapshot)]
         down = {guest.domain.name for guest in lost if not guest.status.is_rejected()}
         guests = join_limited(sorted(down.union(item.guest for item in self._missing)), MAX_NAMES)
-        # Whether they are meant to be guests is not known.
+        # Files that cannot be used may not be meant to be guests.
         files = [guest.domain.source for guest in lost if guest.status.is_rejected()]
         useless = [f"no guest starts from {join_limited(files, MAX_NAMES)}"] if files else []
         if stopped_by:
@@ -3650,7 +3649,7 @@ class Reporter:
         return result
 
     def as_last_wait(self, result: str) -> dict[str, Any]:
-        """How the wait ended, for programs and the command `last`."""
+        """The record of the wait, for programs and the command `last`."""
         waited = self._clock.now() - self._started
         return {
             "version": JSON_VERSION,
@@ -3688,7 +3687,7 @@ def causes_of(needs: Iterable[Need]) -> list[Cause]:
 def messages_by_cause(
     needs: Sequence[Need], level: int, about_all: str, about_one: Callable[[Need], str], **fields: str
 ) -> list[Message]:
-    """A message for each cause, or if few have it, one for each of them; and behind these, an entry for each disk."""
+    """A message for each cause, or for each disk if few have the same one; then the entries for single disks."""
     messages: list[Message] = []
     entries: list[Message] = []
     for cause in causes_of(needs):
@@ -3703,12 +3702,12 @@ def messages_by_cause(
 
 
 def waiting_message(need: Need) -> str:
-    """That a disk is waited for, in the words of the 2017 script, and why."""
+    """The message that a disk is awaited, in the words of the 2017 script, and why."""
     return f"still waiting for {need.path} for {need.guest}... ({need.status.reason})"
 
 
 def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
-    """What is missing in the end, why, and what to do about it."""
+    """Messages about what is missing at the end of the wait, why, and what to do about it."""
     still, after = ("still ", f" after {format_time_span(timeout)}") if timeout else ("", "")
 
     def about(need: Need) -> str:
@@ -3720,7 +3719,7 @@ def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
 
 
 def found_message(path: str, guests: Sequence[str], snapshot: Snapshot, seconds: float) -> Message:
-    """That something is not waited for any more, in the words of the 2017 script."""
+    """The message that something is no longer awaited, in the words of the 2017 script."""
     if path in snapshot.disks:
         text = f"disk {path} found"
     elif path in snapshot.guests:
@@ -3734,7 +3733,7 @@ def found_message(path: str, guests: Sequence[str], snapshot: Snapshot, seconds:
 
 
 def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
-    """As many of them as may be sent, and how many more there are."""
+    """The first `most` messages, and one that says how many more there are."""
     if not 0 < most < len(messages):
         return messages[: max(0, most)]
     text = f"{len(messages) - most} more messages like these were left out; see `{COMMAND} list`."
@@ -3742,19 +3741,19 @@ def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
 
 
 def fields_of(need: Need) -> dict[str, str]:
-    """The fields for the journal."""
+    """The fields for the journal about something missing."""
     state, reason, hint, _ = need.status
     return {"DISK": need.path, "DOMAIN": need.guest, "STATE": state.value, "REASON": reason, "HINT": hint}
 
 
 def counts_of(needs: Sequence[Need]) -> str:
-    """How much is missing."""
+    """The number of disks and guests, as in "2 disks of 1 guest"."""
     disks, guests = ({need[field] for need in needs} for field in (0, 1))
     return f"{plural(len(disks), 'disk')} of {plural(len(guests), 'guest')}"
 
 
 def summary_of(needs: Sequence[Need]) -> str:
-    """How much is missing, and the first causes or disks, on one line."""
+    """The number of disks and guests, and the first causes or disks, on one line."""
     texts = [f"{item.path} for {item.guest} ({item.status.reason})" for item in needs]
     if len(needs) > MAX_NAMED:
         texts = [cause.reason for cause in causes_of(needs)]
@@ -3762,11 +3761,11 @@ def summary_of(needs: Sequence[Need]) -> str:
 
 
 def start_later(names: set[str], patterns: Sequence[str]) -> str:
-    """What starts these guests when their disks are there: the service if it is enabled, or you; nothing if none."""
+    """How these guests start once their disks are ready: by a service, if enabled, or by hand; empty without guests."""
     from shlex import quote
 
-    is_service = is_enabled(LATE_SERVICE)
-    by_service = sorted(name for name in names if is_service and matches_any((name,), patterns))
+    has_service = is_enabled(LATE_SERVICE)
+    by_service = sorted(name for name in names if has_service and matches_any((name,), patterns))
     by_hand = sorted(names.difference(by_service))
     when = "its disk is ready" if len(by_service) == 1 else "their disks are ready"
     once, them = ("its disk is ready", "it") if len(by_hand) == 1 else ("their disks are ready", "them")
@@ -3777,29 +3776,29 @@ def start_later(names: set[str], patterns: Sequence[str]) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """As in "1 disk" and "2 disks"."""
+    """A number and its noun, as in "1 disk" and "2 disks"."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def lost_guests(snapshot: Snapshot) -> dict[str, str]:
-    """By file, why no guest starts from it, however long one waits."""
+    """The files from which no guest can start, however long the wait, and the reason for each."""
     lost = {}
     for file, guest in snapshot.guests.items():
         statuses = [(item.path, snapshot.disk_status(item)) for item in guest.required]
         gone = [f"{path} {status.reason}" for path, status in statuses if status.is_rejected()]
         if guest.status.is_rejected():
-            will = f"{'libvirt' if guest.domain.kind == 'libvirt' else 'xl'} will reject it"
-            will = will if guest.status.state is State.REFUSED else "it is ignored"
-            lost[file] = f"{guest.status.reason}; {will}"
+            effect = f"{'libvirt' if guest.domain.kind == 'libvirt' else 'xl'} will reject it"
+            effect = effect if guest.status.state is State.REFUSED else "it is ignored"
+            lost[file] = f"{guest.status.reason}; {effect}"
         elif gone or (guest.start.how == "none" and not guest.start.instead):
             lost[file] = guest.start.reason or gone[0]
     return lost
 
 
 def check_files(snapshot: Snapshot, awaited: str = "") -> Iterator[Finding]:
-    """What is wrong with the directories of guests and the files in them.
+    """Problems with the directories of guests and the files in them.
 
-    What is waited for is left out, unless `awaited` is what there is to say about it.
+    Those that are awaited are left out, unless `awaited` is the text to add about them.
     """
     for path, directory in snapshot.directories.items():
         if directory.warning:
@@ -3821,7 +3820,7 @@ def check_files(snapshot: Snapshot, awaited: str = "") -> Iterator[Finding]:
 
 # --- Records: the guests and what they need, in one form for JSON, tables and the record of a wait --------------------
 def as_record(snapshot: Snapshot, found: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The guests and the directories that cannot be read, as JSON has them; `found` tells when each path was there."""
+    """The guests, and directories that are not ready, for JSON; `found` has the seconds until each path was found."""
     directories = [
         {"path": well_formed(path), "kind": item.kind, **status_as_json(item.status)}
         for path, item in snapshot.directories.items()
@@ -3847,7 +3846,7 @@ def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] |
 
 
 def identity_as_json(guest: Guest) -> dict[str, str]:
-    """Which guest it is, and how xendomains starts it."""
+    """The fields that identify a guest, and how xendomains starts it."""
     name, source, kind, *_ = guest.domain
     return {"name": well_formed(name), "kind": kind, "source": well_formed(source), "start": guest.start.how}
 
@@ -3859,22 +3858,22 @@ def status_as_json(status: Status) -> dict[str, str | None]:
 
 
 def well_formed(text: str) -> str:
-    """The text without halves of surrogate pairs, which stand for bytes that are not UTF-8, and are not JSON."""
+    """The text with lone surrogates, which stand for bytes that are not UTF-8, escaped: they are not valid JSON."""
     return text if text.isascii() else re.sub("[\ud800-\udfff]", lambda match: escaped(match.group()), text)
 
 
 def write_record(path: str, record: Mapping[str, Any]) -> None:
-    """Replaces the previous record with this one. Raises OSError; the directory is made by the unit."""
+    """Replaces the previous record with this one. Raises OSError; the unit creates the directory."""
     import json
 
     new = f"{path}.{os.getpid()}"  # another wait may end at the same time
     with open(new, "w") as file:
-        file.write(json.dumps(record))  # on one line: with indent=, it is not written in C
+        file.write(json.dumps(record))  # on one line, because indent= would bypass the fast encoder written in C
     os.replace(new, path)
 
 
 def problems_in(record: Mapping[str, Any]) -> list[Need]:
-    """What is missing or cannot be used, of each guest in a record: its disks, or else its file; and directories."""
+    """What is missing or unusable in a record: each guest's disks, or if those are fine, its file; and directories."""
     needs = []
     for guest in record["guests"]:
         name = guest["name"]
@@ -3894,12 +3893,12 @@ def is_problem(row: Mapping[str, Any]) -> bool:
 
 
 def need_from_json(path: str, guest: str, row: Mapping[str, Any]) -> Need:
-    """What status_as_json() was made from."""
+    """The Need whose status was made into this row by status_as_json()."""
     return Need(path, guest, Status(State(row["state"]), row["reason"] or "", row["hint"] or ""))
 
 
 # --- Pictures: what list and last show to people ----------------------------------------------------------------------
-# SGR in ECMA-48: bold red for what is missing, yellow for what may still come, faint for what is left out.
+# SGR in ECMA-48: bold red for what is missing, yellow for what may still come, faint for what is skipped.
 STATE_COLOURS = {
     "ready": "32", "missing": "1;31", "not-ready": "1;33", "unknown": "1;33",
     "waiting": "1;33", "skipped": "2", "refused": "1;31", "unreadable": "1;31",
@@ -3908,19 +3907,19 @@ STATE_COLOURS = {
 
 @record
 class Screen(NamedTuple):
-    """Where a picture is shown: a terminal of that many columns, or a pipe (no columns), which gets all of it."""
+    """Where a picture is shown: a terminal of that many columns, or a pipe (0 columns), which gets everything."""
 
     columns: int = 0
     has_colours: bool = False
     branches: tuple[str, str, str] = ("|-", "`-", "| ")  # of a tree
 
     def paint(self, text: str, colour: str) -> str:
-        """The text in a colour, as ECMA-48 has them (SGR)."""
+        """The text in a colour: SGR in ECMA-48."""
         return f"\033[{colour}m{text}\033[0m" if self.has_colours and colour else text
 
 
 def screen_of(stream: IO[str] | None) -> Screen:
-    """What is at the other end of a stream. $NO_COLOR: no-color.org."""
+    """The screen at the other end of a stream. $NO_COLOR: no-color.org."""
     screen = Screen()
     if (getattr(stream, "encoding", None) or "").lower() == "utf-8":
         screen = Screen(branches=("├─", "└─", "│ "))
@@ -3937,14 +3936,14 @@ def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
     numbers, lines = picture_of_causes(problems_in(record), screen)
     rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "CAUSE")]
     for guest in record["guests"]:
-        # It is a disk that is missing, and not the guest.
+        # The disk is missing, not the guest.
         state = "waiting" if State(guest["state"]) in AWAITED else guest["state"]
         rows.append((guest["name"], guest["start"], state, why_not_ready(guest, numbers)))
     return lines + (format_table(rows, screen) if record["guests"] else [])
 
 
 def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> str:
-    """The disks that a guest lacks, by the numbers of their causes; or why it is left out."""
+    """The disks of a guest that are not ready, with the numbers of their causes; or why the guest is skipped."""
     found: dict[int, list[str]] = {}
     for disk in filter(is_problem, disks_in(guest)):
         found.setdefault(cause_number(disk, numbers), []).append(disk["vdev"])
@@ -3954,12 +3953,12 @@ def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], in
 
 
 def cause_number(row: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> int:
-    """The number of the cause of something with this state."""
+    """The number of the cause of a row's state."""
     return numbers[row["reason"] or "", row["hint"] or ""]
 
 
 def picture_of_causes(needs: Iterable[Need], screen: Screen) -> tuple[dict[tuple[str, str], int], list[str]]:
-    """The numbers of the causes, by reason and hint, and a block about each of them."""
+    """The numbers of the causes, by reason and hint, and lines about each of them."""
     numbers, lines = {}, []
     for number, cause in enumerate(causes_of(needs), 1):
         numbers[cause.reason, cause.hint] = number
@@ -3968,7 +3967,7 @@ def picture_of_causes(needs: Iterable[Need], screen: Screen) -> tuple[dict[tuple
 
 
 def picture_of_cause(cause: Cause, number: int, screen: Screen) -> list[str]:
-    """A block about what is wrong: why, what helps, and which disks and guests have it."""
+    """Lines about a cause: the reason, what helps, and the disks and guests that it affects."""
     label = f"[{number}] "
     guests: dict[str, list[str]] = {}
     for item in cause.needs:
@@ -3984,7 +3983,7 @@ def picture_of_cause(cause: Cause, number: int, screen: Screen) -> list[str]:
 
 
 def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Screen) -> list[str]:
-    """The guests, their disks, and below each what it lies on, as `lsblk -s` shows it; what is to blame is marked."""
+    """The guests, their disks, and the storage below these, as in `lsblk -s`; the layer at fault is marked."""
     rows: list[Sequence[str]] = [("NAME", "KIND", "STATE")]
     for guest in snapshot.guests.values():
         status = snapshot.guest_status(guest)
@@ -4003,13 +4002,13 @@ def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Scr
 def rows_of_layer(
     layer: Layer, indent: str, is_last: bool, cause: Problem | None, screen: Screen
 ) -> Iterator[Sequence[str]]:
-    """A layer and what is below it, in a tree whose last branch at this level it may be."""
+    """The rows of a layer and the layers below it; `is_last` if it is the last branch at its level."""
     branch, last_branch, trunk = screen.branches
     problem, state = layer.problem, State.READY.value
     if problem is not None:
         state = problem.reason.removeprefix(f"{layer.name}: ").removeprefix(f"{layer.name} ")
         state = f"<-- {with_hint(state, problem.hint)}" if problem == cause else state
-    elif layer.cause is not None or layer.kind == "NFS server":  # which is never asked
+    elif layer.cause is not None or layer.kind == "NFS server":  # which is never queried
         state = "-"
     yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
     indent += "  " if is_last else trunk
@@ -4018,7 +4017,7 @@ def rows_of_layer(
 
 
 def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: bool) -> list[str]:
-    """A line for each disk; a guest whose file cannot be used, or a directory, has one as well."""
+    """A line for each disk, for each guest without known disks, and for each directory that is not ready."""
     rows: list[Sequence[str]] = [("GUEST", "START", "VDEV", "DISK", "STATE", "REASON")]
 
     def add(guest: str, start: str, vdev: str, path: str, row: Mapping[str, Any]) -> None:
@@ -4039,7 +4038,7 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
 
 
 def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
-    """How many guests there are in which state, and where that was read."""
+    """The number of guests in each state, and the directories that they were read from."""
     states = [snapshot.guest_status(guest).state for guest in snapshot.guests.values()]
     words = {State.MISSING: "waiting for disks", State.NOT_READY: "waiting for disks", State.UNKNOWN: "not checked yet"}
     counts: dict[str, int] = {}
@@ -4054,7 +4053,7 @@ def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
 
 
 def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
-    """How a wait went: the causes of what is missing, and when each disk was there, the slowest first."""
+    """How a wait went: why disks are missing, and after how long each one was found, the slowest first."""
     problems = problems_in(record)
     numbers, lines = picture_of_causes(problems, screen)
     disks: dict[str, dict[str, Any]] = {}
@@ -4079,14 +4078,14 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
 
 
 def seconds_until_found(disk: Mapping[str, Any]) -> float:
-    """After how many seconds a disk was there: 0 means at once, infinity means never."""
+    """The seconds until a disk was found: 0 means at once, infinity means never."""
     return float("inf") if is_problem(disk) else float(disk["found_after"] or 0)
 
 
 def format_table(rows: Sequence[Sequence[str]], screen: Screen) -> list[str]:
-    """The lines of a table, each column as wide as its cells; on a terminal no wider than that.
+    """The lines of a table, each column as wide as its cells, but the table no wider than the terminal.
 
-    What does not fit is cut in the middle, and in the last column wrapped.
+    Cells that do not fit are cut in the middle; those in the last column are wrapped.
     """
     cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
     widths = [max(display_width(row[column]) for row in cells) for column in range(len(cells[0]))]
@@ -4108,12 +4107,12 @@ def format_table(rows: Sequence[Sequence[str]], screen: Screen) -> list[str]:
 
 
 def head_width(widths: Sequence[int]) -> int:
-    """The columns of a terminal before the last column of a table."""
+    """The width of a table up to its last column."""
     return sum(widths) + 2 * len(widths)
 
 
 def cut(cell: str, columns: int) -> str:
-    """A cell of at most that many columns, without its middle if it has more."""
+    """The cell, without its middle if it is wider than that many columns."""
     kept = len(cell)
     while display_width(cell) > columns:
         kept -= 1
@@ -4122,19 +4121,19 @@ def cut(cell: str, columns: int) -> str:
 
 
 def wrapped(text: str, columns: int, indent: str = "") -> list[str]:
-    """The lines of a text of at most so many columns, from the second on indented; of 0 columns, one line."""
+    """The text in lines of at most that many columns (0: on one line), indented from the second one on."""
     if not columns or display_width(text) <= columns:
         return [text]
     from textwrap import wrap
 
-    # textwrap counts characters; where some are wide, lines of half as many fit.
+    # textwrap counts characters; if some are wide, only half as many are sure to fit on a line.
     is_wide = any(display_width(character) > 1 for character in text)
     width = max(columns // 2, len(indent) + 1) if is_wide else columns
     return wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def display_width(text: str) -> int:
-    """How many columns of a terminal the text takes: Unicode's annex 11."""
+    """The width of the text in columns of a terminal: Unicode Standard Annex #11."""
     if text.isascii():
         return len(text)
     from unicodedata import combining, east_asian_width
@@ -4142,10 +4141,10 @@ def display_width(text: str) -> int:
     return sum(0 if combining(item) else 2 if east_asian_width(item) in "WF" else 1 for item in text)
 
 
-# --- Check: what is wrong, and what the next boot will trip over -----------------------------------------------------
+# --- Check: what is wrong, and what would break the next boot --------------------------------------------------------
 @record
 class DiskUse(NamedTuple):
-    """What a guest needs of this host, and what that is now: the kernel's name of a device, or a path without links."""
+    """A guest's use of a disk; `device` is the kernel's name of it, or if it is a file, the path without links."""
 
     guest: Guest
     disk: Disk
@@ -4153,12 +4152,12 @@ class DiskUse(NamedTuple):
     device: str
 
     def finding(self, problem: str, fix: str = "", *, is_error: bool = False) -> Finding:
-        """Something wrong with it."""
+        """A problem with this disk of this guest."""
         return Finding(problem, fix, is_error, self.guest.domain.source, self.guest.domain.name, self.disk.vdev)
 
 
 def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[Finding]:
-    """Everything wrong: with the configurations, with what they name, and perhaps what a reboot would take away."""
+    """All problems with the configurations and what they name, and with --reboot, what would not come up again."""
     facts = StorageFacts()
     uses = uses_of(snapshot, watcher)
     # Cluster managers bring up storage themselves.
@@ -4178,7 +4177,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
 
 
 def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[DiskUse]:
-    """What the guests need of this host, including those that were not asked for, but not what does not answer."""
+    """The uses of all disks by all guests, even those not asked for, except for disks that do not respond."""
     devices = resolve_devices(required_paths(snapshot.read), watcher)
     return [
         DiskUse(guest, disk, required, devices[required.path])
@@ -4189,14 +4188,14 @@ def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[DiskUse]:
 
 
 def resolve_devices(needed: Mapping[str, Required], watcher: Watcher) -> dict[str, str]:
-    """What is at each of these paths, see resolve_device(), without what does not answer."""
+    """What each of these paths resolves to, see resolve_device(), without those that do not respond."""
     calls: dict[str, Call] = {path: partial(resolve_device, path) for path in needed}
     answers = watcher.calls.run("resolve", calls, watcher.clock.now() + MAX_FIRST_LOOK)
     return {path: device for path, device in answers.items() if isinstance(device, str)}
 
 
 def resolve_device(path: str) -> str:
-    """The kernel's name of the device that is required, or the path without links. May block."""
+    """The kernel's name of the block device at this path, or else the path without links. May block."""
     path = os.path.realpath(existing_path(path))
     with suppress(OSError):
         status = os.stat(path)
@@ -4216,7 +4215,7 @@ def check_started_twice(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watcher) -> Iterator[Finding]:
-    """Disks that are missing or not ready now, and if the name may be mistyped, the closest that exists."""
+    """Disks that are missing or not ready now, and if the path may be mistyped, the closest one that exists."""
     taken = {use.device for use in uses}
     bad: dict[Need, DiskUse] = {}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
@@ -4238,7 +4237,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
 
 
 def closest_path(path: str, taken: Container[str]) -> str:
-    """The path most like one that does not exist, unless a guest has that already; or nothing. May block."""
+    """The existing path that is most similar to this one; empty if there is none, or a guest uses it. May block."""
     from difflib import get_close_matches
 
     parent, name = os.path.split(path)
@@ -4251,14 +4250,14 @@ def closest_path(path: str, taken: Container[str]) -> str:
 
 
 def check_sharing(uses: Sequence[DiskUse]) -> Iterator[Finding]:
-    """Disks that two guests use and one of them writes to, wholly or in part: Xen's block script."""
+    """Disks, or parts of disks, that two guests use and one of them writes to: Xen's block script refuses that."""
     by_device: dict[str, list[DiskUse]] = {}
     for use in uses:
         by_device.setdefault(use.device, []).append(use)
     for device, sharing in by_device.items():
         above = [other for name in devices_above(device) for other in by_device.get(name, ())]
         for use in sharing:
-            # The saved and the configured form of a guest are one.
+            # A saved guest and its configuration are the same guest.
             others = [item for item in (*sharing, *above) if item.guest.domain.name != use.guest.domain.name]
             writers, readers = (
                 {item.guest.domain.name for item in others if item.disk.writes is w} for w in (True, False)
@@ -4273,7 +4272,7 @@ def check_sharing(uses: Sequence[DiskUse]) -> Iterator[Finding]:
 
 
 def guests_in_words(names: Iterable[str]) -> str:
-    """As in "guest web" and "guests db, web"."""
+    """The names as in "guest web" and "guests db, web"."""
     ordered = sorted(names)
     noun = "guest" if len(ordered) == 1 else "guests"
     return f"{noun} {join_limited(ordered, MAX_LISTED)}"
@@ -4283,7 +4282,7 @@ def check_patterns(snapshot: Snapshot, settings: Settings, file: str) -> Iterato
     """Patterns in [ignore] that match nothing."""
     guests = [guest for guest in snapshot.read.values() if not guest.status.is_awaited()]
     if len(guests) < len(snapshot.read) or snapshot.awaits_files():
-        return  # they may match what cannot be read yet
+        return  # the patterns may match something that cannot be read yet
     domains = [name for guest in guests for name in (guest.domain.name, os.path.basename(guest.domain.source))]
     needs = [(required_by(disk).path, disk.target) for guest in guests for disk in guest.domain.all_disks()]
     disks = [name for path, target in needs for name in (path, older_path(path), target)]
@@ -4295,7 +4294,7 @@ def check_patterns(snapshot: Snapshot, settings: Settings, file: str) -> Iterato
 
 
 def check_units() -> Iterator[Finding]:
-    """The units without which nothing happens at boot."""
+    """Units that will not run at boot, or that conflict with xendomains."""
     for unit in ("xendomains.service", f"{COMMAND}.service"):
         state = output_of("systemctl", "is-enabled", unit).strip()
         if state in ("disabled", "masked"):
@@ -4308,10 +4307,10 @@ def check_units() -> Iterator[Finding]:
             yield Finding(problem, f"systemctl disable {unit}", is_error=True)
 
 
-# Names that the kernel, or mdadm for an array that mdadm.conf does not name, gives in the order in which devices come.
+# Names given in the order in which devices appear, by the kernel, or by mdadm to arrays that mdadm.conf does not name.
 NUMBERED = "nvme[0-9]+n|dm-|loop|nbd|zd|rbd|bcache|mmcblk|sr"
 UNSTABLE_NAME = f"/dev/((sd|hd|vd|xvd)[a-z]{{1,3}}[0-9]*|(md12[0-9]|({NUMBERED})[0-9]+)(p[0-9]+)?)"
-# Links that udev makes for what a device is, the best first.
+# Links that udev names after what a device is, the best first.
 STABLE_NAMES = ("/dev/disk/by-id/dm-name-", "/dev/disk/by-id/md-name-", "/dev/disk/by-id/", "/dev/disk/by-path/")
 
 
@@ -4321,14 +4320,14 @@ def check_name(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
     match = re.fullmatch(UNSTABLE_NAME, path)
     if match and array_name(match[1]) not in facts.arrays:
         links = sorted(link for item in facts.devices if item.name == match[1] for link in item.links)
-        links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has it as well
+        links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has the same UUID
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
         fix = f"write {stable}" if stable else ""
         yield use.finding(f"{path} may refer to a different disk after a reboot", fix)
 
 
 def check_host_use(use: DiskUse, swaps: Container[str], facts: StorageFacts) -> Iterator[Finding]:
-    """A disk that this host itself uses: Xen's block script refuses one that is mounted, or written if it is read."""
+    """A disk in use by this host. Xen's block script refuses it if it is mounted, and host or guest write to it."""
     path, fix, writes = use.required.path, "give the guest its own disk", use.disk.writes
     for device in [use.device, *devices_above(use.device)]:
         what = path if device == use.device else f"{device_path(device)} on {path}"
@@ -4352,14 +4351,14 @@ def devices_above(name: str) -> list[str]:
 
 
 def holders_of(name: str) -> list[str]:
-    """What this host has made of a device: not the partitions of a map, nor what a guest has in a volume of ours."""
+    """What this host has built on a device: not the partitions of a map, nor a guest's LVM volumes on a map."""
     uuids = {item: attribute(device_directory(item), "dm/uuid") for item in devices_above(name)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
     return [item for item in list_names(f"{device_directory(name)}/holders") if not uuids[item].startswith(ours)]
 
 
 def check_reboot(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
-    """What is there now, and would not come back by itself."""
+    """Storage that is up now, but would not come up at the next boot."""
     layers = [use.device]
     for name in layers:
         layers += [item for item in devices_below(name) if item not in layers]
@@ -4369,7 +4368,7 @@ def check_reboot(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
 
 
 def is_enabled(names: str) -> bool:
-    """Whether a service whose name matches one of these is started at boot."""
+    """Whether a service whose name matches this regular expression is started at boot."""
     scripts = list_names(f"{ETC}/rc3.d", "S.*")
     for directory in list_names(f"{ETC}/systemd/system", r".*\.(wants|requires)"):
         scripts += list_names(f"{ETC}/systemd/system/{directory}")
@@ -4377,7 +4376,7 @@ def is_enabled(names: str) -> bool:
 
 
 def why_device_not_persistent(name: str, facts: StorageFacts) -> Problem | None:
-    """Why a device, whatever lies below it, is not there after a reboot."""
+    """Why a device will be missing after a reboot, regardless of the layers below it."""
     directory = device_directory(name)
     mapped, uuid = (attribute(directory, f"dm/{key}") for key in ("name", "uuid"))
     if re.fullmatch("(loop|nbd)[0-9]+", name):
@@ -4403,7 +4402,7 @@ def why_device_not_persistent(name: str, facts: StorageFacts) -> Problem | None:
 
 
 def why_not_opened(mapped: str, facts: StorageFacts) -> Problem | None:
-    """What keeps a LUKS volume from being opened at boot: crypttab(5), or the command line of the kernel."""
+    """Why a LUKS volume is not opened at boot: crypttab(5), and the command line of the kernel."""
     lines = facts.device_table("crypt")
     if mapped not in lines and mapped.removeprefix("luks-") not in facts.text(f"{PROC}/cmdline"):
         return Problem(f"{mapped} is not in /etc/crypttab", "add a line for it")
@@ -4413,7 +4412,7 @@ def why_not_opened(mapped: str, facts: StorageFacts) -> Problem | None:
 
 
 def why_not_activated(mapped: str, facts: StorageFacts) -> Problem | None:
-    """What keeps LVM from activating a volume at boot: lvm.conf(5), and the flags that lvchange(8) sets."""
+    """Why LVM does not activate a volume at boot: lvm.conf(5), and the flags that lvchange(8) sets."""
     group, volume = split_map_name(mapped)
     text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
     activated = re.search(r"\bauto_activation_volume_list\s*=\s*\[(.*?)\]", text, re.DOTALL)
@@ -4434,13 +4433,13 @@ def why_not_activated(mapped: str, facts: StorageFacts) -> Problem | None:
 
 
 def why_mount_not_persistent(path: str, facts: StorageFacts) -> Problem | None:
-    """Why a file is not there after a reboot: its file system was mounted by hand."""
+    """Why a file will be missing after a reboot: its file system was mounted by hand."""
     above = [words for words in facts.mounts if path.startswith(f"{words[4].rstrip('/')}/")]
     kinds = {words[4]: words[words.index("-") + 1] for words in above}
     where = max(kinds, key=len, default="/")
     if where == "/" or kinds[where] == "zfs" or "autofs" in [words[words.index("-") + 1] for words in above]:
         return None
-    if re.match("nfs|cifs", kinds[where]):  # what the server has mounted there is mounted below it
+    if re.match("nfs|cifs", kinds[where]):  # the server's own mounts below an export appear as mounts here
         where = min((item for item in kinds if kinds[item] == kinds[where]), key=len)
     plan = facts.planned_mounts.get(where)
     if plan is None:
@@ -4450,10 +4449,10 @@ def why_mount_not_persistent(path: str, facts: StorageFacts) -> Problem | None:
     return Problem(f"{where} has the option noauto in /etc/fstab", "remove noauto")
 
 
-# --- Start: the guests that are down, each as soon as its disks are there --------------------------------------------
+# --- Start: the guests that are down, each as soon as its disks are ready --------------------------------------------
 @record
 class Outcome(NamedTuple):
-    """What became of a guest: one of OUTCOMES, and why."""
+    """The outcome for a guest, which is a key of OUTCOMES, and the reason."""
 
     guest: Guest
     result: str
@@ -4477,18 +4476,18 @@ OUTCOMES: Mapping[str, tuple[int, int, str]] = {
 def start_guests(watcher: Watcher, options: Options, journal: Journal, started: float) -> int:
     """Starts the guests that are down and whose disks are ready, one at a time; returns the exit status.
 
-    Goes on for `options.wait` seconds, or until nothing is waited for. Raises Stopped if a signal comes, and
+    Goes on for `options.wait` seconds, or until there is nothing to wait for. Raises Stopped if a signal comes, and
     ConfigError if xl does not work here or a name is wrong.
     """
     clock, deadline = watcher.clock, started + options.wait
-    # The boot may be told to ignore guests because they start later; and all files have to be read to find saved ones.
+    # [ignore] domains may list guests because they start later. All files are read, to find guests that are saved.
     xendomains = watcher.xendomains
     if options.wait and not options.guests and xendomains.libvirt and is_inactive("xendomains.service"):
-        xendomains = Xendomains(libvirt=xendomains.libvirt)  # what its directories hold is not meant to start
+        xendomains = Xendomains(libvirt=xendomains.libvirt)  # its guests are not meant to start
     watcher = Watcher(xendomains, watcher.settings._replace(ignored_domains=()), clock)
     watcher.min_read_interval, watcher.shares = START_READ_INTERVAL, bool(options.guests)
     reporter = Reporter(journal, clock, started, min(options.wait, FOREVER))
-    # Events are collected from before the first look.
+    # Listening starts before the first look, so no event is lost.
     events = block_events() if options.wait else None
     starts = Starter(watcher, options, journal)
     seen, recheck = Snapshot(), True
@@ -4508,7 +4507,7 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
         elif clock.now() >= deadline or not (starts.waiting or snapshot.awaits_files()):
             break
         else:
-            recheck = bool(ends) or starts.awaits_libvirt  # a disk that goes away has to be seen
+            recheck = bool(ends) or starts.awaits_libvirt  # to notice a disk that disappears
             sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
     outcomes = starts.outcomes()
     clock.release_signals()
@@ -4516,7 +4515,7 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
 
 
 class Starter:
-    """Which guests have been started or will not be (`settled`), and which may still be (`waiting`), by name."""
+    """Starts guests; those with a final outcome are in `settled`, those that may still start in `waiting`, by name."""
 
     def __init__(self, watcher: Watcher, options: Options, journal: Journal) -> None:
         self._watcher = watcher
@@ -4524,16 +4523,16 @@ class Starter:
         self._journal = journal
         self._running = running_guests(watcher)
         self._libvirt_is_done = self.awaits_libvirt = False
-        self._next: dict[str, tuple[float, Outcome]] = {}  # when to try again, and why not before
-        self._pauses: dict[str, Iterator[float]] = {}  # before the tries that are left
+        self._next: dict[str, tuple[float, Outcome]] = {}  # when to try again, and the outcome until then
+        self._pauses: dict[str, Iterator[float]] = {}  # before the remaining tries
         self.settled: dict[str, Outcome] = {}
         self.waiting: dict[str, Outcome] = {}
 
     def update(self, snapshot: Snapshot) -> None:
-        """Finds out which guests may be started now."""
+        """Updates which guests may be started now."""
         self.waiting = {}
         left = [item.domain.kind for item in snapshot.guests.values() if item.domain.name not in self.settled]
-        # libvirt answers when it has tried to start its guests at this boot.
+        # libvirt does not answer before it has tried to start its guests at this boot.
         if "libvirt" in left and not self._libvirt_is_done:
             self._libvirt_is_done = ask(self._watcher, *VIRSH, "list", limit=MAX_XL) != ""
         self.awaits_libvirt = "libvirt" in left and not self._libvirt_is_done
@@ -4543,7 +4542,7 @@ class Starter:
             if outcome.guest.domain.kind == "libvirt" and outcome.result == "ready" and self.awaits_libvirt:
                 outcome = outcome._replace(result="waiting", reason=f"libvirt (`{' '.join(VIRSH)} list` fails)")
             if outcome.result == "waiting":
-                self._next.pop(name, None)  # when a disk that has gone is back, the next try is at once
+                self._next.pop(name, None)  # once a lost disk is back, the next try follows at once
             if outcome.result == "waiting" or (outcome.result == "ready" and not self._options.dry_run):
                 self.waiting[name] = outcome
             else:
@@ -4555,11 +4554,11 @@ class Starter:
         return [item.guest for name, item in self.waiting.items() if item.result == "ready" and name not in late]
 
     def next_tries(self) -> list[float]:
-        """When guests are tried again."""
+        """The times at which guests are tried again."""
         return [end for end, _ in self._next.values() if end > self._watcher.clock.now()]
 
     def try_guest(self, guest: Guest, limit: float) -> None:
-        """Starts a guest. If that fails, there may be another try."""
+        """Starts a guest, or if that fails, schedules another try as long as any are left."""
         name, outcome, pause = guest.domain.name, start_guest(guest, self._watcher, limit), START_PAUSE
         if outcome.result == "failed" and self._options.wait:
             if pause := next(self._pauses.setdefault(name, iter(RETRIES)), 0.0):
@@ -4578,7 +4577,7 @@ class Starter:
         self._next[name] = (self._watcher.clock.now() + pause, outcome)
 
     def outcomes(self) -> list[Outcome]:
-        """What has become of all guests in the end."""
+        """The final outcomes for all guests."""
         for name, outcome in list(self.waiting.items()):
             if name not in self.settled:
                 self._settle(self._next.get(name, (0.0, outcome))[1])
@@ -4590,21 +4589,21 @@ class Starter:
 
 
 def select_guests(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
-    """The guests with these names or all, each with the file that it starts from. Raises ConfigError for a wrong name.
+    """The guests with these names, or all, each with the file that it starts from. Raises ConfigError for a wrong name.
 
-    A saved guest comes first, even if it cannot be restored: what it holds would be lost if it were created afresh.
+    A saved guest comes first even if it cannot be restored, because its state would be lost if it were created afresh.
     """
     if unknown := unknown_name(snapshot, names):
         raise ConfigError(unknown.rstrip("."))
-    meant: set[str] = set()
+    selected: set[str] = set()
     for name in names:
         guests = guests_named(snapshot.read, (name,)).values()
-        # What cannot be read yet is meant only if nothing else is.
+        # Files that cannot be read yet count only if no others match.
         read = {guest.domain.name for guest in guests if not guest.status.is_awaited()}
-        meant |= read or {guest.domain.name for guest in guests}
+        selected |= read or {guest.domain.name for guest in guests}
     by_name: dict[str, Guest] = {}
     for guest in snapshot.guests.values():
-        if not guest.start.instead and (not names or guest.domain.name in meant):
+        if not guest.start.instead and (not names or guest.domain.name in selected):
             by_name.setdefault(guest.domain.name, guest)
     return list(by_name.values())
 
@@ -4612,14 +4611,14 @@ def select_guests(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
 def outcomes_of(
     snapshot: Snapshot, options: Options, settings: Settings, running: Container[str]
 ) -> dict[str, Outcome]:
-    """By name, whether each guest may be started now ("ready"), and if not, why. If in doubt, it may not."""
+    """By name, whether each guest may be started now ("ready"), or why not. If in doubt, it may not."""
     outcomes = {}
     logs, lost, needs = xl_logs(), lost_guests(snapshot), snapshot.missing()
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
     patterns = ("*",) if options.guests else settings.late_domains
     for guest in select_guests(snapshot, options.guests):
         name, file, kind, *_ = guest.domain
-        # As long as those are not known, a guest may be saved.
+        # Until the directories of saved guests have been read, this guest may be in one of them.
         saved = {path: item for path, item in snapshot.directories.items() if (kind, item.kind) == ("auto", "saved")}
         paths = {file, *saved, *(item.path for item in guest.required)}
         missing = [f"{item.path} ({item.status.reason})" for item in needs if item.path in paths]
@@ -4642,16 +4641,16 @@ def outcomes_of(
 
 
 def has_run_since(saved: int, log: Sequence[int] | None) -> bool:
-    """Whether a guest has run since it was saved at this time in ns, according to its log."""
-    # When a guest has been saved, xl notes in the log that it was destroyed.
+    """Whether, according to its log, a guest has run since it was saved at this time (in ns)."""
+    # After saving a guest, xl logs that it was destroyed.
     return log is not None and saved + MAX_SAVE_END * 1e9 < log[-1]
 
 
 def guest_logs(directory: str, prefix: str) -> dict[str, list[int]]:
     """The inode, size and time (in ns) of the log of each guest, by name.
 
-    xl begins a new one when it has started the guest; libvirt appends to it. This misses what xl has started
-    without its daemon (xl create -e), and what logrotate has emptied or removed.
+    xl begins a new log when it has started a guest; libvirt appends to the old one. This misses guests that xl has
+    started without its daemon (xl create -e), and logs that logrotate has emptied or removed.
     """
     logs = {}
     for file in list_names(directory, rf"{prefix}.+\.log"):
@@ -4670,19 +4669,19 @@ def xl_logs() -> dict[str, list[int]]:
 
 def record_logs() -> None:
     """Records the state of the guests' logs before xendomains starts them, once per boot. Raises OSError."""
-    # What runs long after the boot is not the wait at boot, and guests may have been started before it.
+    # Long after the boot, this is not the wait at boot, and guests may have been started before it.
     if not os.path.exists(LOGS_AT_BOOT) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
         write_record(LOGS_AT_BOOT, xl_logs())
 
 
 def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
-    """The guests whose logs differ from the record of the wait at boot, or without one, are newer than the boot.
+    """The guests whose logs differ from the record of the wait at boot, or without a record, are newer than the boot.
 
     `logs` are those of xl. Those of libvirt are not in the record, because libvirt starts guests during the wait.
     """
     import json
 
-    # Where the clock was behind at boot, a log from before it looks newer than the boot: its guest is left alone.
+    # If the clock was behind at boot, an older log looks newer than the boot, and its guest is not started.
     booted = (time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)) * 1e9
     started = {name for name, log in guest_logs(LIBVIRT_LOGS, "").items() if log[-1] > booted}
     with suppress(OSError, ValueError, TypeError):
@@ -4701,14 +4700,14 @@ def running_guests(watcher: Watcher) -> set[str]:
 
 
 def is_inactive(unit: str) -> bool:
-    """Whether a unit was not started, or has been stopped; one that failed was started."""
+    """Whether a unit was not started, or has been stopped; one that has failed was started."""
     return output_of("systemctl", "is-active", unit).strip() == "inactive"
 
 
 def ask(watcher: Watcher, *command: str, limit: float = MAX_PROGRAM) -> str:
-    """What xl or virsh prints; nothing if it fails or takes too long.
+    """The output of xl or virsh; empty if it fails or takes too long.
 
-    With a longer `limit`, an answer that comes late is that of the next call.
+    If `limit` is longer than a look, a late answer is returned by the next call.
     """
     calls: dict[str, Call] = {command[-1]: partial(output_of, *command, limit=limit)}
     answers = watcher.calls.run(command[0], calls, watcher.clock.now() + MAX_FIRST_LOOK, MAX_FIRST_LOOK)
@@ -4716,7 +4715,7 @@ def ask(watcher: Watcher, *command: str, limit: float = MAX_PROGRAM) -> str:
 
 
 def start_command(guest: Guest) -> str:
-    """The shell command that starts a guest as is done at boot. A file left behind would be restored again later."""
+    """The shell command that starts a guest as at boot; it removes a restored file, which would be restored again."""
     from shlex import join, quote
 
     file = quote(guest.domain.source)
@@ -4730,8 +4729,8 @@ def start_command(guest: Guest) -> str:
 def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
     """Starts a guest within `limit` seconds, unless it is running, or another process is starting it.
 
-    xl goes on after that, and when this program ends: it has a session of its own, and prints to a file. That is the
-    guest's lock as well, so that it is held until xl has ended; what xl leaves running has closed it.
+    xl keeps running after that, even when this program exits: it has its own session, and prints to a file. That file
+    is also the guest's lock, which is held until xl has exited; the daemon that xl leaves running has closed it.
     """
     from fcntl import LOCK_EX, LOCK_NB, flock
     from subprocess import DEVNULL, CompletedProcess, run
@@ -4750,27 +4749,27 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
             lock.truncate(0)
             return run(command, shell=True, cwd="/", start_new_session=True, stdin=DEVNULL, stdout=lock, stderr=lock)
 
-        # If an earlier one was still running after its limit, this is how it has ended.
+        # If an earlier call was still running after its limit, this is its answer.
         answers = watcher.calls.run(f"start {guest.domain.name}", {command: call}, now + limit, limit)
         ended = answers.get(command, NoResponse())
-        said = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
+        output = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
     if isinstance(ended, Exception):
         reason = f"`{command}`, which is still running after {format_time_span(limit)}"
         return Outcome(guest, "waiting", reason, is_in_progress=True)
     if ended.returncode != 0:
-        return Outcome(guest, "failed", f"`{command}` failed with status {ended.returncode}: {said}")
+        return Outcome(guest, "failed", f"`{command}` failed with status {ended.returncode}: {output}")
     return Outcome(guest, "restored" if guest.start.how == "restore" else "started")
 
 
 def log_outcome(outcome: Outcome, journal: Journal, options: Options) -> None:
-    """Says what became of a guest. What may be normal at every boot is only for those who ask."""
+    """Logs the outcome for a guest. One that may be normal at every boot is shown only without --wait."""
     level, text = OUTCOMES[outcome.result][1:]
     name, reason = outcome.guest.domain.name, outcome.reason
     journal.log(INFO if level == DEBUG and not options.wait else level, text.format(name, reason), DOMAIN=name)
 
 
 def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Options) -> int:
-    """Says how many guests had which outcome, prints commands or JSON if asked for, and returns the exit status."""
+    """Logs the number of guests with each outcome, prints commands or JSON if asked to, and returns the exit status."""
     results = [outcome.result for outcome in outcomes]
     counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
     journal.log(INFO, f"Guests: {', '.join(counts) or 'none'}.")
@@ -4791,7 +4790,7 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
         for guest, result, reason, _ in outcomes:
             text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
             show(start_command(guest) if result == "ready" else f"# {text}")
-    # What will never start was an error of the wait at boot, and is not one of a wait for the others.
+    # The wait at boot has reported guests that can never start; a wait for the others does not fail because of them.
     is_late = options.wait > 0 and not options.guests
     return max((OUTCOMES[item][0] for item in results if item != "refused" or not is_late), default=EXIT_READY)
 
@@ -4799,7 +4798,7 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
 # --- Command line ----------------------------------------------------------------------------------------------------
 @record
 class Options(NamedTuple):
-    """The command line; at boot there is nothing on it."""
+    """The options and arguments on the command line, which is empty at boot."""
 
     command: str = "wait"
     guests: Sequence[str] = ()
@@ -4827,7 +4826,7 @@ COMMANDS = {
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
-    """The options on the command line. Ends the program if they are wrong (status 2), or ask for help or version."""
+    """The options on the command line. Exits if they are wrong (status 2), or ask for help or the version."""
     if not arguments:
         return Options()
     import argparse
@@ -4857,9 +4856,9 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     wait_help = "also wait for the disks of the other guests; without TIME, as long as it takes"
     start.add_argument("--wait", metavar="TIME", type=time_span, default=0.0, help=wait_help)
     for item in (wait, start):
-        loudness = item.add_mutually_exclusive_group()
-        loudness.add_argument("-v", "--verbose", action="count", default=0, help="print more; twice: print everything")
-        loudness.add_argument("-q", "--quiet", action="store_true", help="print only what is still missing at the end")
+        verbosity = item.add_mutually_exclusive_group()
+        verbosity.add_argument("-v", "--verbose", action="count", default=0, help="print more; twice: print everything")
+        verbosity.add_argument("-q", "--quiet", action="store_true", help="print only what is still missing at the end")
     listing.add_argument("-v", "--verbose", action="count", default=0, help="show each disk, and a command that helps")
     listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
     check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
@@ -4883,13 +4882,13 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     finally:
         show("", end="")  # help or version, which the exit in run() would not flush
     if options.dry_run and options.wait:
-        start.error("--dry-run does not wait")
+        start.error("--dry-run cannot be combined with --wait")
     return options
 
 
 def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> list[str]:
-    """The arguments with the command that they leave out, and what argparse does not understand as it is meant."""
-    # argparse would take a guest that follows for its TIME.
+    """The arguments with the default command, if they name none, and with TIME after --wait, if it is left out."""
+    # argparse would take a guest after --wait for its TIME.
     given = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
     first = 2 if given[0] == "--config" else int(given[0].startswith("--config="))
     rest = given[first:]
@@ -4905,7 +4904,7 @@ def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> 
 
 
 def log_level(settings: Settings, options: Options, environment: Mapping[str, str]) -> tuple[int, list[Finding]]:
-    """The level up to which messages are shown, and each wrong value in the environment."""
+    """The level up to which messages are shown, and problems with values in the environment."""
     findings = []
     level = settings.log_level
     for name in ("SYSTEMD_LOG_LEVEL", "LOGLEVEL"):
@@ -4915,7 +4914,7 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
             except ConfigError as error:
                 findings.append(Finding(f"${name} {error}; it is ignored", is_error=True))
     if options.command == "start":
-        level = max(level, INFO)  # what became of the guests
+        level = max(level, INFO)  # to show the outcomes
     if options.quiet:
         level = ERR
     elif options.verbose:
@@ -4941,7 +4940,7 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
         notify(extended_timeout(timeout))
     xendomains, more = read_xendomains(settings, clock, limit)
     findings += more
-    if options.command != "check":  # which prints them
+    if options.command != "check":  # check prints them itself
         for finding in findings:
             journal.log(ERR if finding.is_error else WARNING, finding.sentence(), MESSAGE_ID=MESSAGE_SETTINGS)
     if xendomains is None and options.command != "check" and not options.format:
@@ -4956,7 +4955,7 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
 
 
 def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: Sequence[Finding]) -> int:
-    """What list and check print; returns the exit status. `findings` is what is wrong with the settings."""
+    """Runs list or check, and returns the exit status; `findings` are the problems with the settings."""
     snapshot = watcher.look(watcher.clock.now() + MAX_FIRST_LOOK)
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
@@ -4975,7 +4974,7 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: 
 
 
 def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
-    """Prints the guests: for programs, into a pipe a line for each disk, and on a terminal the causes first."""
+    """Prints the guests: as JSON or a tree if asked to, else a line for each disk, or on a terminal, causes first."""
     if options.problems:
         guests = snapshot.guests.items()
         snapshot = snapshot._replace(
@@ -4999,14 +4998,14 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
         footer = [f"{footer_of_list(watcher.known, watcher.xendomains)}."]
-        footer += [f"O{later[1:]}" if later.startswith("once ") else later]  # the name of a unit stays as it is
+        footer += [f"O{later[1:]}" if later.startswith("once ") else later]  # a unit's name must not be capitalized
         lines = [line for text in footer if text for line in wrapped(text, screen.columns)]
         picture = picture_of_list(record, screen)
         show("\n".join([*picture, "", *lines] if picture else lines))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
-    """Waits and says what it waits for; returns the exit status. Raises Stopped if a signal comes."""
+    """Waits, reports progress, and returns the exit status. Raises Stopped if a signal comes."""
     clock, timeout = watcher.clock, watcher.settings.timeout
     deadline = started + timeout
     reporter = Reporter(journal, clock, started, timeout)
@@ -5014,7 +5013,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
     with suppress(OSError):
         record_logs()
     try:
-        # Looking once gets the time of a first look.
+        # With a timeout of 0, the only look still gets the time of a first look.
         first = min(deadline if timeout else started + MAX_FIRST_LOOK, started + MAX_FIRST_LOOK)
         snapshot = watcher.look(end_of_look(first, clock))
         if not unknown_name(snapshot, watcher.names) and timeout and not snapshot.is_complete():
@@ -5040,7 +5039,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
 
 
 def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
-    """Which of these names is not that of a guest, and which may be meant; nothing if all are, or not all are known."""
+    """A message about the first name that no guest has; empty if there is none, or not all guests are known yet."""
     if any(item.status.is_awaited() for item in snapshot.directories.values()):
         return ""
     for name in names:
@@ -5052,7 +5051,7 @@ def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
 
 
 def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Options) -> int:
-    """Prints everything wrong, errors first; returns the exit status."""
+    """Prints the findings, errors first, and returns the exit status."""
     errors = [finding for finding in findings if finding.is_error]
     warnings = [finding for finding in findings if not finding.is_error]
     if options.format == "nagios":
@@ -5084,7 +5083,7 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
 
 
 def line_of_finding(finding: Finding) -> str:
-    """A line about it, below the name of the file."""
+    """The line about a finding, below the name of its file."""
     about = [f"guest {finding.guest}"] if finding.guest else []
     about += [finding.vdev] if finding.vdev else []
     where = f"{', '.join(about)}: " if about else ""
@@ -5105,7 +5104,7 @@ def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snap
 
 
 def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) -> int:
-    """Prints how the wait at boot went; returns the status with which it ended."""
+    """Prints how the wait at boot went, and returns the exit status."""
     import json
 
     screen = screen_of(sys.stdout)
@@ -5131,7 +5130,7 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
 
 
 def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> int:
-    """Prints how the waits at earlier boots went, as far as the journal has kept their messages; returns a status."""
+    """Prints how the waits at earlier boots went, from what the journal has kept, and returns the exit status."""
     boots = output_of("journalctl", "--quiet", "--no-pager", "--list-boots")
     numbers = {boot: number for number, boot in re.findall(r"^ *(-?[0-9]+) ([0-9a-f]{32}) ", boots, re.MULTILINE)}
     choice = f"MESSAGE_ID={MESSAGE_SUMMARY}" if options.boots else f"--boot={options.boot}"
@@ -5157,7 +5156,7 @@ def show_earlier_waits(journal: Journal, options: Options, screen: Screen) -> in
 
 
 def journal_entries(*matches: str) -> list[dict[str, Any]]:
-    """What the journal has of this, as in `journalctl -o json`: https://systemd.io/JOURNAL_EXPORT_FORMATS."""
+    """The journal entries that match, from `journalctl -o json`: https://systemd.io/JOURNAL_EXPORT_FORMATS."""
     import json
 
     with suppress(ValueError):
@@ -5167,7 +5166,7 @@ def journal_entries(*matches: str) -> list[dict[str, Any]]:
 
 
 def metrics_of(last: Mapping[str, Any]) -> Iterator[str]:
-    """The record of a wait, for Prometheus: its text-based exposition format."""
+    """The record of a wait in Prometheus' text-based exposition format."""
     disks = {disk["path"]: disk for guest in last["guests"] for disk in disks_in(guest) if disk["path"]}
     states = {"guest": [item["state"] for item in last["guests"]], "disk": [item["state"] for item in disks.values()]}
     values = {
@@ -5189,7 +5188,7 @@ def metrics_of(last: Mapping[str, Any]) -> Iterator[str]:
 
 
 def size_of(snapshot: Snapshot) -> str:
-    """How many guests and disks there are."""
+    """The number of guests that start, and of their disks."""
     guests = [guest for guest in snapshot.guests.values() if guest.start.how != "none"]
     disks = sum(len(guest.domain.disks) for guest in guests)
     return f"{plural(len(guests), 'guest')} with {plural(disks, 'disk')}"
@@ -5203,16 +5202,16 @@ def show(text: str, end: str = "\n") -> None:
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
     except BrokenPipeError:
-        pass  # the reader has seen enough
+        pass  # the reader has stopped reading
     except OSError as error:
         raise ConfigError(f"the output cannot be written: {error_text(error)}") from None
 
 
 def run() -> NoReturn:
-    """The command: main(), and out.
+    """Runs main(), and exits with its status.
 
-    Leaves at once, because tearing down the interpreter takes longer than the look at a disk. Threads that are stuck do
-    not hold it up, unless they are stuck where even SIGKILL does not reach them; then it is up to systemd's timeouts.
+    Exits at once, because tearing down the interpreter takes longer than checking a disk. Stuck threads do not delay
+    that, unless they are stuck where even SIGKILL does not reach them; then systemd's timeouts apply.
     """
     status = EXIT_TIMED_OUT
     failure = ""
@@ -5223,7 +5222,7 @@ def run() -> NoReturn:
     except Stopped as stopped:
         clock.release_signals()
         os.kill(os.getpid(), stopped.number)
-    except SystemExit as end:  # argparse
+    except SystemExit as end:  # raised by argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
     except ConfigError as error:
         status, failure = EXIT_USAGE, f"{error}."

@@ -895,7 +895,7 @@ def test_missing_xl_or_xen_is_reported(late: StartHost, without: str) -> None:
     [
         (["list", "--dry-run"], "unrecognized arguments: --dry-run"),
         (["wait", "--wait"], "unrecognized arguments: --wait"),
-        (["start", "--dry-run", "--wait"], "--dry-run does not wait"),
+        (["start", "--dry-run", "--wait"], "--dry-run cannot be combined with --wait"),
         (["start", "--wait=soon"], "is not a time span: 'soon'"),
     ],
 )
