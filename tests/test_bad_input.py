@@ -114,13 +114,13 @@ def problem_of(guest: xwd.Guest) -> str:
     return texts(xwd.check_files(xwd.Snapshot(guests={file: guest})))
 
 
-@pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
+@pytest.mark.promise("A file is not a configuration: a directory, device, FIFO, a gigabyte, nested lists, deep JSON")
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in CONFIGURATIONS], ids=[row[0] for row in CONFIGURATIONS])
 def test_bad_configuration_gives_reason(host: Host, make: Callable[[Path], None], error: str) -> None:
     check_problem(guest_with(host, host.auto, make), f"{host.auto}/bad", error)
 
 
-@pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
+@pytest.mark.promise("A file is not a configuration: a directory, device, FIFO, a gigabyte, nested lists, deep JSON")
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
 def test_bad_saved_domain_gives_reason(host: Host, make: Callable[[Path], None], error: str) -> None:
     check_problem(guest_with(host, host.save, make), f"{host.save}/bad", error)
@@ -209,7 +209,7 @@ def failing(number: int) -> Callable[..., Any]:
     return fail
 
 
-@pytest.mark.promise("A file system returns an error that may pass (EIO, ESTALE)")
+@pytest.mark.promise("A file system returns an error that may be temporary (EIO, ESTALE)")
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
 @pytest.mark.parametrize("call", ["os.scandir", "os.stat", "open"])
 def test_transient_error_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
@@ -446,7 +446,7 @@ def test_half_written_configuration_is_read_again_before_it_is_refused(host: Hos
     writer.join()
 
 
-@pytest.mark.promise("A directory has thousands of files, or ever new ones")
+@pytest.mark.promise("A directory has thousands of files, or new ones all the time")
 def test_crowded_directory_is_read_in_order_up_to_the_limit(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xwd, "MAX_FILES", 3)
     for name in ("d", "b", "e", "a", "c"):

@@ -262,7 +262,7 @@ def test_call_queued_behind_hanging_call_is_not_stuck() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("A file system hangs (an NFS server that is gone)")
+@pytest.mark.promise("A file system hangs (its NFS server is gone)")
 @as_root
 def test_hung_file_systems_with_hundreds_of_disks_take_little_memory_and_delay_no_other(host: Host) -> None:
     with hung_file_system(host.root / "one") as one, hung_file_system(host.root / "two") as two:

@@ -178,7 +178,7 @@ def test_configuration_rejected_by_xl_is_an_error(host: Host) -> None:
     ]
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 def test_duplicate_guest_name_is_reported(host: Host) -> None:
     shutil.copy(host.guest("web"), host.auto / "web.cfg.bak")
     assert check(host) == ["web.cfg.bak: error: guest web: is created from web.cfg"]
@@ -208,7 +208,7 @@ def test_kernel_shared_by_guests_is_no_finding(host: Host) -> None:
 # What is missing now
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 def test_missing_disk_is_an_error_with_a_fix(host: Host) -> None:
     host.guest("web", "/dev/zvol/tank/web")
     assert check(host) == [
@@ -494,7 +494,7 @@ def loop(tmp_path: Path) -> Iterator[Path]:
         yield device
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 @as_root
 @block_devices
 def test_disk_mounted_on_this_host_is_reported(host: Host, loop: Path) -> None:
@@ -691,7 +691,7 @@ def test_volume_group_inside_a_guests_volume_is_not_in_use(tree: Tree) -> None:
 # Disks of two guests
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 def test_disk_written_by_two_guests_is_reported(host: Host) -> None:
     shared = host.image("shared")
     host.guest("web", shared)
@@ -836,7 +836,7 @@ def no_login_at_boot(target: str) -> str:
     return f"the host does not log in to target {TARGET}:{target} at boot (fix: {update})"
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 @pytest.mark.parametrize(
     ("recorded", "name", "target"),
     [
@@ -993,7 +993,7 @@ def test_reboot_reports_every_problem_below_a_disk(tree: Tree) -> None:
     ]
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 def test_reboot_reports_file_system_mounted_by_hand(host: Host, place: Place) -> None:
     host.guest("web", host.image("a"))
     place.mount("/")
@@ -1072,7 +1072,7 @@ def test_reboot_adds_nothing_for_a_missing_disk(host: Host, place: Place) -> Non
 # Hosts on which nothing is found
 
 
-@pytest.mark.promise("It raises no false alarm")
+@pytest.mark.promise("There are no false alarms")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -1098,7 +1098,7 @@ WORTH_A_WARNING = {
 }
 
 
-@pytest.mark.promise("It raises no false alarm")
+@pytest.mark.promise("There are no false alarms")
 @pytest.mark.parametrize("file", sorted(CORPUS.glob("*.json")), ids=lambda file: file.stem)
 def test_configuration_accepted_by_xl_has_no_findings(host: Host, place: Place, file: Path) -> None:
     text = file.with_suffix(".cfg").read_text()
@@ -1110,7 +1110,7 @@ def test_configuration_accepted_by_xl_has_no_findings(host: Host, place: Place, 
     assert all(": warning: " in one and WORTH_A_WARNING[file.name[:2]] in one for one in found)
 
 
-@pytest.mark.promise("It raises no false alarm")
+@pytest.mark.promise("There are no false alarms")
 @pytest.mark.parametrize("recorded", RECORDED)
 def test_recorded_hosts_have_no_findings_on_device_use(
     recorded: str, recorded_host: Callable[[str], HostPaths]
@@ -1126,7 +1126,7 @@ def test_recorded_hosts_have_no_findings_on_device_use(
         assert check_use(here, name, f"/dev/disk/by-id/{name}") == []
 
 
-@pytest.mark.promise("It raises no false alarm")
+@pytest.mark.promise("There are no false alarms")
 @pytest.mark.parametrize("recorded", RECORDED)
 def test_recorded_hosts_set_up_for_reboot_have_no_findings(
     recorded: str, recorded_host: Callable[[str], HostPaths]

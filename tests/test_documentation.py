@@ -24,7 +24,7 @@ SETTINGS_PAGE = ROOT / "man" / "xen-wait-disk.conf.5"
 CONFFILE = ROOT / "etc" / "xen-wait-disk.conf"
 UNITS = sorted((ROOT / "packaging" / "systemd").glob("*.service"))
 CATALOG = ROOT / "packaging" / "systemd" / "xendomains-wait-disk.catalog"
-pytestmark = pytest.mark.promise("The documents say what the program does")
+pytestmark = pytest.mark.promise("The documentation matches the program")
 
 TEXTS = [text for directory in (".", "docs", "tests", "tests/xen") for text in (ROOT / directory).glob("*.md")]
 

@@ -73,7 +73,7 @@ def limited(kind: int, limit: int) -> Mapping[str, Any]:
     return {"preexec_fn": lambda: resource.setrlimit(kind, (limit, limit))}
 
 
-@pytest.mark.promise("There are few file descriptors, little memory, no threads")
+@pytest.mark.promise("File descriptors, memory or threads run short")
 def test_16_file_descriptors_are_enough(waiting_host: Host) -> None:
     assert_it_waits(waiting_host, options=limited(resource.RLIMIT_NOFILE, 16))
 
@@ -95,7 +95,7 @@ def test_too_few_file_descriptors_to_load_a_module_are_reported(host: Host) -> N
     assert "Too many open files" in result.messages
 
 
-@pytest.mark.promise("There are few file descriptors, little memory, no threads")
+@pytest.mark.promise("File descriptors, memory or threads run short")
 @as_root
 def test_64_mib_of_memory_are_enough(waiting_host: Host) -> None:
     with memory_cgroup(64 << 20) as group:
@@ -202,7 +202,7 @@ def test_without_configobj_the_defaults_are_used_and_the_interpreter_is_named(ho
 # A host that lacks what every host has
 
 
-@pytest.mark.promise("It works without what a host may lack")
+@pytest.mark.promise("It works without optional parts of a host, such as pyudev, bash or /proc")
 @as_root
 @pytest.mark.parametrize(
     "change",
@@ -416,7 +416,7 @@ def test_settings_are_used_after_a_suspend_while_bash_reads_them(host: Host) -> 
     assert (found, problems) == (host.xendomains()._replace(file=str(host.settings)), [])
 
 
-@pytest.mark.promise("A signal comes, at any moment")
+@pytest.mark.promise("A signal arrives at any moment")
 @pytest.mark.parametrize("busy", ["sleep 1000", "while :; do :; done", "sleep 1000 & wait"])
 def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Host, busy: str) -> None:
     with host.settings.open("a") as file:
@@ -480,7 +480,7 @@ def file_name(text: str) -> str:
     return os.fsdecode(name or b"x")
 
 
-@pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
+@pytest.mark.promise("File and guest names can neither forge messages nor control the terminal")
 @given(file=UGLY, name=UGLY, target=UGLY, vdev=UGLY, rest=UGLY)
 @hypothesis_settings(
     max_examples=100,
@@ -545,7 +545,7 @@ time.time = lambda: really() + {seconds} * os.path.exists({jump!r})
 """
 
 
-@pytest.mark.promise("The clock is set, the host sleeps, or the process is stopped")
+@pytest.mark.promise("The clock is changed, the host is suspended, or the process is stopped")
 @pytest.mark.parametrize("days", [1, -1])
 def test_setting_the_clock_does_not_affect_the_wait(host: Host, days: int) -> None:
     jump = host.root / "jump"

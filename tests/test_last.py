@@ -45,7 +45,7 @@ def show(host: Host, run: Path, *arguments: str) -> Result:
     return host.run("last", *arguments, RUNTIME_DIRECTORY=str(run))
 
 
-@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
+@pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message")
 def test_wait_leaves_a_record_of_its_outcome(host: Host, clock: FakeClock, last: Path) -> None:
     host.guest("web", host.image("a"), host.images / "b", host.images / "c")
     host.guest("db", host.images / "b")
@@ -107,7 +107,7 @@ def test_record_is_written_when_ready_and_at_the_timeout(host: Host, run: Path, 
     assert [file.name for file in run.iterdir()] == ["last.json"]
 
 
-@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
+@pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message")
 def test_record_is_written_when_a_signal_ends_the_wait(host: Host, run: Path) -> None:
     host.guest("web", host.images / "a")
     with waiting(host, RUNTIME_DIRECTORY=str(run)) as running:
@@ -323,7 +323,7 @@ def journalctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     return Journalctl(directory)
 
 
-@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
+@pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message")
 def test_list_has_one_line_with_the_outcome_of_each_boot(host: Host, run: Path, journalctl: Journalctl) -> None:
     result = show(host, run, "--list")
     ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1790000000))
@@ -431,7 +431,7 @@ def summary(journald: Journald) -> dict[str, str]:
     return {key: entry[key] for key in ("RESULT", "MISSING", "PRIORITY", "MESSAGE")}
 
 
-@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
+@pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message")
 @pytest.mark.parametrize("arguments", [(), ("--quiet",)])
 def test_journal_gets_ready_summary_at_every_log_level(
     host: Host, journald: Journald, arguments: tuple[str, ...]

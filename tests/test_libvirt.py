@@ -22,7 +22,7 @@ from test_start import Start, StartHost, create
 import xendomains_wait_disk as xwd
 
 pytestmark = pytest.mark.promise(
-    "A guest of libvirt is listed, checked and waited for as the others, and started late if libvirt could not start it"
+    "Guests of libvirt are listed, checked, waited for and, if libvirt could not start them, started late"
 )
 
 RECORDED = DATA / "libvirt"

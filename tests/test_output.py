@@ -263,7 +263,7 @@ def grouped(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     return [message, *each]
 
 
-@pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
+@pytest.mark.promise("At the timeout, each missing disk is named with the reason, and the other guests start")
 @pytest.mark.parametrize("level", [(), ("--quiet",)], ids=["warning", "err"])
 def test_journal_has_an_entry_for_each_disk_of_a_group_at_every_log_level(
     host: Host, journald: Journald, level: tuple[str, ...]
@@ -417,7 +417,7 @@ def systemd(host: Host) -> Iterator[Receiver]:
         yield it
 
 
-@pytest.mark.promise("The journal or a pipe is not read")
+@pytest.mark.promise("The reader of the journal or of a pipe is stuck")
 def test_stuck_reader_does_not_delay_the_wait(host: Host, stuck: StuckReader) -> None:
     """Not for longer than a moment for each message; hundreds of them would be minutes."""
     host.guest("web", *(host.images / str(number) for number in range(300)))
@@ -432,7 +432,7 @@ def test_signal_ends_the_wait_while_the_reader_is_stuck(host: Host, stuck: Stuck
     assert running.end().status == -signal.SIGTERM
 
 
-@pytest.mark.promise("The journal or a pipe is not read")
+@pytest.mark.promise("The reader of the journal or of a pipe is stuck")
 @pytest.mark.parametrize("stuck", [stuck_pipe, stuck_journald], indirect=True)
 def test_reader_that_resumes_is_told_that_messages_were_dropped(
     host: Host, stuck: StuckReader, systemd: Receiver
@@ -654,7 +654,7 @@ def test_at_most_a_thousand_messages_are_shown_per_reminder_interval(reported: R
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
+@pytest.mark.promise("File and guest names can neither forge messages nor control the terminal")
 def test_names_cannot_forge_messages_or_send_escapes_to_the_terminal(host: Host) -> None:
     evil = "web\n<0>all is well\x1b[2J\x9b\u202e"
     (host.auto / "web.cfg").write_text(

@@ -257,7 +257,7 @@ def test_last_prints_full_reason_into_a_pipe(waited: Host) -> None:
     assert "#" not in output and "see [" not in output
 
 
-@pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
+@pytest.mark.promise("File and guest names can neither forge messages nor control the terminal")
 def test_tampered_record_sends_no_escape_sequences_to_the_terminal(waited: Host) -> None:
     record = Path(waited.root, "last.json")
     record.write_text(record.read_text().replace("/dev/zvol/tank/db", "/dev/\\u001b[2J\\n/db"))

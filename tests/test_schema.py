@@ -70,13 +70,13 @@ def test_schema_is_a_valid_json_schema(command: str) -> None:
     assert schema(command)["properties"]["version"]["const"] == xwd.JSON_VERSION
 
 
-@pytest.mark.promise("The JSON has a schema")
+@pytest.mark.promise("The JSON output matches its schemas")
 @pytest.mark.parametrize("command", ["list", "check", "last", "start"])
 def test_a_schema_describes_each_field(command: str) -> None:
     assert [name for name, one in fields(schema(command)) if not one.get("description", "").endswith(".")] == []
 
 
-@pytest.mark.promise("The JSON has a schema")
+@pytest.mark.promise("The JSON output matches its schemas")
 @pytest.mark.parametrize("command", ["list", "check", "last"])
 def test_output_matches_the_schema(troubled: Host, command: str) -> None:
     troubled.run("--timeout", "0", RUNTIME_DIRECTORY=str(troubled.root))

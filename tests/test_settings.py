@@ -227,7 +227,7 @@ def test_directory_instead_of_a_file_is_reported(tmp_path: Path) -> None:
     assert "is a directory, not a regular file" in texts(problems)
 
 
-@pytest.mark.promise("A mistake in its settings costs a message, never the wait")
+@pytest.mark.promise("A bad setting is reported but never cancels the wait")
 def test_bad_value_does_not_cancel_the_wait_at_boot(host: Host) -> None:
     host.configure("timeout = soon")
     host.guest("web", host.image("web"))

@@ -213,7 +213,7 @@ def test_running_guest_with_a_bad_configuration_is_left_alone(late: StartHost, s
     assert start() == xwd.EXIT_READY
 
 
-@pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
+@pytest.mark.promise("A guest that was shut down, was removed or may run on a peer stays down, unless it is named")
 def test_guest_shut_down_since_boot_stays_down(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     late.log("web")
@@ -223,7 +223,7 @@ def test_guest_shut_down_since_boot_stays_down(late: StartHost, start: Start) ->
     assert start.logged == f"guest web is skipped: {reason}.\nGuests: 1 skipped.\n"
 
 
-@pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
+@pytest.mark.promise("A guest that was shut down, was removed or may run on a peer stays down, unless it is named")
 def test_guest_shut_down_since_boot_starts_if_named(late: StartHost, start: Start) -> None:
     file = late.guest("web", late.image("web"))
     late.guest("db", late.image("db"))
@@ -365,7 +365,7 @@ def test_guest_that_xendomains_would_not_start_is_not_started(late: StartHost, s
 # Saved guests
 
 
-@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+@pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used")
 def test_saved_guest_is_restored_and_its_file_removed(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     file = late.saved("web", late.image("a"))
@@ -385,7 +385,7 @@ def test_saved_guest_that_fails_to_restore_keeps_its_file(late: StartHost, start
     assert file.exists()
 
 
-@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+@pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used")
 @pytest.mark.parametrize("name", ["", "web01", "web.cfg", "web"])
 def test_guest_waiting_to_be_restored_is_not_created(late: StartHost, start: Start, name: str) -> None:
     late.guest("web01", late.image("web")).rename(late.auto / "web.cfg")
@@ -395,7 +395,7 @@ def test_guest_waiting_to_be_restored_is_not_created(late: StartHost, start: Sta
     assert f"guest web01 is still waiting for {late.images}/a (does not exist).\n" in start.logged
 
 
-@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+@pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used")
 @pytest.mark.parametrize("name", ["", "web"])
 def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHost, start: Start, name: str) -> None:
     late.guest("web", late.image("web"))
@@ -406,7 +406,7 @@ def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHo
     assert f"guest web was not started: {file}: is incomplete, because saving failed or was interrupted" in start.logged
 
 
-@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+@pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used")
 def test_saved_guest_older_than_its_last_start_is_not_used(late: StartHost, start: Start) -> None:
     late.guest("web", late.image("web"))
     file = late.saved("web", late.image("a"))
@@ -479,7 +479,7 @@ def shared(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> Path:
     return device
 
 
-@pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
+@pytest.mark.promise("A guest that was shut down, was removed or may run on a peer stays down, unless it is named")
 @pytest.mark.parametrize(("named", "ready"), [(False, False), (True, True)])
 def test_guest_that_may_run_on_the_peer_starts_only_if_named(shared: Path, named: bool, ready: bool) -> None:
     facts = xwd.StorageFacts(shares=named)
@@ -500,7 +500,7 @@ def test_naming_guests_lets_the_disk_check_allow_sharing(late: StartHost) -> Non
 # Waiting
 
 
-@pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest")
+@pytest.mark.promise("xendomains-late starts a guest when its disk appears, and delays no other guest")
 def test_each_guest_starts_when_its_own_disk_appears(late: StartHost) -> None:
     files = [late.guest(name, late.images / name) for name in ("a", "b")]
     with late.late("--wait") as running:
@@ -517,7 +517,7 @@ def test_each_guest_starts_when_its_own_disk_appears(late: StartHost) -> None:
     assert result.messages.endswith("guest a has been started.\nGuests: 2 started.\n")
 
 
-@pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest")
+@pytest.mark.promise("xendomains-late starts a guest when its disk appears, and delays no other guest")
 def test_an_event_ends_the_pause(late: StartHost, start: Start, events: Events) -> None:
     late.guest("web", late.images / "web")
 

@@ -197,9 +197,9 @@ def each(faults: list[tuple[str, Fault, int, str]]) -> list[Any]:
 
 
 @pytest.mark.promise("A problem with one guest does not delay the others")
-@pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
-@pytest.mark.promise("A configuration takes long to parse")
-@pytest.mark.promise("A directory has thousands of files, or ever new ones")
+@pytest.mark.promise("A file is not a configuration: a directory, device, FIFO, a gigabyte, nested lists, deep JSON")
+@pytest.mark.promise("A configuration is slow to parse")
+@pytest.mark.promise("A directory has thousands of files, or new ones all the time")
 @pytest.mark.promise("Disks come and go")
 @pytest.mark.parametrize(("fault", "status", "says"), each(FAULTS))
 def test_other_disks_are_found_and_the_wait_ends_despite_any_fault(
@@ -224,7 +224,7 @@ def test_other_disks_are_found_and_the_wait_ends_despite_any_fault(
         assert session_members(waiter.pid) == []
 
 
-@pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone")
+@pytest.mark.promise("The wait ends at the timeout even if something hangs, and leaves no process behind")
 @pytest.mark.parametrize(("fault", "status", "_"), each([row for row in FAULTS if row[2] == xwd.EXIT_TIMED_OUT]))
 def test_timeout_ends_the_wait_despite_any_fault(host: Host, fault: Fault, status: int, _: str) -> None:
     with fault(host):
@@ -305,7 +305,7 @@ def test_awaited_directory_that_is_removed_is_not_reported_as_found(host: Host, 
     assert " found (after " not in messages
 
 
-@pytest.mark.promise("A file system returns less than it was asked for")
+@pytest.mark.promise("A file system returns short reads")
 @as_root
 @pytest.mark.parametrize(("most", "disks"), [(4096, 200), (10, 2)])
 def test_file_system_with_short_reads_hides_nothing(host: Host, most: int, disks: int) -> None:

@@ -105,7 +105,7 @@ def test_systemd_finds_nothing_wrong(tmp_path: Path, file: Path) -> None:
     assert (process.returncode, process.stdout + process.stderr) == (0, "")
 
 
-@pytest.mark.promise("It writes only below /run, and has no network and one capability: to read all files")
+@pytest.mark.promise("It writes only below /run, and has no network access and one capability: to read all files")
 @needs_systemd_analyze
 def test_unit_is_sandboxed() -> None:
     if systemd_version() < 250:

@@ -37,14 +37,14 @@ import xendomains_wait_disk as xwd
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
+@pytest.mark.promise("If every disk is ready, it prints nothing and hardly delays the boot")
 def test_wait_ends_silently_with_everything_ready(host: Host) -> None:
     host.guest("web", host.image("a"), host.image("b"))
     result = host.run()
     assert (result.status, result.output, result.messages) == (xwd.EXIT_READY, "", "")
 
 
-@pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
+@pytest.mark.promise("The wait ends when the last disk appears, and a udev event ends a pause")
 def test_wait_ends_when_the_last_disk_appears(host: Host) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     with waiting(host) as running:
@@ -67,7 +67,7 @@ def test_wait_does_not_end_before_the_last_disk_appears(host: Host, clock: FakeC
     assert result.messages.endswith(f"disk {host.images}/b found (after 200 seconds)\n")
 
 
-@pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
+@pytest.mark.promise("At the timeout, each missing disk is named with the reason, and the other guests start")
 def test_timeout_names_each_disk_with_its_reason_and_gives_status_1(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a", host.image("b"))
     host.guest("mail", host.images)
@@ -138,7 +138,7 @@ def test_file_without_an_event_is_noticed_within_the_longest_pause(host: Host, c
     assert 60 <= clock.seconds <= 60.5
 
 
-@pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
+@pytest.mark.promise("The wait ends when the last disk appears, and a udev event ends a pause")
 def test_an_event_ends_a_pause(host: Host, clock: FakeClock, events: Events) -> None:
     host.configure("[polling]\nfirst = 20s\nlongest = 20s\n")
     host.guest("web", host.images / "a")
@@ -168,7 +168,7 @@ def test_events_are_collected_before_the_look_starts(
     assert happened[:4] == ["looks", "explains", "listens", "looks"]
 
 
-@pytest.mark.promise("Events from udev come in storms, are lost, or cannot be parsed")
+@pytest.mark.promise("udev events come in storms, are lost, or cannot be parsed")
 def test_a_storm_of_events_leaves_time_between_two_looks(clock: FakeClock, events: Events) -> None:
     for _ in range(10):
         events.happen()
@@ -185,7 +185,7 @@ def test_events_that_ended_a_pause_do_not_end_the_next(clock: FakeClock, events:
     assert clock.seconds == before + 1
 
 
-@pytest.mark.promise("It works without what a host may lack")
+@pytest.mark.promise("It works without optional parts of a host, such as pyudev, bash or /proc")
 @pytest.mark.usefixtures("no_pyudev")
 def test_without_pyudev_there_are_no_events() -> None:
     assert xwd.block_events() is None
@@ -294,7 +294,7 @@ def test_a_disk_that_comes_and_goes_is_waited_for_again(host: Host, clock: FakeC
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone")
+@pytest.mark.promise("The wait ends at the timeout even if something hangs, and leaves no process behind")
 @as_root
 def test_timeout_holds_while_a_file_system_hangs(host: Host) -> None:
     with hung_file_system(host.root / "nfs") as nfs:
@@ -306,7 +306,7 @@ def test_timeout_holds_while_a_file_system_hangs(host: Host) -> None:
     assert "mail" not in result.messages
 
 
-@pytest.mark.promise("A file system hangs (an NFS server that is gone)")
+@pytest.mark.promise("A file system hangs (its NFS server is gone)")
 @as_root
 def test_single_look_finds_other_disks_while_a_file_system_hangs(host: Host) -> None:
     with hung_file_system(host.root / "nfs") as nfs:
@@ -350,7 +350,7 @@ def test_hanging_settings_file_does_not_outlast_the_timeout(host: Host) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("A signal ends it, and no traceback is ever shown")
+@pytest.mark.promise("A signal ends it, and it never prints a traceback")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_the_wait_and_missing_disks_are_reported(host: Host, number: signal.Signals) -> None:
     host.guest("web", host.images / "a")
@@ -372,7 +372,7 @@ def test_signal_ends_the_wait_while_a_file_system_hangs(host: Host) -> None:
             assert running.end().status == -signal.SIGTERM
 
 
-@pytest.mark.promise("A signal comes, at any moment")
+@pytest.mark.promise("A signal arrives at any moment")
 def test_second_signal_also_ends_the_wait(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as running:
@@ -399,8 +399,8 @@ sys.setprofile(trace)
 """
 
 
-@pytest.mark.promise("A signal ends it, and no traceback is ever shown")
-@pytest.mark.promise("A signal comes, at any moment")
+@pytest.mark.promise("A signal ends it, and it never prints a traceback")
+@pytest.mark.promise("A signal arrives at any moment")
 def test_signal_at_any_moment_ends_the_wait_without_a_traceback(host: Host) -> None:
     """At a dozen moments, counted in calls of functions, from the beginning to the end."""
     host.guest("web", host.images / "a")
@@ -428,7 +428,7 @@ def test_signals_ignored_by_the_parent_stay_ignored(host: Host) -> None:
         assert running.end().status == xwd.EXIT_READY
 
 
-@pytest.mark.promise("The clock is set, the host sleeps, or the process is stopped")
+@pytest.mark.promise("The clock is changed, the host is suspended, or the process is stopped")
 def test_wait_continues_after_sigstop_and_sigcont(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as running:
@@ -480,7 +480,7 @@ SLOW_TO_IMPORT = {
 }
 
 
-@pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
+@pytest.mark.promise("If every disk is ready, it prints nothing and hardly delays the boot")
 def test_nothing_slow_is_imported_with_everything_ready(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.configure("")
@@ -542,7 +542,7 @@ def test_systemd_gets_status_and_timeout_extension(host: Host, systemd: Receiver
         assert running.end().status == xwd.EXIT_READY
 
 
-@pytest.mark.promise("systemd takes no notification at the moment")
+@pytest.mark.promise("systemd temporarily accepts no notifications")
 def test_systemd_status_is_resent_until_accepted(host: Host, systemd: Receiver) -> None:
     host.guest("web", host.images / "a")
     systemd.fill()

@@ -155,7 +155,7 @@ def test_exit_status_of_settings_file_is_ignored(sysconfig: Path, last: str) -> 
     assert (xendomains.auto, problems) == ("/etc/xen/auto", "")
 
 
-@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print endlessly")
 @pytest.mark.parametrize(
     "text", ["exit 3\n", "exit 0\n", "set -e\nfalse\n", "set -u\nx=$undefined\n", "exec true\n", "kill -9 $$\n"]
 )
@@ -165,7 +165,7 @@ def test_file_that_exits_the_shell_is_reported_and_xens_defaults_are_used(syscon
     assert f"{sysconfig}: ends the shell that sources it; waiting for the guests in /etc/xen/auto" in problems
 
 
-@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print endlessly")
 @pytest.mark.parametrize(
     "text",
     [
@@ -187,7 +187,7 @@ def test_hanging_file_is_reported_and_abandoned(host: Host, text: str) -> None:
     )
 
 
-@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print endlessly")
 def test_processes_started_by_a_hanging_file_are_killed(host: Host, tmp_path: Path) -> None:
     child = tmp_path / "child"
     host.settings.write_text(f"sleep 600 & echo $! >{child}.new; mv {child}.new {child}; wait\n")
@@ -226,7 +226,7 @@ def test_process_left_behind_causes_no_delay(host: Host) -> None:
     assert [domain["name"] for domain in host.list()["guests"]] == ["web"]
 
 
-@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print endlessly")
 def test_endless_output_causes_no_delay(host: Host) -> None:
     host.settings.write_text(f"yes &\n{host.settings.read_text()}")
     assert host.run().messages == ""
@@ -334,7 +334,7 @@ def test_own_settings_are_used_if_the_file_cannot_be_read(tmp_path: Path) -> Non
     assert "; waiting for the guests in /a and /s instead." in problems
 
 
-@pytest.mark.promise("It works without what a host may lack")
+@pytest.mark.promise("It works without optional parts of a host, such as pyudev, bash or /proc")
 def test_xens_defaults_are_used_without_bash(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xwd, "BASH", "/nowhere/bash")
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n")

@@ -231,7 +231,7 @@ def test_invalid_utf8_reaches_the_file_system_unchanged() -> None:
     assert target.encode("utf-8", "surrogateescape") == b"/srv/b\xfcro.img"
 
 
-@pytest.mark.promise("No file makes it crash or hang")
+@pytest.mark.promise("No file can make it crash or hang")
 @given(any_configuration)
 def test_any_configuration_is_either_read_or_refused(text: str) -> None:
     try:

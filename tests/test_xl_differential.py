@@ -106,7 +106,7 @@ def check(examples: int = EXAMPLES) -> settings:
     return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.promise("Configurations are read as xl reads them, except as the manual says")
+@pytest.mark.promise("Configurations are read as xl reads them, with the exceptions in the manual")
 @given(any_configuration)
 @check()
 def test_configurations_are_read_as_xl_reads_them(oracle: Oracle, text: str) -> None:
@@ -114,7 +114,7 @@ def test_configurations_are_read_as_xl_reads_them(oracle: Oracle, text: str) -> 
     compare(oracle, configuration)
 
 
-@pytest.mark.promise("Configurations are read as xl reads them, except as the manual says")
+@pytest.mark.promise("Configurations are read as xl reads them, with the exceptions in the manual")
 @given(specification)
 @check()
 def test_disk_specifications_are_read_as_xl_reads_them(oracle: Oracle, text: str) -> None:
@@ -139,7 +139,7 @@ def as_upstreams(text: str) -> str:
     return text
 
 
-@pytest.mark.promise("Configurations are read as xl reads them, except as the manual says")
+@pytest.mark.promise("Configurations are read as xl reads them, with the exceptions in the manual")
 @given(st.lists(st.one_of(suses_parameter, suses_parameter, parameter), min_size=1, max_size=6).map(",".join))
 @check()
 def test_disk_specifications_are_read_as_suses_xl_reads_them(oracle: Oracle, text: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
+pytestmark = pytest.mark.promise("The wait ends when the last disk appears, and a udev event ends a pause")
 
 
 def disks(guest: int) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import pytest
 from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",)),),

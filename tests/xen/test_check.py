@@ -14,9 +14,9 @@ import pytest
 from xenhost import TOP, Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back"),
-    pytest.mark.promise("It raises no false alarm"),
-    pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal"),
+    pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again"),
+    pytest.mark.promise("There are no false alarms"),
+    pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message"),
 ]
 
 TARGET = "iqn.2003-01.org.example:disk"

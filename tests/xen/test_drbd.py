@@ -8,7 +8,7 @@ import drbd
 import pytest
 from xenhost import Boot, Disk, Guest, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 HOST = Host(
     disks=(Disk("one", 32), Disk("two", 32)),

@@ -13,7 +13,7 @@ import pytest
 from xenhost import Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
     pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
 ]

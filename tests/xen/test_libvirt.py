@@ -10,7 +10,7 @@ import pytest
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = pytest.mark.promise(
-    "A guest of libvirt is listed, checked and waited for as the others, and started late if libvirt could not start it"
+    "Guests of libvirt are listed, checked, waited for and, if libvirt could not start them, started late"
 )
 
 NAMES = ("one", "late", "ran")

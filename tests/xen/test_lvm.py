@@ -12,7 +12,7 @@ from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION, SERVE_VOLUME_GROUP, TARGET,
 from xenhost import Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
 ]
 

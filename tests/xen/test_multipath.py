@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 TARGET = "iqn.2003-01.org.example:disk"
 HOST = Host(

@@ -8,7 +8,7 @@ import nfs
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 HOST = Host(
     guests=(Guest("web", ("file:/mnt/images/web.img,xvda,w",), at="/srv/export/web.cfg"),),

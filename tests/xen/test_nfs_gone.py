@@ -9,8 +9,8 @@ import pytest
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone"),
-    pytest.mark.promise("A file system hangs (an NFS server that is gone)"),
+    pytest.mark.promise("The wait ends at the timeout even if something hangs, and leaves no process behind"),
+    pytest.mark.promise("A file system hangs (its NFS server is gone)"),
 ]
 
 HOST = Host(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from xenhost import Boot, Disk, Guest, Host
 
-pytestmark = pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
+pytestmark = pytest.mark.promise("If every disk is ready, it prints nothing and hardly delays the boot")
 
 HOST = Host(
     disks=(Disk("data", 32),),

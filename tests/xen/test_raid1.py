@@ -14,7 +14,7 @@ from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
 ]
 

@@ -10,8 +10,8 @@ import pytest
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone"),
-    pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start"),
+    pytest.mark.promise("The wait ends at the timeout even if something hangs, and leaves no process behind"),
+    pytest.mark.promise("At the timeout, each missing disk is named with the reason, and the other guests start"),
 ]
 
 MEMBERS = tuple(Disk(f"stripe-{letter}") for letter in "abc")

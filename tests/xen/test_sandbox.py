@@ -11,8 +11,8 @@ import pytest
 from xenhost import HERE, Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("It writes only below /run, and has no network and one capability: to read all files"),
-    pytest.mark.promise("xendomains' settings try to get out of the sandbox"),
+    pytest.mark.promise("It writes only below /run, and has no network access and one capability: to read all files"),
+    pytest.mark.promise("xendomains' settings try to escape from the sandbox"),
 ]
 
 # What has this key outside is another one inside, or none.

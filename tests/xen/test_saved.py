@@ -8,7 +8,7 @@ import pytest
 from saved import BEFORE, MAKE_DISK, WEB
 from xenhost import Boot, Disk, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 HOST = Host(
     disks=(Disk("data", 32), Disk("saved", left_by=BEFORE)),

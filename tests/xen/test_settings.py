@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("A mistake in its settings costs a message, never the wait")
+pytestmark = pytest.mark.promise("A bad setting is reported but never cancels the wait")
 
 HOST = Host(
     guests=(

@@ -8,9 +8,9 @@ import pytest
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest"),
-    pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named"),
-    pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old"),
+    pytest.mark.promise("xendomains-late starts a guest when its disk appears, and delays no other guest"),
+    pytest.mark.promise("A guest that was shut down, was removed or may run on a peer stays down, unless it is named"),
+    pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used"),
 ]
 
 NAMES = ("one", "two", "ran", "broken")

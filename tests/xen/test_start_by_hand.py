@@ -7,7 +7,9 @@ from __future__ import annotations
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+pytestmark = pytest.mark.promise(
+    "A saved guest is restored once and never created; an incomplete or outdated file is not used"
+)
 
 NAMES = [f"g{number}" for number in range(10)]
 HOST = Host(

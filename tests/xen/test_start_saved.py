@@ -8,7 +8,9 @@ import pytest
 from saved import BEFORE, MAKE_DISK, WEB
 from xenhost import Boot, Disk, Host
 
-pytestmark = pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+pytestmark = pytest.mark.promise(
+    "A saved guest is restored once and never created; an incomplete or outdated file is not used"
+)
 
 HOST = Host(
     disks=(Disk("data", 32), Disk("saved", left_by=BEFORE)),

@@ -9,7 +9,7 @@ from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION
 from xenhost import Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
 ]
 
