@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The header that xl save writes."""
+"""Saved guests: the header written by xl save, and the configuration in it."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_brackets_in_strings_do_not_count_as_nesting() -> None:
 @pytest.mark.promise("A configuration is slow to parse")
 @pytest.mark.parametrize("piece", ['\\"', '"', '\\\\"', "[]", "{", '"\n', "\\"])
 def test_json_takes_time_proportional_to_its_length(piece: str) -> None:
-    """A pattern that tries each quote anew would burn half a minute for the largest, and hear no signal meanwhile."""
+    """A regular expression with backtracking would take half a minute for the largest file and block signals."""
     text = ('"' + piece * 32_000)[:32_000]
     started = time.process_time()
     with pytest.raises(xwd.ConfigError):
@@ -168,14 +168,14 @@ def test_json_takes_time_proportional_to_its_length(piece: str) -> None:
 
 
 class Pieces(io.BytesIO):
-    """A file that hands out one byte at a time."""
+    """A file that returns one byte per read."""
 
     def readinto(self, buffer: Any) -> int:
         return super().readinto(memoryview(buffer)[:1])
 
 
 @pytest.mark.promise("A file system returns short reads")
-def test_a_header_that_comes_in_pieces_is_read() -> None:
+def test_header_from_short_reads_is_read() -> None:
     assert xwd.saved_configuration(io.BufferedReader(Pieces(REAL))) == read(REAL)
 
 
