@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A cached volume whose fast disk comes late: LVM activates the volume when both disks are there."""
+"""A cached volume whose fast disk appears late: LVM activates the volume when both disks are present."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def test_the_guest_sees_the_cached_volume_when_it_is_active(boot: Boot) -> None:
 def test_missing_fast_disk_is_named(boot: Boot) -> None:
     waiting = boot.entry(r"still waiting for /dev/vg/lv for web\.\.\. .*")
     assert waiting["STATE"] == "missing"
-    # The group lacks it, or there is no file behind the loop device that it is.
+    # Either the group lacks it, or its loop device has no file.
     assert "physical volume" in waiting["REASON"] or boot.text("fast").strip() in waiting["REASON"]

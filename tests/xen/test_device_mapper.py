@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A LUKS volume that is opened late, and a device-mapper device that is suspended, and resumed still later."""
+"""A LUKS volume that is opened late, and a suspended device-mapper device that is resumed even later."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOST = Host(
 
 
 def test_the_guests_see_their_disks(boot: Boot) -> None:
-    # 16 MiB are LUKS' own.
+    # The LUKS header takes 16 MiB.
     assert boot.disks_of("secret") == {"xvda": 32}
     assert boot.disks_of("suspended") == {"xvda": 32}
 

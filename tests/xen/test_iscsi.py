@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A LUN of an iSCSI target, by its name below /dev/disk/by-path: the host logs in late, with what the wait advises."""
+"""A LUN given by its link in /dev/disk/by-path: the host logs in late, with the command that the program suggests."""
 
 from __future__ import annotations
 

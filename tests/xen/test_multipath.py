@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A multipath device: multipathd makes it when the second path comes, and takes the first one for itself then."""
+"""A multipath device: multipathd creates it when the second path appears, and only then claims the first path."""
 
 from __future__ import annotations
 

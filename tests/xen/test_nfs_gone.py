@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The server of a hard-mounted NFS is gone for good: whatever looks at an image there hangs."""
+"""The server of a hard NFS mount is gone for good: any access to an image there hangs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOST = Host(
         **nfs.FILES,
         "/srv/export/placeholder": "",
         "/etc/xen-wait-disk.conf": "timeout = 30s\n",
-        # xl hangs as well.
+        # xl hangs, too.
         "/etc/systemd/system/xendomains.service.d/timeout.conf": "[Service]\nTimeoutStartSec=1min\n",
     },
     setup="truncate --size=24M /srv/export/web.img",

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A guest that xl saved, with a disk that comes late: it is restored."""
+"""A saved guest whose disk appears late: it is restored."""
 
 from __future__ import annotations
 

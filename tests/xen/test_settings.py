@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""xendomains' settings name another directory, with a command in them; there is a dot file in the directory."""
+"""xendomains' settings contain a command and name a different directory, in which there is a dot file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A guest that xl saved, with a disk that comes after the timeout: xendomains-late.service restores it."""
+"""A saved guest whose disk appears after the timeout: xendomains-late.service restores it."""
 
 from __future__ import annotations
 
