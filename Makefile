@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
 
-# Variables, behind the target:
-## PYTEST_ARGS='-k deadline'    more arguments for pytest; with -n 0, one test after the other
-## SCENARIO='raid1 lvm'         only these scenarios of check-xen
-## ENVIRONMENTS='3.9-oldest'    only these environments of check-environments (noxfile.py)
-## TIME=10 TARGETS='disk saved' seconds for each target of fuzz, and which
+# Variables for the command line, listed by `make help`:
+## PYTEST_ARGS='-k deadline'    more arguments for pytest; -n 0 runs one test at a time
+## SCENARIO='raid1 lvm'         the scenarios that check-xen runs; default: all
+## ENVIRONMENTS='3.9-oldest'    the environments that check-environments uses (noxfile.py); default: all
+## TIME=10 TARGETS='disk saved' how many seconds to fuzz each target, and which targets
 ## RELEASE=trixie               Debian 13 instead of 12, for check-fresh and check-xen
-## PACKAGE=yes                  check-fresh tries the Debian package as well; only: nothing else
-## REPORTS=directory            reports of the tests (JUnit); tests/skipped lists from them what was skipped, and why
-## FOR='xen packages'           what setup installs packages for
+## PACKAGE=yes                  also try the Debian package in check-fresh; PACKAGE=only does nothing else
+## REPORTS=directory            write JUnit reports of the tests; tests/skipped lists skipped tests from them
+## FOR='xen packages'           the targets whose packages setup installs
 ## DESTDIR= PREFIX=/usr         where install and uninstall work
-## PYTHON=python3.12            another Python than the distribution's
+## PYTHON=python3.12            the Python to use instead of the distribution's
 
 # Debian's and openSUSE's packages of configobj, tenacity and pyudev are for the distribution's own Python.
 PYTHON ?= $(if $(wildcard /usr/bin/python3 /usr/bin/apt-get),/usr/bin/python3,python3)
@@ -33,11 +33,11 @@ FISHCOMPLETIONDIR = $(PREFIX)/share/fish/vendor_completions.d
 UNITDIR = $(PREFIX)/lib/systemd/system
 PRESETDIR = $(PREFIX)/lib/systemd/system-preset
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
-# Where the script that this program replaces was.
+# The path of the script that this program replaces.
 REPLACED = $(PREFIX)/lib/xen-tools-xendomains-wait-disk/bin/xendomains-wait-disks
 PURELIB = $(shell $(PYTHON) -c '$(FIND_PURELIB)' '$(PREFIX)')
 
-# Debian's Python knows where packages of the distribution go, and what is installed beside them, by names of its own.
+# Debian's Python has its own schemes for modules of the distribution (/usr) and for locally installed ones.
 define FIND_PURELIB
 import sys, sysconfig
 prefix = sys.argv[1]
@@ -60,22 +60,22 @@ SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/x
     tests/packages/deb tests/packages/dist tests/packages/lintian tests/packages/pip tests/packages/rpm \
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
-# What people read, in plain words: tests/words. Neither this list nor that of words is complete.
+# Texts for people that lint checks for the phrases in tests/words.
 PROSE_FILES = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile etc/xen-wait-disk.conf \
     $(wildcard docs/*.md docs/*.dot schema/*) $(filter-out %.7,$(PAGES)) packaging/debian/control \
     $(addprefix packaging/systemd/,$(UNITS) $(CATALOG)) $(wildcard packaging/completions/*) docs/pictures docs/reasons \
     tests/README.md tests/demo tests/promises tests/xen/README.md tests/data/hosts/README.md
-# Apart from the others, because there is a conftest.py here and one there.
+# mypy checks these separately, because both directories have a conftest.py.
 XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-initrd tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
     $(wildcard tests/xen/*.py)
 
-# What decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
-# source_xendomains() and kill_group(), which kill a group of processes; changed a little, that may be the wrong one.
+# The code that decides whether a guest is waited for: the parsers, readiness, the snapshot, calls that may block. Not
+# source_xendomains() and kill_group(): they kill a process group, and a mutant might kill the wrong one.
 MUTANTS = '*parse_*' '*xl_*' '*escape*' '*DiskParser*' '*disk_from*' '*domain_from*' '*saved_conf*' '*check_*' \
     '*explain_*' '*StorageFacts*' '*attribute*' '*udev_*' '*required*' '*x_matches*' '*x_read_*' '*x_list_*' \
     '*status_*' '*guest*' '*absent_*' '*Watcher*' '*Snapshot*' '*BlockingCalls*' '*sleep_until*' '*drain*'
 
-# Those that take no time, do not depend on time, and do not need to be root.
+# Tests that are fast, do not depend on time, and do not need root.
 BUILD_TESTS = $(patsubst %,tests/test_%.py,settings xendomains xl_config required saved readiness)
 
 export PYTHON REPORTS
@@ -86,49 +86,49 @@ SETUPS = $(addprefix setup-,demo pictures check bench fuzz coverage mutation env
     lint promises format test fuzz coverage mutation lock dist deb rpm release test-build \
     install install-module install-files uninstall clean $(SETUPS)
 
-help: ## list what make can do here (the default)
+help: ## list the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-setup: ## install the Debian packages that demo and check need, or FOR='xen packages' what those do; asks sudo
+setup: ## install the Debian packages that demo and check need, or the targets in FOR='xen packages'; uses sudo
 	@tests/setup --install $(FOR)
 
 demo: setup-demo ## show the program at work on two made-up hosts; ten seconds
 	@$(PYTHON) tests/demo
 
-pictures: setup-pictures ## draw docs/*.svg, from docs/*.dot and the output of demo
+pictures: setup-pictures ## draw docs/*.svg from docs/*.dot and the output of demo
 	@$(PYTHON) docs/pictures
 
-manual: ## make the manual page of the reasons from the module and docs/reasons.txt
+manual: ## generate the manual page of the reasons from the module and docs/reasons.txt
 	@docs/reasons
 
-check: lint test ## what has to pass before a change is taken: lint and test; two minutes
+check: lint test ## lint and test, which must pass before a change is accepted; two minutes
 
-check-fresh: setup-fresh ## README.md's "Try it" in a fresh Debian, which shares only the network; five minutes, as root
+check-fresh: setup-fresh ## run README.md's "Try it" in a fresh Debian tree; five minutes, as root
 	@tests/fresh
 
 check-packages: setup-packages setup-fresh ## build packages; apt, zypper and pip install, upgrade and remove them; six minutes, as root
 	@tests/packages/all
 
-check-environments: setup-environments ## the tests with each Python, and the oldest and newest of what is imported
+check-environments: setup-environments ## the tests with each Python, and with the oldest and newest dependencies
 	$(VENV_PYTHON) -m nox $(if $(ENVIRONMENTS),--error-on-missing-interpreters) \
 	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
-check-xen: setup-xen ## boot Debian's Xen in a virtual machine, with disks that come late; forty minutes, as root
+check-xen: setup-xen ## boot Xen hosts with late disks in a virtual machine; forty minutes, as root
 	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) \
 	    $(or $(foreach name,$(SCENARIO),tests/xen/test_$(subst -,_,$(name)).py),tests/xen)
 
-check-all: ## all of the above and coverage, with a table; before a release; two hours, as root
+check-all: ## all of the above, fuzz and coverage, before a release; two hours, as root
 	@.ci/run all
 
-bench: setup-bench ## measure start-up, CPU time and memory of a wait, and latency; two minutes, as root
+bench: setup-bench ## measure the start-up time, CPU time, memory and latency of a wait; two minutes, as root
 	@$(PYTHON) tests/bench $(BENCH_ARGS)
 
-bench-xen: setup-xen ## the same on a booted Xen host, and what the boot takes longer; ten minutes, as root
+bench-xen: setup-xen ## the same on a booted Xen host, and the effect on the boot time; ten minutes, as root
 	@$(VENV_PYTHON) tests/xen/bench
 
-lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, the page of the reasons, codespell, tests/words
+lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, manual, codespell, tests/words
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy --scripts-are-modules $(PYTHON_FILES)
@@ -142,45 +142,45 @@ lint: setup-check ## ruff, mypy, vermin (oldest Python), shellcheck, promises, t
 	.venv/bin/codespell
 	! sed '/^#/d' tests/words | cut -f 1 | grep -nwiEf - $(PROSE_FILES)
 
-promises: ## list the promises in tests/README.md and the tests that hold them; fail if one has none
+promises: ## list the promises in tests/README.md with their tests; fail if a promise has none
 	@tests/promises
 
-format: setup-check ## lay out the Python files as lint wants them
+format: setup-check ## format the Python files
 	$(VENV_PYTHON) -m ruff check --select I --fix .
 	$(VENV_PYTHON) -m ruff format .
 
-test: setup-check ## the tests, several at a time
+test: setup-check ## run the tests in parallel
 	$(VENV_PYTHON) $(PYTEST) $(PARALLEL) $(PYTEST_ARGS)
 
-fuzz: setup-fuzz ## feed the parsers broken input, led by their coverage, for TIME=60 seconds each
+fuzz: setup-fuzz ## coverage-guided fuzzing of the parsers, TIME=60 seconds each
 	@$(VENV_PYTHON) tests/fuzz --time $(TIME) $(TARGETS)
 
-coverage: setup-coverage ## the tests, and which lines and branches of the module they reach; at least 95 %
+coverage: setup-coverage ## run the tests and measure their branch coverage of the module; at least 95 %
 	$(VENV_PYTHON) -m coverage erase
 	$(VENV_PYTHON) -m coverage run $(PYTEST) -q $(PYTEST_ARGS)
 	$(VENV_PYTHON) -m coverage combine -q
 	$(VENV_PYTHON) -m coverage report
 
-mutation: setup-mutation ## break the module in many small ways, and list what no test notices; half an hour
+mutation: setup-mutation ## mutation testing: list changes to the module that no test notices; half an hour
 	$(VENV_PYTHON) -m mutmut run $(MUTANTS)
 	$(VENV_PYTHON) -m mutmut results
 
-lock: setup-lock ## take the newest of what tests/requirements.in names into tests/requirements.txt
+lock: setup-lock ## update tests/requirements.txt to the newest versions of the tools in tests/requirements.in
 	tests/lock
 
-dist: ## pack the source into dist; the packages and the sdist are made from that
+dist: ## create the source archive in dist, from which the packages and the sdist are built
 	@packaging/dist dist
 
-deb: ## build the Debian package into dist
+deb: ## build the Debian package in dist
 	@packaging/debian/build dist
 
-rpm: ## build the RPM package into dist
+rpm: ## build the RPM package in dist
 	@packaging/rpm/build dist
 
-release: ## make VERSION= of what CHANGELOG.md has as unreleased (docs/release.md); three minutes
+release: ## release the unreleased VERSION= in CHANGELOG.md (docs/release.md); three minutes
 	@packaging/release '$(VERSION)'
 
-# The same each time, and also where a computer is slow.
+# Reproducible, and without deadlines, because a build host may be slow.
 define BUILD_PYTEST
 import sys, hypothesis, pytest
 hypothesis.settings.register_profile("build", deadline=None, derandomize=True)
@@ -189,15 +189,15 @@ sys.exit(pytest.main())
 endef
 export BUILD_PYTEST
 
-test-build: ## the tests that both packages run when they are built
+test-build: ## run the tests that the packages run during their build
 	PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -c "$$BUILD_PYTEST" -q -p no:cacheprovider -m 'not skipif' $(BUILD_TESTS)
 
 $(SETUPS): setup-%:
 	@tests/setup $*
 
-install: install-module install-files ## install below PREFIX=/usr, for a package with DESTDIR=
+install: install-module install-files ## install below PREFIX=/usr, or below DESTDIR= for a package
 
-# Packages have the module from pip or pybuild, which also tell what is installed (.dist-info), and the rest from here.
+# Packages install the module with pip or pybuild, which also create .dist-info, and everything else from here.
 install-module:
 	install -D -p -m 644 $(MODULE) '$(DESTDIR)$(PURELIB)/$(MODULE)'
 	$(PYTHON) -m compileall -q -f -s '$(DESTDIR)' -p / '$(DESTDIR)$(PURELIB)/$(MODULE)'
@@ -225,7 +225,7 @@ install-files:
 	install -D -p -m 644 packaging/completions/xendomains-wait-disk.fish \
 	    '$(DESTDIR)$(FISHCOMPLETIONDIR)/xendomains-wait-disk.fish'
 
-uninstall: ## remove what install installed, but for settings that were edited
+uninstall: ## remove what install has installed, except edited settings
 	rm -f '$(DESTDIR)$(PURELIB)/$(MODULE)' '$(DESTDIR)$(PURELIB)'/__pycache__/$(MODULE:.py=).*.pyc \
 	    '$(DESTDIR)$(SBINDIR)/xendomains-wait-disk' '$(DESTDIR)$(REPLACED)' $(patsubst %,'$(DESTDIR)$(UNITDIR)/%',$(UNITS)) \
 	    '$(DESTDIR)$(PRESETDIR)/$(PRESET)' '$(DESTDIR)$(CATALOGDIR)/$(CATALOG)' \
@@ -236,6 +236,6 @@ uninstall: ## remove what install installed, but for settings that were edited
 	-rmdir -p --ignore-fail-on-non-empty '$(DESTDIR)$(dir $(REPLACED))'
 	! cmp -s etc/xen-wait-disk.conf '$(DESTDIR)$(CONFFILE)' || rm '$(DESTDIR)$(CONFFILE)'
 
-clean: ## remove what make made here
+clean: ## remove generated files
 	rm -rf .venv .coverage* .fuzz .nox mutants .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The tests with other Pythons and other versions of what the module imports; `make check` has the distribution's own.
+"""Run the tests with different Pythons and versions of the dependencies; `make check` uses the distribution's own.
 
-Not every combination: each Python, each version and each optional package is there, missing ones included, and so are
-the oldest and the newest of all together. A Python that is not installed is reported and passed over.
+Not every combination is tested, but each Python, each version, optional packages present and absent, and the oldest
+and newest versions together. A Python that is not installed is reported and skipped.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ENVIRONMENTS = [
     nox.param("3.14", (*NEWEST, PYUDEV), id="3.14-newest"),
 ]
 
-# virtualenv's environments import more at start than Python by itself does, which a test would take for ours.
+# In virtualenv's environments, Python imports more modules at startup, which a test would attribute to the module.
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 nox.options.stop_on_first_error = False
 
 if shutil.which("pyenv"):
-    # It hides the Pythons that are not chosen.
+    # pyenv hides all Pythons except the selected ones.
     versions = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout.split()
     os.environ.setdefault("PYENV_VERSION", ":".join(versions))
 
@@ -46,7 +46,7 @@ if shutil.which("pyenv"):
 @nox.session
 @nox.parametrize(["python", "packages"], ENVIRONMENTS)
 def tests(session: nox.Session, packages: tuple[str, ...]) -> None:
-    """The tests, with these packages and no others."""
+    """Run the tests with exactly these packages."""
     session.install("--require-hashes", "-r", "tests/requirements.txt")
     session.install(*packages)
     reports = os.environ.get("REPORTS")

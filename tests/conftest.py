@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A made-up Xen host in a temporary directory, on which the real command runs, and what may go wrong on a host.
+"""Fixtures: a made-up Xen host in a temporary directory, on which the real command runs, and faults of a host.
 
-No test may fail because the machine is slow. What hangs is ended after CAP seconds; what has to come first is waited
-for; and what is about the clock runs against a clock of its own (the fixture `clock`).
+No test may fail because the machine is slow: a command that hangs is killed after CAP seconds, preconditions are waited
+for, and tests of timing use a fake clock (the fixture `clock`).
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from typing import IO, Any, Literal
 import hypothesis
 import pytest
 
-# No wait leaves a record on the machine itself.
+# Keep waits from writing a record on this machine.
 os.environ["RUNTIME_DIRECTORY"] = "/nowhere"
 
 from recorded import HostPaths
 
 import xendomains_wait_disk as xwd
 
-# Examples take their time where the machine is busy.
+# Examples may take long on a busy machine.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
-# What takes longer than so many seconds hangs.
+# Anything that takes longer than this many seconds is considered to hang.
 CAP = 60.0
 
 MODULE = Path(xwd.__file__)
@@ -56,15 +56,15 @@ DATA = Path(__file__).parent / "data"
 CORPUS = DATA / "xl-corpus"
 NOBODY = 65534
 
-# Files that others may write are told of.
+# The program warns of files that others can write to.
 os.umask(0o022)
 
-# What is started in the background or by nohup(1) ignores these, and so would all that it starts; but not what is
-# started by a process that handles them.
+# A process started in the background or by nohup(1) ignores these signals, and so do its children. A child of a process
+# that handles them does not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, lambda *_: None)
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="requires root")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
 
 
 class Result:
-    """What the command printed, and how it ended."""
+    """The output and exit status of a command."""
 
     def __init__(self, status: int, output: str, messages: str) -> None:
         self.status = status
@@ -83,7 +83,7 @@ class Result:
 
 
 class Running:
-    """A command that runs. As a context manager, it is killed at the end."""
+    """A running command. As a context manager, it kills the command on exit."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -99,7 +99,7 @@ class Running:
         self.kill()
 
     def kill(self) -> None:
-        """Ends it, if it has not ended."""
+        """Kill the command if it is still running."""
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdout, self.process.stderr):
@@ -115,23 +115,23 @@ class Running:
         return text_of(self._messages)
 
     def wait_for(self, text: str) -> str:
-        """Returns the first message that holds this text, as soon as it is there."""
+        """Wait for a message that contains this text and return it."""
         deadline = time.monotonic() + CAP
         while True:
             line = next((line for line in self.logged.splitlines(keepends=True) if text in line), "")
             if line.endswith("\n"):
                 return line
             if not self._open or time.monotonic() >= deadline:
-                ended = f"ended with {self.process.poll()}" if not self._open else f"has not ended after {CAP:.0f} s"
-                pytest.fail(f"There was no message with {text!r}; the command {ended}, and said:\n{self.logged}")
+                ended = f"exited with {self.process.poll()}" if not self._open else f"still runs after {CAP:.0f} s"
+                pytest.fail(f"There was no message with {text!r}; the command {ended}, and printed:\n{self.logged}")
             self._read(1)
 
     def signal(self, number: int) -> None:
-        """Sends it this signal."""
+        """Send a signal to the command."""
         self.process.send_signal(number)
 
     def end(self) -> Result:
-        """Waits for its end."""
+        """Wait for the command to exit."""
         deadline = time.monotonic() + CAP
         while self._open and time.monotonic() < deadline:
             self._read(1)
@@ -140,13 +140,13 @@ class Running:
         except subprocess.TimeoutExpired:
             stacks = [path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/wchan")]
             self.process.kill()
-            pytest.fail(f"The command hangs (in {', '.join(stacks)}). It said:\n{text_of(self._messages)}")
+            pytest.fail(f"The command hangs (in {', '.join(stacks)}). It printed:\n{text_of(self._messages)}")
         messages = text_of(self._messages)
         self.kill()
         return Result(status, text_of(self._output), messages)
 
     def _read(self, seconds: float) -> bool:
-        """Takes what the command has printed; whether there was anything."""
+        """Read what the command has printed; return whether there was anything."""
         ready, _, _ = select.select(self._open, [], [], seconds) if self._open else ([], [], [])
         for descriptor in ready:
             data = os.read(descriptor, 1 << 16)
@@ -164,14 +164,14 @@ def text_of(data: bytes) -> str:
 
 
 class Host:
-    """The directories of a Xen host: xendomains' settings, the guests that start at boot, the saved ones, images."""
+    """The directories of a Xen host: xendomains' settings, guests that start at boot, saved guests, and images."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.auto = root / "auto"
         self.save = root / "save"
         self.images = root / "images"
-        self.libvirt = root / "autostart"  # is not there, unless a test makes it
+        self.libvirt = root / "autostart"  # does not exist unless a test creates it
         self.settings = root / "sysconfig" / "xendomains"
         self.conf = root / "xen-wait-disk.conf"
         self._started: list[Running] = []
@@ -183,11 +183,11 @@ class Host:
         self.configure("")
 
     def configure(self, text: str) -> None:
-        """What /etc/xen-wait-disk.conf says, besides where xendomains' settings are."""
+        """Set the content of /etc/xen-wait-disk.conf, apart from [paths]."""
         self.conf.write_text(f"{text}\n[paths]\nxendomains = {self.settings}\nlibvirt = {self.libvirt}\n")
 
     def guest(self, name: str, *disks: str | Path) -> Path:
-        """A configuration in the auto directory; a disk is a path or a whole specification."""
+        """Create a configuration in the auto directory; a disk is a path or a complete specification."""
         file = self.auto / f"{name}.cfg"
         specifications = [
             f"{disk},raw,{vdev(number)},rw" if "," not in str(disk) else disk for number, disk in enumerate(disks)
@@ -197,20 +197,20 @@ class Host:
         return file
 
     def configuration(self, name: str, text: str) -> Path:
-        """A file with this text in the auto directory, not so new that it might be half written."""
+        """Create a file with this text in the auto directory, old enough not to be taken for half-written."""
         file = self.auto / name
         file.write_text(text, encoding="utf-8")
         os.utime(file, (0, 0))
         return file
 
     def image(self, name: str) -> Path:
-        """An image file that is there."""
+        """Create an image file."""
         file = self.images / name
         fill(file)
         return file
 
     def saved(self, name: str, *disks: Path) -> Path:
-        """A saved domain."""
+        """Create a saved guest."""
         file = self.save / name
         config = {"c_info": {"name": name}, "disks": [{"pdev_path": str(disk), "vdev": "xvda"} for disk in disks]}
         file.write_bytes(saved_file(json.dumps(config).encode() + b"\0"))
@@ -224,7 +224,7 @@ class Host:
         options: Mapping[str, Any] | None = None,
         **environment: str,
     ) -> Running:
-        """The command, running; `prefix` is a command that runs it, and `options` are for subprocess.Popen."""
+        """Start the command; `prefix` is a command to run it with, and `options` are passed to subprocess.Popen."""
         given = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
@@ -244,17 +244,17 @@ class Host:
         options: Mapping[str, Any] | None = None,
         **environment: str,
     ) -> Result:
-        """The command, run to its end."""
+        """Run the command and return the result."""
         return self.start(*arguments, prefix=prefix, program=program, options=options, **environment).end()
 
     def show(self, *arguments: str, columns: int = 80, **how: Any) -> str:
-        """What the command shows on a terminal that is so wide. `how` is handed on to start()."""
+        """Return the output of the command on a terminal with this many columns. `how` is passed to start()."""
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         running = self.start(*arguments, options={"stdout": theirs}, **{"TERM": "xterm", **how})
         os.close(theirs)
         shown = b""
-        with suppress(OSError):  # the command has ended, and nobody has the terminal open
+        with suppress(OSError):  # the command has exited, and the terminal is closed
             while select.select([ours], [], [], CAP)[0]:
                 shown += os.read(ours, 1 << 16)
         os.close(ours)
@@ -262,30 +262,30 @@ class Host:
         return text_of(shown).replace("\r\n", "\n")
 
     def list(self) -> dict[str, Any]:
-        """What `list --json` says."""
+        """Return the output of `list --json`."""
         answer: dict[str, Any] = json.loads(self.run("list", "--json").output)
         return answer
 
     def xendomains(self) -> xwd.Xendomains:
-        """What xendomains does here."""
+        """Return the settings of xendomains on this host."""
         libvirt = str(self.libvirt) if self.libvirt.exists() else ""
         return xwd.Xendomains(str(self.auto), str(self.save), libvirt=libvirt)
 
     def watcher(
         self, clock: xwd.Clock | None = None, settings: xwd.Settings | None = None, names: Sequence[str] = ()
     ) -> xwd.Watcher:
-        """What looks at this host, for a test that runs a part of the program."""
+        """Return a Watcher for this host, for tests of a part of the program."""
         return xwd.Watcher(self.xendomains(), settings or xwd.Settings(), clock or xwd.Clock(), names)
 
     def end(self) -> None:
-        """Leaves nothing running."""
+        """Kill all commands that are still running."""
         for running in self._started:
             running.kill()
 
 
 @pytest.fixture(autouse=True)
-def places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the program looks for storage is the same after each test as before."""
+def original_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore the paths where the program looks for storage after each test."""
     for name in HostPaths._fields:
         monkeypatch.setattr(xwd, name.upper(), getattr(xwd, name.upper()))
 
@@ -299,19 +299,19 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 @contextmanager
 def waiting(host: Host, *arguments: str, **how: Any) -> Iterator[Running]:
-    """The command while it waits: it has said so. `how` is handed on to Host.start()."""
+    """Start the command and yield it once it reports that it is waiting. `how` is passed to Host.start()."""
     with host.start(*arguments, **how) as running:
         running.wait_for("still waiting for")
         yield running
 
 
 def program_with(change: str) -> list[str]:
-    """The program, after these lines of Python changed something in its module, which they know as xwd."""
+    """Return a command that runs the program after these lines of Python, which can modify its module as xwd."""
     return [sys.executable, "-c", f"import sys\nimport xendomains_wait_disk as xwd\n{change}\nxwd.run()\n"]
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would change messages or where they go."""
+    """Return the environment without variables that affect messages or their destination."""
     messages = ("LOGLEVEL", "SYSTEMD_LOG_LEVEL", "NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONUNBUFFERED")
     ours = (*messages, "COLUMNS", "NO_COLOR", "TERM")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
@@ -326,7 +326,7 @@ def saved_file(
     size: int | None = None,
     optional: int | None = None,
 ) -> bytes:
-    """A file as xl save writes it; `size` and `optional` are the lengths it claims."""
+    """Return the content of a file written by xl save; `size` and `optional` are the lengths in its header."""
     size = len(configuration) if size is None else size
     optional = len(configuration) + 4 if optional is None else optional
     words = (0x01020304, flags, 0, optional, size)
@@ -334,26 +334,26 @@ def saved_file(
 
 
 def vdev(number: int) -> str:
-    """The name of one of a guest's disks."""
+    """Return the vdev for a guest's disk number."""
     return f"xvd{chr(97 + number)}" if number < 26 else f"d{number}p0"
 
 
-def texts(findings: Iterable[xwd.Finding]) -> str:
-    """What is said of all that is wrong, for a test that wants to find something in it."""
+def findings_text(findings: Iterable[xwd.Finding]) -> str:
+    """Return the findings as text, one per line."""
     return "\n".join(finding.sentence() for finding in findings)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """Returns as soon as the condition holds."""
+    """Wait until the condition holds."""
     deadline = time.monotonic() + CAP
     while not condition():
-        assert time.monotonic() < deadline, f"did not come true within {CAP} seconds"
+        assert time.monotonic() < deadline, f"the condition did not hold within {CAP} seconds"
         time.sleep(0.005)
 
 
 @contextmanager
 def repeatedly(action: Callable[[], object], pause: float = 0.0) -> Iterator[None]:
-    """Does this over and over, beside the test."""
+    """Repeat an action in a thread while the context is active."""
     over = Event()
 
     def run() -> None:
@@ -370,19 +370,19 @@ def repeatedly(action: Callable[[], object], pause: float = 0.0) -> Iterator[Non
 
 
 def run_quietly(*command: str | Path) -> str:
-    """The output of a command that must succeed."""
+    """Return the output of a command, which must succeed."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture
 def no_pyudev(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where pyudev is not installed."""
+    """Make pyudev look as if it were not installed."""
     modules: dict[str, Any] = sys.modules
     monkeypatch.setitem(modules, "pyudev", None)
 
 
 class Systemctl:
-    """Stands in for systemctl: tells which units are enabled."""
+    """A fake systemctl that reports which units are enabled."""
 
     def __init__(self, directory: Path) -> None:
         self._states = directory
@@ -393,14 +393,14 @@ class Systemctl:
         )
         script.chmod(0o755)
         for unit in ("xendomains", "xendomains-wait-disk"):
-            self.says(f"{unit}.service", "enabled")
+            self.set_state(f"{unit}.service", "enabled")
 
-    def says(self, unit: str, state: str) -> None:
-        """How this unit is from now on."""
+    def set_state(self, unit: str, state: str) -> None:
+        """Set the state of a unit."""
         (self._states / unit).write_text(f"{state}\n")
 
-    def has_conflicts(self, unit: str, *others: str) -> None:
-        """What this unit conflicts with from now on."""
+    def set_conflicts(self, unit: str, *others: str) -> None:
+        """Set the conflicts of a unit."""
         (self._states / f"{unit}-conflicts").write_text(f"Conflicts={' '.join(others)}\n")
 
 
@@ -417,7 +417,7 @@ def systemctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def process_state(pid: int) -> str:
-    """The letter that proc(5) has for the state of a process: S sleeps, T is stopped, Z has ended; or nothing."""
+    """Return the state of a process as in proc(5): S sleeping, T stopped, Z zombie; empty if there is no process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -425,47 +425,47 @@ def process_state(pid: int) -> str:
 
 
 def session_members(session: int) -> list[str]:
-    """The processes of a session that have not ended."""
+    """Return the running processes of a session."""
     members = []
     for stat_file in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, its_session = stat_file.read_text().rpartition(")")[2].split()[:4]
         except OSError:
-            continue  # it has just ended
+            continue  # it has just exited
         if int(its_session) == session and state not in "ZX":
             members.append(stat_file.parent.name)
     return members
 
 
 def threads_of(pid: int) -> int:
-    """How many threads a process has."""
+    """Return the number of threads of a process."""
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
 def peak_memory(pid: int) -> float:
-    """The most memory that a process has used so far, in MiB."""
+    """Return the peak memory use of a process in MiB."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "VmHWM" in line)
     return int(line.split()[1]) / 1024
 
 
 def handles(pid: int, number: signal.Signals) -> bool:
-    """Whether the process has a handler for this signal."""
+    """Return whether the process has a handler for this signal."""
     caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.M)
     return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
 def in_namespace(change: str) -> list[str]:
-    """A prefix: the command sees the mounts after this shell command has changed them, and nobody else does."""
+    """Return a prefix that runs the command in a mount namespace after this shell command has changed it."""
     try:
         run_quietly("unshare", "--mount", "true")
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"there can be no mount namespace here: {error}")
+        pytest.skip(f"mount namespaces cannot be created here: {error}")
     return ["unshare", "--mount", "sh", "-c", f'{change} && exec "$@"', "sh"]
 
 
 @contextmanager
 def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A control group whose processes together have no more memory than this, and no swap space."""
+    """Create a control group that limits the memory of its processes, without swap space."""
     group = Path("/sys/fs/cgroup/memory") / f"xendomains-wait-disk-{os.getpid()}"
     limits = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
     if not group.parent.is_dir():
@@ -473,7 +473,7 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
     try:
         group.mkdir()
     except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
+        pytest.skip(f"control groups cannot be created here: {error}")
     try:
         for file in limits:
             if (group / file).exists():
@@ -487,13 +487,13 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Who does not read
+# Readers of messages
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """A pipe that nobody reads, and into which nothing more goes: its two ends."""
+    """Yield both ends of a pipe that is full and that nobody reads."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     for size in (4096, 1):
@@ -509,7 +509,7 @@ def full_pipe() -> Iterator[tuple[int, int]]:
 
 
 class Receiver:
-    """A datagram socket on which others tell something, as journald's and the one of sd_notify(3)."""
+    """A datagram socket that receives messages, like the sockets of journald and sd_notify(3)."""
 
     def __init__(self, address: str | Path) -> None:
         self.address = str(address)
@@ -523,25 +523,25 @@ class Receiver:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def take(self) -> str:
-        """The next datagram, as soon as it has come."""
+    def receive(self) -> str:
+        """Wait for the next datagram and return it."""
         return self._socket.recv(1 << 20).decode()
 
-    def take_status(self) -> str:
-        """The next datagram that has a STATUS=, as soon as it has come."""
-        while "STATUS=" not in (message := self.take()):
+    def receive_status(self) -> str:
+        """Wait for the next datagram with STATUS= and return it."""
+        while "STATUS=" not in (message := self.receive()):
             pass
         return message
 
-    def take_all(self) -> list[str]:
-        """The datagrams that have come."""
+    def receive_all(self) -> list[str]:
+        """Return the datagrams received so far."""
         found = []
         while select.select([self._socket], [], [], 0)[0]:
-            found.append(self.take())
+            found.append(self.receive())
         return found
 
     def fill(self) -> int:
-        """Sends datagrams until no more goes in; returns how many."""
+        """Send datagrams until the socket is full; return how many."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
             other.setblocking(False)
             other.connect(self.address.replace("@", "\0", 1))
@@ -554,7 +554,7 @@ class Receiver:
 
 
 class Journald(Receiver):
-    """What stands in for journald: its socket, and a file where the command's standard error goes."""
+    """A fake journald: its socket, and a file for the command's standard error."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(host.root / "journal")
@@ -562,7 +562,7 @@ class Journald(Receiver):
         self._stderr: IO[bytes] = (host.root / "stderr").open("wb")
 
     def start(self, *arguments: str, change: str = "", **environment: str) -> Running:
-        """The command, as a service of systemd."""
+        """Start the command as systemd would start a service."""
         status = os.fstat(self._stderr.fileno())
         return self._host.start(
             *arguments,
@@ -573,25 +573,25 @@ class Journald(Receiver):
         )
 
     def entry(self) -> dict[str, str]:
-        """The next message and its fields, as soon as it has come."""
-        return fields_of(self.take())
+        """Wait for the next message and return its fields."""
+        return fields_of(self.receive())
 
     def entries(self) -> list[dict[str, str]]:
-        """The messages that have come."""
-        return [fields_of(datagram) for datagram in self.take_all()]
+        """Return the fields of the messages received so far."""
+        return [fields_of(datagram) for datagram in self.receive_all()]
 
     def stderr(self) -> str:
-        """What came to standard error."""
+        """Return what the command wrote to standard error."""
         return (self._host.root / "stderr").read_text()
 
     def stop(self) -> None:
-        """journald ends."""
+        """Make journald exit."""
         self.__exit__()
         Path(self.address).unlink()
 
 
 class Recorder(xwd.Journal):
-    """A journal that keeps its messages as well."""
+    """A journal that also keeps its messages in a list."""
 
     def __init__(self, stream: IO[str] | None, clock: xwd.Clock) -> None:
         super().__init__(xwd.DEBUG, stream, clock)
@@ -603,7 +603,7 @@ class Recorder(xwd.Journal):
 
 
 def fields_of(datagram: str) -> dict[str, str]:
-    """What journald reads in a datagram: https://systemd.io/JOURNAL_NATIVE_PROTOCOL, without its binary fields."""
+    """Parse a datagram like journald: https://systemd.io/JOURNAL_NATIVE_PROTOCOL, without binary fields."""
     assert datagram.endswith("\n")
     assert all("=" in line for line in datagram.splitlines())
     return dict(re.findall(r"^([A-Z_]+)=(.*)$", datagram, re.M))
@@ -622,31 +622,31 @@ def journald(host: Host) -> Iterator[Journald]:
 
 
 def bind_socket(path: Path) -> None:
-    """A socket that nobody listens on."""
+    """Create a socket that nobody listens on."""
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(path))
 
 
 def fill(path: Path) -> None:
-    """An image that is there, with a byte in it."""
+    """Create a file of one byte."""
     path.write_bytes(b"\0")
 
 
 def sparse(path: Path, size: int = 1 << 30) -> None:
-    """A file that has this size and takes no space."""
+    """Create a sparse file of this size."""
     with path.open("wb") as file:
         file.truncate(size)
 
 
 @contextmanager
 def fuse_mount(directory: Path) -> Iterator[int]:
-    """Mounts a FUSE file system; its server is whoever reads and writes the descriptor."""
+    """Mount a FUSE file system and yield the descriptor through which it is served."""
     libc = ctypes.CDLL(None, use_errno=True)
     directory.mkdir(exist_ok=True)
     try:
         fuse = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK)
     except OSError as error:
-        pytest.skip(f"there is no FUSE here: {error}")
+        pytest.skip(f"FUSE is not available here: {error}")
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
     try:
         if libc.mount(b"test", os.fsencode(directory), b"fuse", 0, options) != 0:
@@ -659,15 +659,15 @@ def fuse_mount(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def hung_file_system(directory: Path) -> Iterator[Path]:
-    """A file system that never answers, as a hard NFS mount whose server is gone: stat() on it blocks."""
+    """Mount a file system that never responds, like a hard NFS mount whose server is gone: stat() on it blocks."""
     with fuse_mount(directory):
         yield directory
 
 
 class FuseServer(Thread):
-    """Serves a directory of files. Each answer takes `delay` seconds, but many may be asked for at the same time.
+    """Server of a FUSE directory of files, which answers each request after `delay` seconds, in parallel.
 
-    A read returns at most `most` bytes. The protocol is that of the kernel's include/uapi/linux/fuse.h.
+    A read returns at most `max_read` bytes. The protocol is described in the kernel's include/uapi/linux/fuse.h.
     """
 
     LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, INTERRUPT, BATCH_FORGET = (
@@ -675,17 +675,17 @@ class FuseServer(Thread):
     )  # fmt: skip
     PARALLEL_LOOKUPS, DIRECT_IO = 1 << 18, 1
 
-    def __init__(self, fuse: int, directory: Path, delay: float, most: int) -> None:
+    def __init__(self, fuse: int, directory: Path, delay: float, max_read: int) -> None:
         super().__init__(daemon=True)
         self.directory = directory
         self.files: dict[str, bytes] = {}
-        self.asked = 0  # how often something was looked up
-        self.is_deaf = False  # then it answers nothing
-        self.pending: deque[tuple[float, bytes]] = deque()  # answers, and when they are given
+        self.lookups = 0
+        self.is_hanging = False  # if set, no request is answered
+        self.pending: deque[tuple[float, bytes]] = deque()  # answers, and the times at which to send them
         self._nodes: list[bytes | None] = [None, None]  # the second is the root
         self._fuse = fuse
         self._delay = delay
-        self._most = most
+        self._max_read = max_read
         self._is_over = False
 
     def run(self) -> None:
@@ -693,8 +693,8 @@ class FuseServer(Thread):
             if select.select([self._fuse], [], [], 0.01)[0]:
                 with suppress(BlockingIOError):
                     self._take(os.read(self._fuse, 1 << 18))
-            while self.pending and not self.is_deaf and self.pending[0][0] <= time.monotonic():
-                with suppress(OSError):  # who asked is gone
+            while self.pending and not self.is_hanging and self.pending[0][0] <= time.monotonic():
+                with suppress(OSError):  # the caller is gone
                     os.write(self._fuse, self.pending.popleft()[1])
 
     def stop(self) -> None:
@@ -711,7 +711,7 @@ class FuseServer(Thread):
             number, body = -(error.errno or errno.EIO), b""
         answer = struct.pack("=IiQ", 16 + len(body), number, unique) + body
         if operation == self.INIT:
-            os.write(self._fuse, answer)  # before that, the kernel asks for nothing
+            os.write(self._fuse, answer)  # the kernel sends no other requests before this
         else:
             self.pending.append((time.monotonic() + self._delay, answer))
 
@@ -719,7 +719,7 @@ class FuseServer(Thread):
         if operation == self.INIT:
             return struct.pack("=IIIIHHIIHHI28x", 7, 31, 1 << 17, self.PARALLEL_LOOKUPS, 100, 75, 1 << 17, 1, 32, 0, 0)
         if operation == self.LOOKUP:
-            self.asked += 1
+            self.lookups += 1
             name = os.fsdecode(body.rstrip(b"\0"))
             if name not in self.files:
                 raise FileNotFoundError(errno.ENOENT, "")
@@ -732,7 +732,7 @@ class FuseServer(Thread):
             return struct.pack("=QII", 0, self.DIRECT_IO, 0)
         if operation == self.READ:
             _, offset, size = struct.unpack_from("=QQI", body)
-            return (self._nodes[node] or b"")[offset : offset + min(size, self._most)]
+            return (self._nodes[node] or b"")[offset : offset + min(size, self._max_read)]
         if operation in (self.RELEASE, self.FLUSH):
             return b""
         raise OSError(errno.ENOSYS, "")
@@ -744,10 +744,10 @@ class FuseServer(Thread):
 
 
 @contextmanager
-def slow_file_system(directory: Path, delay: float = 0.2, most: int = 1 << 17) -> Iterator[FuseServer]:
-    """A file system that takes so long for each answer, and hands out so many bytes at a time: see its `files`."""
+def slow_file_system(directory: Path, delay: float = 0.2, max_read: int = 1 << 17) -> Iterator[FuseServer]:
+    """Mount a file system with a delay for each answer and short reads; a test sets its `files`."""
     with fuse_mount(directory) as fuse:
-        server = FuseServer(fuse, directory, delay, most)
+        server = FuseServer(fuse, directory, delay, max_read)
         server.start()
         try:
             yield server
@@ -761,19 +761,19 @@ def slow_file_system(directory: Path, delay: float = 0.2, most: int = 1 << 17) -
 
 
 def loop_device() -> Path:
-    """A free loop device; skips the test if there can be none."""
+    """Return a free loop device; skip the test if there is none."""
     try:
         device = Path(run_quietly("losetup", "--find"))
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"there are no loop devices here: {error}")
+        pytest.skip(f"loop devices are not available here: {error}")
     if not device.exists():
-        pytest.skip(f"the kernel has a loop device, but there is no {device} here")
+        pytest.skip(f"the kernel has a free loop device, but {device} does not exist here")
     return device
 
 
 @contextmanager
 def attached(device: Path, image: Path) -> Iterator[Path]:
-    """The loop device with the image behind it."""
+    """Attach an image to a loop device."""
     run_quietly("losetup", device, image)
     try:
         if udev_answers():
@@ -789,14 +789,14 @@ UDEVD = next((d for d in ("/lib/systemd/systemd-udevd", "/usr/lib/systemd/system
 
 @pytest.fixture(scope="session")
 def udev() -> Iterator[None]:
-    """A running udev: the host's, or one started for the tests."""
+    """A running udev: that of this machine, or one started for the tests."""
     if udev_answers():
         yield
         return
     if not UDEVD or os.geteuid() != 0:
-        pytest.skip("udev does not run here, and cannot be started: not installed, or not root")
+        pytest.skip("udev is not running and cannot be started: not installed, or not root")
     if os.statvfs("/sys").f_flag & os.ST_RDONLY:
-        pytest.skip("udev does not run here, and cannot be started: /sys is read-only")
+        pytest.skip("udev is not running and cannot be started: /sys is read-only")
     process = subprocess.Popen([UDEVD], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(udev_answers)
@@ -809,13 +809,13 @@ def udev() -> Iterator[None]:
 
 
 def udev_answers() -> bool:
-    """Whether a udev daemon answers on its control socket."""
+    """Return whether a udev daemon responds on its control socket."""
     ping = ["udevadm", "control", "--ping", "--timeout=2"]
     return UDEV_CONTROL.exists() and subprocess.run(ping, capture_output=True).returncode == 0
 
 
 def pytest_sessionstart() -> None:
-    """Removes what tests that were killed have left of their udev: the program would take it for a running one."""
+    """Remove the control socket left by the udev of a killed test run: the program would think that udev is running."""
     if os.geteuid() == 0 and not udev_answers():
         UDEV_CONTROL.unlink(missing_ok=True)
 
@@ -826,10 +826,10 @@ def pytest_sessionstart() -> None:
 
 
 class FakeClock(xwd.Clock):
-    """A clock that goes on only while the main thread pauses, and then at once.
+    """A clock on which time passes only while the main thread pauses, and then instantly.
 
-    Before time passes, all threads come to their end, unless they are in a call that hangs (`hang()`) or takes its time
-    on this clock (`takes()`).
+    Before time passes, all threads finish, except those in a call that hangs (`hanging_call()`) or takes time on this
+    clock (`slow_call()`).
     """
 
     def __init__(self) -> None:
@@ -840,30 +840,30 @@ class FakeClock(xwd.Clock):
         self._actions: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
         self._changed = Condition()
-        self._active = 0  # threads that do not hang
-        self._is_awake = False  # since wake()
+        self._active = 0  # threads that are not hanging
+        self._is_awake = False  # set by wake()
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
-        """Does this when so many seconds have passed since the clock was started."""
+        """Schedule an action for this many seconds after the start of the clock."""
         with self._changed:
             heappush(self._actions, (seconds, next(self._numbers), action))
 
-    def hang(self, answer: Any = None) -> Hang:
-        """A call that does not come back until its release()."""
+    def hanging_call(self, answer: Any = None) -> Hang:
+        """Return a call that does not return until its release()."""
         return Hang(self, answer)
 
-    def takes(self, seconds: float, answer: Any = None) -> Callable[[], Any]:
-        """A call that takes so long."""
+    def slow_call(self, seconds: float, answer: Any = None) -> Callable[[], Any]:
+        """Return a call that takes this many seconds."""
 
         def call() -> Any:
-            hang = self.hang(answer)
+            hang = self.hanging_call(answer)
             self.at(self.seconds + seconds, hang.release)
             return hang()
 
         return call
 
     def add_active(self, number: int) -> None:
-        """So many threads more go on, or less."""
+        """Change the number of threads that are not hanging."""
         with self._changed:
             self._active += number
             self._changed.notify_all()
@@ -905,11 +905,11 @@ class FakeClock(xwd.Clock):
 
     @property
     def logged(self) -> str:
-        """What wait() has said so far."""
+        """The messages of wait() so far."""
         return os.pread(self.messages.fileno(), 1 << 24, 0).decode()
 
     def wait(self, host: Host, timeout: float = 300.0) -> Result:
-        """The wait on this host, with its settings and this timeout, run to its end."""
+        """Run a wait on this host with its settings and this timeout, and return the result."""
         settings = xwd.read_settings(str(host.conf))[0]._replace(timeout=timeout)
         journal = xwd.Journal(settings.log_level, self.messages, self)
         status = xwd.wait_for_disks(host.watcher(self, settings), journal, self.now())
@@ -917,7 +917,7 @@ class FakeClock(xwd.Clock):
 
 
 class Hang:
-    """A call that hangs until its release()."""
+    """A call that hangs until release()."""
 
     def __init__(self, clock: FakeClock, answer: Any) -> None:
         self._clock = clock
@@ -933,14 +933,14 @@ class Hang:
         return self._answer
 
     def release(self) -> None:
-        """Lets the call come back."""
+        """Let the call return."""
         self._clock.add_active(self._hanging)
         self._hanging = 0
         self._released.set()
 
 
 class Events:
-    """A monitor for the events of block devices, on which they happen when a test says so."""
+    """A fake monitor for events of block devices, which a test triggers."""
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -949,13 +949,13 @@ class Events:
         return self._reading
 
     def happen(self) -> None:
-        """An event."""
+        """Trigger an event."""
         os.write(self._writing, b"event")
 
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> Events:
-    """The events of block devices are those of the test."""
+    """Replace the events of block devices with those of the test."""
     it = Events()
     monkeypatch.setattr(xwd, "block_events", lambda: it)
     return it

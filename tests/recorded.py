@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""What hosts told of their storage, kept as text in tests/data/hosts: reads it, and puts it on disk as it was there."""
+"""Recorded hosts: reads and unpacks the files in tests/data/hosts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOSTS = Path(__file__).parent / "data" / "hosts"
 
 
 class HostPaths(NamedTuple):
-    """Where a host tells about its storage."""
+    """The directories that describe the storage of a host."""
 
     sys: str = "/sys"
     run: str = "/run"
@@ -23,18 +23,18 @@ class HostPaths(NamedTuple):
     usr: str = "/usr"
 
     def use(self) -> None:
-        """Has the program look there, until the test ends (see conftest.py)."""
+        """Make the program look there until the end of the test (see conftest.py)."""
         for name, path in self._asdict().items():
             setattr(xwd, name.upper(), path)
 
 
 def paths_below(root: Path) -> HostPaths:
-    """A host that is in a directory."""
+    """Return the paths of a host whose files are in a directory."""
     return HostPaths(*(f"{root}/{name}" for name in HostPaths._fields))
 
 
 class Entry(NamedTuple):
-    """A file, or if target says so a symbolic link."""
+    """A file, or a symbolic link if it has a target."""
 
     path: str
     text: str
@@ -42,18 +42,18 @@ class Entry(NamedTuple):
 
 
 def entries(host: str) -> list[Entry]:
-    """What was recorded of a host, such as "lvm/active"."""
+    """Return the files recorded for a host, such as "lvm/active"."""
     found: list[Entry] = []
     for part in f"\n{(HOSTS / f'{host}.tree').read_text()}".split("\n== ")[1:]:
         header, _, text = part.partition("\n")
         path, _, target = header.partition(" -> ")
-        # The newline that ends the last line went with the mark of the next file.
+        # The separator of the next file has swallowed the newline at the end of the last line.
         found.append(Entry(path.lstrip("/"), f"{text}\n" if text and not text.endswith("\n") else text, target))
     return found
 
 
 def unpack(host: str, root: Path) -> Path:
-    """Puts it below a directory, and returns that."""
+    """Unpack a recorded host into a directory and return that directory."""
     for entry in entries(host):
         path = root / entry.path
         path.parent.mkdir(parents=True, exist_ok=True)

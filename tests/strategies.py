@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Made-up configurations: mostly right, and wrong in the ways that people and disks are.
+"""Hypothesis strategies for configurations: mostly valid, with typical human errors and disk corruption.
 
-Text stands for bytes here, one character (U+0000 to U+00FF) for each.
+Texts represent bytes: each character (U+0000 to U+00FF) is one byte.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ specification = st.one_of(good_specification, loose_specification)
 
 
 def quoted(text: str) -> str:
-    """The text as a string of xl.cfg."""
+    """Return the text as a string in xl.cfg."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 
@@ -128,7 +128,7 @@ corpus = st.sampled_from(sorted(path.read_bytes().decode("latin-1") for path in 
 
 @st.composite
 def mutated(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> str:
-    """One of the texts with a few pieces taken out, doubled, or replaced."""
+    """Return one of the texts with a few pieces removed, doubled or replaced."""
     text = draw(texts)
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))

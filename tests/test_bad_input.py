@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Whatever lies in xendomains' directories: it is reported with its name and a reason, and all others are handled."""
+"""Odd files in xendomains' directories: each is reported with its name and a reason, and affects no other."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from conftest import (
     Host,
     as_root,
     bind_socket,
+    findings_text,
     sparse,
-    texts,
     wait_until,
 )
 
@@ -68,10 +68,10 @@ SAVED: list[tuple[str, Callable[[Path], None], str]] = [
     ("truncated", truncated, "is cut off within its configuration: 448 of 1041 bytes"),
 ]
 
-# xendomains passes over what is no file, and upstream's what does not begin as a saved domain does.
+# xendomains skips anything but regular files, and upstream's also files without the header of a saved domain.
 NOT_SAVED = [binary, sparse, Path.touch, utf16, Path.mkdir, os.mkfifo, bind_socket, link_to("/dev/zero")]
 
-# What xl would not say.
+# Reasons of ours that xl does not have.
 OURS = ("is too large for a configuration", "cannot be read: Too many levels of symbolic links")
 
 SILENT = xwd.Status(xwd.State.NOT_READY, str(xwd.NoResponse()))
@@ -79,12 +79,12 @@ FACTS = xwd.StorageFacts()
 
 
 def snapshot(host: Host) -> xwd.Snapshot:
-    """What one look finds on this host."""
+    """Return the result of one check of this host."""
     return host.watcher().look(math.inf)
 
 
 def read(file: str | Path, kind: str = "auto", before: tuple[int, ...] = ()) -> xwd.Guest | None:
-    """What is read from a file, of which this signature is known."""
+    """Return the guest read from a file whose last known signature is `before`."""
     guest = xwd.unread_guest(str(file), kind)._replace(signature=before)
     return xwd.read_guest_once(guest, xwd.Settings(), FACTS)
 
@@ -98,10 +98,10 @@ def missing(found: xwd.Snapshot) -> dict[str, xwd.Status]:
 
 
 def guest_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd.Guest:
-    """What is found for the bad file, next to a good guest that is found all the same."""
+    """Return the guest found for a bad file, next to a good guest that must be found anyway."""
     host.guest("good", host.image("good"))
     make(directory / "bad")
-    os.utime(directory / "bad", (0, 0), follow_symlinks=False)  # it is not half written
+    os.utime(directory / "bad", (0, 0), follow_symlinks=False)  # old enough not to be half-written
     found = snapshot(host)
     assert names(found).count("good") == 1
     assert len(found.guests) == 2
@@ -111,23 +111,23 @@ def guest_with(host: Host, directory: Path, make: Callable[[Path], None]) -> xwd
 
 def problem_of(guest: xwd.Guest) -> str:
     file = guest.domain.source
-    return texts(xwd.check_files(xwd.Snapshot(guests={file: guest})))
+    return findings_text(xwd.check_files(xwd.Snapshot(guests={file: guest})))
 
 
-@pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
+@pytest.mark.promise("A file is not a configuration: a directory, device, FIFO, a gigabyte, nested lists, deep JSON")
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in CONFIGURATIONS], ids=[row[0] for row in CONFIGURATIONS])
 def test_bad_configuration_gives_reason(host: Host, make: Callable[[Path], None], error: str) -> None:
     check_problem(guest_with(host, host.auto, make), f"{host.auto}/bad", error)
 
 
-@pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
+@pytest.mark.promise("A file is not a configuration: a directory, device, FIFO, a gigabyte, nested lists, deep JSON")
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
 def test_bad_saved_domain_gives_reason(host: Host, make: Callable[[Path], None], error: str) -> None:
     check_problem(guest_with(host, host.save, make), f"{host.save}/bad", error)
 
 
 def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
-    """Fails if it is not said what is wrong, and what comes of that."""
+    """Check that the reason and its consequence are reported."""
     assert error in guest.status.reason
     if error.startswith(OURS):
         assert guest.status.state is xwd.State.UNREADABLE
@@ -149,7 +149,7 @@ def test_file_that_is_not_a_saved_domain_is_skipped_like_xendomains_does(
 @as_root
 @pytest.mark.parametrize(("directory", "kind"), [("auto", "auto"), ("save", "saved")])
 def test_unreadable_file_is_reported(host: Host, directory: str, kind: str) -> None:
-    """Root may read everything, so this runs as somebody else."""
+    """This runs as another user, because root can read everything."""
     bad = host.root / directory / "bad"
     bad.write_text("secret")
     bad.chmod(0)
@@ -201,7 +201,7 @@ def test_exception_in_one_disk_check_becomes_its_reason(host: Host, monkeypatch:
 
 
 def failing(number: int) -> Callable[..., Any]:
-    """A call of the operating system that fails."""
+    """Return a system call that fails with this error."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -209,7 +209,7 @@ def failing(number: int) -> Callable[..., Any]:
     return fail
 
 
-@pytest.mark.promise("A file system returns an error that may pass (EIO, ESTALE)")
+@pytest.mark.promise("A file system returns an error that may be temporary (EIO, ESTALE)")
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
 @pytest.mark.parametrize("call", ["os.scandir", "os.stat", "open"])
 def test_transient_error_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
@@ -282,7 +282,7 @@ def test_ready_disk_that_vanished_is_noticed_at_next_look(host: Host) -> None:
 
 
 def test_some_of_many_ready_disks_are_rechecked_at_each_look(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each in its turn; if that is asked for, all of them."""
+    """Each disk has its turn; with recheck_ready, all are checked."""
     images = [str(host.image(name)) for name in "abcde"]
     host.guest("web", *images)
     watcher = host.watcher()
@@ -309,7 +309,7 @@ def test_change_that_keeps_size_and_mtime_is_noticed(host: Host) -> None:
     before = file.stat()
 
     def has_ticked() -> bool:
-        """The kernel's clock for files ticks more slowly than ours."""
+        """The kernel's timestamps for files have a coarser resolution."""
         other.touch()
         return other.stat().st_ctime_ns > before.st_ctime_ns
 
@@ -340,7 +340,7 @@ def test_known_guests_are_still_waited_for_while_their_directory_hangs(
     host.guest("web", host.images / "missing")
     watcher = host.watcher(clock)
     watcher.look(math.inf)
-    hang = clock.hang()
+    hang = clock.hanging_call()
     monkeypatch.setattr(
         xwd,
         "list_directory",
@@ -358,7 +358,7 @@ def test_disk_that_always_responds_late_becomes_ready(
 ) -> None:
     image = host.image("a")
     host.guest("web", image)
-    monkeypatch.setattr(xwd, "check_disk", lambda *_: clock.takes(5, xwd.READY)())
+    monkeypatch.setattr(xwd, "check_disk", lambda *_: clock.slow_call(5, xwd.READY)())
     watcher = host.watcher(clock)
     assert missing(watcher.look(math.inf)) == {str(image): SILENT}
     clock.pause(10)
@@ -368,11 +368,11 @@ def test_disk_that_always_responds_late_becomes_ready(
 def test_hanging_configuration_leaves_time_for_other_disks(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where little time is left, as at the timeout."""
+    """Even if little time is left, as at the timeout."""
     good, missing_disk = host.image("good"), host.images / "missing"
     web = str(host.guest("web"))
     host.guest("mail", good, missing_disk)
-    hang, read_guest = clock.hang(), xwd.read_guest
+    hang, read_guest = clock.hanging_call(), xwd.read_guest
     monkeypatch.setattr(
         xwd, "read_guest", lambda guest, **more: hang() if guest.domain.source == web else read_guest(guest, **more)
     )
@@ -403,7 +403,7 @@ def test_ready_disk_that_hangs_in_last_look_is_not_ready(
     host.guest("web", image)
     watcher = host.watcher(clock)
     assert watcher.look(math.inf).is_complete()
-    monkeypatch.setattr(xwd, "check_disk", clock.hang())
+    monkeypatch.setattr(xwd, "check_disk", clock.hanging_call())
     assert missing(watcher.check_disks(clock.now() + xwd.MAX_LAST_LOOK, recheck_ready=True)) == {str(image): SILENT}
 
 
@@ -413,7 +413,7 @@ def test_missing_disk_that_hangs_in_last_look_stays_missing(
     host.guest("web", host.images / "a")
     watcher = host.watcher(clock)
     found = watcher.look(math.inf)
-    monkeypatch.setattr(xwd, "check_disk", clock.hang())
+    monkeypatch.setattr(xwd, "check_disk", clock.hanging_call())
     assert watcher.check_disks(clock.now() + xwd.MAX_LAST_LOOK, recheck_ready=True).missing() == found.missing()
 
 
@@ -428,7 +428,7 @@ def test_missing_path_in_dev_is_detected_without_a_thread(host: Host, clock: Fak
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/fd/x", "/dev/fd", "/dev/shm/x", "/dev/../x", "/dev/x\0", "/x"])
 def test_path_that_exists_or_leads_out_of_dev_is_not_absent(path: str) -> None:
-    """/dev/fd is a link, and /dev/shm another file system."""
+    """/dev/fd is a link, and /dev/shm is another file system."""
     assert xwd.absent_devices([path]) == set()
 
 
@@ -446,7 +446,7 @@ def test_half_written_configuration_is_read_again_before_it_is_refused(host: Hos
     writer.join()
 
 
-@pytest.mark.promise("A directory has thousands of files, or ever new ones")
+@pytest.mark.promise("A directory has thousands of files, or new ones all the time")
 def test_crowded_directory_is_read_in_order_up_to_the_limit(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xwd, "MAX_FILES", 3)
     for name in ("d", "b", "e", "a", "c"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""What may never come back costs a few threads and a moment, and nobody else anything; and what the main thread does.
+"""BlockingCalls: calls that may hang take up only a few threads and little time. Also, the pauses of the main thread.
 
-On the fixture `clock` a call that hangs is `clock.hang()`, and one that is slow `clock.takes(seconds)`.
+With the fixture `clock`, `clock.hanging_call()` makes a call that hangs, and `clock.slow_call(seconds)` a slow one.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ import xendomains_wait_disk as xwd
 
 
 class Calls:
-    """BlockingCalls on a clock of its own."""
+    """BlockingCalls with a fake clock."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.calls = xwd.BlockingCalls(clock)
         self.clock = clock
-        self.seconds = 0.0  # that the last run took
+        self.seconds = 0.0  # duration of the last run
 
     def run(
         self,
@@ -50,7 +50,7 @@ class Calls:
         patience: float = xwd.STALL_TIMEOUT,
         purpose: str = "check",
     ) -> dict[str, Any]:
-        """What they bring; None for what is stuck."""
+        """Return the results of the calls, None for those that are stuck."""
         started = self.clock.now()
         answers = self.calls.run(purpose, calls, started + seconds, patience)
         self.seconds = self.clock.now() - started
@@ -107,33 +107,33 @@ def test_empty_run_starts_no_thread(calls: Calls) -> None:
 
 def test_slow_calls_run_in_parallel(calls: Calls) -> None:
     one_by_one = 100 * 0.2
-    answers = calls.run({str(number): calls.clock.takes(0.2, "yes") for number in range(100)})
+    answers = calls.run({str(number): calls.clock.slow_call(0.2, "yes") for number in range(100)})
     assert set(answers.values()) == {"yes"}
     assert calls.seconds < one_by_one / 5
 
 
 def test_run_continues_while_calls_keep_returning(calls: Calls) -> None:
-    """Each takes half of what a run has patience for."""
-    answers = calls.run({str(n): calls.clock.takes(xwd.STALL_TIMEOUT / 2 * n, "yes") for n in range(20)})
+    """A call returns at intervals of half the patience of a run."""
+    answers = calls.run({str(n): calls.clock.slow_call(xwd.STALL_TIMEOUT / 2 * n, "yes") for n in range(20)})
     assert set(answers.values()) == {"yes"}
 
 
 def test_late_result_is_returned_by_next_run(calls: Calls) -> None:
-    assert calls.run({"slow": calls.clock.takes(5, "late")}) == {"slow": None}
+    assert calls.run({"slow": calls.clock.slow_call(5, "late")}) == {"slow": None}
     calls.clock.pause(5)
     assert calls.run({"slow": lambda: "too early"}) == {"slow": "late"}
     assert calls.run({"slow": yes}) == {"slow": "yes"}
 
 
 def test_late_result_no_longer_needed_is_dropped(calls: Calls) -> None:
-    calls.run({"slow": calls.clock.takes(5, "late")})
+    calls.run({"slow": calls.clock.slow_call(5, "late")})
     calls.clock.pause(5)
     assert calls.run({"other": yes}) == {"other": "yes"}
     assert calls.run({"slow": yes}) == {"slow": "yes"}
 
 
 def test_late_result_wakes_main_thread(calls: Calls) -> None:
-    hang = calls.clock.hang("late")
+    hang = calls.clock.hanging_call("late")
     calls.run({"hangs": hang})
     before = calls.clock.seconds
     calls.clock.at(before + 3, hang.release)
@@ -142,7 +142,7 @@ def test_late_result_wakes_main_thread(calls: Calls) -> None:
 
 
 def test_late_result_wakes_main_thread_only_once(calls: Calls) -> None:
-    calls.run({str(number): calls.clock.takes(0.2) for number in range(100)})
+    calls.run({str(number): calls.clock.slow_call(0.2) for number in range(100)})
     before = calls.clock.seconds
     calls.clock.pause(10)
     assert calls.clock.seconds == before + 10
@@ -154,18 +154,18 @@ def test_late_result_wakes_main_thread_only_once(calls: Calls) -> None:
 
 
 def test_hanging_call_is_reported_after_stall_timeout(calls: Calls) -> None:
-    assert calls.run({"hangs": calls.clock.hang(), "quick": yes}) == {"hangs": None, "quick": "yes"}
+    assert calls.run({"hangs": calls.clock.hanging_call(), "quick": yes}) == {"hangs": None, "quick": "yes"}
     assert calls.seconds == pytest.approx(xwd.STALL_TIMEOUT, abs=2 * xwd.POLL_INTERVAL)
 
 
 def test_hanging_call_gets_the_requested_time(calls: Calls) -> None:
-    assert calls.run({"slow": calls.clock.takes(5, "yes")}, patience=10) == {"slow": "yes"}
-    calls.run({"hangs": calls.clock.hang()}, patience=10)
+    assert calls.run({"slow": calls.clock.slow_call(5, "yes")}, patience=10) == {"slow": "yes"}
+    calls.run({"hangs": calls.clock.hanging_call()}, patience=10)
     assert calls.seconds == pytest.approx(10, abs=2 * xwd.POLL_INTERVAL)
 
 
 def test_next_run_does_not_wait_for_hanging_call(calls: Calls) -> None:
-    asked: dict[str, Callable[[], Any]] = {"hangs": calls.clock.hang(), "quick": yes}
+    asked: dict[str, Callable[[], Any]] = {"hangs": calls.clock.hanging_call(), "quick": yes}
     calls.run(asked)
     assert calls.run(asked) == {"hangs": None, "quick": "yes"}
     assert calls.seconds == 0
@@ -173,7 +173,7 @@ def test_next_run_does_not_wait_for_hanging_call(calls: Calls) -> None:
 
 def test_hanging_call_is_not_repeated(calls: Calls) -> None:
     made = []
-    hang = calls.clock.hang()
+    hang = calls.clock.hanging_call()
 
     def call() -> None:
         made.append("once")
@@ -185,19 +185,19 @@ def test_hanging_call_is_not_repeated(calls: Calls) -> None:
 
 
 def test_hundreds_of_hanging_calls_do_not_block_others(calls: Calls) -> None:
-    asked: dict[str, Callable[[], Any]] = {str(number): calls.clock.hang() for number in range(500)}
+    asked: dict[str, Callable[[], Any]] = {str(number): calls.clock.hanging_call() for number in range(500)}
     for _ in range(5):
         answers = calls.run({**asked, "last": yes})
     assert answers["last"] == "yes"
 
 
 def test_a_run_ends_at_its_deadline(calls: Calls) -> None:
-    assert calls.run({"hangs": calls.clock.hang()}, seconds=0.7) == {"hangs": None}
+    assert calls.run({"hangs": calls.clock.hanging_call()}, seconds=0.7) == {"hangs": None}
     assert calls.seconds == pytest.approx(0.7)
 
 
 def test_call_started_just_before_deadline_is_not_stuck(calls: Calls) -> None:
-    assert calls.run({"slow": calls.clock.takes(1)}, seconds=xwd.STUCK_AFTER / 2) == {}
+    assert calls.run({"slow": calls.clock.slow_call(1)}, seconds=xwd.STUCK_AFTER / 2) == {}
 
 
 def test_call_without_a_turn_has_no_result_and_is_dropped(calls: Calls) -> None:
@@ -208,22 +208,22 @@ def test_call_without_a_turn_has_no_result_and_is_dropped(calls: Calls) -> None:
 
 
 def test_time_while_suspended_does_not_count_as_stall(calls: Calls) -> None:
-    """As when the host was suspended for a minute."""
+    """The host is suspended for a minute."""
 
     def suspend() -> None:
         calls.clock.seconds += 60
 
     calls.clock.at(0.1, suspend)
-    assert calls.run({"a": calls.clock.takes(0.3, "yes")}) == {"a": "yes"}
+    assert calls.run({"a": calls.clock.slow_call(0.3, "yes")}) == {"a": "yes"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Threads that cannot be had
+# Threads that cannot be started
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class FewThreads(FakeClock):
-    """A process that can have only so many threads more."""
+    """A clock in a process that can start only a limited number of further threads."""
 
     def __init__(self, left: int) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ def test_one_available_thread_makes_all_quick_calls() -> None:
 
 def test_call_queued_behind_hanging_call_is_not_stuck() -> None:
     calls = Calls(FewThreads(1))
-    assert calls.run({"a": calls.clock.hang(), "b": yes}) == {"a": None}
+    assert calls.run({"a": calls.clock.hanging_call(), "b": yes}) == {"a": None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_call_queued_behind_hanging_call_is_not_stuck() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("A file system hangs (an NFS server that is gone)")
+@pytest.mark.promise("A file system hangs (its NFS server is gone)")
 @as_root
 def test_hung_file_systems_with_hundreds_of_disks_take_little_memory_and_delay_no_other(host: Host) -> None:
     with hung_file_system(host.root / "one") as one, hung_file_system(host.root / "two") as two:
@@ -284,13 +284,13 @@ def test_hung_file_systems_with_hundreds_of_disks_take_little_memory_and_delay_n
 @as_root
 def test_slow_file_system_is_checked_in_parallel_and_delays_no_other(host: Host) -> None:
     with slow_file_system(host.root / "slow", delay=0.2) as slow:
-        slow.is_deaf = True
+        slow.is_hanging = True
         slow.files.update({str(number): b"x" for number in range(49)})
         host.guest("slow", *(slow.directory / str(number) for number in range(50)))
         host.guest("web", host.images / "web")
         with host.start("--timeout", "5min") as running:
             wait_until(lambda: len(slow.pending) >= 4)
-            slow.is_deaf = False
+            slow.is_hanging = False
             running.wait_for(f"still waiting for {slow.directory}/49 for slow... (does not exist)\n")
             host.image("web")
             running.wait_for(f"disk {host.images}/web found")
@@ -305,10 +305,10 @@ def test_disk_is_not_ready_if_its_file_system_hangs_during_wait(host: Host) -> N
         host.guest("web", nfs.directory / "disk", host.images / "b")
         program = program_with("xwd.STALL_TIMEOUT_AT_END = 0.5")
         with waiting(host, "--timeout", "5min", program=program) as running:
-            nfs.is_deaf = True
+            nfs.is_hanging = True
             host.image("b")
             running.wait_for(f"still waiting for {nfs.directory}/disk for web... (no response; is its file")
-            nfs.is_deaf = False
+            nfs.is_hanging = False
             assert running.end().status == xwd.EXIT_READY
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The command check: what it finds, with --reboot as well, and on which hosts it finds nothing."""
+"""The command check: its findings, also with --reboot, and hosts without findings."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ RECORDED = sorted(str(path.relative_to(HOSTS).with_suffix("")) for path in HOSTS
 pytestmark = pytest.mark.usefixtures("systemctl")
 
 
-class Place:
-    """What a host tells of its storage, in a directory of its own; sysfs is the machine's."""
+class HostFiles:
+    """Files that describe the storage of a host, in a directory of their own; sysfs is the real one."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.paths = HostPaths("/sys", *(f"{root}/{name}" for name in HostPaths._fields[1:]))
 
     def write(self, file: str, text: str) -> None:
-        """A file such as etc/fstab."""
+        """Write a file such as etc/fstab."""
         path = self.root / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -50,20 +50,20 @@ class Place:
         number: str = "254:254",
         mode: str = "rw",
     ) -> None:
-        """Something that is mounted, as proc(5) tells of it."""
+        """Add a mount to mountinfo, see proc(5)."""
         file = self.root / "proc/self/mountinfo"
         before = file.read_text() if file.exists() else ""
         self.write("proc/self/mountinfo", f"{before}40 1 {number} / {where} rw shared:1 - {kind} {source} {mode}\n")
 
 
 @pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("place"))
+def files(tmp_path_factory: pytest.TempPathFactory) -> HostFiles:
+    return HostFiles(tmp_path_factory.mktemp("host"))
 
 
-def check(host: Host, place: Place | None = None, *names: str, reboot: bool = False) -> list[str]:
-    """What is found on this host: file, severity and problem, without the directory of the guests."""
-    (place.paths if place else HostPaths()).use()
+def check(host: Host, files: HostFiles | None = None, *names: str, reboot: bool = False) -> list[str]:
+    """Return the findings on this host: file, severity and problem, without the directory of the guests."""
+    (files.paths if files else HostPaths()).use()
     watcher = host.watcher(names=names)
     snapshot = watcher.look(time.monotonic() + 60)
     options = xwd.Options("check", names, config=str(host.conf), reboot=reboot)
@@ -73,7 +73,7 @@ def check(host: Host, place: Place | None = None, *names: str, reboot: bool = Fa
 
 
 def check_json(host: Host, *arguments: str) -> dict[str, Any]:
-    """What `check --json` says."""
+    """Return the output of `check --json`."""
     answer: dict[str, Any] = json.loads(host.run("check", "--json", *arguments).output)
     return answer
 
@@ -148,7 +148,7 @@ def test_missing_save_directory_is_no_finding(host: Host) -> None:
 
 
 def test_settings_without_directories_are_an_error(host: Host) -> None:
-    """As Gentoo's and Alpine's, if it is upstream's xendomains that reads them."""
+    """As in the settings of Gentoo and Alpine, read by upstream's xendomains."""
     host.settings.write_text(f"AUTODIR={host.auto}\n")
     result = host.run("check")
     assert result.status == xwd.EXIT_USAGE
@@ -178,7 +178,7 @@ def test_configuration_rejected_by_xl_is_an_error(host: Host) -> None:
     ]
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 def test_duplicate_guest_name_is_reported(host: Host) -> None:
     shutil.copy(host.guest("web"), host.auto / "web.cfg.bak")
     assert check(host) == ["web.cfg.bak: error: guest web: is created from web.cfg"]
@@ -208,7 +208,7 @@ def test_kernel_shared_by_guests_is_no_finding(host: Host) -> None:
 # What is missing now
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 def test_missing_disk_is_an_error_with_a_fix(host: Host) -> None:
     host.guest("web", "/dev/zvol/tank/web")
     assert check(host) == [
@@ -326,13 +326,13 @@ def test_json_is_printed_without_xendomains_settings(host: Host) -> None:
     assert json.loads(host.run("list", "--json").output)["guests"] == []
 
 
-# For monitoring
+# Monitoring
 
 PERFORMANCE_DATA = r"ready=(\d+);;;0;(\d+) errors=(\d+);;;0 warnings=(\d+);;;0"
 
 
 def nagios(host: Host, *arguments: str) -> tuple[int, str, list[int]]:
-    """The status of `check --nagios`, its text, and its performance data (monitoring-plugins.org/doc/guidelines)."""
+    """Return exit status, text and performance data of `check --nagios` (monitoring-plugins.org/doc/guidelines)."""
     result = host.run("check", "--nagios", *arguments)
     assert result.output.count("\n") == 1 and result.output.count("|") == 1
     text, _, data = result.output.rstrip("\n").partition(" | ")
@@ -390,38 +390,38 @@ def test_nagios_text_replaces_bar_in_a_name(host: Host) -> None:
 @pytest.mark.parametrize("unit", ["xendomains.service", "xendomains-wait-disk.service"])
 def test_unit_not_enabled_is_reported(host: Host, systemctl: Systemctl, unit: str) -> None:
     host.guest("web")
-    systemctl.says(unit, "disabled")
+    systemctl.set_state(unit, "disabled")
     assert check(host) == [f"warning: {unit} is disabled, so it does not run at boot (fix: systemctl enable {unit})"]
-    systemctl.says(unit, "masked")
+    systemctl.set_state(unit, "masked")
     assert check(host) == [f"warning: {unit} is masked, so it does not run at boot (fix: systemctl unmask {unit})"]
 
 
 @pytest.mark.parametrize("unit", ["libvirtd.service", "virtxend.service"])
 def test_unit_conflicting_with_xendomains_is_reported(host: Host, systemctl: Systemctl, unit: str) -> None:
-    """As Debian's does, and SUSE's does not."""
+    """In Debian these units conflict, in SUSE they do not."""
     host.guest("web")
-    systemctl.says(unit, "enabled")
-    systemctl.has_conflicts(unit, "shutdown.target", "xendomains.service")
+    systemctl.set_state(unit, "enabled")
+    systemctl.set_conflicts(unit, "shutdown.target", "xendomains.service")
     assert check(host) == [
         f"error: {unit} conflicts with xendomains.service, so systemd may start only one of them at boot "
         f"(fix: systemctl disable {unit})"
     ]
-    systemctl.says(unit, "disabled")
+    systemctl.set_state(unit, "disabled")
     assert check(host) == []
-    systemctl.says(unit, "enabled")
-    systemctl.has_conflicts(unit, "shutdown.target")
+    systemctl.set_state(unit, "enabled")
+    systemctl.set_conflicts(unit, "shutdown.target")
     assert check(host) == []
 
 
 @pytest.mark.parametrize("state", ["enabled", "enabled-runtime", "static", "generated", "alias", "not-found", ""])
 def test_unit_in_any_other_state_is_no_finding(host: Host, systemctl: Systemctl, state: str) -> None:
     host.guest("web")
-    systemctl.says("xendomains.service", state)
+    systemctl.set_state("xendomains.service", state)
     assert check(host) == []
 
 
 def test_disabled_units_are_no_finding_if_no_guest_starts_at_boot(host: Host, systemctl: Systemctl) -> None:
-    systemctl.says("xendomains.service", "disabled")
+    systemctl.set_state("xendomains.service", "disabled")
     assert check(host) == []
 
 
@@ -445,8 +445,8 @@ def test_disabled_units_are_no_finding_if_no_guest_starts_at_boot(host: Host, sy
         "nbd9p1",
     ],
 )
-def test_not_persistent_name_is_reported(place: Place, path: str) -> None:
-    assert check_use(place.paths, path, f"/dev/{path}") == [f"/dev/{path} may refer to a different disk after a reboot"]
+def test_not_persistent_name_is_reported(files: HostFiles, path: str) -> None:
+    assert check_use(files.paths, path, f"/dev/{path}") == [f"/dev/{path} may refer to a different disk after a reboot"]
 
 
 @pytest.mark.parametrize(
@@ -456,14 +456,14 @@ def test_not_persistent_name_is_reported(place: Place, path: str) -> None:
         "drbd1", "drbd/by-res/web/0", "zvol/tank/web", "rbd/vms/web", "bcache/by-uuid/1", "loop-control", "sdcard",
     ],
 )  # fmt: skip
-def test_persistent_name_is_no_finding(place: Place, path: str) -> None:
-    assert check_use(place.paths, path, f"/dev/{path}") == []
+def test_persistent_name_is_no_finding(files: HostFiles, path: str) -> None:
+    assert check_use(files.paths, path, f"/dev/{path}") == []
 
 
-def test_array_numbered_by_mdadm_conf_has_persistent_name(place: Place) -> None:
-    place.write("etc/mdadm/mdadm.conf", "ARRAY /dev/md127 metadata=1.2 UUID=1\n#ARRAY /dev/md126 UUID=2\n")
-    assert check_use(place.paths, "md127", "/dev/md127") == []
-    assert check_use(place.paths, "md126", "/dev/md126") == ["/dev/md126 may refer to a different disk after a reboot"]
+def test_array_numbered_by_mdadm_conf_has_persistent_name(files: HostFiles) -> None:
+    files.write("etc/mdadm/mdadm.conf", "ARRAY /dev/md127 metadata=1.2 UUID=1\n#ARRAY /dev/md126 UUID=2\n")
+    assert check_use(files.paths, "md127", "/dev/md127") == []
+    assert check_use(files.paths, "md126", "/dev/md126") == ["/dev/md126 may refer to a different disk after a reboot"]
 
 
 @pytest.mark.parametrize(
@@ -482,19 +482,19 @@ def test_fix_for_not_persistent_name_is_a_udev_link(
     assert finding.startswith(f"/dev/{name} may refer to a different disk after a reboot (fix: write {stable}")
 
 
-# What this host does with a disk
+# Disks in use on this host
 
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[Path]:
-    """A loop device with 1 MiB."""
+    """A loop device of 1 MiB."""
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     with attached(loop_device(), image) as device:
         yield device
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 @as_root
 @block_devices
 def test_disk_mounted_on_this_host_is_reported(host: Host, loop: Path) -> None:
@@ -508,19 +508,19 @@ def test_disk_mounted_on_this_host_is_reported(host: Host, loop: Path) -> None:
     fix = f"(fix: umount {host.images})"
     taken = f"is not ready: is mounted on {host.images} on this host, and Xen refuses to share it"
     assert f"web.cfg: error: guest web, xvda: {loop} {taken} {fix}" in found
-    assert len(found) == len(check(host)) + 1  # that of its name, loopN
+    assert len(found) == len(check(host)) + 1  # the other finding is about the name loopN
 
 
 @as_root
 @block_devices
-def test_read_only_disk_may_be_mounted_read_only_here(host: Host, place: Place, loop: Path) -> None:
+def test_read_only_disk_may_be_mounted_read_only_here(host: Host, files: HostFiles, loop: Path) -> None:
     link = host.root / "link"
     link.symlink_to(loop)
     host.guest("web", f"{link},raw,xvda,r")
-    place.mount("/srv", number=loop_number(loop), mode="ro")
-    assert check(host, place) == []
-    place.mount("/mnt", number=loop_number(loop))
-    assert check(host, place) == [
+    files.mount("/srv", number=loop_number(loop), mode="ro")
+    assert check(host, files) == []
+    files.mount("/mnt", number=loop_number(loop))
+    assert check(host, files) == [
         f"web.cfg: error: guest web, xvda: {link} is not ready: is mounted on /mnt on this host, "
         "and Xen refuses to share it (fix: umount /mnt)"
     ]
@@ -528,24 +528,24 @@ def test_read_only_disk_may_be_mounted_read_only_here(host: Host, place: Place, 
 
 @as_root
 @block_devices
-def test_swap_space_of_this_host_is_reported(host: Host, place: Place, loop: Path) -> None:
+def test_swap_space_of_this_host_is_reported(host: Host, files: HostFiles, loop: Path) -> None:
     link = host.root / "link"
     link.symlink_to(loop)
     host.guest("web", link)
-    place.write("proc/swaps", f"Filename\tType\tSize\tUsed\tPriority\n{loop}\tpartition\t1020\t0\t-2\n")
-    assert check(host, place) == [
+    files.write("proc/swaps", f"Filename\tType\tSize\tUsed\tPriority\n{loop}\tpartition\t1020\t0\t-2\n")
+    assert check(host, files) == [
         f"web.cfg: error: guest web, xvda: {link} is swap space on this host (fix: give the guest its own disk)"
     ]
 
 
 @as_root
 @block_devices
-def test_mounted_btrfs_is_found_by_its_source(host: Host, place: Place, loop: Path) -> None:
+def test_mounted_btrfs_is_found_by_its_source(host: Host, files: HostFiles, loop: Path) -> None:
     link = host.root / "link"
     link.symlink_to(loop)
     host.guest("web", link)
-    place.mount("/srv", kind="btrfs", source=str(loop), number="0:44")
-    assert check(host, place) == [
+    files.mount("/srv", kind="btrfs", source=str(loop), number="0:44")
+    assert check(host, files) == [
         f"web.cfg: error: guest web, xvda: {link} is not ready: is mounted on /srv on this host, "
         "and Xen refuses to share it (fix: umount /srv)"
     ]
@@ -556,15 +556,15 @@ def loop_number(loop: Path) -> str:
     return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
 
 
-class Tree:
-    """A made-up sysfs with block devices that stand on each other."""
+class Sysfs:
+    """A made-up sysfs with block devices stacked on each other."""
 
     def __init__(self, root: Path) -> None:
         self.paths = paths_below(root)
         self._root = root
 
     def device(self, name: str, number: int, **attributes: str) -> None:
-        """A device, with attributes such as dm__uuid."""
+        """Add a device, with attributes such as dm__uuid."""
         directory = self._root / "sys/class/block" / name
         for key, value in {"dev": f"252:{number}", "size": "2048", **attributes}.items():
             file = directory / key.replace("__", "/")
@@ -574,22 +574,22 @@ class Tree:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(directory)
 
-    def below(self, name: str, *above: str) -> None:
-        """That these devices stand on this one."""
+    def stack(self, name: str, *above: str) -> None:
+        """Stack devices on a device."""
         for one in above:
             for directory, other in ((f"{name}/holders", one), (f"{one}/slaves", name)):
                 (self._root / "sys/class/block" / directory).mkdir(exist_ok=True)
                 (self._root / "sys/class/block" / directory / other).touch()
 
     def partition(self, name: str, number: int, of: str) -> None:
-        """A partition of a device."""
+        """Add a partition of a device."""
         self.device(name, number, partition="1")
         directory = self._root / "sys/class/block"
         (directory / of / name).mkdir()
         (directory / of / name / "partition").write_text("1\n")
 
     def mount(self, number: int, where: str) -> None:
-        """That a device is mounted."""
+        """Mount a device."""
         file = self._root / "proc/self/mountinfo"
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a") as table:
@@ -597,14 +597,14 @@ class Tree:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path)
+def sysfs(tmp_path: Path) -> Sysfs:
+    return Sysfs(tmp_path)
 
 
 def use(
     host: HostPaths, name: str, path: str, guest: str = "web", kind: str = "auto", writes: bool = True
 ) -> xwd.DiskUse:
-    """A guest's use of a device, by the name that the kernel or device-mapper has for it."""
+    """Return a guest's use of a device, given by its kernel or device-mapper name."""
     host.use()
     directory = f"{host.sys}/class/block"
     names = {xwd.attribute(f"{directory}/{one}", "dm/name") or one: one for one in os.listdir(directory)}
@@ -614,14 +614,14 @@ def use(
 
 
 def check_use(host: HostPaths, name: str, path: str) -> list[str]:
-    """What is said of a guest that writes to this device."""
+    """Return the findings for a guest that writes to this device."""
     host.use()
     facts, one = xwd.StorageFacts(), use(host, name, path)
     return texts(xwd.check_name(one, facts)) + texts(xwd.check_host_use(one, (), facts))
 
 
 def texts(findings: Iterable[xwd.Finding]) -> list[str]:
-    """The findings without file, guest and disk."""
+    """Return the findings without file, guest and disk."""
     lines = [xwd.line_of_finding(one._replace(guest="", vdev="")) for one in findings]
     return [line.partition(": ")[2] for line in lines]
 
@@ -629,71 +629,71 @@ def texts(findings: Iterable[xwd.Finding]) -> list[str]:
 FIX = "(fix: give the guest its own disk)"
 
 
-def test_disk_with_a_mounted_partition_is_reported(tree: Tree) -> None:
-    tree.device("sda", 0)
-    tree.partition("sda1", 1, of="sda")
-    tree.mount(1, "/boot")
-    assert check_use(tree.paths, "sda", "/dev/disk/by-id/a") == [
+def test_disk_with_a_mounted_partition_is_reported(sysfs: Sysfs) -> None:
+    sysfs.device("sda", 0)
+    sysfs.partition("sda1", 1, of="sda")
+    sysfs.mount(1, "/boot")
+    assert check_use(sysfs.paths, "sda", "/dev/disk/by-id/a") == [
         f"/dev/sda1 on /dev/disk/by-id/a is mounted on /boot on this host {FIX}"
     ]
 
 
-def test_physical_volume_with_a_mounted_volume_is_reported(tree: Tree) -> None:
-    tree.device("sda", 0)
-    tree.device("dm-0", 1, dm__name="vg-root", dm__uuid="LVM-1")
-    tree.below("sda", "dm-0")
-    tree.mount(1, "/")
-    assert check_use(tree.paths, "sda", "/dev/disk/by-id/a") == [
+def test_physical_volume_with_a_mounted_volume_is_reported(sysfs: Sysfs) -> None:
+    sysfs.device("sda", 0)
+    sysfs.device("dm-0", 1, dm__name="vg-root", dm__uuid="LVM-1")
+    sysfs.stack("sda", "dm-0")
+    sysfs.mount(1, "/")
+    assert check_use(sysfs.paths, "sda", "/dev/disk/by-id/a") == [
         f"/dev/mapper/vg-root on /dev/disk/by-id/a is mounted on / on this host {FIX}"
     ]
 
 
-def test_array_member_and_physical_volume_of_this_host_are_reported(tree: Tree) -> None:
+def test_array_member_and_physical_volume_of_this_host_are_reported(sysfs: Sysfs) -> None:
     for number, (holder, attributes) in enumerate(
         {"md127": {}, "dm-0": {"dm__name": "vg-lv", "dm__uuid": "LVM-1"}}.items()
     ):
-        tree.device(f"sd{'ab'[number]}", 2 * number)
-        tree.device(holder, 2 * number + 1, **attributes)
-        tree.below(f"sd{'ab'[number]}", holder)
-    assert check_use(tree.paths, "sda", "/dev/disk/by-id/a") == [
+        sysfs.device(f"sd{'ab'[number]}", 2 * number)
+        sysfs.device(holder, 2 * number + 1, **attributes)
+        sysfs.stack(f"sd{'ab'[number]}", holder)
+    assert check_use(sysfs.paths, "sda", "/dev/disk/by-id/a") == [
         f"/dev/disk/by-id/a is part of /dev/md127 on this host {FIX}"
     ]
-    assert check_use(tree.paths, "sdb", "/dev/disk/by-id/b") == [
+    assert check_use(sysfs.paths, "sdb", "/dev/disk/by-id/b") == [
         f"/dev/disk/by-id/b is part of /dev/mapper/vg-lv on this host {FIX}"
     ]
 
 
-def test_single_path_of_a_multipath_map_is_reported(tree: Tree) -> None:
-    tree.device("sda", 0)
-    tree.device("dm-0", 1, dm__name="mpatha", dm__uuid="mpath-36001")
-    tree.below("sda", "dm-0")
-    assert check_use(tree.paths, "sda", "/dev/disk/by-id/a") == [
+def test_single_path_of_a_multipath_map_is_reported(sysfs: Sysfs) -> None:
+    sysfs.device("sda", 0)
+    sysfs.device("dm-0", 1, dm__name="mpatha", dm__uuid="mpath-36001")
+    sysfs.stack("sda", "dm-0")
+    assert check_use(sysfs.paths, "sda", "/dev/disk/by-id/a") == [
         f"/dev/disk/by-id/a is part of /dev/mapper/mpatha on this host {FIX}"
     ]
 
 
-def test_kpartx_partitions_of_a_map_are_not_in_use(tree: Tree) -> None:
-    tree.device("dm-0", 0, dm__name="mpatha", dm__uuid="mpath-36001")
-    tree.device("dm-1", 1, dm__name="mpatha-part1", dm__uuid="part1-mpath-36001")
-    tree.below("dm-0", "dm-1")
-    assert check_use(tree.paths, "mpatha", "/dev/mapper/mpatha") == []
-    tree.mount(1, "/srv")
-    assert check_use(tree.paths, "mpatha", "/dev/mapper/mpatha") == [
+def test_kpartx_partitions_of_a_map_are_not_in_use(sysfs: Sysfs) -> None:
+    sysfs.device("dm-0", 0, dm__name="mpatha", dm__uuid="mpath-36001")
+    sysfs.device("dm-1", 1, dm__name="mpatha-part1", dm__uuid="part1-mpath-36001")
+    sysfs.stack("dm-0", "dm-1")
+    assert check_use(sysfs.paths, "mpatha", "/dev/mapper/mpatha") == []
+    sysfs.mount(1, "/srv")
+    assert check_use(sysfs.paths, "mpatha", "/dev/mapper/mpatha") == [
         f"/dev/mapper/mpatha-part1 on /dev/mapper/mpatha is mounted on /srv on this host {FIX}"
     ]
 
 
-def test_volume_group_inside_a_guests_volume_is_not_in_use(tree: Tree) -> None:
-    tree.device("dm-0", 0, dm__name="vg-web", dm__uuid="LVM-1")
-    tree.device("dm-1", 1, dm__name="guest-root", dm__uuid="LVM-2")
-    tree.below("dm-0", "dm-1")
-    assert check_use(tree.paths, "vg-web", "/dev/vg/web") == []
+def test_volume_group_inside_a_guests_volume_is_not_in_use(sysfs: Sysfs) -> None:
+    sysfs.device("dm-0", 0, dm__name="vg-web", dm__uuid="LVM-1")
+    sysfs.device("dm-1", 1, dm__name="guest-root", dm__uuid="LVM-2")
+    sysfs.stack("dm-0", "dm-1")
+    assert check_use(sysfs.paths, "vg-web", "/dev/vg/web") == []
 
 
 # Disks of two guests
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 def test_disk_written_by_two_guests_is_reported(host: Host) -> None:
     shared = host.image("shared")
     host.guest("web", shared)
@@ -738,10 +738,10 @@ def test_a_cd_may_be_in_two_drives(host: Host) -> None:
     assert check(host) == []
 
 
-def test_disk_and_its_partition_in_two_guests_are_reported(tree: Tree) -> None:
-    tree.device("sda", 0)
-    tree.partition("sda1", 1, of="sda")
-    uses = [use(tree.paths, "sda", "/dev/disk/by-id/a"), use(tree.paths, "sda1", "/dev/disk/by-id/a-part1", "db")]
+def test_disk_and_its_partition_in_two_guests_are_reported(sysfs: Sysfs) -> None:
+    sysfs.device("sda", 0)
+    sysfs.partition("sda1", 1, of="sda")
+    uses = [use(sysfs.paths, "sda", "/dev/disk/by-id/a"), use(sysfs.paths, "sda1", "/dev/disk/by-id/a-part1", "db")]
     (finding,) = texts(xwd.check_sharing(uses))
     assert (
         finding == "/dev/disk/by-id/a is also written to by guest db, and Xen refuses to share it "
@@ -764,13 +764,13 @@ def test_hung_file_system_affects_only_its_own_disks(host: Host) -> None:
     for name in ("web", "db"):
         host.guest(name, host.images / "shared")
     with hung_file_system(host.root / "nfs") as nfs:
-        host.guest("deaf", nfs / "disk")
+        host.guest("hung", nfs / "disk")
         result = host.run("check", "--reboot")
     assert result.status == xwd.EXIT_USAGE
     assert f"{host.images}/shared is also written to by guest db, and Xen refuses to share it" in result.output
 
 
-# Guests that are asked for
+# Selected guests
 
 
 def test_guest_can_be_selected_by_shell_pattern(host: Host) -> None:
@@ -797,12 +797,12 @@ def test_duplicate_name_is_found_though_only_one_file_is_selected(host: Host) ->
     assert check(host, None, "web.cfg") == ["web.cfg: error: guest web: is created from copy"]
 
 
-# What a reboot takes away
+# Storage lost on reboot
 
 
 @pytest.fixture
 def recorded_host(tmp_path: Path) -> Callable[[str], HostPaths]:
-    """Puts a recorded host on disk."""
+    """Return a function that unpacks a recorded host."""
 
     def paths(recorded: str) -> HostPaths:
         root = unpack(recorded, tmp_path / recorded)
@@ -812,7 +812,7 @@ def recorded_host(tmp_path: Path) -> Callable[[str], HostPaths]:
 
 
 def check_reboot(host: HostPaths, name: str, path: str = "/dev/disk") -> list[str]:
-    """Why this device, or what it stands on, would be missing."""
+    """Return why this device, or a device below it, would be missing after a reboot."""
     found = texts(xwd.check_reboot(use(host, name, path), xwd.StorageFacts()))
     found = list(dict.fromkeys(found))
     start = f"after a reboot, {path} will be missing: "
@@ -821,14 +821,14 @@ def check_reboot(host: HostPaths, name: str, path: str = "/dev/disk") -> list[st
 
 
 def write(host: HostPaths, file: str, text: str) -> None:
-    """A file below /etc."""
+    """Write a file below /etc."""
     path = Path(host.etc) / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
 
 def with_startup(host: HostPaths, startup: str, nodes: str = "**") -> None:
-    """Sets node.startup of open-iscsi's records."""
+    """Set node.startup in open-iscsi's records."""
     for record in Path(host.etc).glob(f"iscsi/nodes/{nodes}/default"):
         record.write_text(record.read_text().replace("node.startup = manual", f"node.startup = {startup}"))
 
@@ -838,7 +838,7 @@ def no_login_at_boot(target: str) -> str:
     return f"the host does not log in to target {TARGET}:{target} at boot (fix: {update})"
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 @pytest.mark.parametrize(
     ("recorded", "name", "target"),
     [
@@ -891,9 +891,9 @@ def test_reboot_accepts_luks_volume_opened_by_initramfs(recorded_host: Callable[
     assert check_reboot(here, "secret") == []
 
 
-def test_reboot_accepts_integrity_device_below_luks_volume(tree: Tree) -> None:
-    tree.device("dm-0", 0, dm__name="secret_dif", dm__uuid="CRYPT-SUBDEV-1-secret_dif")
-    assert check_reboot(tree.paths, "secret_dif") == []
+def test_reboot_accepts_integrity_device_below_luks_volume(sysfs: Sysfs) -> None:
+    sysfs.device("dm-0", 0, dm__name="secret_dif", dm__uuid="CRYPT-SUBDEV-1-secret_dif")
+    assert check_reboot(sysfs.paths, "secret_dif") == []
 
 
 LVM_CONF = "activation {{\n\t# auto_activation_volume_list = [ ]\n\t{}\n}}\n"
@@ -927,10 +927,10 @@ def test_reboot_accepts_volume_group_with_autoactivation(line: str, recorded_hos
     assert check_reboot(here, "vg-lv") == []
 
 
-def test_reboot_handles_hyphens_in_group_and_volume_names(tree: Tree) -> None:
-    tree.device("dm-0", 0, dm__name="vg--two-lv--a", dm__uuid="LVM-1")
-    write(tree.paths, "lvm/lvm.conf", 'auto_activation_volume_list = [ "vg-two" ]\n')
-    assert check_reboot(tree.paths, "vg--two-lv--a") == []
+def test_reboot_handles_hyphens_in_group_and_volume_names(sysfs: Sysfs) -> None:
+    sysfs.device("dm-0", 0, dm__name="vg--two-lv--a", dm__uuid="LVM-1")
+    write(sysfs.paths, "lvm/lvm.conf", 'auto_activation_volume_list = [ "vg-two" ]\n')
+    assert check_reboot(sysfs.paths, "vg--two-lv--a") == []
 
 
 def test_reboot_reports_drbd_without_a_service(recorded_host: Callable[[str], HostPaths]) -> None:
@@ -959,134 +959,134 @@ def test_reboot_accepts_drbd_with_a_service(file: str, recorded_host: Callable[[
 
 @as_root
 @block_devices
-def test_reboot_reports_loop_device_set_up_by_hand(host: Host, place: Place, loop: Path) -> None:
+def test_reboot_reports_loop_device_set_up_by_hand(host: Host, files: HostFiles, loop: Path) -> None:
     link = host.root / "link"
     link.symlink_to(loop)
     host.guest("web", link)
-    assert check(host, place, reboot=True) == [
+    assert check(host, files, reboot=True) == [
         f"web.cfg: warning: guest web, xvda: after a reboot, {link} will be missing: "
         f"nothing sets up {loop.name} at boot (fix: add a unit that does)"
     ]
 
 
 @pytest.mark.parametrize("file", ["rc.local", "systemd/system/images.service"])
-def test_reboot_accepts_loop_device_set_up_by_a_script(file: str, tree: Tree) -> None:
-    tree.device("loop0", 0, loop__backing_file="/srv/web.img")
-    write(tree.paths, file, "ExecStart=/sbin/losetup /dev/loop0 /srv/web.img\n")
-    assert check_reboot(tree.paths, "loop0") == []
+def test_reboot_accepts_loop_device_set_up_by_a_script(file: str, sysfs: Sysfs) -> None:
+    sysfs.device("loop0", 0, loop__backing_file="/srv/web.img")
+    write(sysfs.paths, file, "ExecStart=/sbin/losetup /dev/loop0 /srv/web.img\n")
+    assert check_reboot(sysfs.paths, "loop0") == []
 
 
-def test_reboot_accepts_nbd_device_in_nbdtab(tree: Tree) -> None:
-    tree.device("nbd0", 0, pid="17")
-    assert check_reboot(tree.paths, "nbd0") == ["nothing sets up nbd0 at boot (fix: add a unit that does)"]
-    write(tree.paths, "nbdtab", "nbd0 server web persist\n")
-    assert check_reboot(tree.paths, "nbd0") == []
+def test_reboot_accepts_nbd_device_in_nbdtab(sysfs: Sysfs) -> None:
+    sysfs.device("nbd0", 0, pid="17")
+    assert check_reboot(sysfs.paths, "nbd0") == ["nothing sets up nbd0 at boot (fix: add a unit that does)"]
+    write(sysfs.paths, "nbdtab", "nbd0 server web persist\n")
+    assert check_reboot(sysfs.paths, "nbd0") == []
 
 
-def test_reboot_reports_every_problem_below_a_disk(tree: Tree) -> None:
-    tree.device("loop0", 0)
-    tree.device("dm-0", 1, dm__name="secret", dm__uuid="CRYPT-LUKS2-1-secret")
-    tree.device("dm-1", 2, dm__name="vg-lv", dm__uuid="LVM-1")
-    tree.below("loop0", "dm-0")
-    tree.below("dm-0", "dm-1")
-    assert check_reboot(tree.paths, "vg-lv") == [
+def test_reboot_reports_every_problem_below_a_disk(sysfs: Sysfs) -> None:
+    sysfs.device("loop0", 0)
+    sysfs.device("dm-0", 1, dm__name="secret", dm__uuid="CRYPT-LUKS2-1-secret")
+    sysfs.device("dm-1", 2, dm__name="vg-lv", dm__uuid="LVM-1")
+    sysfs.stack("loop0", "dm-0")
+    sysfs.stack("dm-0", "dm-1")
+    assert check_reboot(sysfs.paths, "vg-lv") == [
         "secret is not in /etc/crypttab (fix: add a line for it)",
         "nothing sets up loop0 at boot (fix: add a unit that does)",
     ]
 
 
-@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back")
-def test_reboot_reports_file_system_mounted_by_hand(host: Host, place: Place) -> None:
+@pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
+def test_reboot_reports_file_system_mounted_by_hand(host: Host, files: HostFiles) -> None:
     host.guest("web", host.image("a"))
-    place.mount("/")
-    place.mount(host.images)
-    assert check(host, place, reboot=True) == [
+    files.mount("/")
+    files.mount(host.images)
+    assert check(host, files, reboot=True) == [
         f"web.cfg: warning: guest web, xvda: after a reboot, {host.images}/a will be missing: "
         f"the file system mounted on {host.images} is not in /etc/fstab (fix: add a line for it)"
     ]
-    place.write("etc/fstab", f"/dev/sdx1 {host.images}/ ext4 noauto 0 0\n")
-    assert "has the option noauto in /etc/fstab" in check(host, place, reboot=True)[0]
+    files.write("etc/fstab", f"/dev/sdx1 {host.images}/ ext4 noauto 0 0\n")
+    assert "has the option noauto in /etc/fstab" in check(host, files, reboot=True)[0]
 
 
 @pytest.mark.parametrize("options", ["defaults", "_netdev,nofail", "noauto,x-systemd.automount", "x-noauto", ""])
-def test_reboot_accepts_file_system_in_fstab(host: Host, place: Place, options: str) -> None:
+def test_reboot_accepts_file_system_in_fstab(host: Host, files: HostFiles, options: str) -> None:
     host.guest("web", host.image("a"))
-    place.mount(host.images)
-    place.write("etc/fstab", f"/dev/sdx1 {host.images} ext4 {options}\n")
-    assert check(host, place, reboot=True) == []
+    files.mount(host.images)
+    files.write("etc/fstab", f"/dev/sdx1 {host.images} ext4 {options}\n")
+    assert check(host, files, reboot=True) == []
 
 
 @pytest.mark.parametrize("directory", ["etc/systemd/system", "run/systemd/generator", "run/systemd/generator.late"])
-def test_reboot_accepts_file_system_with_mount_unit(host: Host, place: Place, directory: str) -> None:
+def test_reboot_accepts_file_system_with_mount_unit(host: Host, files: HostFiles, directory: str) -> None:
     host.guest("web", host.image("a"))
-    place.mount(host.images)
-    place.write(f"{directory}/images.mount", f"[Mount]\nWhat=/dev/sdx1\nWhere={host.images}\n")
-    assert check(host, place, reboot=True) == []
+    files.mount(host.images)
+    files.write(f"{directory}/images.mount", f"[Mount]\nWhat=/dev/sdx1\nWhere={host.images}\n")
+    assert check(host, files, reboot=True) == []
 
 
-def test_reboot_accepts_automount_and_zfs(host: Host, place: Place) -> None:
+def test_reboot_accepts_automount_and_zfs(host: Host, files: HostFiles) -> None:
     host.guest("web", host.image("a"))
-    place.mount(host.root, kind="autofs", source="/etc/auto.srv")
-    place.mount(host.images, kind="nfs4", source="server:/images")
-    assert check(host, place, reboot=True) == []
-    place.write("proc/self/mountinfo", "")
-    place.mount(host.images, kind="zfs", source="tank/images")
-    assert check(host, place, reboot=True) == []
+    files.mount(host.root, kind="autofs", source="/etc/auto.srv")
+    files.mount(host.images, kind="nfs4", source="server:/images")
+    assert check(host, files, reboot=True) == []
+    files.write("proc/self/mountinfo", "")
+    files.mount(host.images, kind="zfs", source="tank/images")
+    assert check(host, files, reboot=True) == []
 
 
-def test_reboot_accepts_subvolume_of_root_file_system(host: Host, place: Place) -> None:
+def test_reboot_accepts_subvolume_of_root_file_system(host: Host, files: HostFiles) -> None:
     host.guest("web", host.image("a"))
-    place.mount("/", kind="btrfs")
-    assert check(host, place, reboot=True) == []
+    files.mount("/", kind="btrfs")
+    assert check(host, files, reboot=True) == []
 
 
-def test_reboot_accepts_nested_mount_below_nfs_export(host: Host, place: Place) -> None:
+def test_reboot_accepts_nested_mount_below_nfs_export(host: Host, files: HostFiles) -> None:
     host.guest("web", host.image("a"))
-    place.mount("/")
-    place.mount(host.root, kind="nfs4", source="server:/")
-    place.mount(host.images, kind="nfs4", source="server:/images")
-    assert f"the file system mounted on {host.root} is not in /etc/fstab" in check(host, place, reboot=True)[0]
-    place.write("etc/fstab", f"server:/ {host.root} nfs4 _netdev 0 0\n")
-    assert check(host, place, reboot=True) == []
+    files.mount("/")
+    files.mount(host.root, kind="nfs4", source="server:/")
+    files.mount(host.images, kind="nfs4", source="server:/images")
+    assert f"the file system mounted on {host.root} is not in /etc/fstab" in check(host, files, reboot=True)[0]
+    files.write("etc/fstab", f"server:/ {host.root} nfs4 _netdev 0 0\n")
+    assert check(host, files, reboot=True) == []
 
 
 @pytest.mark.parametrize("manager", ["pacemaker", "linstor-satellite", "ganeti"])
-def test_reboot_checks_are_skipped_with_a_cluster_manager(host: Host, place: Place, manager: str) -> None:
+def test_reboot_checks_are_skipped_with_a_cluster_manager(host: Host, files: HostFiles, manager: str) -> None:
     host.guest("web", host.image("a"))
-    place.mount(host.images)
-    place.write(f"etc/systemd/system/multi-user.target.wants/{manager}.service", "")
-    assert check(host, place, reboot=True) == []
+    files.mount(host.images)
+    files.write(f"etc/systemd/system/multi-user.target.wants/{manager}.service", "")
+    assert check(host, files, reboot=True) == []
 
 
-def test_reboot_findings_need_the_option(host: Host, place: Place) -> None:
+def test_reboot_findings_need_the_option(host: Host, files: HostFiles) -> None:
     host.guest("web", host.image("a"))
-    place.mount(host.images)
-    assert check(host, place) == []
+    files.mount(host.images)
+    assert check(host, files) == []
 
 
-def test_reboot_adds_nothing_for_a_missing_disk(host: Host, place: Place) -> None:
+def test_reboot_adds_nothing_for_a_missing_disk(host: Host, files: HostFiles) -> None:
     host.guest("web", host.images / "not there")
-    place.mount(host.images)
-    (finding,) = check(host, place, reboot=True)
+    files.mount(host.images)
+    (finding,) = check(host, files, reboot=True)
     assert f"{host.images}/not there is missing" in finding
 
 
-# Hosts on which nothing is found
+# Hosts without findings
 
 
-@pytest.mark.promise("It raises no false alarm")
+@pytest.mark.promise("There are no false alarms")
 @pytest.mark.parametrize(
     "settings",
     [
-        # Debian's /etc/default/xendomains and openSUSE's /etc/sysconfig/xendomains, as they are shipped.
+        # Debian's /etc/default/xendomains and openSUSE's /etc/sysconfig/xendomains, as shipped.
         "XENDOMAINS_AUTO=/etc/xen/auto\nXENDOMAINS_SAVE=/var/lib/xen/save\nXENDOMAINS_RESTORE=true\n",
         'XENDOMAINS_RESTORE=false\nXENDOMAINS_SAVE=""\nXENDOMAINS_AUTO="/etc/xen/auto"\nXENDOMAINS_AUTO_ONLY=false\n',
     ],
 )
 def test_host_as_shipped_by_distributions_has_no_findings(host: Host, systemctl: Systemctl, settings: str) -> None:
     if Path(xwd.DEFAULT_AUTO).exists() or Path(xwd.DEFAULT_SAVE).exists():
-        pytest.skip("this machine has guests of its own")
-    systemctl.says("xendomains.service", "disabled")
+        pytest.skip("this machine has its own guests")
+    systemctl.set_state("xendomains.service", "disabled")
     host.settings.write_text(settings)
     result = host.run("check", "--reboot")
     assert (result.status, result.messages) == (xwd.EXIT_READY, "")
@@ -1100,19 +1100,19 @@ WORTH_A_WARNING = {
 }
 
 
-@pytest.mark.promise("It raises no false alarm")
+@pytest.mark.promise("There are no false alarms")
 @pytest.mark.parametrize("file", sorted(CORPUS.glob("*.json")), ids=lambda file: file.stem)
-def test_configuration_accepted_by_xl_has_no_findings(host: Host, place: Place, file: Path) -> None:
+def test_configuration_accepted_by_xl_has_no_findings(host: Host, files: HostFiles, file: Path) -> None:
     text = file.with_suffix(".cfg").read_text()
     for name in ("vmlinuz", "initrd.img"):
         text = text.replace(f"/boot/{name}", str(host.image(name)))
     (host.auto / file.stem).write_text(text)
-    found = [one for one in check(host, place, reboot=True) if " missing: " not in one]
+    found = [one for one in check(host, files, reboot=True) if " missing: " not in one]
     assert len(found) == (file.name[:2] in WORTH_A_WARNING)
     assert all(": warning: " in one and WORTH_A_WARNING[file.name[:2]] in one for one in found)
 
 
-@pytest.mark.promise("It raises no false alarm")
+@pytest.mark.promise("There are no false alarms")
 @pytest.mark.parametrize("recorded", RECORDED)
 def test_recorded_hosts_have_no_findings_on_device_use(
     recorded: str, recorded_host: Callable[[str], HostPaths]
@@ -1128,7 +1128,7 @@ def test_recorded_hosts_have_no_findings_on_device_use(
         assert check_use(here, name, f"/dev/disk/by-id/{name}") == []
 
 
-@pytest.mark.promise("It raises no false alarm")
+@pytest.mark.promise("There are no false alarms")
 @pytest.mark.parametrize("recorded", RECORDED)
 def test_recorded_hosts_set_up_for_reboot_have_no_findings(
     recorded: str, recorded_host: Callable[[str], HostPaths]
@@ -1142,9 +1142,9 @@ def test_recorded_hosts_set_up_for_reboot_have_no_findings(
 
 
 @pytest.mark.parametrize("name", ["zd0", "zd16p1", "rbd0", "bcache0", "mmcblk0p1", "sr0", "xvda1", "sda", "nvme0n1p1"])
-def test_names_that_may_refer_to_a_different_disk_are_reported(tree: Tree, name: str) -> None:
-    tree.device(name, 0)
-    assert check_use(tree.paths, name, f"/dev/{name}") == [f"/dev/{name} may refer to a different disk after a reboot"]
+def test_names_that_may_refer_to_a_different_disk_are_reported(sysfs: Sysfs, name: str) -> None:
+    sysfs.device(name, 0)
+    assert check_use(sysfs.paths, name, f"/dev/{name}") == [f"/dev/{name} may refer to a different disk after a reboot"]
 
 
 @pytest.mark.parametrize(
@@ -1179,8 +1179,8 @@ def test_reboot_reports_volume_with_flags_against_activation(
     assert check_reboot(here, "vg-lv") == [found]
 
 
-def test_reboot_accepts_mount_unit_of_a_package(host: Host, place: Place) -> None:
+def test_reboot_accepts_mount_unit_of_a_package(host: Host, files: HostFiles) -> None:
     host.guest("web", host.image("a"))
-    place.mount(host.images)
-    place.write("usr/lib/systemd/system/images.mount", f"[Mount]\nWhat=/dev/sdx1\nWhere={host.images}\n")
-    assert check(host, place, reboot=True) == []
+    files.mount(host.images)
+    files.write("usr/lib/systemd/system/images.mount", f"[Mount]\nWhat=/dev/sdx1\nWhere={host.images}\n")
+    assert check(host, files, reboot=True) == []

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Tab completion: a shell on a terminal, in which the Tab key is pressed."""
+"""Tab completion, tested by pressing the Tab key in a shell on a terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHELLS = [
     for name in ("bash", "zsh", "fish")
 ]
 PROMPT, END = "READY> ", "THE END"
-# The command prints nothing; it notes its arguments.
+# A fake command that saves its arguments.
 COMMAND = f"""#!/bin/sh
 printf '%s\\0' "$@" >arguments
 echo {END[:3]}' '{END[4:]}
@@ -40,7 +40,7 @@ Type = Callable[[str], list[str]]
 
 @pytest.fixture(params=SHELLS)
 def type_line(request: pytest.FixtureRequest, tmp_path: Path) -> Type:
-    """Types a line in a shell, and returns the arguments that the command then gets; ⇥ is the Tab key."""
+    """Return a function that types a line into a shell and returns the command's arguments; ⇥ is the Tab key."""
     program = tmp_path / "bin" / xwd.COMMAND
     program.parent.mkdir()
     program.write_text(COMMAND)
@@ -91,11 +91,11 @@ def type_line(request: pytest.FixtureRequest, tmp_path: Path) -> Type:
 
 
 def read_until(terminal: int, text: str) -> None:
-    """Reads what the shell shows until there is this text."""
+    """Read the output of the shell until this text appears."""
     deadline = time.monotonic() + CAP
     shown = ""
     while text not in shown:
-        assert select.select([terminal], [], [], deadline - time.monotonic())[0], f"there was no {text!r}: {shown!r}"
+        assert select.select([terminal], [], [], deadline - time.monotonic())[0], f"{text!r} not in {shown!r}"
         shown += os.read(terminal, 4096).decode(errors="replace")
 
 
@@ -103,7 +103,7 @@ def test_commands_and_options_are_completed(type_line: Type) -> None:
     assert type_line("che⇥ --reb⇥") == ["check", "--reboot"]
 
 
-def test_a_command_follows_the_configuration(type_line: Type, tmp_path: Path) -> None:
+def test_command_is_completed_after_the_config_option(type_line: Type, tmp_path: Path) -> None:
     (tmp_path / "here" / "a file.conf").touch()
     assert type_line("--config a⇥ lis⇥") == ["--config", "a file.conf", "list"]
 
@@ -114,7 +114,7 @@ def test_guest_is_completed_by_file_name(type_line: Type, tmp_path: Path) -> Non
     assert type_line("start we⇥ ma⇥") == ["start", "web.cfg", "mail"]
 
 
-def test_a_directory_of_that_name_adds_no_slash(type_line: Type, tmp_path: Path) -> None:
+def test_directory_with_the_name_of_a_guest_adds_no_slash(type_line: Type, tmp_path: Path) -> None:
     (tmp_path / "auto" / "web").touch()
     (tmp_path / "here" / "web").mkdir()
     assert type_line("list we⇥") == ["list", "web"]
@@ -142,11 +142,11 @@ def test_last_takes_no_guests(type_line: Type, tmp_path: Path) -> None:
     assert type_line("last we⇥") == ["last", "we"]
 
 
-# Options: the same in each file as in the program
+# Options, which must be the same as in the program
 
 
 def parsers_options(capsys: pytest.CaptureFixture[str], command: str) -> set[str]:
-    """What --help lists; without a command, the options before it."""
+    """Return the options in --help of a command; for "", the options before the command."""
     with pytest.raises(SystemExit):
         xwd.parse_arguments([*([command] if command else []), "--help"])
     lines = re.findall(r"^  (-.*?)(?:  .*)?$", capsys.readouterr().out, re.M)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The documents list what the program has. What JSON has is compared with the schemas in test_schema.py."""
+"""The documentation lists everything the program has. The JSON schemas are covered by test_schema.py."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ SETTINGS_PAGE = ROOT / "man" / "xen-wait-disk.conf.5"
 CONFFILE = ROOT / "etc" / "xen-wait-disk.conf"
 UNITS = sorted((ROOT / "packaging" / "systemd").glob("*.service"))
 CATALOG = ROOT / "packaging" / "systemd" / "xendomains-wait-disk.catalog"
-pytestmark = pytest.mark.promise("The documents say what the program does")
+pytestmark = pytest.mark.promise("The documentation matches the program")
 
 TEXTS = [text for directory in (".", "docs", "tests", "tests/xen") for text in (ROOT / directory).glob("*.md")]
 
 
 def plain(page: Path) -> str:
-    """The source of a page without fonts and quotes."""
+    """Return the source of a page without fonts and quotes."""
     text = page.read_text().replace("\\-", "-").replace("\\(aq", "'")
     return re.sub(r"\\f[BIR]|^\.[BIR]{1,2} |\"", "", text, flags=re.M)
 
 
 def section(page: Path, title: str) -> str:
-    """The text below a heading, up to the next one."""
+    """Return the text between a heading and the next one."""
     found = re.search(rf"^\.S[HS] {re.escape(title)}\n(.*?)(?=^\.S[HS] |\Z)", plain(page), re.M | re.S)
     assert found, f"{page.name} has no section {title}"
     return found[1]
 
 
 def tags(text: str) -> list[str]:
-    """The tags of paragraphs."""
+    """Return the tags of tagged paragraphs."""
     return re.findall(r"^\.T[PQ].*\n(.*)", text, re.M)
 
 
@@ -57,7 +57,7 @@ def help_text(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 
 def options_in(lines: list[str]) -> set[str]:
-    """The options in lines such as "-b, --boot OFFSET"."""
+    """Return the options in lines such as "-b, --boot OFFSET"."""
     return {option for line in lines for option in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)}
 
 
@@ -93,7 +93,7 @@ def test_every_file_is_listed() -> None:
 
 
 def settings_in(text: str, section_line: str, key_line: str) -> Iterator[tuple[str, str]]:
-    """Each key, with its section in front, and its value."""
+    """Yield each key, prefixed with its section, and its value."""
     at = ""
     for line in text.splitlines():
         if found := re.fullmatch(section_line, line):
@@ -128,7 +128,7 @@ def test_every_reason_for_a_device_that_cannot_be_used_is_explained() -> None:
 
 
 def catalog() -> dict[str, str]:
-    """The entries of the catalog, by ID."""
+    """Return the entries of the catalog by ID."""
     parts = re.split(r"^-- ([0-9a-f]{32})\n", CATALOG.read_text(), flags=re.M)[1:]
     return dict(zip(parts[::2], parts[1::2]))
 

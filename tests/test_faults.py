@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A broken host: what is wrong is told of, and the disks of the other guests are waited for."""
+"""Broken hosts: the problem is reported, and the disks of other guests are still waited for."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ import xendomains_wait_disk as xwd
 
 @pytest.fixture
 def waiting_host(host: Host) -> Host:
-    """A host with a guest whose disk is there, and one whose disk is missing."""
+    """A host with one guest whose disk is ready, and one whose disk is missing."""
     host.guest("mail", host.image("mail"))
     host.guest("web", host.images / "web")
     return host
 
 
 def assert_it_waits(host: Host, **how: Any) -> None:
-    """It waits for the missing disk, and for nothing else, and finds it; `how` is for Host.start()."""
+    """Check that the missing disk, and no other, is waited for and found; `how` is passed to Host.start()."""
     with waiting(host, **how) as waiter:
         host.image("web")
         result = waiter.end()
@@ -65,20 +65,20 @@ def assert_it_waits(host: Host, **how: Any) -> None:
     assert f"disk {host.images}/web found (after " in result.messages
 
 
-# Resources that run out
+# Resource limits
 
 
 def limited(kind: int, limit: int) -> Mapping[str, Any]:
-    """Options for a child process that lives with this limit."""
+    """Return options for a child process with this limit."""
     return {"preexec_fn": lambda: resource.setrlimit(kind, (limit, limit))}
 
 
-@pytest.mark.promise("There are few file descriptors, little memory, no threads")
+@pytest.mark.promise("File descriptors, memory or threads run short")
 def test_16_file_descriptors_are_enough(waiting_host: Host) -> None:
     assert_it_waits(waiting_host, options=limited(resource.RLIMIT_NOFILE, 16))
 
 
-# With less Python itself does not start; what is loaded before the module is not what is tested here.
+# Python imports as little as possible, because with fewer descriptors it would not even start.
 ISOLATED = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path = {sys.path}\nimport {MODULE.stem} as m; m.run()"]
 
 
@@ -95,7 +95,7 @@ def test_too_few_file_descriptors_to_load_a_module_are_reported(host: Host) -> N
     assert "Too many open files" in result.messages
 
 
-@pytest.mark.promise("There are few file descriptors, little memory, no threads")
+@pytest.mark.promise("File descriptors, memory or threads run short")
 @as_root
 def test_64_mib_of_memory_are_enough(waiting_host: Host) -> None:
     with memory_cgroup(64 << 20) as group:
@@ -104,7 +104,7 @@ def test_64_mib_of_memory_are_enough(waiting_host: Host) -> None:
 
 
 def test_a_stack_of_128_kib_is_enough_for_deeply_nested_json(waiting_host: Host) -> None:
-    """Of the stack's limit each thread gets as much."""
+    """The limit for the stack also determines the stack size of threads."""
     (waiting_host.save / "deep").write_bytes(saved_file(b'{"a":' * 20_000 + b"\0"))
     disks = b'"disks":[{"pdev_path":"%b/web"}]' % os.fsencode(waiting_host.images)
     nested = b'{"c_info":{"name":"web"},"a":%b1%b,%b}' % (b"[" * 31, b"]" * 31, disks)
@@ -115,7 +115,7 @@ def test_a_stack_of_128_kib_is_enough_for_deeply_nested_json(waiting_host: Host)
 
 @cache
 def memory_to_load_the_module() -> int:
-    """The least MiB in which this Python can compile and import it; before that, nothing of ours runs."""
+    """Return the minimum of MiB in which this Python can compile and import the module."""
     load = [sys.executable, "-c", f"import runpy; runpy.run_path({str(MODULE)!r})"]
 
     def is_enough(mib: int) -> bool:
@@ -137,17 +137,17 @@ def test_with_less_memory_it_waits_or_reports_the_error_and_never_hangs(waiting_
         env=clean_environment(),
         **limited(resource.RLIMIT_DATA, mib << 20),
     )
-    # What Python says of .pth files, such as coverage.py's, comes before anything of ours.
+    # Messages of Python about .pth files, such as coverage.py's, come before those of the program.
     remainder = process.stderr.rpartition("Remainder of file ignored\n")[2]
     assert "Traceback" not in remainder
-    # Python itself does not always call it a lack of memory, and has its own words where it can run nothing at all.
+    # Python does not always raise MemoryError, and prints its own message if it cannot run anything.
     ours = ("These guests will probably not come up", "xendomains-wait-disk: ", str(waiting_host.settings))
     assert remainder.splitlines()[-1].startswith((*ours, "Exception ignored in", "MemoryError"))
 
 
 @contextmanager
 def pids_cgroup(limit: int) -> Iterator[Path]:
-    """A control group that holds no more processes and threads than this."""
+    """Create a control group that limits the number of processes and threads."""
     group = Path("/sys/fs/cgroup/pids") / f"xendomains-wait-disk-{os.getpid()}"
     group = group if group.parent.is_dir() else group.parent.parent / group.name
     try:
@@ -156,7 +156,7 @@ def pids_cgroup(limit: int) -> Iterator[Path]:
     except OSError as error:
         if group.is_dir():
             group.rmdir()
-        pytest.skip(f"there can be no control group for this: {error}")
+        pytest.skip(f"control groups cannot be created here: {error}")
     try:
         yield group
     finally:
@@ -199,10 +199,10 @@ def test_without_configobj_the_defaults_are_used_and_the_interpreter_is_named(ho
     assert f"; this is {sys.executable}); the defaults are used." in result.messages
 
 
-# A host that lacks what every host has
+# Missing parts of a host
 
 
-@pytest.mark.promise("It works without what a host may lack")
+@pytest.mark.promise("It works without optional parts of a host, such as pyudev, bash or /proc")
 @as_root
 @pytest.mark.parametrize(
     "change",
@@ -215,7 +215,7 @@ def test_without_configobj_the_defaults_are_used_and_the_interpreter_is_named(ho
     ],
     ids=["no /sys", "no /proc", "empty /run", "read-only /run", "full /run"],
 )
-def test_it_waits_with(waiting_host: Host, change: str) -> None:
+def test_wait_works_with(waiting_host: Host, change: str) -> None:
     assert_it_waits(waiting_host, prefix=in_namespace(change))
 
 
@@ -233,7 +233,7 @@ def test_without_bash_the_guests_of_xens_defaults_are_waited_for(host: Host) -> 
     (other / "web.cfg").write_text(f'name = "web"\ndisk = ["{host.images}/web,raw,xvda,rw"]\n')
     bash = os.path.realpath("/bin/bash")
     if os.path.realpath("/bin/sh") == bash:
-        pytest.skip("sh, which sets the stage, is bash here")
+        pytest.skip("sh, which prepares this test, is bash here")
     steps = ("mkdir -p /etc/xen", "mount -t tmpfs none /etc/xen", f"ln -s {other} /etc/xen/auto")
     prefix = in_namespace(" && ".join((*steps, f"mount --bind /dev/null {bash}")))
     with waiting(host, prefix=prefix) as waiter:
@@ -252,16 +252,16 @@ def test_without_dev_null_the_message_names_it(host: Host) -> None:
     assert "/dev/null" in messages
 
 
-# What whoever starts it hands on
+# The environment
 
 
 @as_root
 def test_hanging_directory_in_path_is_harmless(waiting_host: Host) -> None:
-    with hung_file_system(waiting_host.root / "deaf") as deaf:
-        assert_it_waits(waiting_host, PATH=f"{deaf}:{os.environ['PATH']}")
+    with hung_file_system(waiting_host.root / "hung") as hung:
+        assert_it_waits(waiting_host, PATH=f"{hung}:{os.environ['PATH']}")
 
 
-# execve(2) takes them; Python's os.execve() does not.
+# execve(2) accepts them; Python's os.execve() does not.
 WITH_NAMELESS_VARIABLES = """
 import ctypes, os, sys
 arguments = [os.fsencode(argument) for argument in sys.argv[1:]]
@@ -275,7 +275,7 @@ def test_environment_variables_without_a_name_are_harmless(waiting_host: Host) -
     assert_it_waits(waiting_host, prefix=[sys.executable, "-c", WITH_NAMELESS_VARIABLES])
 
 
-# Settings of xendomains that are there and cannot be read
+# Unreadable settings of xendomains
 
 
 class Failing(bytes):
@@ -286,7 +286,7 @@ class Failing(bytes):
 
 
 class Stale(dict[str, bytes]):
-    """A directory of which nothing is known any more."""
+    """A directory with a stale file handle."""
 
     def __contains__(self, _: object) -> bool:
         raise OSError(errno.ESTALE, "")
@@ -327,7 +327,7 @@ def directory_disconnected(host: Host) -> Iterator[None]:
 
 
 def hang_up(fuse: int) -> None:
-    """Takes the server of a file system away."""
+    """Disconnect the server of a file system."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, fuse)
     os.close(null)
@@ -362,7 +362,7 @@ def loop_of_links(host: Host) -> AbstractContextManager[None]:
 
 
 POWERS = "-dac_override,-dac_read_search"
-# Root may read everything, unless the capabilities for that are taken.
+# Root can read everything, unless it lacks these capabilities.
 WITHOUT_POWER = ("setpriv", f"--bounding-set={POWERS}", f"--inh-caps={POWERS}")
 
 
@@ -399,11 +399,11 @@ def test_exit_status_is_6_only_if_all_settings_are_absent(host: Host) -> None:
     assert f"{host.settings}: cannot be read (No such file or directory); " in result.messages
 
 
-# What bash does meanwhile
+# While bash runs
 
 
 def test_settings_are_used_after_a_suspend_while_bash_reads_them(host: Host) -> None:
-    """On a clock on which an hour has passed whenever somebody looks at it."""
+    """On this clock, an hour passes between any two calls of now()."""
 
     class Suspended(xwd.Clock):
         seconds = 0.0
@@ -416,7 +416,7 @@ def test_settings_are_used_after_a_suspend_while_bash_reads_them(host: Host) -> 
     assert (found, problems) == (host.xendomains()._replace(file=str(host.settings)), [])
 
 
-@pytest.mark.promise("A signal comes, at any moment")
+@pytest.mark.promise("A signal arrives at any moment")
 @pytest.mark.parametrize("busy", ["sleep 1000", "while :; do :; done", "sleep 1000 & wait"])
 def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Host, busy: str) -> None:
     with host.settings.open("a") as file:
@@ -435,7 +435,7 @@ def test_settings_that_exit_the_shell_leave_nothing_running(host: Host) -> None:
         wait_until(lambda: session_members(running.pid) == [])
 
 
-# Our own settings
+# The program's own settings
 
 
 def test_odd_patterns_do_not_cancel_the_wait(waiting_host: Host) -> None:
@@ -463,7 +463,7 @@ def test_nul_in_a_directory_setting_is_reported_as_bad_setting(waiting_host: Hos
     assert f"{host.images}/web for web is missing: does not exist\n" in result.messages
 
 
-# Names that would like to be more than names
+# Malicious names
 
 UGLY = st.text(
     st.one_of(
@@ -475,19 +475,19 @@ UGLY = st.text(
 
 
 def file_name(text: str) -> str:
-    """What is left of the text in the name of a file."""
+    """Return a valid file name made from the text."""
     name = os.fsencode(re.sub("[\ud800-\udc7f\udd00-\udfff\0/]", "", text))[:100].lstrip(b".")
     return os.fsdecode(name or b"x")
 
 
-@pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
+@pytest.mark.promise("File and guest names can neither forge messages nor control the terminal")
 @given(file=UGLY, name=UGLY, target=UGLY, vdev=UGLY, rest=UGLY)
 @hypothesis_settings(
     max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
-    phases=[Phase.generate],  # to look for a smaller example would take minutes
+    phases=[Phase.generate],  # shrinking an example would take minutes
 )
 def test_any_name_gives_one_line_messages_and_valid_json(
     tmp_path_factory: pytest.TempPathFactory, file: str, name: str, target: str, vdev: str, rest: str
@@ -502,7 +502,7 @@ def test_any_name_gives_one_line_messages_and_valid_json(
         b'name="%b"\ndisk=["/x,raw,xvda"]\n' % os.fsencode(file_name(name)).replace(b'"', b"")
     )
     for path in (*host.save.iterdir(), *host.auto.iterdir()):
-        os.utime(path, (0, 0), follow_symlinks=False)  # it is not half written
+        os.utime(path, (0, 0), follow_symlinks=False)  # old enough not to be half-written
 
     clock = xwd.Clock()
     watcher = host.watcher(clock)
@@ -532,7 +532,7 @@ def test_any_name_gives_one_line_messages_and_valid_json(
     assert all(line.isprintable() for line in table + pictures)
     assert max(map(xwd.display_width, pictures)) <= screen.columns
     last = reporter.as_last_wait("timeout")
-    json.dumps([answer, last], ensure_ascii=False).encode()  # there are no halves of characters in it
+    json.dumps([answer, last], ensure_ascii=False).encode()  # fails for lone surrogates
 
 
 # The clock of the host
@@ -545,7 +545,7 @@ time.time = lambda: really() + {seconds} * os.path.exists({jump!r})
 """
 
 
-@pytest.mark.promise("The clock is set, the host sleeps, or the process is stopped")
+@pytest.mark.promise("The clock is changed, the host is suspended, or the process is stopped")
 @pytest.mark.parametrize("days", [1, -1])
 def test_setting_the_clock_does_not_affect_the_wait(host: Host, days: int) -> None:
     jump = host.root / "jump"
@@ -553,20 +553,20 @@ def test_setting_the_clock_does_not_affect_the_wait(host: Host, days: int) -> No
     program = program_with(CLOCK_THAT_IS_SET.format(seconds=days * 86400, jump=str(jump)))
     with waiting(host, "--timeout", "1h", program=program, RUNTIME_DIRECTORY=str(host.root)) as waiter:
         jump.touch()
-        for name in "abc":  # each is found in another look
+        for name in "abc":  # each is found in a separate check
             host.image(name)
             found = waiter.wait_for(f"disk {host.images}/{name} found (after ")
             assert re.search(r"\(after [0-9]{1,2} seconds\)$", found)
         assert waiter.end().status == xwd.EXIT_READY
     day = time.strftime("%Y-%m-%d", time.localtime(time.time() + days * 86400))
-    assert json.loads((host.root / "last.json").read_text())["started"].startswith(day)  # the clock really was set
+    assert json.loads((host.root / "last.json").read_text())["started"].startswith(day)  # the clock was really set
 
 
 # Signals
 
 
 def test_sigint_while_the_module_loads_ends_without_a_traceback(tmp_path: Path) -> None:
-    """Importing signal takes ten times as long as what the command does before."""
+    """The command resets SIGINT before it imports the module."""
     (tmp_path / MODULE.name).write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nrun = print\n")
     environment = {**clean_environment(), "PYTHONPATH": str(tmp_path)}
     process = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Which guests start, how, and what is said of those that do not. test_xendomains_differential.py has the rules."""
+"""Which guests start, how, and the messages about those that do not. See also test_xendomains_differential.py."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def debian(host: Host) -> Host:
 
 
 def cut(file: Path) -> Path:
-    """Cuts a saved guest short, as where the host went down before it was saved."""
+    """Truncate the file of a saved guest, as if the host went down while saving it."""
     os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
     return file
 
 
 def rows(host: Host) -> list[list[str]]:
-    """The table, without its head."""
+    """Return the rows of the table, without its header."""
     return [re.split("  +", line) for line in host.run("list").output.splitlines()[1:]]
 
 
 @pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
 @pytest.mark.parametrize("name", ["web", "web.cfg"])
 def test_restored_guest_waits_for_saved_disks_not_configured_ones(host: Host, name: str) -> None:
-    """That has been changed since the guest was saved, and has a new disk."""
+    """The configuration was changed after the guest was saved, and has a new disk."""
     saved = host.saved("web", host.image("a"))
     host.guest("web", host.images / "new").rename(host.auto / name)
     assert host.run().messages == ""
@@ -139,7 +139,7 @@ def test_file_that_is_no_guest_is_named_by_its_path(host: Host) -> None:
 
 
 def test_missing_kernel_is_not_waited_for(host: Host) -> None:
-    """As one that an update has removed: it does not come by itself, where its file system is mounted."""
+    """An update may have removed it. It will not appear by itself if its file system is mounted."""
     kernel = host.images / "vmlinuz-6.1"
     (host.auto / "web").write_text(f'name="web"\nkernel="{kernel}"\ndisk=["{host.image("a")},,xvda"]\n')
     gone = f"{kernel} does not exist, although its file system is mounted"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""What a wait leaves: the record that the command last shows, and one message that sums it up."""
+"""The record of a wait, which the command last shows, and its summary in the journal; also, selected guests."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ import xendomains_wait_disk as xwd
 
 
 @pytest.fixture
-def run(host: Host) -> Path:
-    """The directory that systemd makes for the service."""
+def run_directory(host: Host) -> Path:
+    """The runtime directory that systemd creates for the service."""
     directory = host.root / "run"
     directory.mkdir()
     return directory
 
 
 @pytest.fixture
-def last(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The record, also for a wait in this process."""
-    monkeypatch.setattr(xwd, "LAST_WAIT", str(run / "last.json"))
-    return run / "last.json"
+def record_path(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of the record, also for a wait in this process."""
+    monkeypatch.setattr(xwd, "LAST_WAIT", str(run_directory / "last.json"))
+    return run_directory / "last.json"
 
 
-def read(last: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(last.read_text())
+def read(record_path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(record_path.read_text())
     return record
 
 
-def show(host: Host, run: Path, *arguments: str) -> Result:
-    return host.run("last", *arguments, RUNTIME_DIRECTORY=str(run))
+def show(host: Host, run_directory: Path, *arguments: str) -> Result:
+    return host.run("last", *arguments, RUNTIME_DIRECTORY=str(run_directory))
 
 
-@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
-def test_wait_leaves_a_record_of_its_outcome(host: Host, clock: FakeClock, last: Path) -> None:
+@pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message")
+def test_wait_leaves_a_record_of_its_outcome(host: Host, clock: FakeClock, record_path: Path) -> None:
     host.guest("web", host.image("a"), host.images / "b", host.images / "c")
     host.guest("db", host.images / "b")
     host.configuration("zz", "what is this\n")
     clock.at(7, lambda: host.image("b"))
     clock.wait(host, timeout=20)
-    record = read(last)
+    record = read(record_path)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", record.pop("started"))
     assert record.pop("boot_id") == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     db, web, zz = record.pop("guests")
@@ -84,76 +84,76 @@ def test_wait_leaves_a_record_of_its_outcome(host: Host, clock: FakeClock, last:
     assert zz == guest("zz", "zz", refused)
 
 
-def test_disk_that_vanished_is_not_recorded_as_found(host: Host, clock: FakeClock, last: Path) -> None:
+def test_disk_that_vanished_is_not_recorded_as_found(host: Host, clock: FakeClock, record_path: Path) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     clock.at(3, lambda: host.image("a"))
     clock.at(9, lambda: (host.images / "a").unlink())
     clock.wait(host, timeout=20)
-    assert [disk["found_after"] for disk in read(last)["guests"][0]["disks"]] == [None, None]
+    assert [disk["found_after"] for disk in read(record_path)["guests"][0]["disks"]] == [None, None]
 
 
-def test_configuration_missing_at_the_end_is_in_the_record(host: Host, clock: FakeClock, last: Path) -> None:
+def test_configuration_missing_at_the_end_is_in_the_record(host: Host, clock: FakeClock, record_path: Path) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere/web.cfg")
     clock.wait(host, timeout=20)
-    (guest,) = read(last)["guests"]
+    (guest,) = read(record_path)["guests"]
     assert (guest["source"], guest["name"], guest["state"]) == (f"{host.auto}/web.cfg", "web.cfg", "missing")
 
 
 @pytest.mark.parametrize("present", [True, False])
-def test_record_is_written_when_ready_and_at_the_timeout(host: Host, run: Path, present: bool) -> None:
+def test_record_is_written_when_ready_and_at_the_timeout(host: Host, run_directory: Path, present: bool) -> None:
     host.guest("web", host.image("a") if present else host.images / "a")
-    host.run("--timeout", "0", RUNTIME_DIRECTORY=str(run))
-    assert read(run / "last.json")["result"] == ("ready" if present else "timeout")
-    assert [file.name for file in run.iterdir()] == ["last.json"]
+    host.run("--timeout", "0", RUNTIME_DIRECTORY=str(run_directory))
+    assert read(run_directory / "last.json")["result"] == ("ready" if present else "timeout")
+    assert [file.name for file in run_directory.iterdir()] == ["last.json"]
 
 
-@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
-def test_record_is_written_when_a_signal_ends_the_wait(host: Host, run: Path) -> None:
+@pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message")
+def test_record_is_written_when_a_signal_ends_the_wait(host: Host, run_directory: Path) -> None:
     host.guest("web", host.images / "a")
-    with waiting(host, RUNTIME_DIRECTORY=str(run)) as running:
+    with waiting(host, RUNTIME_DIRECTORY=str(run_directory)) as running:
         running.signal(signal.SIGTERM)
         assert running.end().status == -signal.SIGTERM
-    assert read(run / "last.json")["result"] == "stopped"
+    assert read(run_directory / "last.json")["result"] == "stopped"
 
 
 def test_wait_run_by_hand_keeps_the_record_of_the_boot(
-    host: Host, clock: FakeClock, last: Path, monkeypatch: pytest.MonkeyPatch
+    host: Host, clock: FakeClock, record_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """systemd makes a directory for the service, and names it to nobody else."""
+    """Only the service gets the runtime directory from systemd."""
     monkeypatch.delenv("RUNTIME_DIRECTORY")
     host.guest("web", host.image("a"))
     clock.wait(host)
-    assert not last.exists()
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(last.parent))
+    assert not record_path.exists()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(record_path.parent))
     clock.wait(host)
-    assert last.exists()
+    assert record_path.exists()
 
 
-def test_wait_for_some_guests_keeps_the_record_of_all(host: Host, run: Path) -> None:
+def test_wait_for_some_guests_keeps_the_record_of_all(host: Host, run_directory: Path) -> None:
     host.guest("web", host.image("a"))
-    host.run("wait", "web", RUNTIME_DIRECTORY=str(run))
-    assert list(run.iterdir()) == []
+    host.run("wait", "web", RUNTIME_DIRECTORY=str(run_directory))
+    assert list(run_directory.iterdir()) == []
 
 
-def test_reader_sees_either_old_or_new_record(host: Host, run: Path) -> None:
-    (run / "last.json").write_text("the one before")
+def test_reader_sees_either_old_or_new_record(host: Host, run_directory: Path) -> None:
+    (run_directory / "last.json").write_text("the one before")
     host.guest("web", host.image("a"))
-    with (run / "last.json").open() as before:
-        host.run(RUNTIME_DIRECTORY=str(run))
+    with (run_directory / "last.json").open() as before:
+        host.run(RUNTIME_DIRECTORY=str(run_directory))
         assert before.read() == "the one before"
-    assert read(run / "last.json")["result"] == "ready"
+    assert read(run_directory / "last.json")["result"] == "ready"
 
 
-def test_two_waits_ending_together_leave_one_complete_record(run: Path) -> None:
+def test_two_waits_ending_together_leave_one_complete_record(run_directory: Path) -> None:
     record = {"disks": ["x" * 10_000]}
     program = f"import xendomains_wait_disk as xwd\nfor _ in range(300):\n    xwd.write_record(xwd.LAST_WAIT, {record})"
-    environment = {**clean_environment(), "RUNTIME_DIRECTORY": str(run)}
+    environment = {**clean_environment(), "RUNTIME_DIRECTORY": str(run_directory)}
     waits = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)]
-    wait_until((run / "last.json").exists)
+    wait_until((run_directory / "last.json").exists)
     while any(wait.poll() is None for wait in waits):
-        assert read(run / "last.json") == record
+        assert read(run_directory / "last.json") == record
     assert [wait.returncode for wait in waits] == [0, 0]
-    assert [file.name for file in run.iterdir()] == ["last.json"]
+    assert [file.name for file in run_directory.iterdir()] == ["last.json"]
 
 
 @pytest.mark.promise("The record of the wait cannot be written")
@@ -169,12 +169,12 @@ def test_unwritable_record_is_reported_only_with_vv(host: Host, place: str) -> N
     assert f"{host.root}/{place}/last.json cannot be written (" in result.messages
 
 
-def test_last_shows_the_record_as_a_table(host: Host, clock: FakeClock, last: Path) -> None:
+def test_last_shows_the_record_as_a_table(host: Host, clock: FakeClock, record_path: Path) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     host.configuration("zz", "what is this\n")
     clock.at(7, lambda: host.image("a"))
     clock.wait(host, timeout=90)
-    result = show(host, last.parent)
+    result = show(host, record_path.parent)
     head, *rows = result.output.splitlines()
     assert result.status == xwd.EXIT_TIMED_OUT
     assert head.endswith(
@@ -189,32 +189,32 @@ def test_last_shows_the_record_as_a_table(host: Host, clock: FakeClock, last: Pa
     ]
 
 
-def test_last_prints_the_record_as_json(host: Host, run: Path) -> None:
+def test_last_prints_the_record_as_json(host: Host, run_directory: Path) -> None:
     host.guest("web", host.image("a"))
-    host.run(RUNTIME_DIRECTORY=str(run))
-    result = show(host, run, "--json")
+    host.run(RUNTIME_DIRECTORY=str(run_directory))
+    result = show(host, run_directory, "--json")
     assert result.status == xwd.EXIT_READY
-    assert json.loads(result.output) == read(run / "last.json")
+    assert json.loads(result.output) == read(run_directory / "last.json")
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"guests": 1, "directories": []}', "\udcff"])
-def test_last_reports_that_there_is_no_record(host: Host, run: Path, text: str | None) -> None:
+def test_last_reports_that_there_is_no_record(host: Host, run_directory: Path, text: str | None) -> None:
     if text is not None:
-        (run / "last.json").write_text(text, errors="surrogateescape")
-    result = show(host, run)
+        (run_directory / "last.json").write_text(text, errors="surrogateescape")
+    result = show(host, run_directory)
     assert result.status == xwd.EXIT_USAGE
-    assert result.messages.startswith(f"No wait recorded since boot ({run}/last.json: ")
+    assert result.messages.startswith(f"No wait recorded since boot ({run_directory}/last.json: ")
 
 
-# For Prometheus
+# Prometheus metrics
 
 NAME = "[a-zA-Z_:][a-zA-Z0-9_:]*"
-# https://prometheus.io/docs/instrumenting/exposition_formats, of which only gauges are needed here.
+# https://prometheus.io/docs/instrumenting/exposition_formats; only gauges are used.
 SAMPLE = rf'({NAME})(?:\{{([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"\}})? (-?[0-9.e+-]+)'
 
 
 def metrics(output: str) -> dict[tuple[str, str], float]:
-    """The samples by name and value of their label, of text that is as Prometheus wants it."""
+    """Parse text in Prometheus' format, and return the samples by name and label value."""
     found: dict[tuple[str, str], float] = {}
     kinds: list[str] = []
     assert output.endswith("\n")
@@ -230,13 +230,15 @@ def metrics(output: str) -> dict[tuple[str, str], float]:
     return found
 
 
-def test_metrics_give_result_and_numbers_of_guests_and_disks_by_state(host: Host, clock: FakeClock, last: Path) -> None:
+def test_metrics_give_result_and_numbers_of_guests_and_disks_by_state(
+    host: Host, clock: FakeClock, record_path: Path
+) -> None:
     host.guest("web", host.image("a"), host.images / "b")
     host.guest("db", host.images / "b", host.images / "c")
     host.configuration("zz", "what is this\n")
     clock.at(7, lambda: host.image("b"))
     clock.wait(host, timeout=90)
-    result = show(host, last.parent, "--prometheus")
+    result = show(host, record_path.parent, "--prometheus")
     found = metrics(result.output)
     assert result.status == xwd.EXIT_READY
     after = found.pop(("xendomains_wait_disk_found_after_seconds", f"{host.images}/b"))
@@ -254,12 +256,12 @@ def test_metrics_give_result_and_numbers_of_guests_and_disks_by_state(host: Host
     assert {label for name, label in found if name == "xendomains_wait_guests"} == {one.value for one in xwd.State}
 
 
-def test_metrics_are_well_formed_for_any_path(host: Host, clock: FakeClock, last: Path) -> None:
+def test_metrics_are_well_formed_for_any_path(host: Host, clock: FakeClock, record_path: Path) -> None:
     path = host.images / 'a "quote", a \\backslash, ☃'
     host.guest("web", f"vdev=xvda,target={path}")
     clock.at(7, lambda: host.image(path.name))
     clock.wait(host)
-    found = metrics(show(host, last.parent, "--prometheus").output)
+    found = metrics(show(host, record_path.parent, "--prometheus").output)
     label = str(path).replace("\\", "\\\\").replace('"', '\\"')
     assert ("xendomains_wait_disk_found_after_seconds", label) in found
     assert found["xendomains_wait_ok", ""] == 1
@@ -269,7 +271,7 @@ def test_metrics_are_well_formed_for_any_path(host: Host, clock: FakeClock, last
 
 
 def entry(boot: str, priority: int, message: str, **fields: str) -> dict[str, str]:
-    """An entry, as `journalctl --output=json` prints it."""
+    """Return an entry as printed by `journalctl --output=json`."""
     always = {"__REALTIME_TIMESTAMP": "1790000000000000", "_BOOT_ID": boot, "SYSLOG_IDENTIFIER": "xendomains-wait-disk"}
     return {**always, "PRIORITY": str(priority), "MESSAGE": message, **fields}
 
@@ -292,28 +294,28 @@ JOURNAL = [
 
 
 class Journalctl:
-    """Stands in for journalctl: it knows two boots, and remembers what it was asked for."""
+    """A fake journalctl that knows two boots and records its arguments."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         script = directory / "journalctl"
         script.write_text(
-            f'#!/bin/sh\ncd {directory}\necho "$@" >>asked\n'
+            f'#!/bin/sh\ncd {directory}\necho "$@" >>calls\n'
             'case "$*" in *--list-boots*) cat boots ;; *--boot=-1*) cat before ;; *--boot=*) ;; *) cat all ;; esac\n'
         )
         script.chmod(0o755)
         (directory / "boots").write_text(f" -1 {A} Mon 2026-09-21—Mon\n  0 {B} Tue 2026-09-22—Tue\n")
-        self.has(JOURNAL)
+        self.set_entries(JOURNAL)
 
-    def has(self, entries: list[dict[str, str]]) -> None:
-        """What is in the journal."""
+    def set_entries(self, entries: list[dict[str, str]]) -> None:
+        """Set the entries of the journal."""
         for name, chosen in (("before", A), ("all", "")):
             lines = [json.dumps(one) for one in entries if one["_BOOT_ID"].startswith(chosen)]
             lines = [line for line in lines if chosen or xwd.MESSAGE_SUMMARY in line]
             (self._directory / name).write_text("".join(f"{line}\n" for line in lines))
 
-    def asked(self) -> str:
-        return (self._directory / "asked").read_text()
+    def calls(self) -> str:
+        return (self._directory / "calls").read_text()
 
 
 @pytest.fixture
@@ -323,9 +325,11 @@ def journalctl(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     return Journalctl(directory)
 
 
-@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
-def test_list_has_one_line_with_the_outcome_of_each_boot(host: Host, run: Path, journalctl: Journalctl) -> None:
-    result = show(host, run, "--list")
+@pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message")
+def test_list_has_one_line_with_the_outcome_of_each_boot(
+    host: Host, run_directory: Path, journalctl: Journalctl
+) -> None:
+    result = show(host, run_directory, "--list")
     ended = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1790000000))
     assert result.status == xwd.EXIT_READY
     assert [re.split("  +", line) for line in result.output.splitlines()] == [
@@ -333,14 +337,14 @@ def test_list_has_one_line_with_the_outcome_of_each_boot(host: Host, run: Path, 
         ["-1", ended, "timeout", "5min 0.2s", "4"],
         ["0", ended, "ready", "120ms", "0"],
     ]
-    assert f"MESSAGE_ID={xwd.MESSAGE_SUMMARY} SYSLOG_IDENTIFIER=xendomains-wait-disk" in journalctl.asked()
+    assert f"MESSAGE_ID={xwd.MESSAGE_SUMMARY} SYSLOG_IDENTIFIER=xendomains-wait-disk" in journalctl.calls()
 
 
 @pytest.mark.parametrize("arguments", [["-b", "-1"], ["--boot=-1"]])
 def test_earlier_boot_shows_messages_without_entries_of_single_disks(
-    host: Host, run: Path, journalctl: Journalctl, arguments: list[str]
+    host: Host, run_directory: Path, journalctl: Journalctl, arguments: list[str]
 ) -> None:
-    result = show(host, run, *arguments)
+    result = show(host, run_directory, *arguments)
     assert result.output.splitlines() == [
         "waiting for 4 disks of 1 guest: does not exist",
         "4 disks of 1 guest are still missing after 5min: does not exist",
@@ -349,21 +353,21 @@ def test_earlier_boot_shows_messages_without_entries_of_single_disks(
     assert result.status == xwd.EXIT_TIMED_OUT
 
 
-def test_earlier_boot_with_everything_ready_shows_that(host: Host, run: Path, journalctl: Journalctl) -> None:
-    journalctl.has([summary_of(A, 6, "ready", "0.120", "0", READY)])
-    result = show(host, run, "-b", "-1")
+def test_earlier_boot_with_everything_ready_shows_that(host: Host, run_directory: Path, journalctl: Journalctl) -> None:
+    journalctl.set_entries([summary_of(A, 6, "ready", "0.120", "0", READY)])
+    result = show(host, run_directory, "-b", "-1")
     assert (result.status, result.output) == (xwd.EXIT_READY, f"{READY}\n")
 
 
-def test_boot_unknown_to_the_journal_is_reported(host: Host, run: Path, journalctl: Journalctl) -> None:
-    result = show(host, run, "-b", "-7")
+def test_boot_unknown_to_the_journal_is_reported(host: Host, run_directory: Path, journalctl: Journalctl) -> None:
+    result = show(host, run_directory, "-b", "-7")
     assert (result.status, result.output) == (xwd.EXIT_USAGE, "")
     assert result.messages == "The journal has no messages of xendomains-wait-disk of boot -7.\n"
 
 
 @pytest.mark.parametrize("line", ["", "what is this\n", "[1, 2", "\udcff\n"])
 def test_unexpected_output_of_journalctl_is_reported(
-    host: Host, run: Path, journalctl: Journalctl, line: str, tmp_path_factory: pytest.TempPathFactory
+    host: Host, run_directory: Path, journalctl: Journalctl, line: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory = tmp_path_factory.mktemp("other")
     (directory / "text").write_text(line, errors="surrogateescape")
@@ -376,10 +380,12 @@ def test_unexpected_output_of_journalctl_is_reported(
     )
 
 
-def test_escape_sequences_from_the_journal_are_not_printed(host: Host, run: Path, journalctl: Journalctl) -> None:
-    journalctl.has([summary_of(A, 3, "timeout", "1.000", "1", "web\x1b[2J\n is gone")])
+def test_escape_sequences_from_the_journal_are_not_printed(
+    host: Host, run_directory: Path, journalctl: Journalctl
+) -> None:
+    journalctl.set_entries([summary_of(A, 3, "timeout", "1.000", "1", "web\x1b[2J\n is gone")])
     for arguments in (["--list"], ["-b", "-1"]):
-        assert "\x1b" not in show(host, run, *arguments).output
+        assert "\x1b" not in show(host, run_directory, *arguments).output
 
 
 @pytest.mark.parametrize("form", ["--json", "--prometheus", "--list"])
@@ -393,8 +399,8 @@ JOURNAL_REMOTE = "/lib/systemd/systemd-journal-remote"
 
 
 @pytest.mark.skipif(not os.path.exists(JOURNAL_REMOTE), reason="systemd-journal-remote is not installed")
-def test_output_of_real_journalctl_is_understood(host: Host, run: Path, tmp_path: Path) -> None:
-    """A journal with the messages of two boots, made as https://systemd.io/JOURNAL_EXPORT_FORMATS says."""
+def test_output_of_real_journalctl_is_understood(host: Host, run_directory: Path, tmp_path: Path) -> None:
+    """A journal with the messages of two boots, created from the format at https://systemd.io/JOURNAL_EXPORT_FORMATS."""
     if not shutil.which("journalctl"):
         pytest.skip("journalctl is not installed")
     file = tmp_path / "test.journal"
@@ -411,7 +417,7 @@ def test_output_of_real_journalctl_is_understood(host: Host, run: Path, tmp_path
     directory.mkdir()
     (directory / "journalctl").write_text(f'#!/bin/sh\nexec {shutil.which("journalctl")} --file={file} "$@"\n')
     (directory / "journalctl").chmod(0o755)
-    environment: dict[str, Any] = {"PATH": f"{directory}:{os.environ['PATH']}", "RUNTIME_DIRECTORY": str(run)}
+    environment: dict[str, Any] = {"PATH": f"{directory}:{os.environ['PATH']}", "RUNTIME_DIRECTORY": str(run_directory)}
     rows = [re.split("  +", line) for line in host.run("last", "--list", **environment).output.splitlines()]
     assert [[row[0], *row[2:]] for row in rows[1:]] == [
         ["-1", "timeout", "5min 0.2s", "4"],
@@ -421,17 +427,17 @@ def test_output_of_real_journalctl_is_understood(host: Host, run: Path, tmp_path
     assert before.output.splitlines() == [JOURNAL[0]["MESSAGE"], JOURNAL[2]["MESSAGE"], "x" * 10_000, LOST]
 
 
-# The message that sums it up
+# The summary
 
 
 def summary(journald: Journald) -> dict[str, str]:
-    """The only message that sums a wait up."""
+    """Return the fields of the summary, of which there must be exactly one."""
     (entry,) = (entry for entry in journald.entries() if entry.get("MESSAGE_ID") == xwd.MESSAGE_SUMMARY)
     assert re.fullmatch(r"\d+\.\d{3}", entry["WAITED_SEC"])
     return {key: entry[key] for key in ("RESULT", "MISSING", "PRIORITY", "MESSAGE")}
 
 
-@pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal")
+@pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message")
 @pytest.mark.parametrize("arguments", [(), ("--quiet",)])
 def test_journal_gets_ready_summary_at_every_log_level(
     host: Host, journald: Journald, arguments: tuple[str, ...]
@@ -476,10 +482,10 @@ def test_ready_summary_outside_the_journal_needs_verbose(host: Host) -> None:
     assert "Everything is ready for 1 guest with 1 disk.\n" in host.run("-v").messages
 
 
-# Guests that are refused
+# Refused guests
 
 
-def test_not_everything_is_ready_with_a_refused_guest(host: Host) -> None:
+def test_refused_guest_means_not_everything_is_ready(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.configuration("zz", "what is this\n")
     result = host.run("-v")
@@ -504,7 +510,7 @@ def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
     assert host.run("list").status == xwd.EXIT_USAGE
 
 
-# Guests that are asked for
+# Selected guests
 
 
 @pytest.mark.usefixtures("systemctl")
@@ -525,8 +531,8 @@ def test_only_selected_guests_count(host: Host, name: str) -> None:
         (["web-*"], ["web-1", "web-2"]),
         (["web-[!1]", "d?"], ["db", "web-2"]),
         (["web-?.cfg"], ["web-1", "web-2"]),
-        (["[odd]"], ["[odd]"]),  # a name that looks like a pattern is a name first
-        (["WEB-1*", "web-1"], []),  # no pattern is left without a guest
+        (["[odd]"], ["[odd]"]),  # an exact name takes precedence over a pattern
+        (["WEB-1*", "web-1"], []),  # every pattern must match a guest
     ],
 )
 def test_guests_can_be_selected_by_shell_patterns(host: Host, patterns: list[str], guests: list[str]) -> None:
@@ -590,7 +596,7 @@ def test_no_guest_is_known_if_none_starts(host: Host) -> None:
     assert host.run("list", "web").messages == "'web' is not a guest that starts at boot (known: none).\n"
 
 
-# What a guest boots from
+# Boot files
 
 
 @pytest.mark.parametrize(

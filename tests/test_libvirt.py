@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Guests that libvirt starts: their XML, their managed saves, and how they are listed, checked and started."""
+"""Guests started by libvirt: their XML and managed saves, and how they are listed, checked and started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from test_start import Start, StartHost, create
 import xendomains_wait_disk as xwd
 
 pytestmark = pytest.mark.promise(
-    "A guest of libvirt is listed, checked and waited for as the others, and started late if libvirt could not start it"
+    "Guests of libvirt are listed, checked, waited for and, if libvirt could not start them, started late"
 )
 
 RECORDED = DATA / "libvirt"
@@ -30,12 +30,12 @@ FILE = "/etc/libvirt/libxl/autostart/web.xml"
 
 
 def domain(*disks: str, name: str = "web", more: str = "") -> str:
-    """The XML of a guest; `disks` are whole elements."""
+    """Return the XML of a guest; `disks` are complete elements."""
     return f"<domain type='xen'>\n<name>{escape(name)}</name>\n{more}<devices>{''.join(disks)}</devices>\n</domain>\n"
 
 
 def disk(source: str = "", kind: str = "block", device: str = "disk", vdev: str = "xvda", more: str = "") -> str:
-    """The XML of a disk."""
+    """Return the XML of a disk."""
     key = "dev" if kind == "block" else "file"
     from_where = f"<source {key}={quoteattr(source)}/>" if source else ""
     return f"<disk type='{kind}' device='{device}'>{from_where}<target dev='{vdev}'/>{more}</disk>"
@@ -183,11 +183,11 @@ def test_any_xml_is_either_read_or_refused(noise: str, keep: int) -> None:
         assert str(refused)
 
 
-# The managed saves
+# Managed saves
 
 
 def managed_save(xml: str, version: int = 2, end: bytes = xwd.SAVED_END, size: int | None = None) -> bytes:
-    """A file as virsh managedsave writes it."""
+    """Return the content of a file written by virsh managedsave."""
     text = xml.encode() + b"\0"
     words = b"".join(word.to_bytes(4, sys.byteorder) for word in (version, len(text) if size is None else size))
     return (xwd.LIBVIRT_MAGIC + words).ljust(xwd.LIBVIRT_HEADER, b"\0") + text + b"the memory image" + end
@@ -217,11 +217,11 @@ def test_a_damaged_managed_save_is_refused(content: bytes, message: str) -> None
     assert str(refused.value).startswith(message)
 
 
-# The guests
+# Guests
 
 
 class LibvirtHost(StartHost):
-    """A host with guests of libvirt, whose virsh starts them as its xl does."""
+    """A host with guests of libvirt and a fake virsh, which behaves like the fake xl."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(root, monkeypatch)
@@ -239,7 +239,7 @@ class LibvirtHost(StartHost):
         virsh.chmod(0o755)
 
     def libvirt_guest(self, name: str, *disks: Path) -> Path:
-        """A guest that libvirt starts, a link as it makes it."""
+        """Create a guest that libvirt starts at boot; returns the link that libvirt would create."""
         config = self.root / f"{name}.xml"
         config.write_text(domain(*(disk(str(one), "file", vdev=f"xvd{c}") for one, c in zip(disks, "abc")), name=name))
         link = self.libvirt / config.name
@@ -248,15 +248,15 @@ class LibvirtHost(StartHost):
 
 
 @pytest.fixture
-def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LibvirtHost]:
+def libvirt_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LibvirtHost]:
     it = LibvirtHost(tmp_path, monkeypatch)
     yield it
     it.end()
 
 
 @pytest.fixture
-def start(late: LibvirtHost, clock: FakeClock) -> Start:
-    return Start(late, clock)
+def start(libvirt_host: LibvirtHost, clock: FakeClock) -> Start:
+    return Start(libvirt_host, clock)
 
 
 def guests_of(host: Host) -> list[dict[str, Any]]:
@@ -264,25 +264,25 @@ def guests_of(host: Host) -> list[dict[str, Any]]:
     return guests
 
 
-def test_a_guest_of_libvirt_is_listed_with_its_disks(late: LibvirtHost) -> None:
-    file = late.libvirt_guest("web", late.image("web"), late.images / "data")
-    (guest,) = guests_of(late)
+def test_a_guest_of_libvirt_is_listed_with_its_disks(libvirt_host: LibvirtHost) -> None:
+    file = libvirt_host.libvirt_guest("web", libvirt_host.image("web"), libvirt_host.images / "data")
+    (guest,) = guests_of(libvirt_host)
     assert (guest["name"], guest["kind"], guest["source"], guest["start"]) == ("web", "libvirt", str(file), "create")
     assert [one["state"] for one in guest["disks"]] == ["ready", "missing"]
 
 
-def test_boot_waits_for_disks_of_libvirt_guests(late: LibvirtHost) -> None:
-    late.libvirt_guest("web", late.images / "web")
-    with late.start() as running:
-        running.wait_for(f"{late.images}/web for web")
-        late.image("web")
+def test_boot_waits_for_disks_of_libvirt_guests(libvirt_host: LibvirtHost) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.images / "web")
+    with libvirt_host.start() as running:
+        running.wait_for(f"{libvirt_host.images}/web for web")
+        libvirt_host.image("web")
         assert running.end().status == xwd.EXIT_READY
 
 
-def test_without_settings_of_xendomains_guests_of_libvirt_are_waited_for(late: LibvirtHost) -> None:
-    late.libvirt_guest("web", late.images / "web")
-    late.settings.unlink()
-    assert late.run("--timeout=0").status == xwd.EXIT_TIMED_OUT
+def test_without_settings_of_xendomains_guests_of_libvirt_are_waited_for(libvirt_host: LibvirtHost) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.images / "web")
+    libvirt_host.settings.unlink()
+    assert libvirt_host.run("--timeout=0").status == xwd.EXIT_TIMED_OUT
 
 
 def test_exit_status_is_6_without_xendomains_settings_and_libvirt(host: Host) -> None:
@@ -290,37 +290,37 @@ def test_exit_status_is_6_without_xendomains_settings_and_libvirt(host: Host) ->
     assert host.run("--timeout=0").status == xwd.EXIT_NO_XENDOMAINS
 
 
-def test_empty_libvirt_setting_disables_libvirt_guests(late: LibvirtHost) -> None:
-    late.libvirt_guest("web", late.images / "web")
-    late.libvirt = Path()
-    late.conf.write_text(f"[paths]\nxendomains = {late.settings}\nlibvirt =\n")
-    assert guests_of(late) == []
+def test_empty_libvirt_setting_disables_libvirt_guests(libvirt_host: LibvirtHost) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.images / "web")
+    libvirt_host.libvirt = Path()
+    libvirt_host.conf.write_text(f"[paths]\nxendomains = {libvirt_host.settings}\nlibvirt =\n")
+    assert guests_of(libvirt_host) == []
 
 
-def test_files_that_libvirt_does_not_read_are_ignored(late: LibvirtHost) -> None:
-    (late.libvirt / "web.xml~").write_text(domain())
-    (late.libvirt / "gone.xml").symlink_to(late.root / "gone.xml")
-    assert guests_of(late) == []
+def test_files_that_libvirt_does_not_read_are_ignored(libvirt_host: LibvirtHost) -> None:
+    (libvirt_host.libvirt / "web.xml~").write_text(domain())
+    (libvirt_host.libvirt / "gone.xml").symlink_to(libvirt_host.root / "gone.xml")
+    assert guests_of(libvirt_host) == []
 
 
-def test_a_file_that_is_not_xml_is_refused_with_its_line(late: LibvirtHost) -> None:
-    (late.libvirt / "web.xml").write_text("<domain>\n<name>web</nam>\n</domain>\n")
-    os.utime(late.libvirt / "web.xml", (0, 0))
-    (guest,) = guests_of(late)
+def test_a_file_that_is_not_xml_is_refused_with_its_line(libvirt_host: LibvirtHost) -> None:
+    (libvirt_host.libvirt / "web.xml").write_text("<domain>\n<name>web</nam>\n</domain>\n")
+    os.utime(libvirt_host.libvirt / "web.xml", (0, 0))
+    (guest,) = guests_of(libvirt_host)
     assert (guest["state"], guest["reason"]) == (
         "refused",
         "line 2: mismatched tag (see virt-xml-validate FILE)",
     )
 
 
-def test_managed_save_is_restored_with_its_own_disks(late: LibvirtHost, clock: FakeClock) -> None:
-    late.libvirt_guest("web", late.images / "now")
-    watcher = late.watcher(clock)
-    assert [one.path for one in watcher.look(clock.now() + 9).missing()] == [f"{late.images}/now"]
-    save = late.managed / "web.save"
-    save.write_bytes(managed_save(domain(disk(f"{late.images}/then", "file"))))
+def test_managed_save_is_restored_with_its_own_disks(libvirt_host: LibvirtHost, clock: FakeClock) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.images / "now")
+    watcher = libvirt_host.watcher(clock)
+    assert [one.path for one in watcher.look(clock.now() + 9).missing()] == [f"{libvirt_host.images}/now"]
+    save = libvirt_host.managed / "web.save"
+    save.write_bytes(managed_save(domain(disk(f"{libvirt_host.images}/then", "file"))))
     snapshot = watcher.look(clock.now() + 9, recheck_ready=True)
-    assert [one.path for one in snapshot.missing()] == [f"{late.images}/then"]
+    assert [one.path for one in snapshot.missing()] == [f"{libvirt_host.images}/then"]
     assert [guest.start.how for guest in snapshot.guests.values()] == ["restore"]
     save.write_bytes(managed_save(domain(), end=b""))
     os.utime(save, (0, 0))
@@ -342,109 +342,111 @@ def check(host: Host) -> str:
     return host.run("check").output
 
 
-def test_same_name_in_xendomains_and_libvirt_is_an_error(late: LibvirtHost, systemctl: Systemctl) -> None:
-    other = late.guest("web", late.image("a"))
-    late.libvirt_guest("web", late.image("b"))
-    assert f"xendomains also starts a guest with this name, from {other}" in check(late)
-    assert "virsh autostart --disable web" in check(late)
+def test_same_name_in_xendomains_and_libvirt_is_an_error(libvirt_host: LibvirtHost, systemctl: Systemctl) -> None:
+    other = libvirt_host.guest("web", libvirt_host.image("a"))
+    libvirt_host.libvirt_guest("web", libvirt_host.image("b"))
+    assert f"xendomains also starts a guest with this name, from {other}" in check(libvirt_host)
+    assert "virsh autostart --disable web" in check(libvirt_host)
 
 
-def test_same_disk_in_xendomains_and_libvirt_is_an_error(late: LibvirtHost, systemctl: Systemctl) -> None:
-    image = late.image("a")
-    late.guest("one", image)
-    late.libvirt_guest("two", image)
-    assert late.run("check").status == xwd.EXIT_USAGE
-    assert "guest two" in check(late)
+def test_same_disk_in_xendomains_and_libvirt_is_an_error(libvirt_host: LibvirtHost, systemctl: Systemctl) -> None:
+    image = libvirt_host.image("a")
+    libvirt_host.guest("one", image)
+    libvirt_host.libvirt_guest("two", image)
+    assert libvirt_host.run("check").status == xwd.EXIT_USAGE
+    assert "guest two" in check(libvirt_host)
 
 
 def test_conflict_with_xendomains_is_no_finding_if_all_guests_are_libvirts(
-    late: LibvirtHost, systemctl: Systemctl
+    libvirt_host: LibvirtHost, systemctl: Systemctl
 ) -> None:
-    late.libvirt_guest("web", late.image("a"))
-    systemctl.says("libvirtd.service", "enabled")
-    systemctl.has_conflicts("libvirtd.service", "xendomains.service")
-    systemctl.says("xendomains.service", "disabled")
-    assert late.run("check").status == xwd.EXIT_READY
-    late.guest("db", late.image("b"))
-    assert "libvirtd.service conflicts with xendomains.service" in check(late)
+    libvirt_host.libvirt_guest("web", libvirt_host.image("a"))
+    systemctl.set_state("libvirtd.service", "enabled")
+    systemctl.set_conflicts("libvirtd.service", "xendomains.service")
+    systemctl.set_state("xendomains.service", "disabled")
+    assert libvirt_host.run("check").status == xwd.EXIT_READY
+    libvirt_host.guest("db", libvirt_host.image("b"))
+    assert "libvirtd.service conflicts with xendomains.service" in check(libvirt_host)
 
 
 # start
 
 
-def test_a_guest_is_started_with_virsh(late: LibvirtHost, start: Start) -> None:
-    late.libvirt_guest("web", late.image("web"))
-    other = late.guest("db", late.image("db"))
+def test_a_guest_is_started_with_virsh(libvirt_host: LibvirtHost, start: Start) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.image("web"))
+    other = libvirt_host.guest("db", libvirt_host.image("db"))
     assert start() == xwd.EXIT_READY
-    assert late.calls() == [create(other), "virsh start web"]
+    assert libvirt_host.calls() == [create(other), "virsh start web"]
     assert "guest web has been started.\n" in start.logged
 
 
-def test_guest_with_a_managed_save_is_restored(late: LibvirtHost, start: Start) -> None:
-    late.libvirt_guest("web", late.image("web"))
-    (late.managed / "web.save").write_bytes(managed_save(domain()))
+def test_guest_with_a_managed_save_is_restored(libvirt_host: LibvirtHost, start: Start) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.image("web"))
+    (libvirt_host.managed / "web.save").write_bytes(managed_save(domain()))
     assert start() == xwd.EXIT_READY
-    assert late.calls() == ["virsh start web"]
+    assert libvirt_host.calls() == ["virsh start web"]
     assert "guest web has been restored.\n" in start.logged
 
 
 def test_dry_run_quotes_virsh_command_for_a_shell(
-    late: LibvirtHost, start: Start, capsys: pytest.CaptureFixture[str]
+    libvirt_host: LibvirtHost, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    late.libvirt_guest("a b", late.image("web"))
+    libvirt_host.libvirt_guest("a b", libvirt_host.image("web"))
     start(dry_run=True)
     assert capsys.readouterr().out == "virsh --connect xen:///system start 'a b'\n"
 
 
-def test_guest_is_not_started_before_libvirt_has_tried(late: LibvirtHost, start: Start) -> None:
-    late.libvirt_guest("web", late.image("web"))
-    (late.root / "no-libvirt").touch()
-    start.clock.at(25, (late.root / "no-libvirt").unlink)
+def test_guest_is_not_started_before_libvirt_has_tried(libvirt_host: LibvirtHost, start: Start) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.image("web"))
+    (libvirt_host.root / "no-libvirt").touch()
+    start.clock.at(25, (libvirt_host.root / "no-libvirt").unlink)
     assert start() == xwd.EXIT_TIMED_OUT
     assert "guest web is still waiting for libvirt (`virsh --connect xen:///system list` fails).\n" in start.logged
-    assert late.calls() == []
+    assert libvirt_host.calls() == []
     assert start(wait=60) == xwd.EXIT_READY
-    assert late.calls() == ["virsh start web"]
+    assert libvirt_host.calls() == ["virsh start web"]
 
 
-def test_guests_of_xendomains_do_not_wait_for_libvirt(late: LibvirtHost, start: Start) -> None:
-    late.libvirt_guest("web", late.image("web"))
-    other = late.guest("db", late.image("db"))
-    (late.root / "no-libvirt").touch()
+def test_guests_of_xendomains_do_not_wait_for_libvirt(libvirt_host: LibvirtHost, start: Start) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.image("web"))
+    other = libvirt_host.guest("db", libvirt_host.image("db"))
+    (libvirt_host.root / "no-libvirt").touch()
     assert start() == xwd.EXIT_TIMED_OUT
-    assert late.calls() == [create(other)]
+    assert libvirt_host.calls() == [create(other)]
 
 
-def test_running_or_shut_down_guest_is_left_alone(late: LibvirtHost, start: Start) -> None:
+def test_running_or_shut_down_guest_is_left_alone(libvirt_host: LibvirtHost, start: Start) -> None:
     for name in ("runs", "ran"):
-        late.libvirt_guest(name, late.image(name))
-    late.running.write_text("runs\n")
-    (late.root / "libvirt-log" / "ran.log").write_text("Domain start\n")
+        libvirt_host.libvirt_guest(name, libvirt_host.image(name))
+    libvirt_host.running.write_text("runs\n")
+    (libvirt_host.root / "libvirt-log" / "ran.log").write_text("Domain start\n")
     assert start() == xwd.EXIT_READY
-    assert late.calls() == []
+    assert libvirt_host.calls() == []
     assert "guest runs is already running.\n" in start.logged
     assert "it has been started since the host booted" in start.logged
 
 
-def test_it_is_left_alone_also_if_the_wait_has_noted_the_logs_later(late: LibvirtHost, start: Start) -> None:
-    """libvirt does not wait for the wait at boot."""
-    late.libvirt_guest("ran", late.image("ran"))
-    log = late.root / "libvirt-log" / "ran.log"
+def test_shut_down_guest_stays_down_if_the_logs_were_recorded_after_its_start(
+    libvirt_host: LibvirtHost, start: Start
+) -> None:
+    """libvirt may start guests before the wait at boot records the logs."""
+    libvirt_host.libvirt_guest("ran", libvirt_host.image("ran"))
+    log = libvirt_host.root / "libvirt-log" / "ran.log"
     log.write_text("Domain start\n")
     status = log.stat()
     xwd.write_record(xwd.LOGS_AT_BOOT, {"ran": [status.st_ino, status.st_size, status.st_mtime_ns]})
     assert start() == xwd.EXIT_READY
-    assert late.calls() == []
+    assert libvirt_host.calls() == []
 
 
-def test_only_libvirt_guests_are_started_if_xendomains_has_not_run(late: LibvirtHost) -> None:
-    """Whoever uses libvirt may have left configurations in the auto directory."""
-    late.libvirt_guest("web", late.image("web"))
-    other = late.guest("db", late.image("db"))
-    systemctl = late.root / "bin" / "systemctl"
+def test_only_libvirt_guests_are_started_if_xendomains_has_not_run(libvirt_host: LibvirtHost) -> None:
+    """The auto directory may contain old configurations."""
+    libvirt_host.libvirt_guest("web", libvirt_host.image("web"))
+    other = libvirt_host.guest("db", libvirt_host.image("db"))
+    systemctl = libvirt_host.root / "bin" / "systemctl"
     systemctl.write_text("#!/bin/sh\necho inactive\n")
     systemctl.chmod(0o755)
-    assert late.late("--wait=5s").end().status == xwd.EXIT_READY
-    assert late.calls() == ["virsh start web"]
-    assert late.late().end().status == xwd.EXIT_READY
-    assert late.calls()[1:] == ["virsh start web", create(other)][::-1]
+    assert libvirt_host.start_process("--wait=5s").end().status == xwd.EXIT_READY
+    assert libvirt_host.calls() == ["virsh start web"]
+    assert libvirt_host.start_process().end().status == xwd.EXIT_READY
+    assert libvirt_host.calls()[1:] == ["virsh start web", create(other)][::-1]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""What it says, and where: journal, terminal, table, JSON, exit status."""
+"""Messages in the journal and on terminals, the table, JSON, and exit statuses."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ GROUP = {"a", "b", "c", "d"}
 
 
 def grouped(entries: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The entries about the disks of a guest that lacks four for one reason: first a message, then one for each."""
+    """Check and return the entries for four disks with the same reason: first a message, then one entry per disk."""
     message, *each = (entry for entry in entries if entry.get("REASON") == "does not exist")
     assert message["MESSAGE"].endswith(": does not exist") and "DISK" not in message
     assert {Path(entry["DISK"]).name for entry in each} == GROUP
@@ -263,7 +263,7 @@ def grouped(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     return [message, *each]
 
 
-@pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
+@pytest.mark.promise("At the timeout, each missing disk is named with the reason, and the other guests start")
 @pytest.mark.parametrize("level", [(), ("--quiet",)], ids=["warning", "err"])
 def test_journal_has_an_entry_for_each_disk_of_a_group_at_every_log_level(
     host: Host, journald: Journald, level: tuple[str, ...]
@@ -305,7 +305,7 @@ def test_group_is_one_message_on_a_terminal_or_in_a_pipe(host: Host) -> None:
 
 
 def test_messages_of_all_causes_precede_the_entries_of_a_group(host: Host, journald: Journald) -> None:
-    """So that where there are more than may be sent, or a slow reader, no cause is lost."""
+    """So no cause is lost if there are too many messages, or the reader is slow."""
     host.guest("web", *(host.images / name for name in sorted(GROUP)), host.images / "other" / "disk")
     journald.start("--timeout", "0").end()
     priorities = [entry["PRIORITY"] for entry in journald.entries() if "REASON" in entry]
@@ -319,7 +319,7 @@ def test_slow_journald_does_not_delay_the_boot_for_entries_of_a_group(host: Host
 
 @pytest.fixture
 def stuck_journal(journald: Journald) -> Journald:
-    """A journald that takes nothing."""
+    """A journald that accepts no messages."""
     journald.fill()
     return journald
 
@@ -356,25 +356,25 @@ def test_restarted_journald_gets_the_next_messages(host: Host, journald: Journal
     wait_until(lambda: f"<4>disk {host.images}/a found" in journald.stderr())
     with Receiver(journald.address) as restarted:
         host.image("b")
-        assert f"disk {host.images}/b found" in restarted.take()
+        assert f"disk {host.images}/b found" in restarted.receive()
         host.image("c")
         assert running.end().status == xwd.EXIT_READY
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Readers that are slow, do not read, or are gone
+# Readers that are slow, stuck or gone
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class StuckReader(NamedTuple):
-    """Somebody who does not read: how the command is started that tells them something, and what they find later."""
+    """A reader that does not read: how to start the command with it, and how to read the messages later."""
 
     start: Callable[..., Running]
     read: Callable[[], str]
 
 
 def read_all(descriptor: int) -> str:
-    """What there is to read."""
+    """Read what is available."""
     data = b""
     while select.select([descriptor], [], [], 0)[0]:
         data += os.read(descriptor, 1 << 16)
@@ -389,7 +389,7 @@ def stuck_pipe(host: Host) -> Iterator[StuckReader]:
 
 @contextmanager
 def stuck_terminal(host: Host) -> Iterator[StuckReader]:
-    """It takes less than what goes into a pipe at once, and then blocks."""
+    """A terminal accepts less than a pipe before it blocks."""
     reading, writing = pty.openpty()
     yield StuckReader(partial(host.start, options={"stderr": writing}), lambda: read_all(reading))
     os.close(reading)
@@ -401,7 +401,7 @@ def stuck_journald(host: Host) -> Iterator[StuckReader]:
     journald = Journald(host)
     with journald:
         journald.fill()
-        yield StuckReader(journald.start, lambda: "".join(journald.take_all()))
+        yield StuckReader(journald.start, lambda: "".join(journald.receive_all()))
 
 
 @pytest.fixture(params=[stuck_pipe, stuck_terminal, stuck_journald])
@@ -412,14 +412,14 @@ def stuck(request: pytest.FixtureRequest, host: Host) -> Iterator[StuckReader]:
 
 @pytest.fixture
 def systemd(host: Host) -> Iterator[Receiver]:
-    """Where systemd listens."""
+    """The notification socket of systemd."""
     with Receiver(host.root / "notify") as it:
         yield it
 
 
-@pytest.mark.promise("The journal or a pipe is not read")
+@pytest.mark.promise("The reader of the journal or of a pipe is stuck")
 def test_stuck_reader_does_not_delay_the_wait(host: Host, stuck: StuckReader) -> None:
-    """Not for longer than a moment for each message; hundreds of them would be minutes."""
+    """At most for a moment in total: a moment for each of hundreds of messages would add up to minutes."""
     host.guest("web", *(host.images / str(number) for number in range(300)))
     assert stuck.start("--timeout", "1").end().status == xwd.EXIT_TIMED_OUT
 
@@ -427,22 +427,22 @@ def test_stuck_reader_does_not_delay_the_wait(host: Host, stuck: StuckReader) ->
 def test_signal_ends_the_wait_while_the_reader_is_stuck(host: Host, stuck: StuckReader, systemd: Receiver) -> None:
     host.guest("web", *(host.images / str(number) for number in range(300)))
     running = stuck.start(NOTIFY_SOCKET=systemd.address)
-    systemd.take()
+    systemd.receive()
     running.signal(signal.SIGTERM)
     assert running.end().status == -signal.SIGTERM
 
 
-@pytest.mark.promise("The journal or a pipe is not read")
+@pytest.mark.promise("The reader of the journal or of a pipe is stuck")
 @pytest.mark.parametrize("stuck", [stuck_pipe, stuck_journald], indirect=True)
 def test_reader_that_resumes_is_told_that_messages_were_dropped(
     host: Host, stuck: StuckReader, systemd: Receiver
 ) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     running = stuck.start(NOTIFY_SOCKET=systemd.address)
-    assert "2 disks" in systemd.take_status()  # by now it has tried to say what it waits for
+    assert "2 disks" in systemd.receive_status()  # by now it has tried to print what it waits for
     assert "still waiting" not in stuck.read()
     host.image("a")
-    assert "1 disk" in systemd.take_status()
+    assert "1 disk" in systemd.receive_status()
     messages = stuck.read()
     host.image("b")
     assert running.end().status == xwd.EXIT_READY
@@ -456,11 +456,11 @@ def test_error_to_a_stuck_reader_does_not_delay_the_boot(host: Host) -> None:
     assert result.status == xwd.EXIT_TIMED_OUT
 
 
-F_SETPIPE_SZ = 1031  # Python 3.9 has no name for it
+F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ exists only since Python 3.10
 
 
 class SlowReader:
-    """Takes a message from a pipe each `seconds`."""
+    """A reader that takes a message from a pipe every `seconds`."""
 
     def __init__(self, clock: FakeClock, seconds: float) -> None:
         self.messages = ""
@@ -480,7 +480,7 @@ class SlowReader:
 
 
 def test_timeout_holds_within_a_second_though_messages_are_slow(host: Host, clock: FakeClock) -> None:
-    host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with a reason of its own
+    host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with its own reason
     reader = SlowReader(clock, 0.05)
     settings = xwd.Settings(timeout=3.0)
     assert xwd.wait_for_disks(host.watcher(clock, settings), reader.journal(clock), clock.now()) == xwd.EXIT_TIMED_OUT
@@ -492,7 +492,7 @@ def test_timeout_holds_within_a_second_though_messages_are_slow(host: Host, cloc
 
 
 def test_signal_ends_the_wait_within_a_second_though_messages_are_slow(host: Host, clock: FakeClock) -> None:
-    host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with a reason of its own
+    host.guest("web", *(host.images / str(number) / "disk" for number in range(400)))  # each with its own reason
     reader = SlowReader(clock, 0.05)
     clock.take_signals()
     clock.at(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -564,7 +564,7 @@ def test_output_that_cannot_be_written_is_reported(host: Host) -> None:
 
 
 class Reported:
-    """A reporter on a clock of its own, and what it says."""
+    """A reporter with a fake clock, and its messages."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
@@ -572,7 +572,7 @@ class Reported:
         self._reporter = xwd.Reporter(xwd.Journal(xwd.WARNING, clock.messages, clock), clock, clock.now(), 300)
 
     def report(self, **reasons: str) -> list[str]:
-        """What it says of a snapshot in which each of these guests has a disk that is missing for this reason."""
+        """Return the messages for a snapshot in which each of these guests lacks a disk for this reason."""
         guests, disks = {}, {}
         for name, reason in reasons.items():
             disk = xwd.Disk("xvda", f"/{name}")
@@ -650,11 +650,11 @@ def test_at_most_a_thousand_messages_are_shown_per_reminder_interval(reported: R
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is shown
+# Escaping and encoding
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
+@pytest.mark.promise("File and guest names can neither forge messages nor control the terminal")
 def test_names_cannot_forge_messages_or_send_escapes_to_the_terminal(host: Host) -> None:
     evil = "web\n<0>all is well\x1b[2J\x9b\u202e"
     (host.auto / "web.cfg").write_text(

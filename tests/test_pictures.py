@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""What list, check and last show on a terminal, of a real width, and what they print into a pipe."""
+"""The output of list, check and last on a terminal with a given width, and in a pipe."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def without_colours(shown: str) -> str:
 
 
 def blocks(shown: str) -> list[str]:
-    """What stands between empty lines: the causes, the table, the footer."""
+    """Split the output at empty lines: the causes, the table, the footer."""
     return without_colours(shown).rstrip("\n").split("\n\n")
 
 
 @pytest.fixture
 def incident(host: Host) -> Host:
-    """A host with a ZFS pool that is not imported, on which most guests have their disks, and other trouble."""
+    """A host with a ZFS pool that is not imported, on which most guests have their disks, and other problems."""
     for number in range(1, 6):
         host.guest(f"web-{number}", f"/dev/zvol/tank/web-{number}")
     host.guest("db", host.image("db"), host.images / "data")
@@ -129,7 +129,7 @@ LONG = "a-name-as-long-as-names-of-guests-may-be-" * 3
 
 @pytest.fixture
 def wide(incident: Host) -> Host:
-    """The same with names that are long, or wide."""
+    """The same host with long names and wide characters."""
     directory = incident.images / "日本語のディレクトリ" / LONG
     incident.guest("日本語の仮想マシン", directory / "ディスク", incident.image("ある"))
     incident.guest(LONG, "/dev/zvol/tank/long", directory / LONG)
@@ -206,12 +206,12 @@ def test_pipe_gets_one_line_per_disk_with_full_reason_and_no_colours(wide: Host)
     assert re.fullmatch(rf"{LONG} +create +xvda +/dev/zvol/tank/long +missing +ZFS pool tank is not imported", line)
 
 
-# How a wait went
+# last
 
 
 @pytest.fixture
 def waited(host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Host:
-    """A host on which a wait of 40 s has ended: one disk was there at once, two came, and one did not."""
+    """A host after a wait of 40 s: one disk was ready at once, two appeared, and one did not."""
     monkeypatch.setattr(xwd, "LAST_WAIT", str(host.root / "last.json"))
     host.guest("web", host.image("at-once"), host.images / "early", host.images / "late")
     host.guest("db", host.images / "late", "/dev/zvol/tank/db")
@@ -257,7 +257,7 @@ def test_last_prints_full_reason_into_a_pipe(waited: Host) -> None:
     assert "#" not in output and "see [" not in output
 
 
-@pytest.mark.promise("No name of a file or guest can forge a message or reach the terminal")
+@pytest.mark.promise("File and guest names can neither forge messages nor control the terminal")
 def test_tampered_record_sends_no_escape_sequences_to_the_terminal(waited: Host) -> None:
     record = Path(waited.root, "last.json")
     record.write_text(record.read_text().replace("/dev/zvol/tank/db", "/dev/\\u001b[2J\\n/db"))
@@ -265,5 +265,5 @@ def test_tampered_record_sends_no_escape_sequences_to_the_terminal(waited: Host)
 
 
 def test_wide_and_combining_characters_in_one_text_do_not_widen_a_line() -> None:
-    """Together they take as many columns as there are characters."""
+    """Together they occupy as many columns as there are characters."""
     assert max(map(xwd.display_width, xwd.wrapped("\ub71c\u059c" * 40, 20))) <= 20

@@ -512,7 +512,7 @@ def test_open_crypt_volume_with_content_is_ready_when_udev_says_so(machine: Mach
     assert machine.look().state is xwd.State.NOT_READY
 
 
-@pytest.mark.promise("udev's database holds anything: labels that are not UTF-8, 50 MB")
+@pytest.mark.promise("udev's database has unexpected content: labels that are not UTF-8, 50 MB")
 def test_properties_in_udevs_database_may_hold_anything(machine: Machine) -> None:
     machine.device("sda")
     (machine.database / "b259:77").write_bytes(b"I:1\nE:ID_MODEL=a=b \nE:ID_SERIAL=\xfc\nE:EMPTY=\nQ:tag\n")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""What each disk means for this host."""
+"""The path on this host that each disk needs, if any."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_required_path_comes_from_the_disk_specification(specification: str, pat
         ("phy:/dev/vg0/web,xvda,r", False, False),
         ("access=ro,vdev=xvda,target=/dev/vg0/web", False, False),
         ("/srv/install.iso,,hdc,cdrom", False, False),
-        ("drbd:r0,xvda,w", False, True),  # DRBD is read-only until its script has made it Primary
+        ("drbd:r0,xvda,w", False, True),  # DRBD is read-only until Xen's script makes it Primary
         ("phy:/dev/drbd1,xvda,w", True, False),
     ],
 )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The header that xl save writes."""
+"""Saved guests: the header written by xl save, and the configuration in it."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_fields_missing_in_json_are_empty() -> None:
     assert xwd.disk_from_json({}) == xwd.Disk("")
 
 
-@pytest.mark.promise("No file makes it crash or hang")
+@pytest.mark.promise("No file can make it crash or hang")
 @given(st.binary(), st.integers(0, len(REAL)))
 def test_any_file_is_either_read_or_refused(noise: bytes, keep: int) -> None:
     try:
@@ -151,10 +151,10 @@ def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     assert xwd.domain_from_json(text, "/var/lib/xen/save/web", "saved").name == "web"
 
 
-@pytest.mark.promise("A configuration takes long to parse")
+@pytest.mark.promise("A configuration is slow to parse")
 @pytest.mark.parametrize("piece", ['\\"', '"', '\\\\"', "[]", "{", '"\n', "\\"])
 def test_json_takes_time_proportional_to_its_length(piece: str) -> None:
-    """A pattern that tries each quote anew would burn half a minute for the largest, and hear no signal meanwhile."""
+    """A regular expression with backtracking would take half a minute for the largest file and block signals."""
     text = ('"' + piece * 32_000)[:32_000]
     started = time.process_time()
     with pytest.raises(xwd.ConfigError):
@@ -168,14 +168,14 @@ def test_json_takes_time_proportional_to_its_length(piece: str) -> None:
 
 
 class Pieces(io.BytesIO):
-    """A file that hands out one byte at a time."""
+    """A file that returns one byte per read."""
 
     def readinto(self, buffer: Any) -> int:
         return super().readinto(memoryview(buffer)[:1])
 
 
-@pytest.mark.promise("A file system returns less than it was asked for")
-def test_a_header_that_comes_in_pieces_is_read() -> None:
+@pytest.mark.promise("A file system returns short reads")
+def test_header_from_short_reads_is_read() -> None:
     assert xwd.saved_configuration(io.BufferedReader(Pieces(REAL))) == read(REAL)
 
 

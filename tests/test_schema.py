@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The JSON Schemas, against what the program prints."""
+"""The JSON schemas match the output of the program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMAS = MODULE.parent / "schema"
 
 
 def schema(command: str) -> Any:
-    """The schema for what a command prints; names that it does not have are an error here."""
+    """Return the schema for the output of a command, which does not allow additional fields here."""
 
     def strict(part: Any) -> Any:
         if isinstance(part, list):
@@ -36,7 +36,7 @@ def schema(command: str) -> Any:
 
 
 def fields(part: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields that a schema describes, also those of the records in lists."""
+    """Yield the fields that a schema describes, including those of nested records."""
     for key, one in {**part.get("properties", {}), **part.get("$defs", {})}.items():
         if key in part.get("properties", {}):
             yield f"{name}.{key}", one
@@ -44,7 +44,7 @@ def fields(part: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def validate(host: Host, *arguments: str, **environment: Any) -> Any:
-    """What a command prints, which its schema allows."""
+    """Validate the output of a command with its schema and return it."""
     printed = json.loads(host.run(*arguments, "--json", RUNTIME_DIRECTORY=str(host.root), **environment).output)
     jsonschema.Draft202012Validator(schema(arguments[0])).validate(printed)
     return printed
@@ -52,7 +52,7 @@ def validate(host: Host, *arguments: str, **environment: Any) -> Any:
 
 @pytest.fixture
 def troubled(host: Host) -> Host:
-    """A host on which there is something of each kind."""
+    """A host with an example of every state."""
     host.guest("web", host.image("a"), host.images / "b", host.images, "backend=other,vdev=xvdd,target=/dev/x")
     host.guest("db", "/dev/zvol/no-such-pool/db", "/dev/sdz", host.images / "a")
     host.saved("old", host.image("c"))
@@ -70,13 +70,13 @@ def test_schema_is_a_valid_json_schema(command: str) -> None:
     assert schema(command)["properties"]["version"]["const"] == xwd.JSON_VERSION
 
 
-@pytest.mark.promise("The JSON has a schema")
+@pytest.mark.promise("The JSON output matches its schemas")
 @pytest.mark.parametrize("command", ["list", "check", "last", "start"])
 def test_a_schema_describes_each_field(command: str) -> None:
     assert [name for name, one in fields(schema(command)) if not one.get("description", "").endswith(".")] == []
 
 
-@pytest.mark.promise("The JSON has a schema")
+@pytest.mark.promise("The JSON output matches its schemas")
 @pytest.mark.parametrize("command", ["list", "check", "last"])
 def test_output_matches_the_schema(troubled: Host, command: str) -> None:
     troubled.run("--timeout", "0", RUNTIME_DIRECTORY=str(troubled.root))
@@ -125,7 +125,7 @@ def test_schema_has_no_field_that_is_never_printed(troubled: Host) -> None:
         needed: list[Any] = []
         check(part, printed)
         for one in part.get("$defs", {}).values():
-            one["properties"].pop("found_after", None)  # nothing is found in no time
+            one["properties"].pop("found_after", None)  # with a timeout of 0 no disk is found later
             check(one, needed)
 
 

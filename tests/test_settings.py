@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""/etc/xen-wait-disk.conf."""
+"""The settings in /etc/xen-wait-disk.conf."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import MODULE, Host, texts
+from conftest import MODULE, Host, findings_text
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ def read(tmp_path: Path, text: str) -> tuple[xwd.Settings, str]:
     file = tmp_path / "xen-wait-disk.conf"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     settings, problems = xwd.read_settings(str(file))
-    return settings, texts(problems)
+    return settings, findings_text(problems)
 
 
 def test_every_key_can_be_set(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_missing_file_means_defaults(tmp_path: Path) -> None:
 def test_a_file_named_on_the_command_line_must_exist(tmp_path: Path) -> None:
     settings, problems = xwd.read_settings(str(tmp_path / "none"), must_exist=True)
     assert settings == xwd.Settings()
-    assert "none: does not exist" in texts(problems)
+    assert "none: does not exist" in findings_text(problems)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_bad_value_is_reported_with_its_line_despite_comments_and_sections(tmp_p
 
 
 def test_pattern_that_does_not_compile_is_a_bad_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fnmatch.translate", lambda pattern: f"(?s:{pattern})\\Z")  # Python 3.9's, in short
+    monkeypatch.setattr("fnmatch.translate", lambda pattern: f"(?s:{pattern})\\Z")  # much like Python 3.9's
     settings, problems = read(tmp_path, "[ignore]\ndomains = web, [z-a]\n")
     assert settings == xwd.Settings()
     assert "[ignore] domains is not a shell pattern: '[z-a]'" in problems
@@ -215,7 +215,7 @@ def test_largest_allowed_file_is_read_whatever_it_contains(tmp_path: Path, lines
 
 
 def test_file_writable_by_others_is_accepted(tmp_path: Path) -> None:
-    """It is data: whoever can change it can make the boot wait, and no more than that."""
+    """The file is only data: someone who can change it can make the boot wait, but nothing else."""
     conf = tmp_path / "xen-wait-disk.conf"
     conf.write_text("timeout = 1\n")
     conf.chmod(0o666)
@@ -225,10 +225,10 @@ def test_file_writable_by_others_is_accepted(tmp_path: Path) -> None:
 def test_directory_instead_of_a_file_is_reported(tmp_path: Path) -> None:
     settings, problems = xwd.read_settings(str(tmp_path))
     assert settings == xwd.Settings()
-    assert "is a directory, not a regular file" in texts(problems)
+    assert "is a directory, not a regular file" in findings_text(problems)
 
 
-@pytest.mark.promise("A mistake in its settings costs a message, never the wait")
+@pytest.mark.promise("A bad setting is reported but never cancels the wait")
 def test_bad_value_does_not_cancel_the_wait_at_boot(host: Host) -> None:
     host.configure("timeout = soon")
     host.guest("web", host.image("web"))
@@ -264,7 +264,7 @@ def test_invalid_time_span_is_refused(text: str) -> None:
 
 
 def test_long_row_of_digits_is_refused_quickly() -> None:
-    """A pattern that tries each digit anew would take hours for this."""
+    """A regular expression with backtracking would take hours."""
     with pytest.raises(xwd.ConfigError):
         xwd.parse_time_span("3" * 1_000_000 + "!")
 

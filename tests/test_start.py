@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The command start, with an xl that records: who is down starts when its disks are there, and never twice."""
+"""The command start, with a fake xl: guests that are down are started once their disks are ready, and never twice."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ esac
 
 
 class StartHost(Host):
-    """A host whose xl records what it is asked for, and does what it is told."""
+    """A host with a fake xl that records its calls and behaves as a test says."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(root)
@@ -86,28 +86,28 @@ class StartHost(Host):
             monkeypatch.setattr(xwd, name, str(path))
 
     def let_xl(self, script: str) -> None:
-        """What xl does when it is to start a guest; $2 is the saved file then, and $4 the configuration."""
+        """Set the script that xl runs to start a guest; $2 is the saved file, $4 the configuration."""
         (self.root / "answer").write_text(f"{script}\n")
 
     def before_domid(self, script: str) -> None:
-        """What happens between the look and the question whether the guest runs."""
+        """Set a script that runs just before `xl domid` checks whether the guest is running."""
         (self.root / "domid").write_text(f"{script}\n")
 
     def calls(self) -> list[str]:
-        """What xl was asked to do."""
+        """Return the calls that start guests."""
         file = self.root / "calls"
         return file.read_text().splitlines() if file.exists() else []
 
     def log(self, name: str, text: str = "Waiting for domain web (domid 1) to die\n", age: float = 0.0) -> Path:
-        """What xl leaves once it has started a guest."""
+        """Create the log that xl writes when it starts a guest."""
         file = self.logs / f"xl-{name}.log"
         file.write_text(text)
         then = time.time() - age
         os.utime(file, (then, then))
         return file
 
-    def late(self, *arguments: str, change: str = "", **how: Any) -> Running:
-        """The command, as a process of its own, which looks often."""
+    def start_process(self, *arguments: str, change: str = "", **how: Any) -> Running:
+        """Start the command in a separate process, with short pauses."""
         code = "m.os.geteuid = lambda: 0\nm.START_PAUSE = 0.1\n"
         code += "".join(f"m.{name} = {str(path)!r}\n" for name, path in self.places.items())
         start = f"import {MODULE.stem} as m\n{code}{change}\nm.run()"
@@ -118,21 +118,21 @@ AGES = 10 * 365 * 86400.0
 
 
 @pytest.fixture
-def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartHost]:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartHost]:
     it = StartHost(tmp_path, monkeypatch)
     yield it
     it.end()
 
 
 class Start:
-    """The command in this process, on a clock of its own."""
+    """The command, run in this process with a fake clock."""
 
     def __init__(self, host: StartHost, clock: FakeClock) -> None:
         self.host = host
         self.clock = clock
 
     def __call__(self, *guests: str, wait: float = 0.0, dry_run: bool = False) -> int:
-        """Its exit status."""
+        """Run the command and return the exit status."""
         arguments = ["--config", str(self.host.conf), "start", *guests]
         arguments += [f"--wait={wait}s"] if wait else []
         arguments += ["--dry-run"] if dry_run else []
@@ -149,8 +149,8 @@ class Start:
 
 
 @pytest.fixture
-def start(late: StartHost, clock: FakeClock) -> Start:
-    return Start(late, clock)
+def start(host: StartHost, clock: FakeClock) -> Start:
+    return Start(host, clock)
 
 
 def create(file: Path) -> str:
@@ -160,326 +160,326 @@ def create(file: Path) -> str:
 # Which guests
 
 
-def test_guest_that_is_down_is_created_as_by_xendomains(late: StartHost, start: Start) -> None:
-    file = late.guest("web", late.image("web"))
+def test_guest_that_is_down_is_created_as_by_xendomains(host: StartHost, start: Start) -> None:
+    file = host.guest("web", host.image("web"))
     assert start() == xwd.EXIT_READY
-    assert late.calls() == [create(file)]
+    assert host.calls() == [create(file)]
     assert start.logged == "guest web has been started.\nGuests: 1 started.\n"
 
 
-def test_xl_runs_in_its_own_session_without_input(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl(f"{{ pwd; readlink /proc/$$/fd/0; cut -d' ' -f6 /proc/$$/stat; }} >{late.root}/seen")
+def test_xl_runs_in_its_own_session_without_input(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl(f"{{ pwd; readlink /proc/$$/fd/0; cut -d' ' -f6 /proc/$$/stat; }} >{host.root}/seen")
     start()
-    directory, stdin, session = (late.root / "seen").read_text().split()
+    directory, stdin, session = (host.root / "seen").read_text().split()
     assert (directory, stdin) == ("/", "/dev/null")
     assert int(session) != os.getsid(0)
 
 
-def test_guests_with_all_disks_ready_start_one_after_another(late: StartHost, start: Start) -> None:
-    late.let_xl(f"[ ! -e {late.root}/busy ] || exit 9; touch {late.root}/busy; sleep 0.1; rm {late.root}/busy")
-    files = [late.guest(name, late.image(name)) for name in ("a", "b", "c")]
+def test_guests_with_all_disks_ready_start_one_after_another(host: StartHost, start: Start) -> None:
+    host.let_xl(f"[ ! -e {host.root}/busy ] || exit 9; touch {host.root}/busy; sleep 0.1; rm {host.root}/busy")
+    files = [host.guest(name, host.image(name)) for name in ("a", "b", "c")]
     assert start() == xwd.EXIT_READY
-    assert late.calls() == [create(file) for file in files]
+    assert host.calls() == [create(file) for file in files]
 
 
-def test_guest_waiting_for_its_disk_does_not_delay_another(late: StartHost, start: Start) -> None:
-    late.guest("a", late.images / "a")
-    file = late.guest("b", late.image("b"))
+def test_guest_waiting_for_its_disk_does_not_delay_another(host: StartHost, start: Start) -> None:
+    host.guest("a", host.images / "a")
+    file = host.guest("b", host.image("b"))
     assert start() == xwd.EXIT_TIMED_OUT
-    assert late.calls() == [create(file)]
-    assert f"guest a is still waiting for {late.images}/a (does not exist).\n" in start.logged
+    assert host.calls() == [create(file)]
+    assert f"guest a is still waiting for {host.images}/a (does not exist).\n" in start.logged
 
 
-def test_a_guest_whose_kernel_is_missing_is_not_started(late: StartHost, start: Start) -> None:
-    image = late.image("a")
-    (late.auto / "web").write_text(f'name="web"\nkernel="{late.images}/vmlinuz"\ndisk=["{image},raw,xvda,w"]\n')
+def test_a_guest_whose_kernel_is_missing_is_not_started(host: StartHost, start: Start) -> None:
+    image = host.image("a")
+    (host.auto / "web").write_text(f'name="web"\nkernel="{host.images}/vmlinuz"\ndisk=["{image},raw,xvda,w"]\n')
     assert start() == xwd.EXIT_USAGE
-    assert late.calls() == []
-    assert f"guest web was not started: {late.auto}/web: {late.images}/vmlinuz does not exist" in start.logged
+    assert host.calls() == []
+    assert f"guest web was not started: {host.auto}/web: {host.images}/vmlinuz does not exist" in start.logged
 
 
-def test_running_guest_is_left_alone(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    late.running.write_text("web\n")
+def test_running_guest_is_left_alone(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    host.running.write_text("web\n")
     assert start() == start("web") == xwd.EXIT_READY
-    assert late.calls() == []
+    assert host.calls() == []
     assert "guest web is already running.\n" in start.logged
 
 
-def test_running_guest_with_a_bad_configuration_is_left_alone(late: StartHost, start: Start) -> None:
-    (late.auto / "web").write_text("broken\n")
-    late.running.write_text("web\n")
+def test_running_guest_with_a_bad_configuration_is_left_alone(host: StartHost, start: Start) -> None:
+    (host.auto / "web").write_text("broken\n")
+    host.running.write_text("web\n")
     assert start() == xwd.EXIT_READY
 
 
-@pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
-def test_guest_shut_down_since_boot_stays_down(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    late.log("web")
+@pytest.mark.promise("A guest that was shut down, was removed or may run on a peer stays down, unless it is named")
+def test_guest_shut_down_since_boot_stays_down(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    host.log("web")
     assert start() == xwd.EXIT_READY
-    assert late.calls() == []
+    assert host.calls() == []
     reason = "it has been started since the host booted (try: xendomains-wait-disk start web)"
     assert start.logged == f"guest web is skipped: {reason}.\nGuests: 1 skipped.\n"
 
 
-@pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
-def test_guest_shut_down_since_boot_starts_if_named(late: StartHost, start: Start) -> None:
-    file = late.guest("web", late.image("web"))
-    late.guest("db", late.image("db"))
-    late.log("web")
+@pytest.mark.promise("A guest that was shut down, was removed or may run on a peer stays down, unless it is named")
+def test_guest_shut_down_since_boot_starts_if_named(host: StartHost, start: Start) -> None:
+    file = host.guest("web", host.image("web"))
+    host.guest("db", host.image("db"))
+    host.log("web")
     assert start("web") == xwd.EXIT_READY
-    assert late.calls() == [create(file)]
+    assert host.calls() == [create(file)]
 
 
 @pytest.mark.parametrize(("text", "age"), [("before the boot\n", AGES), ("", 0.0)])
-def test_old_or_rotated_log_does_not_keep_a_guest_down(late: StartHost, start: Start, text: str, age: float) -> None:
-    late.guest("web", late.image("web"))
-    late.log("web", text, age)
+def test_old_or_rotated_log_does_not_keep_a_guest_down(host: StartHost, start: Start, text: str, age: float) -> None:
+    host.guest("web", host.image("web"))
+    host.log("web", text, age)
     start()
-    assert len(late.calls()) == 1
+    assert len(host.calls()) == 1
 
 
 @pytest.mark.promise("The clock was behind at boot")
 def test_log_unchanged_since_boot_is_ignored_whatever_its_mtime(
-    late: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch
+    host: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock was behind at boot, so that the log looks newer than the boot."""
+    """The clock was behind at boot, so the log looks newer than the boot."""
     monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
-    late.guest("web", late.image("web"))
-    late.log("web")
+    host.guest("web", host.image("web"))
+    host.log("web")
     xwd.record_logs()
     start()
-    assert len(late.calls()) == 1
+    assert len(host.calls()) == 1
 
 
 @pytest.mark.promise("The clock was behind at boot")
 @pytest.mark.parametrize("age", [0.0, AGES])
 def test_log_changed_since_boot_keeps_the_guest_down(
-    late: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch, age: float
+    host: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch, age: float
 ) -> None:
-    """Whatever its time: the clock was behind when xendomains started the guest, and was set later."""
+    """Its mtime does not matter: the clock was behind when xendomains started the guest, and was set later."""
     monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
-    late.guest("web", late.image("web"))
-    late.log("web", "before the boot\n", AGES)
+    host.guest("web", host.image("web"))
+    host.log("web", "before the boot\n", AGES)
     xwd.record_logs()
-    late.log("web").rename(late.logs / "xl-web.log.1")
-    late.log("web", age=age)
+    host.log("web").rename(host.logs / "xl-web.log.1")
+    host.log("web", age=age)
     start()
-    assert late.calls() == []
+    assert host.calls() == []
 
 
-def test_logs_are_recorded_once_per_boot_and_only_at_boot(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_are_recorded_once_per_boot_and_only_at_boot(host: StartHost, monkeypatch: pytest.MonkeyPatch) -> None:
     noted = Path(xwd.LOGS_AT_BOOT)
     monkeypatch.setattr(xwd, "MAX_BOOT", 0.0)
     xwd.record_logs()
     assert not noted.exists()
     monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
     xwd.record_logs()
-    late.log("web")
+    host.log("web")
     xwd.record_logs()
     assert noted.read_text() == "{}"
 
 
-def test_wait_at_boot_records_the_logs(late: StartHost, monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
+def test_wait_at_boot_records_the_logs(host: StartHost, monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
     monkeypatch.setattr(xwd, "MAX_BOOT", AGES)
-    status = late.log("web").stat()
-    clock.wait(late)
+    status = host.log("web").stat()
+    clock.wait(host)
     noted = json.loads(Path(xwd.LOGS_AT_BOOT).read_text())
     assert noted == {"web": [status.st_ino, status.st_size, status.st_mtime_ns]}
 
 
-def test_damaged_record_of_logs_is_ignored(late: StartHost, start: Start) -> None:
+def test_damaged_record_of_logs_is_ignored(host: StartHost, start: Start) -> None:
     Path(xwd.LOGS_AT_BOOT).write_text("[1]")
-    late.guest("web", late.image("web"))
-    late.log("web")
+    host.guest("web", host.image("web"))
+    host.log("web")
     start()
-    assert late.calls() == []
+    assert host.calls() == []
 
 
-def test_settings_select_the_guests_that_start_late(late: StartHost, start: Start) -> None:
-    late.configure("[late]\ndomains = web*, 10-db.cfg\n")
-    files = [late.guest("db", late.image("db")).rename(late.auto / "10-db.cfg"), late.guest("web1", late.image("web"))]
-    late.guest("other", late.image("other"))
+def test_settings_select_the_guests_that_start_late(host: StartHost, start: Start) -> None:
+    host.configure("[late]\ndomains = web*, 10-db.cfg\n")
+    files = [host.guest("db", host.image("db")).rename(host.auto / "10-db.cfg"), host.guest("web1", host.image("web"))]
+    host.guest("other", host.image("other"))
     assert start() == xwd.EXIT_READY
-    assert late.calls() == [create(file) for file in files]
+    assert host.calls() == [create(file) for file in files]
     assert "guest other is skipped: [late] domains does not match it.\n" in start.logged
     assert start("other") == xwd.EXIT_READY
-    assert len(late.calls()) == 3
+    assert len(host.calls()) == 3
 
 
-def test_guest_ignored_at_boot_is_started_late(late: StartHost) -> None:
-    late.configure("[ignore]\ndomains = web\n")
-    late.guest("web", late.images / "web")
-    with late.late("--wait") as running:
+def test_guest_ignored_at_boot_is_started_late(host: StartHost) -> None:
+    host.configure("[ignore]\ndomains = web\n")
+    host.guest("web", host.images / "web")
+    with host.start_process("--wait") as running:
         running.wait_for("still waiting for ")
-        late.image("web")
+        host.image("web")
         running.end()
-    assert len(late.calls()) == 1
+    assert len(host.calls()) == 1
 
 
 @pytest.mark.parametrize("name", ["web", "10-web.cfg", "10-web"])
-def test_guest_is_selected_by_its_name_or_file_name(late: StartHost, start: Start, name: str) -> None:
-    file = late.guest("web", late.image("web")).rename(late.auto / "10-web.cfg")
-    late.guest("db", late.image("db"))
+def test_guest_is_selected_by_its_name_or_file_name(host: StartHost, start: Start, name: str) -> None:
+    file = host.guest("web", host.image("web")).rename(host.auto / "10-web.cfg")
+    host.guest("db", host.image("db"))
     start(name)
-    assert late.calls() == [create(file)]
+    assert host.calls() == [create(file)]
 
 
-def test_guest_name_takes_precedence_over_file_name(late: StartHost, start: Start) -> None:
-    late.guest("db", late.image("db")).rename(late.auto / "web.cfg")
-    file = late.guest("web", late.image("web")).rename(late.auto / "zz.cfg")
+def test_guest_name_takes_precedence_over_file_name(host: StartHost, start: Start) -> None:
+    host.guest("db", host.image("db")).rename(host.auto / "web.cfg")
+    file = host.guest("web", host.image("web")).rename(host.auto / "zz.cfg")
     start("web")
-    assert late.calls() == [create(file)]
+    assert host.calls() == [create(file)]
 
 
-def test_unknown_name_starts_nothing(late: StartHost) -> None:
-    late.guest("web", late.image("web"))
-    result = late.late("web", "wbe").end()
-    assert (result.status, late.calls()) == (xwd.EXIT_USAGE, [])
+def test_unknown_name_starts_nothing(host: StartHost) -> None:
+    host.guest("web", host.image("web"))
+    result = host.start_process("web", "wbe").end()
+    assert (result.status, host.calls()) == (xwd.EXIT_USAGE, [])
     assert result.messages == "xendomains-wait-disk: 'wbe' is not a guest that starts at boot (did you mean web?).\n"
 
 
-def test_unread_configuration_is_not_waited_for_if_the_name_is_known(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    (late.auto / "other").symlink_to("/nowhere")
+def test_unread_configuration_is_not_waited_for_if_the_name_is_known(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    (host.auto / "other").symlink_to("/nowhere")
     assert start("web") == xwd.EXIT_READY
     assert start.logged.endswith("Guests: 1 started.\n")
 
 
-def test_guest_that_xl_would_reject_is_not_started(late: StartHost, start: Start) -> None:
-    (late.auto / "web.cfg").write_text('name = "web"\ndisk = [\n')
-    file = late.guest("db", late.image("db"))
+def test_guest_that_xl_would_reject_is_not_started(host: StartHost, start: Start) -> None:
+    (host.auto / "web.cfg").write_text('name = "web"\ndisk = [\n')
+    file = host.guest("db", host.image("db"))
     assert start() == xwd.EXIT_USAGE
-    assert late.calls() == [create(file)]
-    assert f"guest web.cfg was not started: {late.auto}/web.cfg: line 3: syntax error" in start.logged
+    assert host.calls() == [create(file)]
+    assert f"guest web.cfg was not started: {host.auto}/web.cfg: line 3: syntax error" in start.logged
 
 
-def test_guest_that_xendomains_would_not_start_is_not_started(late: StartHost, start: Start) -> None:
-    late.guest("my web", late.image("web"))
+def test_guest_that_xendomains_would_not_start_is_not_started(host: StartHost, start: Start) -> None:
+    host.guest("my web", host.image("web"))
     assert start() == xwd.EXIT_USAGE
-    assert late.calls() == []
+    assert host.calls() == []
     assert "xendomains cannot start it, because its file name contains a blank" in start.logged
 
 
 # Saved guests
 
 
-@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
-def test_saved_guest_is_restored_and_its_file_removed(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    file = late.saved("web", late.image("a"))
-    late.let_xl("[ -e $2 ]")
+@pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used")
+def test_saved_guest_is_restored_and_its_file_removed(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    file = host.saved("web", host.image("a"))
+    host.let_xl("[ -e $2 ]")
     assert start() == xwd.EXIT_READY
-    assert late.calls() == [f"restore {file}"]
+    assert host.calls() == [f"restore {file}"]
     assert not file.exists()
     assert start.logged == "guest web has been restored.\nGuests: 1 restored.\n"
 
 
-def test_saved_guest_that_fails_to_restore_keeps_its_file(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    file = late.saved("web", late.image("a"))
-    late.let_xl("exit 2")
+def test_saved_guest_that_fails_to_restore_keeps_its_file(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    file = host.saved("web", host.image("a"))
+    host.let_xl("exit 2")
     assert start() == xwd.EXIT_USAGE
-    assert late.calls() == [f"restore {file}"]
+    assert host.calls() == [f"restore {file}"]
     assert file.exists()
 
 
-@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+@pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used")
 @pytest.mark.parametrize("name", ["", "web01", "web.cfg", "web"])
-def test_guest_waiting_to_be_restored_is_not_created(late: StartHost, start: Start, name: str) -> None:
-    late.guest("web01", late.image("web")).rename(late.auto / "web.cfg")
-    late.saved("web01", late.images / "a")
+def test_guest_waiting_to_be_restored_is_not_created(host: StartHost, start: Start, name: str) -> None:
+    host.guest("web01", host.image("web")).rename(host.auto / "web.cfg")
+    host.saved("web01", host.images / "a")
     assert start(*[name] if name else []) == xwd.EXIT_TIMED_OUT
-    assert late.calls() == []
-    assert f"guest web01 is still waiting for {late.images}/a (does not exist).\n" in start.logged
+    assert host.calls() == []
+    assert f"guest web01 is still waiting for {host.images}/a (does not exist).\n" in start.logged
 
 
-@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+@pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used")
 @pytest.mark.parametrize("name", ["", "web"])
-def test_an_incomplete_saved_guest_is_neither_restored_nor_created(late: StartHost, start: Start, name: str) -> None:
-    late.guest("web", late.image("web"))
-    file = late.saved("web", late.image("a"))
+def test_an_incomplete_saved_guest_is_neither_restored_nor_created(host: StartHost, start: Start, name: str) -> None:
+    host.guest("web", host.image("web"))
+    file = host.saved("web", host.image("a"))
     os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
     assert start(*[name] if name else []) == xwd.EXIT_USAGE
-    assert late.calls() == []
+    assert host.calls() == []
     assert f"guest web was not started: {file}: is incomplete, because saving failed or was interrupted" in start.logged
 
 
-@pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
-def test_saved_guest_older_than_its_last_start_is_not_used(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    file = late.saved("web", late.image("a"))
+@pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used")
+def test_saved_guest_older_than_its_last_start_is_not_used(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    file = host.saved("web", host.image("a"))
     os.utime(file, (time.time() - AGES, time.time() - AGES))
-    late.log("web", age=AGES - 2 * xwd.MAX_SAVE_END)
+    host.log("web", age=AGES - 2 * xwd.MAX_SAVE_END)
     assert start() == start("web") == xwd.EXIT_USAGE
-    assert late.calls() == []
+    assert host.calls() == []
     assert (
         f"guest web was not started: {file} is older than the guest's last start (to discard it: rm {file}).\n"
         in start.logged
     )
 
 
-def test_saved_guest_whose_end_was_logged_just_after_saving_is_used(late: StartHost, start: Start) -> None:
-    file = late.saved("web", late.image("a"))
+def test_saved_guest_whose_end_was_logged_just_after_saving_is_used(host: StartHost, start: Start) -> None:
+    file = host.saved("web", host.image("a"))
     os.utime(file, (time.time() - AGES, time.time() - AGES))
-    late.log("web", age=AGES - 2)
+    host.log("web", age=AGES - 2)
     assert start() == xwd.EXIT_READY
     assert not file.exists()
 
 
-def test_saved_guest_newer_than_its_last_start_is_used(late: StartHost, start: Start) -> None:
-    file = late.saved("web", late.image("a"))
+def test_saved_guest_newer_than_its_last_start_is_used(host: StartHost, start: Start) -> None:
+    file = host.saved("web", host.image("a"))
     os.utime(file, (time.time() - AGES + 60, time.time() - AGES + 60))
-    late.log("web", age=AGES)
+    host.log("web", age=AGES)
     start()
-    assert late.calls() == [f"restore {file}"]
+    assert host.calls() == [f"restore {file}"]
 
 
-def test_saved_guest_is_used_only_if_xendomains_restores(late: StartHost) -> None:
-    late.settings.write_text(late.settings.read_text().replace("=true", "=false"))
-    late.guest("web", late.image("web"))
-    late.saved("web", late.images / "web")
-    late.late().end()
-    assert len(late.calls()) == 1
+def test_saved_guest_is_used_only_if_xendomains_restores(host: StartHost) -> None:
+    host.settings.write_text(host.settings.read_text().replace("=true", "=false"))
+    host.guest("web", host.image("web"))
+    host.saved("web", host.images / "web")
+    host.start_process().end()
+    assert len(host.calls()) == 1
 
 
-def test_no_guest_is_created_while_saved_guests_are_unknown(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    late.save.rmdir()
-    late.save.symlink_to("/nowhere")
+def test_no_guest_is_created_while_saved_guests_are_unknown(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    host.save.rmdir()
+    host.save.symlink_to("/nowhere")
     assert start() == xwd.EXIT_TIMED_OUT
-    assert late.calls() == []
-    assert f"guest web is still waiting for {late.save} (" in start.logged
+    assert host.calls() == []
+    assert f"guest web is still waiting for {host.save} (" in start.logged
 
 
-def test_unread_saved_file_does_not_block_guests_of_other_names(late: StartHost, start: Start) -> None:
-    file = late.guest("web", late.image("web"))
-    (late.save / "db").symlink_to("/nowhere")
+def test_unread_saved_file_does_not_block_guests_of_other_names(host: StartHost, start: Start) -> None:
+    file = host.guest("web", host.image("web"))
+    (host.save / "db").symlink_to("/nowhere")
     assert start() == xwd.EXIT_TIMED_OUT
-    assert late.calls() == [create(file)]
+    assert host.calls() == [create(file)]
 
 
 # DRBD
 
 
 @pytest.fixture
-def shared(late: StartHost, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A DRBD disk of guest web, Secondary here and Primary on the peer, which allow-two-primaries permits."""
+def shared(host: StartHost, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DRBD disk of guest web that is Secondary here and Primary on the peer, with allow-two-primaries."""
     for name in ("SYS", "RUN", "PROC", "ETC"):
-        monkeypatch.setattr(xwd, name, str(late.root / name))
-    device = late.root / "SYS" / "devices" / "drbd1"
-    for path in (device, late.root / "SYS" / "dev" / "block", late.root / "ETC" / "drbd.d", late.root / "PROC"):
+        monkeypatch.setattr(xwd, name, str(host.root / name))
+    device = host.root / "SYS" / "devices" / "drbd1"
+    for path in (device, host.root / "SYS" / "dev" / "block", host.root / "ETC" / "drbd.d", host.root / "PROC"):
         path.mkdir(parents=True)
     (device / "size").write_text("65536\n")
-    (late.root / "PROC" / "drbd").write_text(
+    (host.root / "PROC" / "drbd").write_text(
         "version: 8.4.11 (api:1/proto:86-101)\n 1: cs:Connected ro:Secondary/Primary ds:UpToDate/UpToDate C r-----\n"
     )
-    (late.root / "ETC" / "drbd.conf").write_text("resource web { net { allow-two-primaries; } device /dev/drbd1; }\n")
+    (host.root / "ETC" / "drbd.conf").write_text("resource web { net { allow-two-primaries; } device /dev/drbd1; }\n")
     return device
 
 
-@pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named")
+@pytest.mark.promise("A guest that was shut down, was removed or may run on a peer stays down, unless it is named")
 @pytest.mark.parametrize(("named", "ready"), [(False, False), (True, True)])
 def test_guest_that_may_run_on_the_peer_starts_only_if_named(shared: Path, named: bool, ready: bool) -> None:
     facts = xwd.StorageFacts(shares=named)
@@ -488,41 +488,41 @@ def test_guest_that_may_run_on_the_peer_starts_only_if_named(shared: Path, named
     assert ready or (problem and problem.reason == "DRBD is Secondary, and its peer is Primary")
 
 
-def test_naming_guests_lets_the_disk_check_allow_sharing(late: StartHost) -> None:
-    """As in the line of main() that makes the watcher."""
-    late.guest("web", late.image("web"))
+def test_naming_guests_lets_the_disk_check_allow_sharing(host: StartHost) -> None:
+    """main() passes this on to the watcher."""
+    host.guest("web", host.image("web"))
     code = "was = m.check_disk\ndef look(required, facts):\n    print(facts.shares)\n    return was(required, facts)\n"
     for names, shares in ((), "False"), (("web",), "True"):
-        result = late.late("--dry-run", *names, change=f"{code}m.check_disk = look").end()
+        result = host.start_process("--dry-run", *names, change=f"{code}m.check_disk = look").end()
         assert shares in result.output.splitlines()
 
 
 # Waiting
 
 
-@pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest")
-def test_each_guest_starts_when_its_own_disk_appears(late: StartHost) -> None:
-    files = [late.guest(name, late.images / name) for name in ("a", "b")]
-    with late.late("--wait") as running:
-        running.wait_for(f"still waiting for {late.images}/a for a... (does not exist)")
-        assert late.calls() == []
-        late.image("b")
+@pytest.mark.promise("xendomains-late starts a guest when its disk appears, and delays no other guest")
+def test_each_guest_starts_when_its_own_disk_appears(host: StartHost) -> None:
+    files = [host.guest(name, host.images / name) for name in ("a", "b")]
+    with host.start_process("--wait") as running:
+        running.wait_for(f"still waiting for {host.images}/a for a... (does not exist)")
+        assert host.calls() == []
+        host.image("b")
         running.wait_for("guest b has been started.")
-        assert late.calls() == [create(files[1])]
-        late.image("a")
+        assert host.calls() == [create(files[1])]
+        host.image("a")
         result = running.end()
     assert result.status == xwd.EXIT_READY
-    assert late.calls() == [create(files[1]), create(files[0])]
-    assert f"disk {late.images}/a found (after " in result.messages
+    assert host.calls() == [create(files[1]), create(files[0])]
+    assert f"disk {host.images}/a found (after " in result.messages
     assert result.messages.endswith("guest a has been started.\nGuests: 2 started.\n")
 
 
-@pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest")
-def test_an_event_ends_the_pause(late: StartHost, start: Start, events: Events) -> None:
-    late.guest("web", late.images / "web")
+@pytest.mark.promise("xendomains-late starts a guest when its disk appears, and delays no other guest")
+def test_an_event_ends_the_pause(host: StartHost, start: Start, events: Events) -> None:
+    host.guest("web", host.images / "web")
 
     def come() -> None:
-        late.image("web")
+        host.image("web")
         events.happen()
 
     start.clock.at(201, come)
@@ -530,107 +530,110 @@ def test_an_event_ends_the_pause(late: StartHost, start: Start, events: Events) 
     assert start.clock.seconds < 202
 
 
-def test_disk_without_an_event_is_noticed_at_the_next_look(late: StartHost, start: Start) -> None:
-    late.guest("web", late.images / "web")
-    start.clock.at(201, lambda: late.image("web"))
+def test_disk_without_an_event_is_noticed_at_the_next_look(host: StartHost, start: Start) -> None:
+    host.guest("web", host.images / "web")
+    start.clock.at(201, lambda: host.image("web"))
     assert start(wait=600) == xwd.EXIT_READY
     assert start.clock.seconds < 201 + xwd.START_PAUSE + 1
 
 
-def test_wait_with_a_time_limit_ends(late: StartHost, start: Start) -> None:
-    late.guest("web", late.images / "web")
+def test_wait_with_a_time_limit_ends(host: StartHost, start: Start) -> None:
+    host.guest("web", host.images / "web")
     assert start(wait=60) == xwd.EXIT_TIMED_OUT
     assert 60 <= start.clock.seconds < 62
     assert start.logged.endswith(
-        f"guest web is still waiting for {late.images}/web (does not exist).\nGuests: 1 waiting.\n"
+        f"guest web is still waiting for {host.images}/web (does not exist).\nGuests: 1 waiting.\n"
     )
 
 
-def test_wait_option_does_not_take_a_guest_name_as_its_value(late: StartHost) -> None:
-    late.guest("web", late.image("web"))
-    late.guest("db", late.images / "db")
-    assert late.late("--wait", "web").end().status == xwd.EXIT_READY
-    assert late.late("--wait=100ms", "db").end().status == xwd.EXIT_TIMED_OUT
+def test_wait_option_does_not_take_a_guest_name_as_its_value(host: StartHost) -> None:
+    host.guest("web", host.image("web"))
+    host.guest("db", host.images / "db")
+    assert host.start_process("--wait", "web").end().status == xwd.EXIT_READY
+    assert host.start_process("--wait=100ms", "db").end().status == xwd.EXIT_TIMED_OUT
 
 
-def test_guest_started_by_hand_during_the_wait_is_left_alone(late: StartHost, start: Start) -> None:
-    late.guest("web", late.images / "web")
+def test_guest_started_by_hand_during_the_wait_is_left_alone(host: StartHost, start: Start) -> None:
+    host.guest("web", host.images / "web")
 
     def start_and_shut_down() -> None:
-        late.log("web")
-        late.image("web")
+        host.log("web")
+        host.image("web")
 
     start.clock.at(30, start_and_shut_down)
     assert start(wait=600) == xwd.EXIT_READY
-    assert late.calls() == []
+    assert host.calls() == []
     assert start.clock.seconds < 60
 
 
-def test_missing_configuration_is_waited_for(late: StartHost, start: Start) -> None:
-    later = late.root / "later"
-    (late.auto / "10.cfg").symlink_to(later)
-    start.clock.at(30, lambda: late.guest("web", late.image("web")).rename(later))
+def test_missing_configuration_is_waited_for(host: StartHost, start: Start) -> None:
+    later = host.root / "later"
+    (host.auto / "10.cfg").symlink_to(later)
+    start.clock.at(30, lambda: host.guest("web", host.image("web")).rename(later))
     assert start(wait=600) == xwd.EXIT_READY
-    assert late.calls() == [create(late.auto / "10.cfg")]
+    assert host.calls() == [create(host.auto / "10.cfg")]
 
 
-def test_guest_whose_configuration_is_removed_during_the_wait_is_not_started(late: StartHost, start: Start) -> None:
-    file = late.guest("web", late.images / "web")
+def test_guest_whose_configuration_is_removed_during_the_wait_is_not_started(host: StartHost, start: Start) -> None:
+    file = host.guest("web", host.images / "web")
     start.clock.at(30, file.unlink)
-    start.clock.at(30, lambda: late.image("web"))
+    start.clock.at(30, lambda: host.image("web"))
     assert start(wait=600) == xwd.EXIT_READY
-    assert late.calls() == []
+    assert host.calls() == []
     assert start.clock.seconds < 60
 
 
-def test_vanished_disk_is_noticed_before_the_start(late: StartHost, start: Start) -> None:
-    """The disk of one comes late; that of the other was there at first, and has gone meanwhile."""
-    late.guest("web", late.image("a"), late.images / "b")
+def test_vanished_disk_is_noticed_before_the_start(host: StartHost, start: Start) -> None:
+    """One disk appears late; the other was ready at first, but has vanished in the meantime."""
+    host.guest("web", host.image("a"), host.images / "b")
 
     def swap() -> None:
-        (late.images / "a").unlink()
-        late.image("b")
+        (host.images / "a").unlink()
+        host.image("b")
 
     start.clock.at(30, swap)
     assert start(wait=60) == xwd.EXIT_TIMED_OUT
-    assert late.calls() == []
-    assert f"guest web is still waiting for {late.images}/a (does not exist).\n" in start.logged
+    assert host.calls() == []
+    assert f"guest web is still waiting for {host.images}/a (does not exist).\n" in start.logged
 
 
-def test_systemd_gets_status_of_the_wait(late: StartHost, tmp_path: Path) -> None:
-    late.guest("web", late.images / "web")
-    with Receiver(tmp_path / "notify") as systemd, late.late("--wait", NOTIFY_SOCKET=systemd.address) as running:
-        status = systemd.take_status()
-        assert f"STATUS=Waiting for 1 disk of 1 guest: {late.images}/web for web (does not exist)" in status
+def test_systemd_gets_status_of_the_wait(host: StartHost, tmp_path: Path) -> None:
+    host.guest("web", host.images / "web")
+    with (
+        Receiver(tmp_path / "notify") as systemd,
+        host.start_process("--wait", NOTIFY_SOCKET=systemd.address) as running,
+    ):
+        status = systemd.receive_status()
+        assert f"STATUS=Waiting for 1 disk of 1 guest: {host.images}/web for web (does not exist)" in status
         assert all(line.startswith(("STATUS=", "EXTEND_TIMEOUT_USEC=")) for line in status.splitlines())
         running.kill()
 
 
-# What xl does
+# Failures of xl
 
 
-def test_failure_message_of_xl_is_reported(late: StartHost, start: Start) -> None:
-    file = late.guest("web", late.image("web"))
-    late.let_xl("echo 'libxl: error: no memory' >&2; echo 'more'; exit 3")
+def test_failure_message_of_xl_is_reported(host: StartHost, start: Start) -> None:
+    file = host.guest("web", host.image("web"))
+    host.let_xl("echo 'libxl: error: no memory' >&2; echo 'more'; exit 3")
     assert start() == xwd.EXIT_USAGE
     command = f"`xl create --quiet --defconfig {file}`"
     words = "libxl: error: no memory; more"
     assert f"guest web could not be started: {command} failed with status 3: {words}.\n" in start.logged
 
 
-def test_message_of_xl_from_an_earlier_try_is_not_reported(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl("echo once >&2; exit 3")
+def test_message_of_xl_from_an_earlier_try_is_not_reported(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl("echo once >&2; exit 3")
     start()
-    late.let_xl("exit 4")
+    host.let_xl("exit 4")
     start()
     assert start.logged.count("once") == 1
 
 
 @pytest.mark.promise("xl fails to start a guest, or is killed")
-def test_failed_start_is_retried_at_growing_intervals_and_then_given_up(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl("exit 3")
+def test_failed_start_is_retried_at_growing_intervals_and_then_given_up(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl("exit 3")
     tried: list[float] = []
     was = xwd.start_guest
 
@@ -649,32 +652,32 @@ def test_failed_start_is_retried_at_growing_intervals_and_then_given_up(late: St
     assert start.logged.endswith("(no further attempts).\nGuests: 1 failed.\n")
 
 
-def test_a_second_try_may_succeed(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl(f"[ -e {late.root}/tried ] || {{ touch {late.root}/tried; exit 1; }}")
+def test_a_second_try_may_succeed(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl(f"[ -e {host.root}/tried ] || {{ touch {host.root}/tried; exit 1; }}")
     assert start(wait=600) == xwd.EXIT_READY
     assert start.logged.endswith("guest web has been started.\nGuests: 1 started.\n")
 
 
-def test_failed_start_is_not_retried_without_wait(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl("exit 3")
+def test_failed_start_is_not_retried_without_wait(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl("exit 3")
     assert start() == xwd.EXIT_USAGE
-    assert len(late.calls()) == 1
+    assert len(host.calls()) == 1
 
 
 @pytest.mark.promise("xl fails to start a guest, or is killed")
-def test_failed_start_is_retried_at_once_when_a_disk_comes_back(late: StartHost, start: Start, events: Events) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl(f"[ -e {late.root}/fixed ]")
+def test_failed_start_is_retried_at_once_when_a_disk_comes_back(host: StartHost, start: Start, events: Events) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl(f"[ -e {host.root}/fixed ]")
 
     def go() -> None:
-        (late.images / "web").unlink()
+        (host.images / "web").unlink()
         events.happen()
 
     def come_back() -> None:
-        late.image("web")
-        (late.root / "fixed").touch()
+        host.image("web")
+        (host.root / "fixed").touch()
         events.happen()
 
     start.clock.at(5, go)
@@ -683,69 +686,69 @@ def test_failed_start_is_retried_at_once_when_a_disk_comes_back(late: StartHost,
     assert start.clock.seconds < 9
 
 
-def test_retry_does_not_delay_another_guest(late: StartHost, start: Start) -> None:
-    late.guest("a", late.image("a"))
-    file = late.guest("b", late.image("b"))
-    late.let_xl('case "$4" in */a.cfg) exit 1 ;; esac')
+def test_retry_does_not_delay_another_guest(host: StartHost, start: Start) -> None:
+    host.guest("a", host.image("a"))
+    file = host.guest("b", host.image("b"))
+    host.let_xl('case "$4" in */a.cfg) exit 1 ;; esac')
     assert start(wait=20) == xwd.EXIT_TIMED_OUT
-    assert late.calls()[1] == create(file)
+    assert host.calls()[1] == create(file)
     assert "guest a is still waiting for another try in 30s, because `xl create " in start.logged
 
 
 @pytest.mark.promise("xl hangs")
-def test_hanging_xl_is_reported_and_does_not_delay_the_others(late: StartHost) -> None:
-    first, second = late.guest("a", late.image("a")), late.guest("b", late.image("b"))
-    late.let_xl('case "$4" in */a.cfg) sleep 1000 ;; esac')
-    with late.late("--wait", change="m.MAX_TURN = 1.0") as running:
+def test_hanging_xl_is_reported_and_does_not_delay_the_others(host: StartHost) -> None:
+    first, second = host.guest("a", host.image("a")), host.guest("b", host.image("b"))
+    host.let_xl('case "$4" in */a.cfg) sleep 1000 ;; esac')
+    with host.start_process("--wait", change="m.MAX_TURN = 1.0") as running:
         running.wait_for(f"waiting for `xl create --quiet --defconfig {first}`, which is still running after 1s.\n")
         running.wait_for("guest b has been started.\n")
-    assert late.calls() == [create(first), create(second)]
-    # It may still come to its end, and until then nobody starts the guest again.
-    assert is_locked(late, "a") and not is_locked(late, "b")
-    again = late.late("a").end()
+    assert host.calls() == [create(first), create(second)]
+    # It may still succeed, and until then no other process starts the guest.
+    assert is_locked(host, "a") and not is_locked(host, "b")
+    again = host.start_process("a").end()
     assert again.status == xwd.EXIT_TIMED_OUT
     assert "guest a is still waiting for another process, which is starting it.\n" in again.messages
-    end_of_xl(late)
+    end_of_xl(host)
 
 
 def test_xl_has_30_seconds_with_wait_and_10_minutes_without() -> None:
     assert (xwd.MAX_TURN, xwd.MAX_XL) == (30, 600)
 
 
-def test_late_success_of_xl_is_reported(late: StartHost) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl(f"while [ ! -e {late.root}/done ]; do sleep 0.05; done")
-    late.before_domid(f"[ ! -e {late.root}/done ] || exit 0")  # it runs then
-    with late.late("--wait", change="m.MAX_TURN = 0.6") as running:
+def test_late_success_of_xl_is_reported(host: StartHost) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl(f"while [ ! -e {host.root}/done ]; do sleep 0.05; done")
+    host.before_domid(f"[ ! -e {host.root}/done ] || exit 0")  # then the guest is running
+    with host.start_process("--wait", change="m.MAX_TURN = 0.6") as running:
         running.wait_for("which is still running")
-        (late.root / "done").touch()
+        (host.root / "done").touch()
         result = running.end()
-    assert (result.status, len(late.calls())) == (xwd.EXIT_READY, 1)
+    assert (result.status, len(host.calls())) == (xwd.EXIT_READY, 1)
     assert "guest web has been started.\n" in result.messages
 
 
-def test_late_failure_of_xl_is_reported(late: StartHost) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl(f"while [ ! -e {late.root}/done ]; do sleep 0.05; done; echo no memory; exit 5")
-    with late.late("--wait", change="m.MAX_TURN = 0.6\nm.RETRIES = ()") as running:
+def test_late_failure_of_xl_is_reported(host: StartHost) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl(f"while [ ! -e {host.root}/done ]; do sleep 0.05; done; echo no memory; exit 5")
+    with host.start_process("--wait", change="m.MAX_TURN = 0.6\nm.RETRIES = ()") as running:
         running.wait_for("which is still running")
-        (late.root / "done").touch()
+        (host.root / "done").touch()
         result = running.end()
     assert "failed with status 5: no memory" in result.messages
-    assert len(late.calls()) == 1
+    assert len(host.calls()) == 1
 
 
-def test_refused_guest_does_not_fail_a_wait_for_the_others(late: StartHost, start: Start) -> None:
-    late.configuration("broken.cfg", "broken\n")
+def test_refused_guest_does_not_fail_a_wait_for_the_others(host: StartHost, start: Start) -> None:
+    host.configuration("broken.cfg", "broken\n")
     assert start(wait=60) == xwd.EXIT_READY
     assert "guest broken.cfg was not started: " in start.logged
     assert start() == start("broken.cfg", wait=60) == xwd.EXIT_USAGE
 
 
 @pytest.mark.promise("xl fails to start a guest, or is killed")
-def test_killed_xl_counts_as_a_failure(late: StartHost, start: Start) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl("kill -9 $$")
+def test_killed_xl_counts_as_a_failure(host: StartHost, start: Start) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl("kill -9 $$")
     assert start() == xwd.EXIT_USAGE
     assert re.search(r"guest web could not be started: .* failed with status (-9|137): ", start.logged)
 
@@ -760,7 +763,7 @@ def is_locked(host: StartHost, name: str) -> bool:
 
 
 def end_of_xl(host: StartHost) -> None:
-    """Ends what xl left behind: those that have the lock open."""
+    """Kill the processes left behind by xl, which have the lock open."""
     for link in Path("/proc").glob("[0-9]*/fd/1"):
         try:
             if os.readlink(link).startswith(str(host.state)):
@@ -769,74 +772,74 @@ def end_of_xl(host: StartHost) -> None:
             continue
 
 
-# Two at the same time
+# Concurrent starts
 
 
 @pytest.mark.promise("No guest is started twice")
-def test_guest_being_started_by_another_process_is_not_started(late: StartHost) -> None:
-    late.guest("web", late.image("web"))
-    late.let_xl(f"touch {late.root}/begun; until [ -e {late.root}/go ]; do sleep 0.05; done; echo web >>{late.running}")
-    with late.late("--wait") as first, late.late("--wait") as second:
-        wait_until((late.root / "begun").exists)
-        assert late.late().end().status == xwd.EXIT_TIMED_OUT
-        (late.root / "go").touch()
+def test_guest_being_started_by_another_process_is_not_started(host: StartHost) -> None:
+    host.guest("web", host.image("web"))
+    host.let_xl(f"touch {host.root}/begun; until [ -e {host.root}/go ]; do sleep 0.05; done; echo web >>{host.running}")
+    with host.start_process("--wait") as first, host.start_process("--wait") as second:
+        wait_until((host.root / "begun").exists)
+        assert host.start_process().end().status == xwd.EXIT_TIMED_OUT
+        (host.root / "go").touch()
         results = [first.end(), second.end()]
     assert [result.status for result in results] == [xwd.EXIT_READY] * 2
-    assert len(late.calls()) == 1
+    assert len(host.calls()) == 1
     ends = sorted(result.messages.splitlines()[-1] for result in results)
     assert ends == ["Guests: 1 running.", "Guests: 1 started."]
 
 
 @pytest.mark.promise("No guest is started twice")
-def test_running_state_is_checked_under_the_lock(late: StartHost, start: Start) -> None:
-    """It did not when xl list was asked: somebody has started it since."""
-    late.guest("web", late.image("web"))
-    late.before_domid(f"flock --nonblock {late.state}/start/web true || echo web >>{late.running}")
+def test_running_state_is_checked_under_the_lock(host: StartHost, start: Start) -> None:
+    """The guest was not running at the time of xl list, but has been started since then."""
+    host.guest("web", host.image("web"))
+    host.before_domid(f"flock --nonblock {host.state}/start/web true || echo web >>{host.running}")
     assert start() == xwd.EXIT_READY
-    assert late.calls() == []
+    assert host.calls() == []
     assert "guest web is already running.\n" in start.logged
 
 
-def test_lock_works_for_names_that_are_not_valid_file_names(late: StartHost, start: Start) -> None:
-    (late.auto / "web").write_text('name = "a/../b c"\n')
+def test_lock_works_for_names_that_are_not_valid_file_names(host: StartHost, start: Start) -> None:
+    (host.auto / "web").write_text('name = "a/../b c"\n')
     assert start() == xwd.EXIT_READY
-    assert os.listdir(late.state / "start") == ["a_.._b c"]
+    assert os.listdir(host.state / "start") == ["a_.._b c"]
 
 
 # Signals
 
 
 @pytest.mark.promise("No guest is started twice")
-def test_signal_ends_the_command_and_xl_keeps_running(late: StartHost) -> None:
-    late.guest("web", late.images / "other")
-    file = late.saved("web", late.image("web"))
-    late.let_xl(f"touch {late.root}/begun; until [ -e {late.root}/go ]; do sleep 0.05; done; echo done; echo bad >&2")
-    with late.late("--wait") as running:
-        wait_until((late.root / "begun").exists)
+def test_signal_ends_the_command_and_xl_keeps_running(host: StartHost) -> None:
+    host.guest("web", host.images / "other")
+    file = host.saved("web", host.image("web"))
+    host.let_xl(f"touch {host.root}/begun; until [ -e {host.root}/go ]; do sleep 0.05; done; echo done; echo bad >&2")
+    with host.start_process("--wait") as running:
+        wait_until((host.root / "begun").exists)
         running.signal(signal.SIGTERM)
         assert running.end().status == -signal.SIGTERM
-    assert is_locked(late, "web")
-    (late.root / "go").touch()
+    assert is_locked(host, "web")
+    (host.root / "go").touch()
     wait_until(lambda: not file.exists())
-    wait_until(lambda: not is_locked(late, "web"))
+    wait_until(lambda: not is_locked(host, "web"))
 
 
 @pytest.mark.parametrize("step", ["list", "domid", "wait", "look", "start", "journal"])
-def test_signal_ends_the_command_at_every_step(late: StartHost, step: str) -> None:
-    late.guest("web", late.images / "web" if step == "wait" else late.image("web"))
+def test_signal_ends_the_command_at_every_step(host: StartHost, step: str) -> None:
+    host.guest("web", host.images / "web" if step == "wait" else host.image("web"))
     with full_pipe() as (_, full):
         options = {"stderr": full} if step == "journal" else None
         if step == "list":
-            (late.root / "xenstored-hangs").touch()
+            (host.root / "xenstored-hangs").touch()
         if step in ("domid", "start"):
-            hang = f"touch {late.root}/begun; exec sleep 1000"
-            (late.before_domid if step == "domid" else late.let_xl)(hang)
+            hang = f"touch {host.root}/begun; exec sleep 1000"
+            (host.before_domid if step == "domid" else host.let_xl)(hang)
         change = (
-            f"def hang(*_, **__): open({str(late.root / 'begun')!r}, 'w'); m.time.sleep(1000)\nm.read_guest = hang\n"
+            f"def hang(*_, **__): open({str(host.root / 'begun')!r}, 'w'); m.time.sleep(1000)\nm.read_guest = hang\n"
         )
-        with late.late("--wait", change=change if step == "look" else "", options=options) as running:
+        with host.start_process("--wait", change=change if step == "look" else "", options=options) as running:
             if step in ("domid", "start", "look"):
-                wait_until((late.root / "begun").exists)
+                wait_until((host.root / "begun").exists)
             elif step == "wait":
                 running.wait_for("still waiting")
             else:
@@ -847,43 +850,43 @@ def test_signal_ends_the_command_at_every_step(late: StartHost, step: str) -> No
             running.process.wait(60)
             assert running.process.returncode == -signal.SIGTERM or step == "journal"
             assert time.monotonic() - sent < 30
-    end_of_xl(late)
+    end_of_xl(host)
 
 
-def test_stuck_journal_delays_no_guest(late: StartHost) -> None:
-    files = [late.guest(name, late.image(name)) for name in ("a", "b")]
-    with full_pipe() as (_, full), late.late(options={"stderr": full}) as running:
+def test_stuck_journal_delays_no_guest(host: StartHost) -> None:
+    files = [host.guest(name, host.image(name)) for name in ("a", "b")]
+    with full_pipe() as (_, full), host.start_process(options={"stderr": full}) as running:
         assert running.process.wait(60) == xwd.EXIT_READY
-    assert late.calls() == [create(file) for file in files]
+    assert host.calls() == [create(file) for file in files]
 
 
-def test_hung_file_system_delays_no_other_guest(late: StartHost) -> None:
-    with hung_file_system(late.root / "deaf") as deaf:
-        late.guest("a", deaf / "disk")
-        files = [late.guest(name, late.image(name)) for name in ("b", "c")]
-        result = late.late().end()
+def test_hung_file_system_delays_no_other_guest(host: StartHost) -> None:
+    with hung_file_system(host.root / "hung") as hung:
+        host.guest("a", hung / "disk")
+        files = [host.guest(name, host.image(name)) for name in ("b", "c")]
+        result = host.start_process().end()
     assert result.status == xwd.EXIT_TIMED_OUT
-    assert late.calls() == [create(file) for file in files]
+    assert host.calls() == [create(file) for file in files]
     assert "(no response; is its file server down?)" in result.messages
 
 
 # Errors
 
 
-def test_start_requires_root(late: StartHost) -> None:
-    result = late.late(change="m.os.geteuid = lambda: 1000").end()
+def test_start_requires_root(host: StartHost) -> None:
+    result = host.start_process(change="m.os.geteuid = lambda: 1000").end()
     assert result.status == xwd.EXIT_USAGE
     assert result.messages == "xendomains-wait-disk: start must be run as root, because xl must.\n"
 
 
 @pytest.mark.parametrize("without", ["xl", "hypervisor"])
-def test_missing_xl_or_xen_is_reported(late: StartHost, without: str) -> None:
-    late.guest("web", late.image("web"))
+def test_missing_xl_or_xen_is_reported(host: StartHost, without: str) -> None:
+    host.guest("web", host.image("web"))
     if without == "xl":
-        (late.root / "bin" / "xl").unlink()
+        (host.root / "bin" / "xl").unlink()
     else:
-        (late.root / "no-xen").touch()
-    result = late.late().end()
+        (host.root / "no-xen").touch()
+    result = host.start_process().end()
     assert result.status == xwd.EXIT_USAGE
     assert result.messages.startswith(
         "xendomains-wait-disk: `xl list` fails, so no guest can be started (is xl installed, "
@@ -899,42 +902,42 @@ def test_missing_xl_or_xen_is_reported(late: StartHost, without: str) -> None:
         (["start", "--wait=soon"], "is not a time span: 'soon'"),
     ],
 )
-def test_wrong_usage_is_rejected(late: StartHost, arguments: list[str], error: str) -> None:
-    result = late.run(*arguments)
+def test_wrong_usage_is_rejected(host: StartHost, arguments: list[str], error: str) -> None:
+    result = host.run(*arguments)
     assert result.status == xwd.EXIT_USAGE
     assert error in result.messages
 
 
 def test_output_of_xl_may_be_invalid_utf8() -> None:
-    """A guest may be called so, and the others are started all the same."""
+    """The name of a guest may be; the other guests are started anyway."""
     assert xwd.output_of("printf", r"b\374ro 1 256 1 -b---- 0.1\n") == "b\udcfcro 1 256 1 -b---- 0.1\n"
 
 
-# What is printed
+# Output
 
 
-def test_dry_run_prints_shell_commands_and_starts_nothing(late: StartHost) -> None:
-    first = late.guest("a", late.image("a")).rename(late.auto / "it's.cfg")
-    saved = late.saved("b", late.image("b"))
-    (late.auto / "c.cfg").write_text(f'name = "c\\n"\ndisk = ["{late.images}/c,raw,xvda,w"]\n')
-    result = late.late("--dry-run").end()
+def test_dry_run_prints_shell_commands_and_starts_nothing(host: StartHost) -> None:
+    first = host.guest("a", host.image("a")).rename(host.auto / "it's.cfg")
+    saved = host.saved("b", host.image("b"))
+    (host.auto / "c.cfg").write_text(f'name = "c\\n"\ndisk = ["{host.images}/c,raw,xvda,w"]\n')
+    result = host.start_process("--dry-run").end()
     assert result.status == xwd.EXIT_TIMED_OUT
-    assert late.calls() == []
-    assert not (late.state / "start").exists()
+    assert host.calls() == []
+    assert not (host.state / "start").exists()
     assert result.output.splitlines() == [
         f"xl restore {saved} && rm {saved}",
         f"xl create --quiet --defconfig {shlex.quote(str(first))}",
-        f"# guest c\\n is still waiting for {late.images}/c (does not exist).",
+        f"# guest c\\n is still waiting for {host.images}/c (does not exist).",
     ]
     subprocess.run(["sh", "-e"], input=result.output, text=True, check=True)
-    assert late.calls() == [f"restore {saved}", create(first)]
+    assert host.calls() == [f"restore {saved}", create(first)]
     assert not saved.exists()
 
 
-def test_json_has_one_record_per_guest(late: StartHost) -> None:
-    file = late.guest("a", late.image("a"))
-    other = late.guest("b", late.images / "b")
-    result = late.late("--json").end()
+def test_json_has_one_record_per_guest(host: StartHost) -> None:
+    file = host.guest("a", host.image("a"))
+    other = host.guest("b", host.images / "b")
+    result = host.start_process("--json").end()
     assert json.loads(result.output) == {
         "version": 1,
         "guests": [
@@ -953,22 +956,22 @@ def test_json_has_one_record_per_guest(late: StartHost) -> None:
                 "source": str(other),
                 "start": "create",
                 "result": "waiting",
-                "reason": f"{late.images}/b (does not exist)",
+                "reason": f"{host.images}/b (does not exist)",
                 "command": f"xl create --quiet --defconfig {other}",
             },
         ],
     }
 
 
-def test_no_guests_to_start_is_reported(late: StartHost, start: Start) -> None:
+def test_no_guests_to_start_is_reported(host: StartHost, start: Start) -> None:
     assert start() == xwd.EXIT_READY
     assert start.logged == "Guests: none.\n"
 
 
-def test_service_reports_only_the_number_of_running_guests(late: StartHost, start: Start) -> None:
+def test_service_reports_only_the_number_of_running_guests(host: StartHost, start: Start) -> None:
     for name in ("a", "b"):
-        late.guest(name, late.image(name))
-    late.running.write_text("a\nb\n")
+        host.guest(name, host.image(name))
+    host.running.write_text("a\nb\n")
     assert start(wait=60) == xwd.EXIT_READY
     assert start.clock.seconds == 0
     assert start.logged == "Guests: 2 running.\n"
@@ -977,10 +980,10 @@ def test_service_reports_only_the_number_of_running_guests(late: StartHost, star
 # Cost
 
 
-def test_idle_wait_for_many_guests_does_little_work(late: StartHost, start: Start) -> None:
-    """What it costs, tests/bench measures. Here, how often it looks at what: files and reasons seldom."""
+def test_idle_wait_for_many_guests_does_little_work(host: StartHost, start: Start) -> None:
+    """It rarely reads files or looks for reasons. (tests/bench measures the CPU time.)"""
     for number in range(100):
-        late.guest(f"g{number}", f"/dev/no-such/{number}")
+        host.guest(f"g{number}", f"/dev/no-such/{number}")
     counts = {"read": 0, "explain": 0, "check": 0}
     was = xwd.BlockingCalls.run
 
@@ -1002,14 +1005,14 @@ def test_idle_wait_for_many_guests_does_little_work(late: StartHost, start: Star
     assert in_ten_minutes["check"] == 0
 
 
-def test_json_matches_its_schema(late: StartHost) -> None:
+def test_json_matches_its_schema(host: StartHost) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="python3-jsonschema is not installed")
     for number in range(3):
-        late.guest(f"g{number}", late.image(f"{number}"))
-    late.guest("my web", late.image("web"))
-    late.running.write_text("g0\n")
-    late.log("g1")
-    printed = json.loads(late.late("--json").end().output)
+        host.guest(f"g{number}", host.image(f"{number}"))
+    host.guest("my web", host.image("web"))
+    host.running.write_text("g0\n")
+    host.log("g1")
+    printed = json.loads(host.start_process("--json").end().output)
     schema = json.loads((MODULE.parent / "schema" / "start.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(printed)
     assert {row["result"] for row in printed["guests"]} == {"running", "skipped", "started", "refused"}

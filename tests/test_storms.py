@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""While the wait goes on, udev dies, directories are replaced, files grow, disks flap, and file systems hang.
+"""Changes during the wait: udev dies, directories are replaced, files grow, disks flap, and file systems hang.
 
-Whatever happens, the disks of the other guests are found, the wait ends, and it says what is so.
+Whatever happens, the disks of other guests are found, the wait ends, and the messages are correct.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from recorded import HostPaths
 import xendomains_wait_disk as xwd
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Every fault, and what holds for all of them
+# Tests for all faults
 # ---------------------------------------------------------------------------------------------------------------------
 
 Fault = Callable[[Host], "AbstractContextManager[object]"]
@@ -65,7 +65,7 @@ ODD_CONTENTS: list[Callable[[Path], object]] = [partial(os.symlink, "/proc/self/
 
 
 def everywhere(makers: Sequence[Callable[[Path], object]]) -> Fault:
-    """Something odd as configurations, as saved domains, and as disks."""
+    """Create odd files as configurations, as saved guests and as disks."""
 
     def make(host: Host) -> AbstractContextManager[None]:
         for directory in (host.auto, host.save, host.images):
@@ -78,7 +78,7 @@ def everywhere(makers: Sequence[Callable[[Path], object]]) -> Fault:
 
 
 def configurations(*texts: str) -> Fault:
-    """A guest for each of these configurations."""
+    """Create a guest for each of these configurations."""
 
     def make(host: Host) -> AbstractContextManager[None]:
         for number, text in enumerate(texts):
@@ -89,13 +89,13 @@ def configurations(*texts: str) -> Fault:
 
 
 def of_maximum_length(text: str, around: str = "%s") -> str:
-    """A configuration of this text again and again, of nearly the greatest size that is read."""
+    """Return this text repeated to almost the maximum size of a configuration."""
     times = (xwd.MAX_CONFIGURATION - 1000) // len(text)
     return around % (text * times)
 
 
 def saved(host: Host) -> AbstractContextManager[None]:
-    """Saved domains with 1 GiB behind the header, which are slow to parse or claim to be long."""
+    """Create saved guests with 1 GiB after the header that are slow to parse or claim a huge configuration."""
     files = [
         saved_file(b"[" * 100_000),
         saved_file(b'\\"' * 65_000),
@@ -111,7 +111,7 @@ def saved(host: Host) -> AbstractContextManager[None]:
 
 
 def settings(host: Host) -> AbstractContextManager[None]:
-    """xendomains' settings print without end, and leave processes behind."""
+    """Make xendomains' settings print endlessly and leave processes behind."""
     with host.settings.open("a") as file:
         file.write("yes &\nseq 1000000\nfor _ in {1..50}; do sleep 100 & done\n")
     return nullcontext()
@@ -137,13 +137,13 @@ def growing(host: Host) -> AbstractContextManager[None]:
 
 
 def replaced(host: Host) -> AbstractContextManager[None]:
-    """The directory of configurations is renamed away and put back, time and again."""
+    """Repeatedly rename the directory of configurations and back."""
     away = host.root / "away"
     return repeatedly(lambda: (host.auto.rename(away), away.rename(host.auto)), 0.0005)
 
 
 def always_new_names(host: Host) -> AbstractContextManager[None]:
-    """One file whose name is always another, and one that waits for ever."""
+    """Repeatedly rename one file, next to a file that is waited for all the time."""
     (host.auto / "0").symlink_to("/nowhere")
     (host.auto / "never").symlink_to("/nowhere")
     numbers = count()
@@ -157,7 +157,7 @@ def always_new_names(host: Host) -> AbstractContextManager[None]:
 
 LONG = "x" * 100_000
 
-# What takes long to parse, and is no guest.
+# Texts that are slow to parse and do not define a guest.
 SLOW = [
     of_maximum_length("[", "disk=%s\n"),
     of_maximum_length('a+="b"\n'),
@@ -165,10 +165,10 @@ SLOW = [
     of_maximum_length(" "),
 ]
 
-# The status with which the wait ends, and what is said.
+# Name, fault, exit status of the wait, and a part of its messages.
 FAULTS: list[tuple[str, Fault, int, str]] = [
     ("odd files", everywhere(ODD_FILES), xwd.EXIT_TIMED_OUT, "is a FIFO, neither a block device nor a regular file"),
-    # This calls itself a regular file, and more is not known of a disk image either.
+    # /proc/self/environ is a regular file, like a disk image.
     ("odd contents", everywhere(ODD_CONTENTS), xwd.EXIT_TIMED_OUT, "is too large for a configuration"),
     (
         "many disks",
@@ -197,9 +197,9 @@ def each(faults: list[tuple[str, Fault, int, str]]) -> list[Any]:
 
 
 @pytest.mark.promise("A problem with one guest does not delay the others")
-@pytest.mark.promise("Not a configuration: a directory, a device, a FIFO, a gigabyte, nested lists, deep JSON")
-@pytest.mark.promise("A configuration takes long to parse")
-@pytest.mark.promise("A directory has thousands of files, or ever new ones")
+@pytest.mark.promise("A file is not a configuration: a directory, device, FIFO, a gigabyte, nested lists, deep JSON")
+@pytest.mark.promise("A configuration is slow to parse")
+@pytest.mark.promise("A directory has thousands of files, or new ones all the time")
 @pytest.mark.promise("Disks come and go")
 @pytest.mark.parametrize(("fault", "status", "says"), each(FAULTS))
 def test_other_disks_are_found_and_the_wait_ends_despite_any_fault(
@@ -224,7 +224,7 @@ def test_other_disks_are_found_and_the_wait_ends_despite_any_fault(
         assert session_members(waiter.pid) == []
 
 
-@pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone")
+@pytest.mark.promise("The wait ends at the timeout even if something hangs, and leaves no process behind")
 @pytest.mark.parametrize(("fault", "status", "_"), each([row for row in FAULTS if row[2] == xwd.EXIT_TIMED_OUT]))
 def test_timeout_ends_the_wait_despite_any_fault(host: Host, fault: Fault, status: int, _: str) -> None:
     with fault(host):
@@ -269,7 +269,7 @@ def test_removed_directory_is_not_waited_for(
 
 @as_root
 def test_directory_that_becomes_unreadable_is_reported(host: Host) -> None:
-    """Root may enter it all the same, unless the capabilities for that are taken, too."""
+    """Root can read it anyway, unless it lacks these capabilities."""
     host.guest("web", host.images / "a")
     powers = "-dac_override,-dac_read_search"
     with waiting(host, prefix=["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]) as waiter:
@@ -305,28 +305,28 @@ def test_awaited_directory_that_is_removed_is_not_reported_as_found(host: Host, 
     assert " found (after " not in messages
 
 
-@pytest.mark.promise("A file system returns less than it was asked for")
+@pytest.mark.promise("A file system returns short reads")
 @as_root
-@pytest.mark.parametrize(("most", "disks"), [(4096, 200), (10, 2)])
-def test_file_system_with_short_reads_hides_nothing(host: Host, most: int, disks: int) -> None:
+@pytest.mark.parametrize(("max_read", "disks"), [(4096, 200), (10, 2)])
+def test_file_system_with_short_reads_hides_nothing(host: Host, max_read: int, disks: int) -> None:
     images = [host.images / str(number) for number in range(disks)]
-    with slow_file_system(host.root / "slow", delay=0.0, most=most) as slow:
+    with slow_file_system(host.root / "slow", delay=0.0, max_read=max_read) as slow:
         for file in (host.saved("old", *images), host.guest("web", *images)):
             slow.files[file.name] = file.read_bytes()
-            assert len(slow.files[file.name]) > 2 * most
+            assert len(slow.files[file.name]) > 2 * max_read
             file.unlink()
             file.symlink_to(slow.directory / file.name)
         assert [len(domain["disks"]) for domain in host.list()["guests"]] == [disks, disks]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Numbers
+# Large numbers
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def crowded(host: Host) -> Host:
-    """A host with thousands of files where configurations should be, and a saved domain."""
+    """A host with thousands of files in the auto directory, and a saved guest."""
     (host.auto / "g").touch()
     for number in range(1, 4200):
         os.link(host.auto / "g", host.auto / f"g{number}")
@@ -375,11 +375,11 @@ def test_overlong_message_is_cut_in_the_middle(host: Host) -> None:
 
 
 def test_systemd_gets_timeout_extension_despite_long_names(host: Host) -> None:
-    """A datagram has at most some 200 KiB."""
+    """A datagram can have about 200 KiB at most."""
     for name in "abc":
         (host.auto / name).write_text(f'name = "{LONG}{name}"\ndisk = ["/no,,xvda"]\n')
     with Receiver(host.root / "notify") as systemd, waiting(host, NOTIFY_SOCKET=systemd.address):
-        assert "EXTEND_TIMEOUT_USEC=3" in systemd.take()
+        assert "EXTEND_TIMEOUT_USEC=3" in systemd.receive()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -427,8 +427,8 @@ with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15) as netlink:  # NETLIN
 """
 
 
-class Place:
-    """A mount and a network namespace: an empty /run/udev, and events of udev that nobody else hears."""
+class Namespace:
+    """A mount and network namespace with an empty /run/udev and its own udev events."""
 
     def __init__(self) -> None:
         script = "mount -t tmpfs tmpfs /run && mkdir -p /run/udev/data && echo made && exec sleep 1000"
@@ -438,7 +438,7 @@ class Place:
         self._udevd: subprocess.Popen[bytes] | None = None
         assert self._holder.stdout
         if self._holder.stdout.readline() != "made\n":
-            pytest.skip("namespaces cannot be made here")
+            pytest.skip("namespaces cannot be created here")
         self.prefix = ("nsenter", "-t", str(self._holder.pid), "--mount", "--net")
         self.udev = Path(f"/proc/{self._holder.pid}/root/run/udev")
 
@@ -454,20 +454,20 @@ class Place:
             self._udevd = None
 
     def write(self, entry: str, content: bytes) -> None:
-        """An entry in the database of a udev that only seems to run."""
+        """Write an entry to udev's database, and make udev look as if it were running."""
         (self.udev / "control").touch()
         (self.udev / "data" / "new").write_bytes(content)
         (self.udev / "data" / "new").rename(self.udev / "data" / entry)
 
     @contextmanager
     def sending(self, event: bytes) -> Iterator[None]:
-        """Whoever listens to udev's events gets this again and again."""
+        """Repeatedly send an event to all listeners of udev events."""
         with subprocess.Popen([*self.prefix, sys.executable, "-c", SEND_EVENTS], stdin=subprocess.PIPE) as process:
             assert process.stdin
             process.stdin.write(event)
             process.stdin.close()
             yield
-            assert process.poll() is None  # it could send them
+            assert process.poll() is None  # sending has not failed
             process.kill()
 
     def end(self) -> None:
@@ -477,69 +477,69 @@ class Place:
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def namespace() -> Iterator[Namespace]:
     if os.geteuid() != 0:
-        pytest.skip("only root may make namespaces")
-    it = Place()
+        pytest.skip("requires root, to create namespaces")
+    it = Namespace()
     yield it
     it.end()
 
 
 @pytest.fixture
-def place_with_udev(place: Place) -> Place:
-    """A place in which udev runs."""
+def namespace_with_udev(namespace: Namespace) -> Namespace:
+    """A namespace with a running udev."""
     if not UDEVD:
-        pytest.skip("udev is not installed here")
-    place.start_udev()
-    return place
+        pytest.skip("udev is not installed")
+    namespace.start_udev()
+    return namespace
 
 
 @pytest.fixture
 def loop(host: Host) -> tuple[Path, Path]:
-    """A loop device that a guest needs, and an image for it."""
+    """A loop device that a guest needs, and an image to attach to it."""
     device = loop_device()
     host.guest("web", device)
     sparse(host.image("web"))
     return device, host.images / "web"
 
 
-ONLY_EVENTS = "[polling]\nfirst = 1h\nlongest = 1h\n"  # end a pause
+ONLY_EVENTS = "[polling]\nfirst = 1h\nlongest = 1h\n"  # only events end a pause
 
 
 @block_devices
 def test_event_is_received_after_udev_restarts_during_the_wait(
-    host: Host, place_with_udev: Place, loop: tuple[Path, Path]
+    host: Host, namespace_with_udev: Namespace, loop: tuple[Path, Path]
 ) -> None:
     pytest.importorskip("pyudev", reason="pyudev is not installed")
     host.configure(ONLY_EVENTS)
-    with waiting(host, "--timeout", "1h", prefix=place_with_udev.prefix) as waiter:
-        place_with_udev.stop_udev()
-        place_with_udev.start_udev()
+    with waiting(host, "--timeout", "1h", prefix=namespace_with_udev.prefix) as waiter:
+        namespace_with_udev.stop_udev()
+        namespace_with_udev.start_udev()
         with attached(*loop):
             assert waiter.end().status == xwd.EXIT_READY
 
 
 @block_devices
 def test_disk_appearing_while_udev_is_down_is_ready_once_udev_processed_it(
-    host: Host, place_with_udev: Place, loop: tuple[Path, Path]
+    host: Host, namespace_with_udev: Namespace, loop: tuple[Path, Path]
 ) -> None:
     host.guest("mail", host.images / "mail")
-    with waiting(host, prefix=place_with_udev.prefix) as waiter:
-        place_with_udev.stop_udev()
+    with waiting(host, prefix=namespace_with_udev.prefix) as waiter:
+        namespace_with_udev.stop_udev()
         with attached(*loop):
             host.image("mail")
             waiter.wait_for(f"disk {host.images}/mail found (after ")
             assert f"disk {loop[0]} found" not in waiter.logged
-            place_with_udev.start_udev()
-            run_quietly(*place_with_udev.prefix, "udevadm", "trigger", "--settle", loop[0])
+            namespace_with_udev.start_udev()
+            run_quietly(*namespace_with_udev.prefix, "udevadm", "trigger", "--settle", loop[0])
             assert waiter.end().status == xwd.EXIT_READY
 
 
 @block_devices
-def test_disk_never_processed_by_udev_is_reported(host: Host, place: Place, loop: tuple[Path, Path]) -> None:
-    (place.udev / "control").touch()
+def test_disk_never_processed_by_udev_is_reported(host: Host, namespace: Namespace, loop: tuple[Path, Path]) -> None:
+    (namespace.udev / "control").touch()
     with attached(*loop):
-        result = host.run("--timeout", "0", prefix=place.prefix)
+        result = host.run("--timeout", "0", prefix=namespace.prefix)
     assert (
         f"{loop[0]} for web is not ready: udev has not finished processing it; try: udevadm settle\n" in result.messages
     )
@@ -557,19 +557,19 @@ def test_disk_never_processed_by_udev_is_reported(host: Host, place: Place, loop
     ids=["Latin-1", "no properties", "many lines", "a long line"],
 )
 def test_odd_udev_entry_of_a_device_affects_no_other_disk(
-    host: Host, place: Place, loop: tuple[Path, Path], odd: bytes
+    host: Host, namespace: Namespace, loop: tuple[Path, Path], odd: bytes
 ) -> None:
     device, _ = loop
     number = os.stat(device).st_rdev
     entry = f"b{os.major(number)}:{os.minor(number)}"
     host.guest("mail", host.images / "mail")
-    place.write(entry, b"E:SYSTEMD_READY=0\n" + odd)
-    with attached(*loop), waiting(host, prefix=place.prefix) as waiter:
+    namespace.write(entry, b"E:SYSTEMD_READY=0\n" + odd)
+    with attached(*loop), waiting(host, prefix=namespace.prefix) as waiter:
         waiter.wait_for(f"still waiting for {device} for web... (udev has set SYSTEMD_READY=0 for it)")
         host.image("mail")
         waiter.wait_for(f"disk {host.images}/mail found (after ")
         assert peak_memory(waiter.pid) < 64
-        place.write(entry, odd)
+        namespace.write(entry, odd)
         assert waiter.end().status == xwd.EXIT_READY
 
 
@@ -584,13 +584,13 @@ def test_odd_udev_entry_of_a_device_affects_no_other_disk(
     ids=["directory", "socket", "link to itself"],
 )
 def test_invalid_udev_entry_becomes_the_reason_of_its_disk(
-    host: Host, place: Place, loop: tuple[Path, Path], make: Callable[[Path], None], says: str
+    host: Host, namespace: Namespace, loop: tuple[Path, Path], make: Callable[[Path], None], says: str
 ) -> None:
     number = os.stat(loop[0]).st_rdev
-    (place.udev / "control").touch()
-    make(place.udev / "data" / f"b{os.major(number)}:{os.minor(number)}")
+    (namespace.udev / "control").touch()
+    make(namespace.udev / "data" / f"b{os.major(number)}:{os.minor(number)}")
     host.guest("mail", host.images / "mail")
-    with attached(*loop), waiting(host, prefix=place.prefix) as waiter:
+    with attached(*loop), waiting(host, prefix=namespace.prefix) as waiter:
         waiter.wait_for(f"still waiting for {loop[0]} for web... ({says})")
         host.image("mail")
         waiter.wait_for(f"disk {host.images}/mail found (after ")
@@ -606,13 +606,13 @@ EVENTS = {
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS.keys())
-def test_malformed_event_counts_as_an_event(host: Host, place: Place, event: bytes) -> None:
-    """libudev would not hand it out; that something happened is all there is to know."""
+def test_malformed_event_counts_as_an_event(host: Host, namespace: Namespace, event: bytes) -> None:
+    """libudev would drop it, but it still shows that something happened."""
     pytest.importorskip("pyudev", reason="pyudev is not installed")
-    (place.udev / "control").touch()
+    (namespace.udev / "control").touch()
     host.configure(ONLY_EVENTS)
     host.guest("web", host.images / "a", host.images / "b")
-    with waiting(host, "--timeout", "1h", prefix=place.prefix) as waiter, place.sending(event):
+    with waiting(host, "--timeout", "1h", prefix=namespace.prefix) as waiter, namespace.sending(event):
         host.image("a")
         waiter.wait_for(f"disk {host.images}/a found (after ")
         host.image("b")
@@ -622,14 +622,14 @@ def test_malformed_event_counts_as_an_event(host: Host, place: Place, event: byt
 @block_devices
 @as_root
 def test_event_overrun_ends_a_pause_and_so_does_the_next_event() -> None:
-    """The kernel's own events, for which no udev is needed, and a buffer that holds a few of them."""
+    """Uses the kernel's own events, which need no udev, and a buffer for only a few of them."""
     uevent = Path("/sys/block", loop_device().name, "uevent")
     HostPaths(run="/nowhere").use()
     events = xwd.block_events()
     clock = xwd.Clock()
     deadline = time.monotonic() + CAP
     if events is None:
-        pytest.skip("pyudev is not installed, or there is no netlink here")
+        pytest.skip("pyudev is not installed, or netlink is not available here")
     events.set_receive_buffer_size(1)
     for _ in range(100):
         uevent.write_text("change")
@@ -641,7 +641,7 @@ def test_event_overrun_ends_a_pause_and_so_does_the_next_event() -> None:
 
 
 def dropped_events() -> Sequence[int]:
-    """How many messages each netlink socket has lost."""
+    """Return the number of dropped messages of each netlink socket."""
     lines = Path("/proc/self/net/netlink").read_text().splitlines()
     column = lines[0].split().index("Drops")
     return [int(line.split()[column]) for line in lines[1:]]
@@ -649,7 +649,7 @@ def dropped_events() -> Sequence[int]:
 
 @pytest.fixture
 def two_devices(tmp_path: Path) -> HostPaths:
-    """A host on which udev knows two devices."""
+    """A host with two devices in udev's database."""
     data = tmp_path / "udev" / "data"
     data.mkdir(parents=True)
     for number in (16, 32):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The unit: runs before xendomains, never holds it up, and may do no more than it has to."""
+"""The units: their order, their sandbox, and that their failure keeps no guest down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_systemd_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is No
 
 
 def settings(unit: Path = UNIT) -> dict[str, list[str]]:
-    """The settings of a unit, with the words of each; an assignment after another adds words."""
+    """Return the settings of a unit, each as a list of words; repeated assignments add words."""
     found: dict[str, list[str]] = {}
     for line in unit.read_text().splitlines():
         if "=" in line and not line.startswith("#"):
@@ -98,14 +98,14 @@ def test_preset_enables_the_unit() -> None:
 @needs_systemd_analyze
 @pytest.mark.parametrize("file", [UNIT, LATE], ids=lambda file: file.stem)
 def test_systemd_finds_nothing_wrong(tmp_path: Path, file: Path) -> None:
-    # The program and the pages are not where they will be installed.
+    # The program and the manual pages are not installed.
     unit = tmp_path / file.name
     unit.write_text(file.read_text().replace(f"/usr/sbin/{xwd.COMMAND}", str(ROOT / "bin" / xwd.COMMAND)))
     process = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
     assert (process.returncode, process.stdout + process.stderr) == (0, "")
 
 
-@pytest.mark.promise("It writes only below /run, and has no network and one capability: to read all files")
+@pytest.mark.promise("It writes only below /run, and has no network access and one capability: to read all files")
 @needs_systemd_analyze
 def test_unit_is_sandboxed() -> None:
     if systemd_version() < 250:
@@ -120,7 +120,7 @@ def test_unit_is_sandboxed() -> None:
 
 def test_sandbox_allows_what_the_wait_needs() -> None:
     unit = settings()
-    # Home directories of others, the disks themselves, images in temporary directories.
+    # Home directories of other users, disks, images in temporary directories.
     assert unit["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
     assert unit["BindReadOnlyPaths"][:3] == ["/dev", "-/tmp", "-/var/tmp"]
     assert unit["ProtectHome"] == ["read-only"]
@@ -172,7 +172,7 @@ def test_guests_outlive_the_late_service() -> None:
 
 
 def test_late_service_runs_xl_with_the_hosts_devices_mounts_and_networks() -> None:
-    """Each of these would go for xl, its scripts and device models as well, or make a mount namespace for them."""
+    """Each of these would also restrict xl, its scripts and device models, or put them in a mount namespace."""
     kinds = ("Private", "Protect", "ReadOnly", "ReadWrite", "Inaccessible", "Bind", "Temporary", "Device", "IPAddress")
     assert [
         key for key in settings(LATE) if key.startswith((*kinds, "SystemCall", "RestrictNamespaces", "NoNew"))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The wait: it ends when everything is ready, when time is over, or on a signal, and never later."""
+"""The wait: it ends when every disk is ready, at the timeout, or on a signal, and never later."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from conftest import (
 import xendomains_wait_disk as xwd
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Its end
+# The end of the wait
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
+@pytest.mark.promise("If every disk is ready, it prints nothing and hardly delays the boot")
 def test_wait_ends_silently_with_everything_ready(host: Host) -> None:
     host.guest("web", host.image("a"), host.image("b"))
     result = host.run()
     assert (result.status, result.output, result.messages) == (xwd.EXIT_READY, "", "")
 
 
-@pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
+@pytest.mark.promise("The wait ends when the last disk appears, and a udev event ends a pause")
 def test_wait_ends_when_the_last_disk_appears(host: Host) -> None:
     host.guest("web", host.images / "a", host.images / "b")
     with waiting(host) as running:
@@ -67,7 +67,7 @@ def test_wait_does_not_end_before_the_last_disk_appears(host: Host, clock: FakeC
     assert result.messages.endswith(f"disk {host.images}/b found (after 200 seconds)\n")
 
 
-@pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start")
+@pytest.mark.promise("At the timeout, each missing disk is named with the reason, and the other guests start")
 def test_timeout_names_each_disk_with_its_reason_and_gives_status_1(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a", host.image("b"))
     host.guest("mail", host.images)
@@ -102,7 +102,7 @@ def test_disk_that_appears_at_the_last_moment_counts(host: Host, clock: FakeCloc
 
 
 def looks_of(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When the program looks at disks, in seconds."""
+    """Return a list that records when disks are checked, in seconds."""
     looks: list[float] = []
     real = xwd.Watcher.check_disks
 
@@ -118,7 +118,7 @@ def test_pauses_double_from_first_to_longest(host: Host, clock: FakeClock, monke
     looks = looks_of(clock, monkeypatch)
     host.guest("web", host.images / "a")
     clock.wait(host, timeout=4)
-    # Once to say what is missing, then in the wait, and at the end once more for what was ready before.
+    # Once to report what is missing, then in the wait, and at the end once more to recheck ready disks.
     assert looks == [0, 0, 0.1, 0.3, 0.7, 1.5, 2.5, 3.5, 4, 4]
 
 
@@ -138,7 +138,7 @@ def test_file_without_an_event_is_noticed_within_the_longest_pause(host: Host, c
     assert 60 <= clock.seconds <= 60.5
 
 
-@pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
+@pytest.mark.promise("The wait ends when the last disk appears, and a udev event ends a pause")
 def test_an_event_ends_a_pause(host: Host, clock: FakeClock, events: Events) -> None:
     host.configure("[polling]\nfirst = 20s\nlongest = 20s\n")
     host.guest("web", host.images / "a")
@@ -151,7 +151,7 @@ def test_an_event_ends_a_pause(host: Host, clock: FakeClock, events: Events) -> 
 def test_events_are_collected_before_the_look_starts(
     host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that none can fall between a look and the pause after it."""
+    """Otherwise, an event between a check and the pause after it would be missed."""
     happened = []
 
     def block_events() -> None:
@@ -168,7 +168,7 @@ def test_events_are_collected_before_the_look_starts(
     assert happened[:4] == ["looks", "explains", "listens", "looks"]
 
 
-@pytest.mark.promise("Events from udev come in storms, are lost, or cannot be parsed")
+@pytest.mark.promise("udev events come in storms, are lost, or cannot be parsed")
 def test_a_storm_of_events_leaves_time_between_two_looks(clock: FakeClock, events: Events) -> None:
     for _ in range(10):
         events.happen()
@@ -185,7 +185,7 @@ def test_events_that_ended_a_pause_do_not_end_the_next(clock: FakeClock, events:
     assert clock.seconds == before + 1
 
 
-@pytest.mark.promise("It works without what a host may lack")
+@pytest.mark.promise("It works without optional parts of a host, such as pyudev, bash or /proc")
 @pytest.mark.usefixtures("no_pyudev")
 def test_without_pyudev_there_are_no_events() -> None:
     assert xwd.block_events() is None
@@ -197,7 +197,7 @@ def test_without_events_a_pause_has_its_full_length(clock: FakeClock) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What changes during the wait
+# Changes during the wait
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -290,11 +290,11 @@ def test_a_disk_that_comes_and_goes_is_waited_for_again(host: Host, clock: FakeC
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What does not answer
+# Hanging file systems
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone")
+@pytest.mark.promise("The wait ends at the timeout even if something hangs, and leaves no process behind")
 @as_root
 def test_timeout_holds_while_a_file_system_hangs(host: Host) -> None:
     with hung_file_system(host.root / "nfs") as nfs:
@@ -306,17 +306,17 @@ def test_timeout_holds_while_a_file_system_hangs(host: Host) -> None:
     assert "mail" not in result.messages
 
 
-@pytest.mark.promise("A file system hangs (an NFS server that is gone)")
+@pytest.mark.promise("A file system hangs (its NFS server is gone)")
 @as_root
 def test_single_look_finds_other_disks_while_a_file_system_hangs(host: Host) -> None:
     with hung_file_system(host.root / "nfs") as nfs:
-        host.guest("deaf", nfs / "web.img")
+        host.guest("hung", nfs / "web.img")
         host.guest("here", host.image("here"))
         result = host.run("--timeout", "0")
     assert result.status == xwd.EXIT_TIMED_OUT
     assert result.messages.endswith(
-        "These guests will probably not come up: deaf "
-        "(once its disk is ready, start it with: xendomains-wait-disk start deaf).\n"
+        "These guests will probably not come up: hung "
+        "(once its disk is ready, start it with: xendomains-wait-disk start hung).\n"
     )
 
 
@@ -325,7 +325,7 @@ def test_hanging_configuration_is_waited_for_and_delays_no_other(host: Host) -> 
     with slow_file_system(host.root / "nfs", delay=0) as nfs:
         file = host.guest("web", host.image("a"))
         nfs.files["web.cfg"] = file.read_bytes()
-        nfs.is_deaf = True
+        nfs.is_hanging = True
         file.unlink()
         file.symlink_to(nfs.directory / "web.cfg")
         host.guest("mail", host.images / "mail")
@@ -333,7 +333,7 @@ def test_hanging_configuration_is_waited_for_and_delays_no_other(host: Host) -> 
             running.wait_for(f"still waiting for {file} for web.cfg... (no response; is its file server down?)\n")
             host.image("mail")
             running.wait_for(f"disk {host.images}/mail found")
-            nfs.is_deaf = False
+            nfs.is_hanging = False
             result = running.end()
     assert result.status == xwd.EXIT_READY
     assert result.messages.endswith("Everything is ready for 2 guests with 2 disks.\n")
@@ -350,7 +350,7 @@ def test_hanging_settings_file_does_not_outlast_the_timeout(host: Host) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise("A signal ends it, and no traceback is ever shown")
+@pytest.mark.promise("A signal ends it, and it never prints a traceback")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_the_wait_and_missing_disks_are_reported(host: Host, number: signal.Signals) -> None:
     host.guest("web", host.images / "a")
@@ -372,7 +372,7 @@ def test_signal_ends_the_wait_while_a_file_system_hangs(host: Host) -> None:
             assert running.end().status == -signal.SIGTERM
 
 
-@pytest.mark.promise("A signal comes, at any moment")
+@pytest.mark.promise("A signal arrives at any moment")
 def test_second_signal_also_ends_the_wait(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as running:
@@ -399,10 +399,10 @@ sys.setprofile(trace)
 """
 
 
-@pytest.mark.promise("A signal ends it, and no traceback is ever shown")
-@pytest.mark.promise("A signal comes, at any moment")
+@pytest.mark.promise("A signal ends it, and it never prints a traceback")
+@pytest.mark.promise("A signal arrives at any moment")
 def test_signal_at_any_moment_ends_the_wait_without_a_traceback(host: Host) -> None:
-    """At a dozen moments, counted in calls of functions, from the beginning to the end."""
+    """Try a dozen moments between start and exit, measured in function calls."""
     host.guest("web", host.images / "a")
     host.configuration("odd.cfg", "what is this\n")
     file = host.root / "count"
@@ -415,7 +415,7 @@ def test_signal_at_any_moment_ends_the_wait_without_a_traceback(host: Host) -> N
         program = program_with(AT_A_MOMENT.format(moment=moment, file=str(file)))
         running.append(host.start("--timeout", "200ms", program=program))
     statuses = [one.end().status for one in running]
-    # Between the last pause and the end, where it ends anyway, a signal may change nothing.
+    # After the last pause, a signal may have no effect, because the program exits anyway.
     assert set(statuses) <= {-signal.SIGTERM, xwd.EXIT_TIMED_OUT}
     assert statuses.count(-signal.SIGTERM) >= moments // 2
 
@@ -428,7 +428,7 @@ def test_signals_ignored_by_the_parent_stay_ignored(host: Host) -> None:
         assert running.end().status == xwd.EXIT_READY
 
 
-@pytest.mark.promise("The clock is set, the host sleeps, or the process is stopped")
+@pytest.mark.promise("The clock is changed, the host is suspended, or the process is stopped")
 def test_wait_continues_after_sigstop_and_sigcont(host: Host) -> None:
     host.guest("web", host.images / "a")
     with waiting(host) as running:
@@ -452,15 +452,15 @@ def test_suspend_longer_than_the_timeout_still_reports_missing_disks(host: Host,
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What it costs
+# Cost
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def imported_by(statement: str) -> set[str]:
-    """The modules that this statement imports, besides those that Python itself needed to start."""
+    """Return the modules imported by this statement, without those that Python itself needs at startup."""
     program = "\n".join(["import sys; before = {*sys.modules}", statement, "print(*{*sys.modules} - before)"])
     command = [sys.executable, "-c", program]
-    # coverage.py, where it measures child processes, imports a lot.
+    # coverage.py imports many modules when it measures child processes.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     output = subprocess.run(command, capture_output=True, check=True, text=True, cwd=MODULE.parent, env=environment)
     return set(output.stdout.split())
@@ -480,7 +480,7 @@ SLOW_TO_IMPORT = {
 }
 
 
-@pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
+@pytest.mark.promise("If every disk is ready, it prints nothing and hardly delays the boot")
 def test_nothing_slow_is_imported_with_everything_ready(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.configure("")
@@ -524,30 +524,30 @@ def test_waiting_process_has_no_child_and_one_thread(host: Host) -> None:
 
 @pytest.fixture
 def systemd(host: Host) -> Receiver:
-    """Where systemd listens: $NOTIFY_SOCKET."""
+    """The notification socket of systemd: $NOTIFY_SOCKET."""
     return Receiver(host.root / "notify")
 
 
 def test_systemd_gets_status_and_timeout_extension(host: Host, systemd: Receiver) -> None:
     host.guest("web", host.images / "a")
     with systemd, waiting(host, "--timeout", "1000", NOTIFY_SOCKET=systemd.address) as running:
-        name, microseconds = systemd.take().split("=")
+        name, microseconds = systemd.receive().split("=")
         assert name == "EXTEND_TIMEOUT_USEC"
         assert 1000e6 < int(microseconds) <= 1030e6
-        status, patience = systemd.take().splitlines()
+        status, patience = systemd.receive().splitlines()
         assert status == f"STATUS=Waiting for 1 disk of 1 guest: {host.images}/a for web (does not exist)"
         assert patience.startswith("EXTEND_TIMEOUT_USEC=")
         host.image("a")
-        assert systemd.take().startswith("STATUS=Everything that the guests need is ready.")
+        assert systemd.receive().startswith("STATUS=Everything that the guests need is ready.")
         assert running.end().status == xwd.EXIT_READY
 
 
-@pytest.mark.promise("systemd takes no notification at the moment")
+@pytest.mark.promise("systemd temporarily accepts no notifications")
 def test_systemd_status_is_resent_until_accepted(host: Host, systemd: Receiver) -> None:
     host.guest("web", host.images / "a")
     systemd.fill()
     with systemd, waiting(host, "--timeout", "1000", NOTIFY_SOCKET=systemd.address):
-        while (message := systemd.take()) == "noise":
+        while (message := systemd.receive()) == "noise":
             pass
     assert "EXTEND_TIMEOUT_USEC=" in message
 
@@ -557,7 +557,7 @@ def test_systemd_gets_status_at_the_timeout(host: Host, address: str) -> None:
     host.guest("web", host.images / "a")
     with Receiver(address.format(host.root)) as systemd:
         host.run("--timeout", "0", NOTIFY_SOCKET=systemd.address)
-        last = systemd.take_all()[-1]
+        last = systemd.receive_all()[-1]
     assert last == f"STATUS=Timed out waiting for 1 disk of 1 guest: {host.images}/a for web (does not exist)"
 
 
@@ -571,4 +571,4 @@ def test_systemd_gets_only_timeout_extension_with_everything_ready(host: Host, s
     host.guest("web", host.image("a"))
     with systemd:
         host.run(NOTIFY_SOCKET=systemd.address)
-        assert [message.partition("=")[0] for message in systemd.take_all()] == ["EXTEND_TIMEOUT_USEC"]
+        assert [message.partition("=")[0] for message in systemd.receive_all()] == ["EXTEND_TIMEOUT_USEC"]

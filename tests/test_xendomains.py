@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""xendomains' own settings, sourced by bash as xendomains does."""
+"""The settings of xendomains, sourced by bash as xendomains does."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from unittest.mock import mock_open
 
 import pytest
-from conftest import CAP, NOBODY, Host, as_root, texts, wait_until
+from conftest import CAP, NOBODY, Host, as_root, findings_text, wait_until
 
 import xendomains_wait_disk as xwd
 
 
 def read_first(*paths: Path, **settings: Any) -> tuple[xwd.Xendomains, str]:
-    """What the first of these files says that exists."""
+    """Read the first of these files that exists."""
     ours = xwd.Settings(xendomains=tuple(map(str, paths)))._replace(**settings)
     xendomains, problems = xwd.read_xendomains(ours, xwd.Clock(), CAP)
     assert xendomains is not None
-    return xendomains, texts(problems)
+    return xendomains, findings_text(problems)
 
 
 def read(path: Path, text: str, **settings: Any) -> tuple[xwd.Xendomains, str]:
@@ -38,7 +38,7 @@ def sysconfig(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def default(tmp_path: Path) -> Path:
-    """The settings on a host with Debian's own xendomains."""
+    """The settings file on a host with Debian's own xendomains."""
     script = tmp_path / "etc" / "init.d" / "xendomains"
     script.parent.mkdir(parents=True)
     script.write_text("#!/bin/bash\n. /etc/default/xendomains\nxen create\n")
@@ -97,7 +97,7 @@ def test_environment_does_not_affect_bash(sysconfig: Path, monkeypatch: pytest.M
 
 
 def test_pipes_in_settings_end_as_they_do_for_xendomains(sysconfig: Path) -> None:
-    """Python ignores SIGPIPE, and what it starts would inherit that."""
+    """Python ignores SIGPIPE, and its child processes would inherit that."""
     assert read(sysconfig, "yes | head -1\nXENDOMAINS_AUTO=/${PIPESTATUS[0]}\n")[0].auto == "/141"
 
 
@@ -120,7 +120,7 @@ def test_upstream_may_also_read_etc_default(default: Path) -> None:
 
 
 def test_etc_default_belongs_to_upstream_without_an_init_script(default: Path) -> None:
-    """As on NixOS, or where Xen was built for this place."""
+    """As on NixOS, or if Xen was built with this path."""
     (default.parent.parent / "init.d" / "xendomains").unlink()
     assert read(default, f"{ALL}XENDOMAINS_RESTORE=false\n")[0].save == ""
 
@@ -150,12 +150,12 @@ def test_syntax_error_is_reported_with_its_line_and_earlier_settings_are_used(sy
 
 @pytest.mark.parametrize("last", ["false", "return 3", "/nowhere/command", "readonly x=1; x=2"])
 def test_exit_status_of_settings_file_is_ignored(sysconfig: Path, last: str) -> None:
-    """xendomains goes on all the same."""
+    """xendomains ignores it as well."""
     xendomains, problems = read(sysconfig, f"{ALL}{last}\n")
     assert (xendomains.auto, problems) == ("/etc/xen/auto", "")
 
 
-@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print endlessly")
 @pytest.mark.parametrize(
     "text", ["exit 3\n", "exit 0\n", "set -e\nfalse\n", "set -u\nx=$undefined\n", "exec true\n", "kill -9 $$\n"]
 )
@@ -165,7 +165,7 @@ def test_file_that_exits_the_shell_is_reported_and_xens_defaults_are_used(syscon
     assert f"{sysconfig}: makes the shell that sources it exit; waiting for the guests in /etc/xen/auto" in problems
 
 
-@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print endlessly")
 @pytest.mark.parametrize(
     "text",
     [
@@ -187,7 +187,7 @@ def test_hanging_file_is_reported_and_abandoned(host: Host, text: str) -> None:
     )
 
 
-@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print endlessly")
 def test_processes_started_by_a_hanging_file_are_killed(host: Host, tmp_path: Path) -> None:
     child = tmp_path / "child"
     host.settings.write_text(f"sleep 600 & echo $! >{child}.new; mv {child}.new {child}; wait\n")
@@ -206,7 +206,7 @@ def test_signal_also_kills_processes_started_by_the_file(host: Host, tmp_path: P
 
 
 def has_ended(process: int) -> bool:
-    """Whether it is gone, or only waits for its parent to ask for its status."""
+    """Return whether the process is gone or a zombie."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except FileNotFoundError:
@@ -226,7 +226,7 @@ def test_process_left_behind_causes_no_delay(host: Host) -> None:
     assert [domain["name"] for domain in host.list()["guests"]] == ["web"]
 
 
-@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print without end")
+@pytest.mark.promise("xendomains' settings hang, exit the shell, fork, or print endlessly")
 def test_endless_output_causes_no_delay(host: Host) -> None:
     host.settings.write_text(f"yes &\n{host.settings.read_text()}")
     assert host.run().messages == ""
@@ -250,7 +250,7 @@ def ignore_children() -> None:
 
 @pytest.mark.promise("The environment is odd (PATH, BASH_ENV, SHELLOPTS), or SIGCHLD is ignored")
 def test_settings_are_read_though_the_parent_ignores_sigchld(host: Host) -> None:
-    """What is started by such a process ignores SIGCHLD as well, and then the kernel keeps no status of a child."""
+    """A process inherits an ignored SIGCHLD, and then the kernel does not keep the status of its children."""
     host.guest("web", host.images / "missing")
     result = host.run("--timeout", "0", options={"preexec_fn": ignore_children})
     assert result.status == xwd.EXIT_TIMED_OUT
@@ -268,7 +268,7 @@ def test_settings_are_read_though_the_parent_ignores_sigchld(host: Host) -> None
     ],
 )
 def test_file_writable_by_others_is_used_with_a_warning(sysconfig: Path, mode: int, owner: int, why: str) -> None:
-    """xendomains sources it as root all the same."""
+    """xendomains sources it as root anyway."""
     read(sysconfig, ALL)
     sysconfig.chmod(mode)
     os.chown(sysconfig, owner, -1)
@@ -320,7 +320,7 @@ def test_existing_file_that_cannot_be_read_is_reported(
 
 @pytest.mark.promise("xendomains' settings cannot be read (EIO, EACCES, a dangling link)")
 def test_dangling_link_instead_of_a_file_is_reported(sysconfig: Path) -> None:
-    """xendomains would find it once what the link points to is mounted."""
+    """xendomains would find it once the file system with the target is mounted."""
     sysconfig.parent.mkdir(parents=True)
     sysconfig.symlink_to("/nowhere/xendomains")
     xendomains, problems = read_first(sysconfig)
@@ -334,7 +334,7 @@ def test_own_settings_are_used_if_the_file_cannot_be_read(tmp_path: Path) -> Non
     assert "; waiting for the guests in /a and /s instead." in problems
 
 
-@pytest.mark.promise("It works without what a host may lack")
+@pytest.mark.promise("It works without optional parts of a host, such as pyudev, bash or /proc")
 def test_xens_defaults_are_used_without_bash(sysconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xwd, "BASH", "/nowhere/bash")
     xendomains, problems = read(sysconfig, "XENDOMAINS_AUTO=/x\n")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Which guests start, and how, agrees with what the two xendomains scripts ask xl for, on hundreds of hosts.
+"""The guests that start, and how, are the same as with the two xendomains scripts, on hundreds of made-up hosts.
 
-The scripts run as they are, but for where they look for files, with an xl that records what it is asked for. They are
-the installed ones, or those in Debian's packages, which tests/setup unpacks: Debian's is in xen-utils-common, and
-upstream's, which Debian does not use, in xen-utils-4.17 and the like.
+The scripts run unchanged, except for the paths in them, with a fake xl that records its calls. They are the installed
+ones, or those in Debian's packages as unpacked by tests/setup: Debian's script is in xen-utils-common, upstream's
+script, which Debian does not use, in xen-utils-4.17 and the like.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import xendomains_wait_disk as xwd
 
 EXAMPLES = 100
 
-PLACES = (Path("/"), MODULE.parent / ".venv" / "xen-utils")
-NAME_PROGRAM = "usr/lib/xen-common/bin/xen-init-name"  # which Debian's script calls
-DEBIANS = next((place for place in PLACES if (place / NAME_PROGRAM).exists()), None)
-UPSTREAMS = next((path for place in PLACES for path in place.glob("usr/lib*/xen*/bin/xendomains")), None)
+ROOTS = (Path("/"), MODULE.parent / ".venv" / "xen-utils")
+NAME_PROGRAM = "usr/lib/xen-common/bin/xen-init-name"  # called by Debian's script
+DEBIAN_ROOT = next((root for root in ROOTS if (root / NAME_PROGRAM).exists()), None)
+UPSTREAM_SCRIPT = next((path for root in ROOTS for path in root.glob("usr/lib*/xen*/bin/xendomains")), None)
 
-# "xl" for both scripts: says which guests run, and starts those of the files named in `accepted`.
+# A fake xl for both scripts: it lists running guests, and starts those of the files listed in `accepted`.
 XL = r"""#!/bin/sh
 cd "${0%/*}" || exit
 action=$1 options= name=
@@ -50,8 +50,8 @@ domid) grep -qxF -e "$1" running ;;
 *--dryrun*)
     [ "$name" ] && printf '{\n    "c_info": {\n        "name": "%s",\n        "uuid": "0"\n    }\n}\n' "$name" ;;
 restore | create*)
-    [ $# = 1 ] || exit 1  # a name with a blank in it, which was not quoted
-    printf '%s\t%s\n' "$action" "$1" >>asked
+    [ $# = 1 ] || exit 1  # an unquoted name with a blank
+    printf '%s\t%s\n' "$action" "$1" >>calls
     [ "$name" ] && ! grep -qxF -e "$name" running && echo "$name" >>running ;;
 esac
 """
@@ -64,13 +64,13 @@ class File(NamedTuple):
     """A file in one of the directories."""
 
     name: str
-    content: str  # what it is: a key of SAVED or CONFIGURED
+    content: str  # a key of SAVED or CONFIGURED
     guest: str
 
 
 FLAGS = xwd.SAVED_STREAM_V2
 Contents = dict[str, tuple[Callable[[bytes], bytes], bool]]
-# What can be in the directory of saved guests, and whether xl restores it.
+# Possible files in the directory of saved guests, and whether xl restores them.
 SAVED: Contents = {
     "good": (lambda guest: saved_file(b'name="%s"\n' % guest, FLAGS), True),
     "cut": (lambda guest: saved_file(b'name="%s"\n' % guest, FLAGS, image=b"LibxlFmt and half"), False),
@@ -99,7 +99,7 @@ configurations = st.builds(
     st.sampled_from([*CONFIGURED, "good", "good", "directory", "link", "dangling"]),
     GUESTS,
 )
-# Debian's script does not get to know the guest's name then, and so none other may have it.
+# Debian's script cannot find out the name of such a guest, so no other guest may have the same name.
 with_a_blank = st.sampled_from([File("my web.cfg", "good", "my"), File("my mail", "refused", "mine")])
 
 
@@ -110,15 +110,15 @@ def unique(files: st.SearchStrategy[File]) -> st.SearchStrategy[list[File]]:
 RESTORE = st.sampled_from(["true", "true", "true", "True", "yes", "false", "1", "0", "", " ", " true"])
 
 
-class Asked(NamedTuple):
-    """What a script asks xl for, in its order."""
+class XlCall(NamedTuple):
+    """A call of xl that starts a guest."""
 
     how: str
     file: str
 
 
 class Xen:
-    """A made-up host with these files, the script and the xl."""
+    """A made-up host with these files, a script and the fake xl."""
 
     def __init__(self, root: Path, leaf: str, saved: Sequence[File], configured: Sequence[File], restore: str) -> None:
         self.root = root
@@ -132,7 +132,7 @@ class Xen:
         for name in ("xl", "xen"):
             (root / "bin" / name).write_text(XL)
             (root / "bin" / name).chmod(0o755)
-        for name in ("running", "asked", "accepted"):
+        for name in ("running", "calls", "accepted"):
             (root / "bin" / name).touch()
         self.accepted: dict[str, str] = {}
         self._put(self.save, saved, SAVED)
@@ -152,39 +152,39 @@ class Xen:
                 make, is_accepted = contents["good" if content == "link" else content]
                 target = self.root / f"{directory.name}-{number}" if content == "link" else path
                 target.write_bytes(make(guest.encode()))
-                os.utime(target, (0, 0))  # a file that has just changed may be half written
+                os.utime(target, (0, 0))  # old enough not to be half-written
                 if content == "link":
                     path.symlink_to(target)
                 if is_accepted:
                     self.accepted[str(path)] = guest
 
-    def run(self, script: str) -> list[Asked]:
-        """What this script asks for when it starts guests."""
+    def run(self, script: str) -> list[XlCall]:
+        """Run a script and return its calls of xl."""
         file = self.root / "etc" / "init.d" / "xendomains"
         file.write_text(script)
         environment = {"PATH": f"{self.root}/bin:{os.environ['PATH']}", "LC_ALL": "C"}
         command = ["bash", str(file), "start"]
         subprocess.run(command, cwd="/", env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=CAP)
-        return [Asked(*line.split("\t")) for line in (self.root / "bin" / "asked").read_text().splitlines()]
+        return [XlCall(*line.split("\t")) for line in (self.root / "bin" / "calls").read_text().splitlines()]
 
-    def ours(self) -> list[Asked]:
-        """What we say that it does."""
+    def predicted_calls(self) -> list[XlCall]:
+        """Return the calls that the module predicts."""
         clock = xwd.Clock()
         ours = xwd.Settings(xendomains=(str(self.settings),))
         xendomains, problems = xwd.read_xendomains(ours, clock, CAP)
         assert xendomains and not problems
         snapshot = xwd.Watcher(xendomains, ours, clock).look(clock.now() + CAP)
         starts = {file: guest.start for file, guest in snapshot.guests.items()}
-        return [Asked(start.how, file) for file, start in starts.items() if start.how != "none"]
+        return [XlCall(start.how, file) for file, start in starts.items() if start.how != "none"]
 
 
-Script = Callable[[Xen], list[Asked]]
+Script = Callable[[Xen], list[XlCall]]
 
 
 @pytest.fixture(scope="module")
 def count() -> Iterator[dict[str, int]]:
-    yield (counted := dict.fromkeys(("hosts", "asked"), 0))
-    print(f"{counted['hosts']} hosts compared, on which xl was asked {counted['asked']} times")
+    yield (counted := dict.fromkeys(("hosts", "calls"), 0))
+    print(f"{counted['hosts']} hosts compared, with {counted['calls']} calls of xl")
 
 
 def compare(
@@ -194,35 +194,35 @@ def compare(
         xen = Xen(Path(directory), leaf, saved, configured, restore)
         init = xen.root / "etc" / "init.d" / "xendomains"
         init.write_text("$LIBEXEC_BIN/xendomains start\n" if leaf != "default" else "")
-        predicted = xen.ours()
-        asked = script(xen)
-        assert predicted == asked
+        predicted = xen.predicted_calls()
+        calls = script(xen)
+        assert predicted == calls
         count["hosts"] += 1
-        count["asked"] += len(asked)
+        count["calls"] += len(calls)
 
 
-def debians(xen: Xen) -> list[Asked]:
-    """What Debian's script asks for."""
-    assert DEBIANS
-    script = (DEBIANS / "etc/init.d/xendomains").read_text()
+def debian_calls(xen: Xen) -> list[XlCall]:
+    """Return the calls of Debian's script."""
+    assert DEBIAN_ROOT
+    script = (DEBIAN_ROOT / "etc/init.d/xendomains").read_text()
     (xen.root / "lsb").write_text(LSB)
     for path, ours in {
         "/etc/default/xendomains": xen.settings,
         "/lib/lsb/init-functions": xen.root / "lsb",
         "/lib/init/vars.sh": "/dev/null",
         "/proc/xen/privcmd": "/dev/null",
-        "/usr/lib/xen-common/": DEBIANS / "usr/lib/xen-common",
+        "/usr/lib/xen-common/": DEBIAN_ROOT / "usr/lib/xen-common",
     }.items():
         assert path in script
         script = script.replace(path, f"{ours}/" if path.endswith("/") else str(ours))
     return xen.run(script)
 
 
-def upstreams(xen: Xen) -> list[Asked]:
-    """What upstream's script asks for."""
-    assert UPSTREAMS
+def upstream_calls(xen: Xen) -> list[XlCall]:
+    """Return the calls of upstream's script."""
+    assert UPSTREAM_SCRIPT
     (xen.root / "hotplugpath").write_text(HOTPLUGPATH.format(root=xen.root))
-    script = UPSTREAMS.read_text().replace("/dev/xen/privcmd", "/dev/null").replace("/lib/lsb/", "/nowhere/")
+    script = UPSTREAM_SCRIPT.read_text().replace("/dev/xen/privcmd", "/dev/null").replace("/lib/lsb/", "/nowhere/")
     for line, ours in {
         r"^\. .*/hotplugpath\.sh$": f". {xen.root}/hotplugpath",
         r"^XENDOM_CONFIG=.*$": f"XENDOM_CONFIG={xen.settings}",
@@ -236,20 +236,22 @@ examples = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=
 
 
 @pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
-@pytest.mark.skipif(not DEBIANS, reason="Debian's xendomains is not here (package xen-utils-common)")
+@pytest.mark.skipif(not DEBIAN_ROOT, reason="Debian's xendomains is not available (package xen-utils-common)")
 @given(unique(saved_files), unique(configurations | with_a_blank), RESTORE)
 @examples
 def test_same_guests_start_as_with_debians_xendomains(
     count: dict[str, int], saved: list[File], configured: list[File], restore: str
 ) -> None:
-    compare(debians, count, "default", saved, configured, restore)
+    compare(debian_calls, count, "default", saved, configured, restore)
 
 
 @pytest.mark.promise("Guests that xendomains does not start are not waited for, and the reason is given")
-@pytest.mark.skipif(not UPSTREAMS, reason="upstream's xendomains is not here (package xen-utils-4.17 or the like)")
+@pytest.mark.skipif(
+    not UPSTREAM_SCRIPT, reason="upstream's xendomains is not available (package xen-utils-4.17 or the like)"
+)
 @given(unique(saved_files), unique(configurations | with_a_blank), RESTORE)
 @examples
 def test_same_guests_start_as_with_upstreams_xendomains(
     count: dict[str, int], saved: list[File], configured: list[File], restore: str
 ) -> None:
-    compare(upstreams, count, "sysconfig", saved, configured, restore)
+    compare(upstream_calls, count, "sysconfig", saved, configured, restore)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""xl.cfg and disk specifications: what the real xl said of 31 files, and what the messages say."""
+"""xl.cfg and disk specifications: compared with the output of the real xl for 31 files, and the error messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from strategies import any_configuration, quoted, specification
 
 import xendomains_wait_disk as xwd
 
-# Refused by xl for its usbdev, which says nothing about disks and is not looked at here.
+# Refused by xl because of its usbdev, which the module ignores.
 FOR_OTHER_REASONS = "25-nested-and-numbers"
 
 CONFIGURATIONS = sorted(CORPUS.glob("*.cfg"))
@@ -50,12 +50,12 @@ def test_the_corpus_is_read_as_xl_read_it(file: Path) -> None:
         return
     xl = json.loads(answer.read_text())
     assert domain.name == xl["c_info"]["name"]
-    # xl.json and a saved domain say the same in the same words, so that both ways of reading must agree.
+    # xl prints the same JSON as in a saved guest, so both parsers must give the same result.
     assert list(domain.disks) == [xwd.disk_from_json({"format": "raw", **disk}) for disk in xl.get("disks", [])]
 
 
 def lines_xl_names() -> Iterator[tuple[str, str]]:
-    """The configurations for which xl names the line of an error, and that line."""
+    """Yield the configurations for which xl reports the line of an error, and that line."""
     for file in CONFIGURATIONS:
         errors = file.with_suffix(".err")
         if errors.exists() and (line := re.match(r"[^:]+:(\d+): config parsing error", errors.read_text())):
@@ -178,7 +178,7 @@ def test_guest_type_refused_by_xl_is_refused(text: str, message: str) -> None:
         ("", "pv"),
         ('type="pv"', "pv"),
         ('type="pvh"', "pvh"),
-        ('type="p"', "pv"),  # xl compares as many letters as there are
+        ('type="p"', "pv"),  # xl compares only as many letters as are given
         ('type="hvm"\nbuilder="hvm"', "hvm"),
         ('type="pv"\nbuilder="generic"', "pv"),
         ('builder="hvm"', "hvm"),
@@ -206,7 +206,7 @@ def test_disk_refused_by_libxl_is_refused(disks: list[str], message: str) -> Non
 
 
 def test_vdevs_known_to_libxl_are_accepted() -> None:
-    """xen-vbd-interface(7)"""
+    """See xen-vbd-interface(7)."""
     vdevs = ["xvda", "xvda1", "xvdb255", "xvdzz", "hdd63", "sdp15", "d0p3", "d16p0", "51713", "0xca02"]
     text = f'name="web"\ndisk={json.dumps([f"/dev/x,raw,{vdev},w" for vdev in vdevs])}\n'
     assert [disk.vdev for disk in parse(text).disks] == vdevs
@@ -231,7 +231,7 @@ def test_invalid_utf8_reaches_the_file_system_unchanged() -> None:
     assert target.encode("utf-8", "surrogateescape") == b"/srv/b\xfcro.img"
 
 
-@pytest.mark.promise("No file makes it crash or hang")
+@pytest.mark.promise("No file can make it crash or hang")
 @given(any_configuration)
 def test_any_configuration_is_either_read_or_refused(text: str) -> None:
     try:

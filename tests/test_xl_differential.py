@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Our reading of xl.cfg and of disk specifications agrees with that of Xen's own library, on thousands of files.
+"""xl.cfg and disk specifications are parsed like by Xen's own library, on thousands of made-up files.
 
-There are two differences: a line break in a disk specification is refused, and lists may be nested deeper. What libxl
-refuses behind the parser (check_vdevs) the library at hand does not ask.
+There are two deliberate differences: a line break in a disk specification is refused, and lists may be nested deeper.
+Checks that libxl makes after parsing (check_vdevs) are not part of the library used here, so they are turned off.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ EXAMPLES = 1500
 pytestmark = [
     pytest.mark.skipif(
         not HEADER.exists() or not shutil.which("cc"),
-        reason=f"there is no {HEADER} (Debian's package libxen-dev) or no C compiler",
+        reason=f"{HEADER} (Debian's package libxen-dev) or a C compiler is missing",
     ),
-    pytest.mark.xdist_group("oracle"),  # the last test counts what the others have asked
+    pytest.mark.xdist_group("oracle"),  # the last test checks the number of questions of the others
 ]
 
 Answer = tuple[str, ...]
@@ -49,7 +49,7 @@ class Oracle:
         self.asked = self.accepted = 0
 
     def ask(self, configuration: bytes) -> Answer:
-        """ "refused", or the domain's name and then vdev, target and access of each disk."""
+        """Return "refused", or the domain's name followed by vdev, target and access of each disk."""
         self._questions.write(struct.pack("<I", len(configuration)) + configuration)
         self._questions.flush()
         verdict, *words = self._answers.readline().decode().split()
@@ -83,7 +83,7 @@ def parser_alone() -> Iterator[None]:
 
 
 def ours(configuration: bytes) -> Answer:
-    """The same from our parser. Raises ConfigError instead of refusing a line break in a disk specification."""
+    """Return the answer of our parser. Raise ConfigError for a line break in a disk specification."""
     try:
         domain = xwd.domain_from_xl_config(os.fsdecode(configuration), "configuration", "auto")
     except xwd.ConfigError as error:
@@ -94,7 +94,7 @@ def ours(configuration: bytes) -> Answer:
 
 
 def compare(oracle: Oracle, configuration: bytes) -> None:
-    """Fails if xl takes it for something else than we do."""
+    """Check that xl parses a configuration like the module does."""
     try:
         answer = ours(configuration)
     except xwd.ConfigError:
@@ -106,7 +106,7 @@ def check(examples: int = EXAMPLES) -> settings:
     return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.promise("Configurations are read as xl reads them, except as the manual says")
+@pytest.mark.promise("Configurations are read as xl reads them, with the exceptions in the manual")
 @given(any_configuration)
 @check()
 def test_configurations_are_read_as_xl_reads_them(oracle: Oracle, text: str) -> None:
@@ -114,7 +114,7 @@ def test_configurations_are_read_as_xl_reads_them(oracle: Oracle, text: str) -> 
     compare(oracle, configuration)
 
 
-@pytest.mark.promise("Configurations are read as xl reads them, except as the manual says")
+@pytest.mark.promise("Configurations are read as xl reads them, with the exceptions in the manual")
 @given(specification)
 @check()
 def test_disk_specifications_are_read_as_xl_reads_them(oracle: Oracle, text: str) -> None:
@@ -122,9 +122,9 @@ def test_disk_specifications_are_read_as_xl_reads_them(oracle: Oracle, text: str
     compare(oracle, configuration)
 
 
-# What SUSE's scanner reads in addition, and what it has the effect of here. By xen.libxl.dmmd.patch in SUSE's xen
-# package, dmmd: and npiv: are dropped as phy: is; by libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch
-# there is one more flag, which concerns QEMU alone, as direct-io-safe does.
+# SUSE's extensions, and upstream syntax with the same effect here. With xen.libxl.dmmd.patch in SUSE's xen package,
+# dmmd: and npiv: are dropped like phy:. libxl.add-option-to-disable-disk-cache-flushes-in-qdisk.patch adds a flag that
+# only concerns QEMU, like direct-io-safe.
 SUSES = {"dmmd:": "phy:", "npiv:": "phy:", "suse-diskcache-disable-flush": "direct-io-safe"}
 suses_parameter = st.one_of(
     st.just("suse-diskcache-disable-flush"),
@@ -133,20 +133,20 @@ suses_parameter = st.one_of(
 
 
 def as_upstreams(text: str) -> str:
-    """The text with what has the same effect upstream."""
+    """Replace SUSE's extensions with upstream syntax of the same effect."""
     for suses, same in SUSES.items():
         text = text.replace(suses, same)
     return text
 
 
-@pytest.mark.promise("Configurations are read as xl reads them, except as the manual says")
+@pytest.mark.promise("Configurations are read as xl reads them, with the exceptions in the manual")
 @given(st.lists(st.one_of(suses_parameter, suses_parameter, parameter), min_size=1, max_size=6).map(",".join))
 @check()
 def test_disk_specifications_are_read_as_suses_xl_reads_them(oracle: Oracle, text: str) -> None:
     with suppress(xwd.ConfigError):
         answer = ours(f'name="web"\ndisk=[{quoted(text)}]\n'.encode("latin-1"))
         configuration = f'name="web"\ndisk=[{quoted(as_upstreams(text))}]\n'
-        # A target may hold the same words, where they mean nothing.
+        # A target may contain the same words, without a special meaning.
         assert tuple(map(as_upstreams, answer)) == oracle.ask(configuration.encode("latin-1"))
 
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
  * SPDX-FileCopyrightText: The xendomains-wait-disk authors
  *
- * What Xen's own parser library says of configurations: the oracle for test_xl_differential.py.
+ * Oracle for test_xl_differential.py: parse configurations with Xen's own parser library.
  *
- * Reads configurations from standard input, each as its length (32 bits, little endian) and its bytes. For each
- * writes one line: "refused", or "accepted" with the name and then vdev, target and access (r or w) of each disk, in
- * hexadecimal, separated by blanks. It does with them what xl create does up to the disks (parse_config_data in xl_parse.c).
+ * Reads configurations from standard input, each as its length (32 bits, little endian) followed by its bytes. For
+ * each, it prints one line: "refused", or "accepted" with the name, followed by vdev, target and access (r or w) of each
+ * disk, in hexadecimal, separated by blanks. It handles them like xl create (parse_config_data in xl_parse.c).
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -68,7 +68,7 @@ int main(void)
         if (!data || fread(data, 1, length, stdin) != length)
             return 2;
         fflush(stdout);
-        /* In a child, because the library aborts on some input, which also means that xl starts no domain. */
+        /* In a child, because the library aborts on some input. xl starts no domain in that case either. */
         pid_t child = fork();
         if (child == 0) {
             freopen("/dev/null", "w", stderr);

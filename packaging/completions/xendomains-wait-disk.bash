@@ -53,14 +53,14 @@ _xendomains_wait_disk() {
     elif [[ $command == '' ]]; then
         mapfile -t COMPREPLY < <(compgen -W 'wait list check last start' -- "$current")
     elif [[ $command != last ]]; then
-        # The names of files never become a word list for compgen -W, because bash expands that like a command line.
+        # Never pass file names to compgen -W as a word list: bash expands that like a command line.
         begun=${current#[\"\']}
         begun=${begun//\\/}
         while IFS= read -r file; do
             name=${file##*/}
             [[ $name == "$begun"* ]] || continue
             if [[ $current == [\"\']* ]]; then
-                # Behind an opening quote, only names that can be quoted like that.
+                # After an opening quote, offer only names that can be quoted that way.
                 [[ $name == *[\"\'\$\`\\!]* ]] || COMPREPLY+=("$name")
             else
                 printf -v name %q "$name"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Each file here is a scenario: a host, and tests of what came of its boot. README.md says how to write one."""
+"""Fixtures for scenarios: each file here is a host and tests of its boot. README.md says how to write one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ rows = pytest.StashKey[dict[str, Boot]]()
 
 @pytest.fixture(scope="session")
 def machine() -> Machine:
-    """Where hosts are booted; kept from one run to the next."""
+    """The machine that boots hosts; its directory is kept between runs."""
     if os.geteuid() != 0:
-        pytest.exit("Only root can make the image of a host: sudo make check-xen", 2)
+        pytest.exit("Creating the image of a host requires root: sudo make check-xen", 2)
     machine = Machine(Path(os.environ.get("XEN_DIRECTORY", TOP / "build" / "xen")))
     machine.make_images()
     return machine
@@ -27,7 +27,7 @@ def machine() -> Machine:
 
 @pytest.fixture(scope="module")
 def boot_host(request: pytest.FixtureRequest, machine: Machine) -> Callable[[Host, str], Boot]:
-    """Boots a host of this scenario, called by that name."""
+    """Return a function that boots a host of this scenario under a name."""
 
     def boot(host: Host, name: str) -> Boot:
         boot = machine.boot(host, name)
@@ -39,18 +39,18 @@ def boot_host(request: pytest.FixtureRequest, machine: Machine) -> Callable[[Hos
 
 @pytest.fixture(scope="module")
 def boot(request: pytest.FixtureRequest, boot_host: Callable[[Host, str], Boot]) -> Boot:
-    """What came of the boot of HOST, in this file."""
+    """The result of booting HOST in this file."""
     return boot_host(request.module.HOST, scenario_of(request.path))
 
 
 def scenario_of(path: Path) -> str:
-    """The name of the scenario in a file."""
+    """Return the name of the scenario in a file."""
     return path.stem.removeprefix("test_").replace("_", "-")
 
 
 @pytest.hookimpl(hookwrapper=True)  # type: ignore[untyped-decorator,unused-ignore]
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Says, where a test failed, where the logs of the boot are."""
+    """If a test failed, report where the logs of the boot are."""
     outcome: Any = yield
     report = outcome.get_result()
     boots = item.config.stash.get(rows, {})
@@ -60,7 +60,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The table: a row for each boot."""
+    """Print the table, with a row for each boot."""
     failed = {scenario_of(Path(report.fspath)) for report in terminalreporter.getreports("failed")}
     failed |= {scenario_of(Path(report.fspath)) for report in terminalreporter.getreports("error")}
     boots = config.stash.get(rows, {})
@@ -76,7 +76,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def cells(boot: Boot) -> tuple[str, str, str, str]:
-    """What the table says of a boot."""
+    """Return the cells of the table for a boot."""
     disks = ", ".join(f"{guest.name} {describe(boot, guest.name)}" for guest in boot.host.guests if guest.starts)
     if not boot.host.package:
         return "-", "-", disks, "-"
@@ -85,7 +85,7 @@ def cells(boot: Boot) -> tuple[str, str, str, str]:
 
 
 def describe(boot: Boot, guest: str) -> str:
-    """The sizes of a guest's disks."""
+    """Return the sizes of a guest's disks."""
     try:
         return "+".join(f"{size:g}" for size in boot.disks_of(guest).values()) or "none"
     except KeyError:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Two DRBD resources, one and two, on disks of these names. This host is one of two nodes; the other is never there."""
+"""Two DRBD resources, one and two, on disks of these names. This host is one of two nodes; the other never appears."""
 
 from __future__ import annotations
 
 
 def resource(name: str, minor: int) -> str:
-    """The configuration of a resource."""
+    """Return the configuration of a resource."""
     return f"""
 resource {name} {{
     device minor {minor};

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""An iSCSI target whose LUN holds a volume group with one logical volume, /dev/vg/lv."""
+"""An iSCSI target with a LUN that contains a volume group with one logical volume, /dev/vg/lv."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TARGET = "iqn.2003-01.org.example:group"
 TARGET_WITH_CLONE = f"<target {TARGET}>\n  backing-store /srv/lun\n  backing-store /srv/clone\n</target>\n"
 TARGET_WITHOUT_CLONE = f"<target {TARGET}>\n  backing-store /srv/lun\n</target>\n"
 
-# What udev does with a volume group would get in the way.
+# Keep udev from activating the volume group.
 PAUSE_ACTIVATION = "mkdir -p /run/udev/rules.d; touch /run/udev/rules.d/69-lvm.rules; udevadm control --reload"
 RESUME_ACTIVATION = "rm /run/udev/rules.d/69-lvm.rules; udevadm control --reload"
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A RAID1, /dev/md/mirror, whose members are left by a host that made it: mirror-a and mirror-b."""
+"""A RAID1, /dev/md/mirror, with the members mirror-a and mirror-b, created by another host."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A guest that xl saved, as a host left it."""
+"""A guest that was saved with xl save by another host."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A host that lacks storage of every kind at once: what the unit in its sandbox says of each, and `list` outside of it.
+"""A host with missing storage of every kind: the reasons given by the unit in its sandbox, and by `list` outside of it.
 
-What it has in /etc is of the recorded hosts (tests/data/hosts), so that what is said of it is the same in every boot.
-Nothing of it is ever there, and no guest starts.
+Its /etc comes from the recorded hosts (tests/data/hosts), so the reasons are the same in every boot. None of the
+storage ever appears, and no guest starts.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ OTHER_UUID = "2b5f7e8c-7c1f-4f3f-9a52-9d3f6f0f1d11"
 
 
 def configured(*hosts: str) -> dict[str, str]:
-    """What recorded hosts have in /etc."""
+    """Return the files in /etc of recorded hosts."""
     return {f"/{entry.path}": entry.text for host in hosts for entry in entries(host) if entry.path.startswith("etc/")}
 
 
 class Row(NamedTuple):
-    """What is said of a guest's disk."""
+    """The expected state, reason and command for a guest's disk."""
 
     path: str
     reason: str
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """Where nothing can be done, nothing is advised."""
+        """The suggested command as in a message, if there is one."""
         return f"; try: {self.hint}" if self.hint else ""
 
 
@@ -112,7 +112,7 @@ ROWS = {
 }
 HOST = Host(
     disks=(Disk("mirror-a", left_by=WHOLE),),
-    # An HVM guest needs no kernel of the host, which would be in the table as well.
+    # HVM, because the table would also list the kernel of a PV guest.
     guests=tuple(
         Guest(name, (f"{row.path},raw,xvda,w",), starts=False, more='type = "hvm"') for name, row in ROWS.items()
     ),
@@ -120,22 +120,22 @@ HOST = Host(
         **configured("drbd/down", "luks/closed", "lvm/lacks-pv"),
         **{path: text for path, text in configured("multipath/no-path").items() if "/multipath/" in path},
         "/etc/mdadm/mdadm.conf": "ARRAY /dev/md/web metadata=1.2 UUID=2b5f7e8c:7c1f4f3f:9a529d3f:6f0f1d11\n",
-        # The group was last seen on a loop device, which is there.
+        # The group was last seen on a loop device, which must exist.
         "/etc/modules-load.d/loop.conf": "loop\n",
         "/etc/xen-wait-disk.conf": "timeout = 20s\n",
         "/etc/fstab": "/dev/vda / ext4 defaults 0 1\n192.0.2.1:/srv/export /srv/images nfs noauto 0 0\n",
-        # What systemd.mount-extra= on the kernel's command line does as well, from systemd 254 on.
+        # Like systemd.mount-extra= on the kernel command line in systemd 254 and newer.
         "/etc/systemd/system-generators/more": "#!/bin/sh\n"
         'printf "[Mount]\\nWhat=192.0.2.1:/srv/more\\nWhere=/srv/more\\nType=nfs\\n" >"$1/srv-more.mount"\n',
     },
-    # The evidence is as closed to others as its tools leave it; and the array's 30 seconds are never over.
+    # Give the files the same restrictive permissions as their tools do, and never let the array's 30 seconds expire.
     setup="""
         systemctl mask mdadm-last-resort@md127.timer
         mkdir -p /srv/images /srv/more
         chmod 700 /etc/lvm/backup /etc/iscsi/nodes
         chmod -R go-rwx /etc/lvm/backup/* /etc/iscsi/nodes/* /etc/multipath/*
     """,
-    # Then what is advised is tried. It helps the array only, but the commands have to exist, and know their options.
+    # Try the suggested commands. Only the one for the array works, but all must exist and know their options.
     after="""
         xendomains-wait-disk list >$report/list || true
         xendomains-wait-disk list -v >$report/list-v || true
@@ -190,7 +190,7 @@ def test_json_has_the_same_reasons(boot: Boot) -> None:
 
 
 def test_suggested_commands_exist_and_have_these_options(boot: Boot) -> None:
-    """Debian has no ZFS in main."""
+    """Except for ZFS, which is not in Debian's main section."""
     taken = re.findall(r"^# (.+)\n((?:[^#\n].*\n|\n)*)# (\d+)$", boot.text("advice-taken"), re.MULTILINE)
     assert {command for command, _, _ in taken} == {row.hint for row in ROWS.values()} - {""}
     not_understood = {

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A qcow2 image that is there, and whose backing files lie on NFS, which is mounted late."""
+"""A qcow2 image whose backing files are on NFS, which is mounted late."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from xenhost import Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
 ]
 
@@ -38,7 +38,7 @@ def test_the_guest_sees_the_image(boot: Boot) -> None:
 
 def test_the_wait_lasts_until_the_backing_files_exist(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
-    # No event tells of a mount: the next look, a second later at most, sees it.
+    # There is no udev event for a mount: it is noticed at the next check, within a second.
     assert -0.5 < boot.released_after < boot.soon + 1
 
 

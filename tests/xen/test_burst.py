@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""200 guests with two disks each, which come late and all at once, in a burst of 400 udev events."""
+"""200 guests with two disks each, which all appear late and at the same time, in a burst of 400 udev events."""
 
 from __future__ import annotations
 
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("The wait ends when the last disk comes, and an event from udev ends a pause")
+pytestmark = pytest.mark.promise("The wait ends when the last disk appears, and a udev event ends a pause")
 
 
 def disks(guest: int) -> tuple[str, str]:
-    """The two disks of a guest."""
+    """Return the two disks of a guest."""
     return (f"/dev/mapper/disk{2 * guest},raw,xvda,w", f"/dev/mapper/disk{2 * guest + 1},raw,xvdb,w")
 
 
@@ -22,7 +22,7 @@ HOST = Host(
         disks=$(printf ';disk%d,,,rw,0 16384 zero' $(seq 0 399))
         dmsetup create --noudevsync --concise "${disks#;}"
     """,
-    # There is no memory for all of them: two stand for the rest.
+    # There is not enough memory for all guests, so only two are started.
     files={"/etc/systemd/system/xendomains.service.d/two.conf": "[Service]\nExecStart=\nExecStart=/scenario/two\n"}
     | {"/scenario/two": "#!/bin/sh\nfor guest in 0 199; do xl create -q /etc/xen/auto/guest$guest.cfg; done\n"},
     awaited=tuple(f"/dev/mapper/disk{number}" for number in range(400)),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A cached volume whose fast disk comes late: LVM activates the volume when both disks are there."""
+"""A cached volume whose fast disk appears late: LVM activates the volume when both disks are present."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",)),),
@@ -46,5 +46,5 @@ def test_the_guest_sees_the_cached_volume_when_it_is_active(boot: Boot) -> None:
 def test_missing_fast_disk_is_named(boot: Boot) -> None:
     waiting = boot.entry(r"still waiting for /dev/vg/lv for web\.\.\. .*")
     assert waiting["STATE"] == "missing"
-    # The group lacks it, or there is no file behind the loop device that it is.
+    # Either the group lacks it, or its loop device has no file.
     assert "physical volume" in waiting["REASON"] or boot.text("fast").strip() in waiting["REASON"]

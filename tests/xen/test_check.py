@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""What check and last say on a booted host: after a boot in which a disk never came, and with much to trip over."""
+"""check and last on a booted host: after a boot in which a disk never appeared, and with many problems."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 from xenhost import TOP, Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come back"),
-    pytest.mark.promise("It raises no false alarm"),
-    pytest.mark.promise("The outcome of a wait can be shown later, and is one message in the journal"),
+    pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again"),
+    pytest.mark.promise("There are no false alarms"),
+    pytest.mark.promise("The outcome of a wait can be shown later, and is summed up in one journal message"),
 ]
 
 TARGET = "iqn.2003-01.org.example:disk"
 LUN = f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}-lun-1"
 DISKS = ("web", "mounted", "swap", "member", "pv", "group", "secret", "drbd", "shared", "plain", "whole")
-# Lines from the manual page.
+# The examples in the manual page.
 PAGE = (TOP / "man" / "xendomains-wait-disk.8").read_text().partition('.SS "Monitoring"\n')[2].replace("\\-", "-")
 MONITORING = re.findall(r"^((?:! )?(?:systemctl|journalctl) .*)", PAGE, re.MULTILINE)
 
@@ -31,7 +31,7 @@ def by_id(name: str) -> str:
     return f"/dev/disk/by-id/virtio-{name}"
 
 
-# These come into the auto directory when the boot is over, and never start.
+# These are put into the auto directory after the boot, and never start.
 LATER = (
     Guest("mounted", (f"{by_id('mounted')},raw,xvda,w",)),
     Guest("whole", (f"{by_id('whole')},raw,xvda,w",)),
@@ -75,7 +75,7 @@ HOST = Host(
     },
     after=f"""
         exec 9>&2
-        BASH_XTRACEFD=9  # what is traced is no message
+        BASH_XTRACEFD=9  # keep the trace out of the captured output
         say() {{ xendomains-wait-disk "$@" || echo "status $?"; }}
         say last >$report/last
         say last --json >$report/last.json
@@ -127,13 +127,13 @@ HOST = Host(
 
 @cache
 def answer(boot: Boot, name: str) -> tuple[Any, str]:
-    """What a command printed as JSON, and its exit status if that was not 0."""
+    """Return the JSON output of a command, and its exit status if it was not 0."""
     text, _, status = boot.text(name).partition("\nstatus ")
     return json.loads(text), status.strip()
 
 
 def found(boot: Boot, name: str) -> set[tuple[str, str, str]]:
-    """Whether they are errors, of which guests, and what was found."""
+    """Return the severity, guest and problem of each finding."""
     findings = answer(boot, name)[0]["findings"]
     return {(one["severity"], one["guest"] or "", one["problem"]) for one in findings}
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A LUKS volume that is opened late, and a device-mapper device that is suspended, and resumed still later."""
+"""A LUKS volume that is opened late, and a suspended device-mapper device that is resumed even later."""
 
 from __future__ import annotations
 
 import pytest
 from xenhost import Boot, Disk, Guest, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 HOST = Host(
     disks=(Disk("luks", 48), Disk("data", 32)),
@@ -34,7 +34,7 @@ HOST = Host(
 
 
 def test_the_guests_see_their_disks(boot: Boot) -> None:
-    # 16 MiB are LUKS' own.
+    # The LUKS header takes 16 MiB.
     assert boot.disks_of("secret") == {"xvda": 32}
     assert boot.disks_of("suspended") == {"xvda": 32}
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""DRBD resources that are brought up late, one by drbd:RESOURCE and one by its name below /dev/drbd/by-res."""
+"""DRBD resources that are brought up late, one given as drbd:RESOURCE, the other by its link in /dev/drbd/by-res."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import drbd
 import pytest
 from xenhost import Boot, Disk, Guest, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 HOST = Host(
     disks=(Disk("one", 32), Disk("two", 32)),
@@ -27,14 +27,14 @@ HOST = Host(
         drbdadm up one two
         drbdadm primary two
     """,
-    # udev tells of the device before it has a disk, and only much later that it has one. The script of drbd: makes one
-    # Primary, and nobody but the host the other.
+    # udev announces the device before it has a disk, and only much later that it has one. Xen's script for drbd: makes
+    # the first resource Primary, the host itself the second.
     awaited=("drbd1: detected capacity change from 0", "drbd2: role( Secondary -> Primary )"),
 )
 
 
 def test_the_guests_see_their_disks(boot: Boot) -> None:
-    # A little less than the disk below: DRBD keeps its metadata at the end.
+    # Slightly smaller than the underlying disk: DRBD keeps its metadata at the end.
     assert 31 < boot.disks_of("by-prefix")["xvda"] < 32
     assert 31 < boot.disks_of("by-link")["xvda"] < 32
 
@@ -42,10 +42,10 @@ def test_the_guests_see_their_disks(boot: Boot) -> None:
 def test_the_wait_lasts_until_the_resources_are_up(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
-    # Being made primary is an event, and since systemd 256 (Debian 13) udev's database says while it has not finished
-    # with that (ID_PROCESSING).
+    # Becoming Primary is an event, and since systemd 256 (Debian 13) udev's database shows while it is being processed
+    # (ID_PROCESSING).
     ready = max(*map(boot.ready_at, HOST.awaited), *map(boot.last_event, ("/dev/drbd1", "/dev/drbd2")))
-    # On Debian 12 the next look sees it, a second later at most.
+    # On Debian 12 it is noticed at the next check, within a second.
     assert -0.5 < boot.wait_ended - ready < boot.soon + 1
 
 

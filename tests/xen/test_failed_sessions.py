@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""iSCSI sessions that fail before the wait and recover in it: of a LUN, below a volume, below a multipath map.
+"""iSCSI sessions that fail before the wait and recover during it: for a LUN, below a volume, below a multipath map.
 
-The devices are there all the time, with their size, and udev says nothing. Of the two paths of the map one comes back.
+The devices exist all the time, with their full size, and without udev events. One of the two paths of the map recovers.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import pytest
 from xenhost import Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
     pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
 ]
 
 TARGET = "iqn.2003-01.org.example"
-# For documentation and the like (RFC 5737), so nobody else's. A server that is gone does not close its connections, as
-# one does that is stopped: its address goes.
+# Addresses reserved for documentation (RFC 5737). Removing them simulates a crashed server: a server that is stopped
+# would close its connections.
 FIRST, SECOND = "192.0.2.1", "192.0.2.2"
 LUN = f"/dev/disk/by-path/ip-{FIRST}:3260-iscsi-{TARGET}:disk-lun-1"
 HOST = Host(
@@ -37,7 +37,7 @@ HOST = Host(
         "/etc/multipath.conf": "defaults {\n  user_friendly_names yes\n  find_multipaths yes\n}\n",
     },
     setup="truncate --size=32M /srv/disk /srv/map; truncate --size=64M /srv/group",
-    # What fails has to have failed when the wait begins: not blocked any more, and noticed by multipathd.
+    # All failures must be complete before the wait begins: devices no longer blocked, and noticed by multipathd.
     early=f"""
         ip address add {FIRST}/32 dev lo
         ip address add {SECOND}/32 dev lo
@@ -88,8 +88,8 @@ def test_one_path_of_two_is_enough(boot: Boot) -> None:
 
 def test_the_wait_lasts_until_the_sessions_recover(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
-    # Nothing tells of a LUN but its state: the next look sees it, a second later at most, and perhaps before the script
-    # does. That it was not too soon, the guests' reads show.
+    # There is no event for the state of a LUN: it is noticed at the next check, within a second, and perhaps earlier
+    # than by the script. The reads in the guests show that it was not too early.
     assert boot.released_after < boot.soon + 1
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Guests that xl saved: one whose configuration has changed since, and one whose file is incomplete."""
+"""Saved guests: one whose configuration has changed since it was saved, and one whose file is incomplete."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_guest_is_restored_with_its_saved_disk(boot: Boot) -> None:
     assert "Restoring Xen domain web" in boot.text("journal.txt")
 
 
-def test_the_disk_of_its_new_configuration_is_not_waited_for(boot: Boot) -> None:
+def test_new_disk_in_the_configuration_of_a_saved_guest_is_not_waited_for(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert not boot.logged("still waiting for")
     assert boot.waited < 60

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A RAID1 that misses a member, half assembled by the initramfs, which is as Debian makes it where mdadm is installed.
+"""A RAID1 with a missing member, half assembled by Debian's initramfs with mdadm.
 
-udev then does not know that the member belongs to an array, and no timer starts it degraded. The wait says so, and with
-the command that it advises the guest comes up.
+In this case, udev does not know that the member belongs to an array, and no timer starts the array degraded. The
+program says so, and the command it suggests makes the guest come up.
 """
 
 from __future__ import annotations
@@ -33,6 +33,6 @@ def test_message_says_that_nothing_will_start_the_array(boot: Boot) -> None:
     assert waiting["HINT"] == "mdadm --run /dev/md127"
 
 
-def test_the_guest_comes_up_when_it_is_started(boot: Boot) -> None:
+def test_suggested_command_starts_the_array_and_the_guest_comes_up(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.disks_of("web") == {"xvda": 63}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A LUN of an iSCSI target, by its name below /dev/disk/by-path: the host logs in late, with what the wait advises."""
+"""A LUN given by its link in /dev/disk/by-path: the host logs in late, with the command that the program suggests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from xenhost import Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
 ]
 

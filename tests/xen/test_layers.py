@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Storage whose layers come late, one of each kind. What the wait advises is done, word for word, and helps."""
+"""Storage of each kind with a layer that comes up late. The suggested commands are run verbatim, and work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
     pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
 ]
@@ -23,7 +23,7 @@ UUID = "0e6cd8b1-7f1a-4a0e-9d70-54f4a1e9bd17"
 
 
 class Expected(NamedTuple):
-    """What is said of a guest's disk while it is not ready, and how large it is then."""
+    """The state, reason and command for a guest's disk while it is not ready, and its size once it is."""
 
     guest: str
     path: str
@@ -95,7 +95,7 @@ HOST = Host(
         Guest("crypt", ("/dev/mapper/secret,raw,xvda,w",)),
         Guest("drbd", ("phy:/dev/drbd1,xvda,w", "drbd:two,xvdb,w")),
         Guest("image", ("file:/srv/images/web.img,xvda,w",)),
-        # Who only reads is satisfied with a disk that cannot be written to.
+        # A read-only disk is ready for a guest that only reads.
         Guest("writer", ("/dev/disk/by-id/virtio-data,raw,xvda,w", "/dev/disk/by-id/virtio-archive,raw,xvdb,r")),
     ),
     files={
@@ -104,7 +104,7 @@ HOST = Host(
         "/etc/crypttab": f"secret UUID={UUID} /root/key luks,noauto\n",
         "/etc/fstab": f"/dev/vda / ext4 defaults 0 1\n{nfs.ADDRESS}:/srv/export /srv/images nfs noauto 0 0\n",
     },
-    # The 30 seconds of the array's timer may be over before the wait begins.
+    # The array's timer of 30 seconds might expire before the wait begins.
     setup="""
         mkdir -p /srv/images /srv/export
         truncate --size=24M /srv/export/web.img
@@ -124,7 +124,7 @@ HOST = Host(
         udevadm settle
         {nfs.START}
     """,
-    # Its last message shows that all has been said, and the disk that no event tells of comes last.
+    # Start after the last of the first messages. The disk without udev events comes last.
     late=f"""
         until_said "still waiting for {EXPECTED["read-only"].path} for writer..."
         {EXPECTED["md"].hint}
@@ -149,7 +149,7 @@ def test_the_guests_come_up_with_their_disks(boot: Boot) -> None:
 
 def test_the_wait_lasts_until_the_last_layer_is_ready(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
-    # No event tells that a device can be written to: the next look sees it, a second later at most.
+    # There is no event when a device becomes writable: it is noticed at the next check, within a second.
     assert -0.5 < boot.released_after < boot.soon + 1
 
 

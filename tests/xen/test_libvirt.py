@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Guests of libvirt: one whose disk comes a minute late is started then, and one that was shut down stays down."""
+"""Guests of libvirt: one whose disk appears a minute late is started then, and one that was shut down stays down."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = pytest.mark.promise(
-    "A guest of libvirt is listed, checked and waited for as the others, and started late if libvirt could not start it"
+    "Guests of libvirt are listed, checked, waited for and, if libvirt could not start them, started late"
 )
 
 NAMES = ("one", "late", "ran")
@@ -19,7 +19,7 @@ VIRSH = "virsh --connect xen:///system"
 
 
 def definition(name: str, disk: str) -> str:
-    """What virsh define leaves in /etc/libvirt/libxl, without what libvirt adds by itself."""
+    """Return a definition as virsh define writes it to /etc/libvirt/libxl, without what libvirt adds by itself."""
     return (
         f"<domain type='xen'><name>{name}</name><uuid>7c88074f-93fa-4292-9f9c-00000000000{NAMES.index(name)}</uuid>"
         "<memory unit='MiB'>160</memory><vcpu>1</vcpu>"
@@ -38,15 +38,15 @@ HOST = Host(
         "/etc/libvirt/libxl/ran.xml": definition("ran", "/dev/disk/by-id/virtio-ran"),
         "/etc/libvirt/libxl/late.xml": definition("late", "/dev/mapper/late"),
         "/etc/xen-wait-disk.conf": "timeout = 5s\n",
-        # Debian's libvirtd does not wait for Debian's Xen, and does without its Xen driver where that is late.
+        # Debian's libvirtd is not ordered after Debian's Xen, and would start without its Xen driver.
         "/etc/systemd/system/libvirtd.service.d/xen.conf": "[Unit]\nAfter=xen.service\n",
-        # A configuration that is left in the auto directory of a host where xendomains is not enabled.
+        # An old configuration in the auto directory of a host where xendomains is not enabled.
         "/etc/xen/auto/old.cfg": Guest("old", ("/dev/disk/by-id/virtio-one,raw,xvda,w",)).configuration(),
     },
     setup="""
         mkdir -p /etc/libvirt/libxl/autostart
         ln -s /etc/libvirt/libxl/*.xml /etc/libvirt/libxl/autostart
-        # libvirt takes no host whose CPU is none of its models, and QEMU's lacks this one feature under Xen.
+        # libvirt refuses a host whose CPU matches none of its models; under Xen, QEMU's CPU lacks this one feature.
         sed -i "/'sep'/d" /usr/share/libvirt/cpu_map/x86_kvm64.xml
         systemctl --quiet disable xendomains.service
         systemctl --quiet enable libvirtd.service virtlogd.socket virtlockd.socket xendomains-late.service
@@ -66,7 +66,7 @@ HOST = Host(
         systemctl start xendomains-wait-disk.service || true
         state waiting
 
-        # Somebody shuts down what has run.
+        # Shut down a running guest.
         {VIRSH} destroy ran
 
         sleep 60
@@ -77,7 +77,7 @@ HOST = Host(
         state at-last
         {VIRSH} list --all >"$report/guests"
 
-        # A later start of libvirt starts the service as well, and that leaves all as it is.
+        # A later start of libvirt also starts the service, which then changes nothing.
         systemctl restart libvirtd.service
         systemctl start {UNIT}
         until_over

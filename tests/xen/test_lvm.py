@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A logical volume on a LUN, to which the host logs in late: udev's event for the LUN activates the volume group.
+"""A logical volume on a LUN that the host logs in to late: the udev event for the LUN activates the volume group.
 
-LVM has last seen its physical volume as that LUN.
+LVM last saw the physical volume on that LUN.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION, SERVE_VOLUME_GROUP, TARGET,
 from xenhost import Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
 ]
 
@@ -44,7 +44,7 @@ def test_the_wait_lasts_until_the_volume_is_active(boot: Boot) -> None:
 
 
 def test_reason_names_missing_physical_volume(boot: Boot) -> None:
-    """Not that the LUN is one of the target, to which the host is not meant to log in by itself (node.startup)."""
+    """It does not blame the target, because the host does not log in to it automatically (node.startup)."""
     waiting = boot.entry(
         r"still waiting for /dev/vg/lv for web\.\.\. \(volume group vg lacks physical volume [\w-]+ "
         r"\(last seen as /dev/sda\)\)"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A logical volume on a LUN whose clone, with the same LVM identifiers, is attached as well: LVM activates neither."""
+"""A logical volume on a LUN whose clone, with the same LVM identifiers, is also attached: LVM activates neither."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOST = Host(
     guests=(Guest("web", ("/dev/vg/lv,raw,xvda,w",), starts=False),),
     files={"/etc/tgt/conf.d/group.conf": TARGET_WITH_CLONE, "/etc/xen-wait-disk.conf": "timeout = 40s\n"},
     early=SERVE_VOLUME_GROUP,
-    # As where no event activates it, but a command does that sees both.
+    # The group is not activated by an event, but by a command that sees both.
     late=f"""
         {PAUSE_ACTIVATION}
         iscsiadm --mode node --login

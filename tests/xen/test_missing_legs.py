@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Arrays and volumes that lost more or fewer members than they can do without, all of them active."""
+"""Active arrays and volumes that have lost as many members as their redundancy covers, or more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xenhost import Boot, Guest, Host
 
 pytestmark = pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
 
-# What can still be read, and of what cannot the words of the reason that matter.
+# Devices that are still usable, and the others with a part of the reason.
 USABLE = {"raid1": "/dev/mirror/lv", "raid5": "/dev/five/lv"}
 BROKEN = {
     "array": ("/dev/md/stripe", "md array is broken"),
@@ -54,7 +54,7 @@ HOST = Host(
         lvchange --activate=y --activationmode=degraded mirror/lv five/lv
         lvchange --activate=y --activationmode=partial linear/lv
         mdadm /dev/md/stripe --fail "$(loop_of member-2)"
-        # The kernel says EBUSY to that, because the array is broken then.
+        # The kernel returns EBUSY for this, because the array is then broken.
         mdadm /dev/md/stripe --fail "$(loop_of member-3)" || true
         dd if=/dev/urandom of=/dev/md/stripe bs=64k count=4 oflag=direct || true
         {RESUME_ACTIVATION}

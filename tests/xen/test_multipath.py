@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A multipath device: multipathd makes it when the second path comes, and takes the first one for itself then."""
+"""A multipath device: multipathd creates it when the second path appears, and only then claims the first path."""
 
 from __future__ import annotations
 
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 TARGET = "iqn.2003-01.org.example:disk"
 HOST = Host(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The configuration of a guest is a link to a file on NFS, and so is its image; NFS is mounted late."""
+"""The image of a guest is on NFS, and its configuration is a link to a file on NFS, which is mounted late."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import nfs
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("Guests whose disks come late start, with disks of the full size")
+pytestmark = pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size")
 
 HOST = Host(
     guests=(Guest("web", ("file:/mnt/images/web.img,xvda,w",), at="/srv/export/web.cfg"),),
@@ -32,7 +32,7 @@ def test_the_guest_sees_the_image(boot: Boot) -> None:
 def test_the_wait_lasts_until_the_image_exists(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
-    # No event tells of it: the next look, a second later at most, sees it.
+    # There is no event for this: it is noticed at the next check, within a second.
     assert -0.5 < boot.released_after < boot.soon + 1
 
 

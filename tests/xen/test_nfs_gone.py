@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The server of a hard-mounted NFS is gone for good: whatever looks at an image there hangs."""
+"""The server of a hard NFS mount is gone for good: any access to an image there hangs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone"),
-    pytest.mark.promise("A file system hangs (an NFS server that is gone)"),
+    pytest.mark.promise("The wait ends at the timeout even if something hangs, and leaves no process behind"),
+    pytest.mark.promise("A file system hangs (its NFS server is gone)"),
 ]
 
 HOST = Host(
@@ -23,7 +23,7 @@ HOST = Host(
         **nfs.FILES,
         "/srv/export/placeholder": "",
         "/etc/xen-wait-disk.conf": "timeout = 30s\n",
-        # xl hangs as well.
+        # xl hangs, too.
         "/etc/systemd/system/xendomains.service.d/timeout.conf": "[Service]\nTimeoutStartSec=1min\n",
     },
     setup="truncate --size=24M /srv/export/web.img",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A volume group that was activated before udev ran, as an initramfs without udev does.
+"""A volume group that was activated before udev ran, as by an initramfs without udev.
 
-udev calls it not ready for ever. It is ready as soon as udev has finished with it.
+udev marks it as not ready forever, but it is ready as soon as udev has processed it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HOST = Host(
         lvcreate --config="$without_udev" --name=lv --size=32M --zero=n --wipesignatures=n vg
         ls -la /dev/mapper /dev/vg
         umount /dev /sys /proc
-        # Else udev has LVM activate the group once more.
+        # Keep udev from making LVM activate the group again.
         ln -s /dev/null /etc/udev/rules.d/69-lvm.rules
     """,
     after="grep . /run/udev/data/b25[0-9]:*; cat /sys/class/block/dm-0/dm/suspended; ls -la /dev/vg /dev/mapper",

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Guests whose disks are no matter of this host: none, an empty drive, a driver domain's, a script's, QEMU's."""
+"""Guests without disks to wait for: no disk, an empty drive, or disks from a driver domain, a script or QEMU."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ HOST = Host(
         Guest("script", ("vdev=xvda,script=block-none,target=somewhere",), starts=False),
         Guest("rbd", ("vdev=xvda,backendtype=qdisk,format=raw,target=rbd:pool/image",), starts=False),
     ),
-    # What xl does with the ones that cannot start takes long.
+    # xl takes a long time to fail for the guests that cannot start.
     files={"/etc/systemd/system/xendomains.service.d/timeout.conf": "[Service]\nTimeoutStartSec=40s\n"},
     after="wait_for_guest no-disk",
 )
 
 
-def test_there_is_no_wait(boot: Boot) -> None:
+def test_wait_ends_before_xens_daemons_are_up(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.wait_ended < boot.xen_active
     (summary,) = boot.messages()

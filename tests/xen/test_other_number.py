@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""An array that mdadm.conf calls /dev/md0, and which an initramfs without that line has assembled as /dev/md127."""
+"""An array named /dev/md0 in mdadm.conf, but assembled as /dev/md127 by an initramfs without that line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""All disks are there: the boot is as if the package were not installed."""
+"""All disks are present: the boot is the same as without the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from xenhost import Boot, Disk, Guest, Host
 
-pytestmark = pytest.mark.promise("With every disk ready it says nothing and costs the boot little")
+pytestmark = pytest.mark.promise("If every disk is ready, it prints nothing and hardly delays the boot")
 
 HOST = Host(
     disks=(Disk("data", 32),),
@@ -39,7 +39,7 @@ def test_only_the_summary_is_logged(boot: Boot) -> None:
 
 
 def test_xendomains_starts_no_later_than_without_the_package(boot: Boot, without_package: Boot) -> None:
-    # Two boots of one host are not equally long: what counts is what starts xendomains, and how far boots differ.
+    # The duration of a boot varies, so compare with Xen's daemons, which xendomains waits for, and allow for variation.
     assert boot.xendomains_started - boot.xen_active < boot.soon
     assert boot.xendomains_started < without_package.xendomains_started * 1.1 + 1
     assert without_package.came_up("web")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A RAID1 that misses a member: udev shows an inactive array of size 0 at once, systemd starts it after 30 seconds.
+"""A RAID1 with a missing member: there is an inactive array of size 0 at once; systemd starts it after 30 seconds.
 
-mdadm-last-resort@.timer does that; see mdadm's udev rule 64-md-raid-assembly.rules.
+That is done by mdadm-last-resort@.timer; see mdadm's udev rule 64-md-raid-assembly.rules.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from md import WHOLE
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("A disk that exists but cannot be used yet is not ready"),
 ]
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A RAID5 of which one member of three is there: it never starts, and the other guests start at the timeout."""
+"""A RAID5 with only one of three members: it never starts, and the other guests start at the timeout."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("The wait ends at the timeout, whatever hangs, and its process is gone"),
-    pytest.mark.promise("At the timeout each missing disk is named with its reason, and the other guests start"),
+    pytest.mark.promise("The wait ends at the timeout even if something hangs, and leaves no process behind"),
+    pytest.mark.promise("At the timeout, each missing disk is named with the reason, and the other guests start"),
 ]
 
 MEMBERS = tuple(Disk(f"stripe-{letter}") for letter in "abc")
@@ -44,7 +44,7 @@ def test_the_timeout_ends_the_wait(boot: Boot) -> None:
 def test_other_guest_starts_after_the_timeout(boot: Boot) -> None:
     assert boot.xendomains_followed
     assert boot.disks_of("other") == {"xvda": 32}
-    # xl gives it a disk of size 0.
+    # Here, xl attaches a disk of size 0.
     assert boot.disks_of("broken") == {}
 
 

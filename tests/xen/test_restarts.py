@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""On the running host, Xen's daemons, our unit and xendomains are started again."""
+"""Xen's daemons, our unit and xendomains are restarted on the running host."""
 
 from __future__ import annotations
 

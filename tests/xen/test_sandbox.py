@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""The sandbox of our unit: in it the program sees all the disks, and can do nothing else."""
+"""The sandbox of our unit: the program sees all disks, and can do nothing else."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 from xenhost import HERE, Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("It writes only below /run, and has no network and one capability: to read all files"),
-    pytest.mark.promise("xendomains' settings try to get out of the sandbox"),
+    pytest.mark.promise("It writes only below /run, and has no network access and one capability: to read all files"),
+    pytest.mark.promise("xendomains' settings try to escape from the sandbox"),
 ]
 
-# What has this key outside is another one inside, or none.
+# The key of shared memory on the host, which does not exist in the sandbox.
 SHARED_MEMORY = 0x70726F62
 
-# As bits of /proc/self/status; see linux/capability.h.
+# A bit of the capability sets in /proc/self/status; see linux/capability.h.
 CAP_DAC_READ_SEARCH = 1 << 2
 
 HOST = Host(
     guests=(
-        # Only root and kim may enter her directory, and root only with CAP_DAC_READ_SEARCH.
+        # Only kim and root can enter this directory, and root only with CAP_DAC_READ_SEARCH.
         Guest("kim", ("file:/home/kim/image,xvda,w",)),
         Guest("temporary", ("file:/var/tmp/image,xvda,w",)),
     ),
@@ -34,7 +34,7 @@ HOST = Host(
         chmod 0700 /home/kim
         chmod 0600 /home/kim/image
     """,
-    # It outlives who made it.
+    # Shared memory outlives its creator.
     early=f"python3 -c 'import ctypes; ctypes.CDLL(None).shmget({SHARED_MEMORY}, 4096, 0o1600)'",
     after="ipcs --shmems >/scenario/report/shared-memory",
     files={
@@ -46,7 +46,7 @@ HOST = Host(
 
 @cache
 def found(boot: Boot) -> dict[str, str]:
-    """What the probe found."""
+    """Return the results of the probe."""
     (answer,) = (message for message in boot.messages() if message.startswith("{"))
     found: dict[str, str] = json.loads(answer)
     return found
@@ -67,7 +67,7 @@ def test_sandbox_has_one_capability_and_gains_no_more(boot: Boot) -> None:
 def test_sandbox_cannot_write_anywhere(boot: Boot) -> None:
     outcomes = {name: outcome for name, outcome in found(boot).items() if name.startswith("write to ")}
     assert len(outcomes) == 15
-    # /sys is the one to look at: systemd 257 takes it as mounted already, and then neither ProtectKernelTunables= nor
+    # /sys is the critical case: systemd 257 considers it mounted already, and then neither ProtectKernelTunables= nor
     # ReadOnlyPaths= makes it read-only.
     assert set(outcomes.values()) <= {"EROFS", "EACCES", "EPERM"}, outcomes
 
@@ -114,5 +114,5 @@ def test_shared_memory_hidden_by_the_sandbox_exists_on_the_host(boot: Boot) -> N
 
 
 def test_sandbox_allows_signals_to_systemd(boot: Boot) -> None:
-    """The one door that cannot be closed; the unit says why. If this fails, it can be."""
+    """The only remaining way out, see the comment in the unit. If this test fails, the unit can close it."""
     assert found(boot)["send signals to systemd"] == "done"

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""xendomains' settings name another directory, with a command in them; there is a dot file in the directory."""
+"""xendomains' settings contain a command and name a different directory, in which there is a dot file."""
 
 from __future__ import annotations
 
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("A mistake in its settings costs a message, never the wait")
+pytestmark = pytest.mark.promise("A bad setting is reported but never cancels the wait")
 
 HOST = Host(
     guests=(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""xendomains-late.service: two guests whose disks come long after the timeout, and some that are to be left alone."""
+"""xendomains-late.service: two guests whose disks appear long after the timeout, and some that must be left alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from xenhost import Boot, Disk, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("xendomains-late starts a guest when its disk comes, and delays no other guest"),
-    pytest.mark.promise("A guest that was shut down, removed, or may run on a peer stays down, unless it is named"),
-    pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old"),
+    pytest.mark.promise("xendomains-late starts a guest when its disk appears, and delays no other guest"),
+    pytest.mark.promise("A guest that was shut down, was removed or may run on a peer stays down, unless it is named"),
+    pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used"),
 ]
 
 NAMES = ("one", "two", "ran", "broken")
-# As an xl save that was ended leaves it: the header and the configuration, without the memory and its end.
+# As left behind by an xl save that was killed: the header and configuration, without the memory and the end record.
 MAKE_BROKEN = """
 import json, sys
 config = json.dumps({'c_info': {'name': 'broken'}, 'disks': []}).encode() + bytes(1)
@@ -31,7 +31,7 @@ HOST = Host(
         Guest("broken", ("/dev/disk/by-id/virtio-broken,raw,xvda,w",), starts=False),
         Guest("never", ("/dev/mapper/never,raw,xvda,w",), starts=False),
     ),
-    # The boot does not wait for one of them at all, and for the others not long enough.
+    # At boot, one of them is not waited for at all, and the others not long enough.
     files={"/etc/xen-wait-disk.conf": "timeout = 5s\n[ignore]\ndomains = never\n"},
     setup=f"""
         mkdir -p /var/lib/xen/save
@@ -42,7 +42,7 @@ HOST = Host(
         map() { dmsetup create "$1" --table "0 65536 linear /dev/disk/by-id/virtio-$1 0"; }
         state() { systemctl show -p ActiveState,SubState,Result,StatusText xendomains-late.service >"$report/$1"; }
 
-        # The boot is finished. The wait that timed out has failed, and so has what could not be restored.
+        # The boot has finished. The unit of the wait has failed because of the timeout, and so has the restore.
         for _ in $(seq 60); do
             [ "$(systemctl is-system-running)" = starting ] || break
             sleep 1
@@ -53,7 +53,7 @@ HOST = Host(
         state waiting
         xl list >"$report/at-first"
 
-        # Somebody shuts down what has run.
+        # Shut down a running guest.
         xl destroy ran
 
         sleep 20
@@ -66,14 +66,14 @@ HOST = Host(
         wait_for_guest two
         state still-waiting
 
-        # What waits is gone at once when it is stopped, and what it has started stays.
+        # When the service is stopped, it exits at once, and the guests it has started keep running.
         now >"$report/stop-begins"
         systemctl stop xendomains-late.service
         now >"$report/stop-ends"
         state stopped
         xl list >"$report/guests"
 
-        # Two late starts of the service do what one does.
+        # Starting the service again works like the first time.
         systemctl start xendomains-late.service
         state again
     """,
@@ -89,7 +89,7 @@ def test_guests_whose_disks_appear_after_the_timeout_come_up(boot: Boot) -> None
 
 
 def test_late_disks_are_noticed_at_once(boot: Boot) -> None:
-    """How long xl takes then depends on the machine."""
+    """Only the reaction is measured, because the time that xl takes depends on the machine."""
     for name in ("one", "two"):
         found = boot.entry(rf"disk /dev/mapper/{name} found \(after [0-9]+ seconds\)")
         assert int(found["__MONOTONIC_TIMESTAMP"]) / 1e6 - boot.ready_at(f"{name}-disk") < 2 * boot.soon

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Ten guests that are down, and a hand that starts them; and one that was saved since the boot."""
+"""The command start, run by hand: ten guests that are down, and one that was saved since the boot."""
 
 from __future__ import annotations
 
 import pytest
 from xenhost import Boot, Guest, Host
 
-pytestmark = pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+pytestmark = pytest.mark.promise(
+    "A saved guest is restored once and never created; an incomplete or outdated file is not used"
+)
 
 NAMES = [f"g{number}" for number in range(10)]
 HOST = Host(
@@ -26,7 +28,7 @@ HOST = Host(
         xl list >"$report/after"
         xendomains-wait-disk start >"$report/again" 2>&1
 
-        # xl writes to the log of a guest when it has been saved, which may be later than the file.
+        # xl writes to the log of a guest after it was saved, which may be later than to the file.
         wait_for_guest g0 200
         xl save g0 /var/lib/xen/save/g0
         stat -c '%n %y' /var/lib/xen/save/g0 /var/log/xen/xl-g0.log >"$report/times"

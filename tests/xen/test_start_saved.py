@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A guest that xl saved, with a disk that comes after the timeout: xendomains-late.service restores it."""
+"""A saved guest whose disk appears after the timeout: xendomains-late.service restores it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 from saved import BEFORE, MAKE_DISK, WEB
 from xenhost import Boot, Disk, Host
 
-pytestmark = pytest.mark.promise("A saved guest is restored once, never created, nor used if incomplete or old")
+pytestmark = pytest.mark.promise(
+    "A saved guest is restored once and never created; an incomplete or outdated file is not used"
+)
 
 HOST = Host(
     disks=(Disk("data", 32), Disk("saved", left_by=BEFORE)),

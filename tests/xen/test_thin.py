@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Thin volumes: one whose pool is activated late, and one whose pool LVM refuses to activate until it is repaired."""
+"""Thin volumes: one with a pool that is activated late, and one with a pool that LVM activates only after a repair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lvm import PAUSE_ACTIVATION, RESUME_ACTIVATION
 from xenhost import Boot, Guest, Host
 
 pytestmark = [
-    pytest.mark.promise("Guests whose disks come late start, with disks of the full size"),
+    pytest.mark.promise("Guests whose disks appear late are started, with their disks at full size"),
     pytest.mark.promise("The reason names the layer at fault, with a command that helps"),
 ]
 
@@ -18,7 +18,7 @@ HOST = Host(
         Guest("whole", ("/dev/whole/lv,raw,xvda,w",)),
         Guest("torn", ("/dev/torn/lv,raw,xvda,w",)),
     ),
-    # Block 1 of a pool's metadata is the index of its space map, which thin_repair(8) makes anew.
+    # Block 1 of a pool's metadata is the index of its space map, which thin_repair(8) can recreate.
     early=f"""
         {PAUSE_ACTIVATION}
         for group in whole torn; do

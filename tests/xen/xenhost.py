@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""A real Xen host in a virtual machine: what is on it, and what came of its boot."""
+"""Real Xen hosts in a virtual machine: their description, and the results of their boot."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 TOP = HERE.parent.parent
 
-# The release of Debian on the host: what RELEASE= in the environment says, as for tests/fresh.
+# The Debian release of the host, from RELEASE= in the environment.
 DEFAULT_RELEASE = "bookworm"
 RELEASE = os.environ.get("RELEASE") or DEFAULT_RELEASE
 
-# A boot takes 30 to 200 seconds, and more on a busy machine. Before this time is over, the host's watchdog speaks.
+# A boot takes 30 to 200 seconds, more on a busy machine. The host's watchdog reports before this timeout.
 BOOT_TIMEOUT = 900
 REPORT_SIZE = 64 << 20
 
-# Mitigations cost an emulated CPU more than they would a real one. But where Xen switches the FPU lazily, as it does
-# without them, QEMU 7.2 now and then loses what is in vector registers, and programs on the host crash.
+# Mitigations slow down an emulated CPU more than a real one, so turn them off. But without them Xen switches the FPU
+# lazily, and then QEMU 7.2 occasionally loses vector registers, and programs on the host crash.
 SPEC_CTRL = "spec-ctrl=no,eager-fpu"
 
 
 class Disk(NamedTuple):
-    """A disk of the host: /dev/disk/by-id/virtio-NAME; empty, or as that disk of another host was left."""
+    """A disk of the host, /dev/disk/by-id/virtio-NAME: empty, or with the data that another host left on it."""
 
     name: str
     mebibytes: int = 64
@@ -42,18 +42,18 @@ class Disk(NamedTuple):
 
 
 class Guest(NamedTuple):
-    """A guest that starts at boot, with disks as in xl-disk-configuration(5)."""
+    """A guest that starts at boot; its disks are written as in xl-disk-configuration(5)."""
 
     name: str
     disks: tuple[str, ...] = ()
-    # Whether it is to come up; if not, nobody waits for what it says.
+    # Whether the guest should come up. If not, its report is not waited for.
     starts: bool = True
     more: str = ""
-    # Where its configuration lies, if not in the auto directory.
+    # The path of its configuration, if not in the auto directory.
     at: str = ""
 
     def configuration(self) -> str:
-        """Its xl.cfg."""
+        """Return the xl.cfg."""
         vdevs = ",".join(vdev for disk in self.disks for vdev in re.findall(r"\bxvd[a-z]\b", disk))
         return (
             f'name = "{self.name}"\ntype = "pv"\nkernel = "/boot/guest"\nramdisk = "/boot/guest.img"\nmemory = 160\n'
@@ -63,26 +63,25 @@ class Guest(NamedTuple):
 
 
 class Host(NamedTuple):
-    """What a scenario puts on the host, and does there. The scripts are for a shell, with the functions of dom0."""
+    """The files and scripts of a scenario. The shell scripts can use the functions in dom0/dom0."""
 
     guests: tuple[Guest, ...] = ()
     disks: tuple[Disk, ...] = ()
-    # Further files, by their paths, and whether our package is installed.
+    # Additional files by path, and whether our package is installed.
     files: Mapping[str, str] = {}
     package: bool = True
-    # The initramfs; initrd-mdadm.img is the one that Debian makes where mdadm is installed, and assembles arrays.
+    # The initramfs. initrd-mdadm.img is the one that Debian creates if mdadm is installed; it assembles arrays.
     initrd: str = "initrd.img"
-    # Before systemd starts; before remote file systems are mounted; in the background; when the guests have started.
+    # Run before systemd starts; before remote file systems are mounted; in the background; after guests have started.
     setup: str = ""
     early: str = ""
     late: str = ""
     after: str = ""
-    # What the wait has to wait for: paths of block devices, names that a script calls `ready` with, or what the kernel
-    # says then.
+    # What the program waits for: paths of block devices, names passed to `ready`, or kernel messages.
     awaited: tuple[str, ...] = ()
 
     def all_files(self) -> dict[str, str]:
-        """Everything that is put on it, by path."""
+        """Return all files to put on the host, by path."""
         files = {guest.at or f"/etc/xen/auto/{guest.name}.cfg": guest.configuration() for guest in self.guests}
         files.update(self.files)
         files["/scenario/dom0"] = (HERE / "dom0" / "dom0").read_text()
@@ -95,12 +94,12 @@ class Host(NamedTuple):
         return files
 
     def identity(self) -> str:
-        """Another one for every other host."""
+        """Return a hash that differs between hosts."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
 
 
 class Boot:
-    """What came of a boot of a host. Times are in seconds since the start of the kernel."""
+    """The result of booting a host. Times are in seconds since the start of the kernel."""
 
     def __init__(self, host: Host, directory: Path, report: Mapping[str, bytes]) -> None:
         self.host = host
@@ -108,11 +107,11 @@ class Boot:
         self._report = report
 
     def text(self, name: str) -> str:
-        """A file of the report."""
+        """Return a file of the report."""
         return self._report[name].decode(errors="replace")
 
     def units(self, name: str = "units") -> dict[str, dict[str, str]]:
-        """The properties of the units of interest, by name (without .service), as `times NAME` wrote them."""
+        """Return the unit properties recorded by `times NAME`, by unit name (without .service)."""
         units = {}
         for paragraph in self.text(name).strip().split("\n\n"):
             properties = dict(line.split("=", 1) for line in paragraph.splitlines())
@@ -131,7 +130,7 @@ class Boot:
 
     @property
     def wait_ended(self) -> float:
-        """When our program was gone."""
+        """When our program exited."""
         return int(self.wait["ExecMainExitTimestampMonotonic"]) / 1e6
 
     @property
@@ -141,7 +140,7 @@ class Boot:
 
     @property
     def first_logged(self) -> float:
-        """When our program first said something: a look after it began to count the time."""
+        """When our program logged its first message, after the first check."""
         return next(
             int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6
             for entry in self._journal
@@ -159,9 +158,9 @@ class Boot:
         return int(self.units()["xendomains"]["InactiveExitTimestampMonotonic"]) / 1e6
 
     def ready_at(self, name: str) -> float:
-        """When a script called `ready` with that name, or the kernel said so.
+        """Return when a script called `ready` with this name, or when the kernel logged it.
 
-        Of a path, when udev first told the wait that it is usable.
+        For a path, return when udev first reported it as usable during the wait.
         """
         for line in self.text("stamps").splitlines() if "stamps" in self._report else ():
             if line.rsplit(" ", 1)[0] == name:
@@ -173,14 +172,14 @@ class Boot:
                     return seconds
         for seconds, event in self._events:
             if seconds < self.wait_started:
-                continue  # a script made it, and took it away again
+                continue  # created and removed by a script before the wait
             paths = [event.get("DEVNAME"), *event.get("DEVLINKS", "").split()]
             if name in paths and event["ACTION"] != "remove" and event.get("SYSTEMD_READY") != "0":
                 return seconds
-        raise LookupError(f"{name} was never ready. What udev told is in {self.directory}/report/events.")
+        raise LookupError(f"{name} was never ready. The udev events are in {self.directory}/report/events.")
 
     def last_event(self, path: str) -> float:
-        """When udev last told of a device before our program was gone."""
+        """Return the time of the last udev event for a device before our program exited."""
         return max(
             seconds for seconds, event in self._events if event.get("DEVNAME") == path and seconds < self.wait_ended
         )
@@ -196,34 +195,34 @@ class Boot:
 
     @property
     def released_after(self) -> float:
-        """How long after the last disk was ready our program was gone."""
+        """The time from when the last disk was ready until our program exited."""
         return self.wait_ended - max(self.ready_at(name) for name in self.host.awaited)
 
     @cached_property
     def start_of_python(self) -> float:
-        """How long `python3 -I -c pass` takes on that host, in seconds: a measure of how fast it is."""
+        """The duration of `python3 -I -c pass` on the host, in seconds, as a measure of its speed."""
         return float(self.text("start-of-python"))
 
     @property
     def soon(self) -> float:
-        """What counts as at once: a second on a host on which Python starts in 0.28 s, longer on a slower one."""
+        """The limit for immediate reactions: a second if Python starts in 0.28 s, proportionally longer otherwise."""
         return max(1, self.start_of_python / 0.28)
 
     @property
     def released_in_time(self) -> bool:
-        """Whether our program was gone soon after the last disk was ready, and no sooner.
+        """Whether our program exited soon after the last disk was ready, and not before.
 
-        What it sees is udev's database, and udev writes that a moment before it tells of the event.
+        It reads udev's database, which udev writes a moment before it sends the event.
         """
         return -0.5 < self.released_after < self.soon
 
     @property
     def xendomains_followed(self) -> bool:
-        """Whether xendomains was started soon after our program was gone, and no sooner."""
+        """Whether xendomains was started soon after our program exited, and not before."""
         return 0 < self.xendomains_started - self.wait_ended < self.soon
 
     def messages(self, unit: str = "xendomains-wait-disk.service") -> list[str]:
-        """What a unit's processes said, without what systemd says of it."""
+        """Return the messages of a unit's processes, without those of systemd about it."""
         return [entry["MESSAGE"] for entry in self._journal if entry.get("_SYSTEMD_UNIT") == unit]
 
     @cached_property
@@ -231,18 +230,18 @@ class Boot:
         entries = []
         for line in self.text("journal.json").splitlines():
             entry = json.loads(line)
-            if isinstance(entry.get("MESSAGE"), list):  # what is no text comes as bytes
+            if isinstance(entry.get("MESSAGE"), list):  # a message that is not text is a list of bytes
                 entry["MESSAGE"] = bytes(entry["MESSAGE"]).decode(errors="replace")
             if "MESSAGE" in entry:
                 entries.append(entry)
         return entries
 
     def logged(self, pattern: str) -> bool:
-        """Whether a message of our program, whole, is as the pattern says."""
+        """Return whether a complete message of our program matches a pattern."""
         return any(re.fullmatch(pattern, message) for message in self.messages())
 
     def entry(self, pattern: str) -> dict[str, Any]:
-        """The first message of our program that is as the pattern says, with its fields in the journal."""
+        """Return the journal entry of the first message of our program that matches a pattern."""
         return next(
             entry
             for entry in self._journal
@@ -250,11 +249,11 @@ class Boot:
         )
 
     def console(self, guest: str) -> str:
-        """What a guest wrote on its console."""
+        """Return the console output of a guest."""
         return self._report.get(f"xen/console/guest-{guest}.log", b"").decode(errors="replace")
 
     def disks_of(self, guest: str) -> dict[str, float]:
-        """The disks that a guest saw and could read to the end: sizes in mebibytes, by vdev. KeyError if it is down."""
+        """Return the sizes in MiB, by vdev, of the disks that a guest could read to the end. KeyError if it is down."""
         console = self.console(guest)
         if "GUEST: up" not in console:
             raise KeyError(f"The guest {guest} did not come up. Its console is below {self.directory}/report/xen.")
@@ -262,30 +261,30 @@ class Boot:
         return {vdev: int(sectors) * 512 / (1 << 20) for vdev, sectors in found}
 
     def came_up(self, guest: str) -> bool:
-        """Whether a guest started."""
+        """Return whether a guest came up."""
         return "GUEST: up" in self.console(guest)
 
 
 class BootFailed(Exception):
-    """The host did not get as far as its report, or could not do what it had to."""
+    """The host did not write its report, or could not be prepared."""
 
 
-# What the watchdog in dom0/dom0 begins with; what the host hangs on follows.
-WATCHDOG_SPEAKS = "The host is not done"
+# The beginning of the watchdog's report in dom0/dom0.
+WATCHDOG_REPORT = "The host is not done"
 
 
 def last_words(directory: Path) -> str:
-    """The end of what the host wrote on its console: from where its watchdog speaks, if it does."""
+    """Return the end of the console log of the host: the watchdog's report, if there is one."""
     path = directory / "console.log"
     console = path.read_bytes().decode(errors="replace").replace("\r", "")
-    _, watchdog, words = console.partition(WATCHDOG_SPEAKS)
+    _, watchdog, words = console.partition(WATCHDOG_REPORT)
     return f"The end of {path}:\n{watchdog + words if watchdog else console[-3000:]}"
 
 
 class Machine:
-    """Where hosts are booted: the images in one directory, and a directory for the files of each boot.
+    """Boots hosts in a virtual machine, with its images and the files of each boot in a directory.
 
-    Another release than the default one has all this in a directory of its own, below.
+    A release other than the default has its own subdirectory.
     """
 
     def __init__(self, directory: Path, release: str = RELEASE) -> None:
@@ -295,7 +294,7 @@ class Machine:
         self._with_package = self.directory / "with-package.img"
 
     def make_images(self) -> None:
-        """The host's root file system, without and with our package as it is in the work tree."""
+        """Create the host's root file system, with and without our package as built from the work tree."""
         subprocess.run([HERE / "make-image", self.image, self.release], check=True)
         package = subprocess.run(
             [TOP / "packaging" / "debian" / "build", self.directory / "package"],
@@ -306,7 +305,7 @@ class Machine:
         subprocess.run([HERE / "install-package", self.image / "root.img", package, self._with_package], check=True)
 
     def boot(self, host: Host, name: str) -> Boot:
-        """Boots a host and returns what came of it; what it left is in the directory of that name."""
+        """Boot a host and return the result; its files are in the directory of this name."""
         directory = self.directory / "boots" / name
         subprocess.run(["rm", "-rf", directory], check=True)
         directory.mkdir(parents=True)
@@ -326,7 +325,7 @@ class Machine:
         if not (directory / "done").exists():
             boot = self.boot(host, name)
             if "The script after failed." in boot.messages("scenario-report.service"):
-                raise BootFailed(f"The disks could not be prepared; {directory}/report/journal.txt says why.")
+                raise BootFailed(f"The disks could not be prepared; see {directory}/report/journal.txt.")
             (directory / "done").touch()
         return directory
 
@@ -336,7 +335,7 @@ class Machine:
         make_sparse(report, REPORT_SIZE)
         root = self._with_package if host.package else self.image / "root.img"
         drives = [(root, "root", True), (scenario, "scenario", True), (report, "report", False)]
-        # A disk that this host made is kept; one that another host left stays as it is.
+        # Disks of this host keep their changes; those left by another host are not modified.
         drives += [(disk, disk.stem, disk.parent != directory) for disk in disks]
         command = [
             *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,-smap,-svm", "-smp", "2", "-m", "3072"),
@@ -364,7 +363,7 @@ class Machine:
 
 
 def drive_arguments(path: Path, name: str, temporary: bool) -> list[str]:
-    """What gives QEMU a disk; with temporary, nothing that is written to it stays."""
+    """Return QEMU's arguments for a disk; if temporary, changes are discarded."""
     snapshot = "on" if temporary else "off"
     return [
         "-drive",
@@ -375,13 +374,13 @@ def drive_arguments(path: Path, name: str, temporary: bool) -> list[str]:
 
 
 def make_sparse(path: Path, size: int) -> None:
-    """A file of so many zeros."""
+    """Create a sparse file of this size."""
     with path.open("wb") as file:
         file.truncate(size)
 
 
 def write_tar(path: Path, files: Mapping[str, str]) -> None:
-    """An archive of these files; what begins with #! can be executed."""
+    """Create an archive of these files; those that begin with #! are executable."""
     with tarfile.open(path, "w") as archive:
         for name, text in files.items():
             info = tarfile.TarInfo(name.lstrip("/"))
@@ -392,7 +391,7 @@ def write_tar(path: Path, files: Mapping[str, str]) -> None:
 
 
 def read_tar(path: Path) -> dict[str, bytes]:
-    """The files in an archive, by name; none, if there is no archive."""
+    """Return the files in an archive by name; none if there is no archive."""
     files = {}
     try:
         with tarfile.open(path) as archive:
