@@ -109,7 +109,7 @@ MAX_FIRST_LOOK = 10.0  # for the first look, or the only one
 MAX_LAST_LOOK = 0.7  # for a look that begins when the timeout expires
 READ_INTERVAL = 1.0  # at which configurations are read again while only disks are missing
 MAX_RECHECKED = 16  # ready disks that each look checks again, in one or two milliseconds
-MAX_REWRITING = 1.0  # after the last change of a file, during which it may be half written
+MAX_REWRITING = 1.0  # after the last change of a file, while it may be half written and is not refused yet
 STALL_TIMEOUT = 2.0  # after which a look goes on without the calls in progress, if none has returned
 STALL_TIMEOUT_AT_END = 10.0  # the same when all disks are checked again, as in the last look
 STUCK_AFTER = 0.5  # a call that has not returned by then counts as stuck
@@ -127,7 +127,7 @@ MAX_SENDING_ALL = 3.0  # for all messages that are sent together
 MAX_SENDING_AT_END = 0.5  # for those at the end, except the summary
 MAX_MESSAGE = 1 << 14  # characters; journald splits lines longer than 48 KiB
 FIRST_REMINDER = 5.0  # of what is missing; the gaps double from here
-MAX_LINES = 1000  # between two reminders, not counting disks found
+MAX_LINES = 1000  # between two reminders, except those about what was found
 MAX_NAMES = 20  # in one line
 MAX_NAMED = 3  # disks with the same cause that are reported individually
 MAX_LISTED = 4  # in one clause of a reason
@@ -533,7 +533,7 @@ class Xendomains(NamedTuple):
 DEFAULT_AUTO = "/etc/xen/auto"
 DEFAULT_SAVE = "/var/lib/xen/save"
 
-# The redirections end with `.`, so only what printf prints gets into the pipe.
+# The redirections apply only to `.`, so nothing but the output of printf gets into the pipe.
 SOURCE_SETTINGS = r"""
 complaint=
 . "$1" </dev/null >/dev/null 2>&1
@@ -2847,7 +2847,7 @@ class BlockingCalls:
             try:
                 answer = call()
             except Exception as error:
-                answer = error  # of whatever kind: it must affect no other path
+                answer = error  # whatever it is: it must not affect other paths
             with self._lock:
                 del self._since[key]
                 self._answers[key] = answer
@@ -3515,7 +3515,7 @@ class Reporter:
         self._reminder = started + FIRST_REMINDER
         self._gap = 2 * FIRST_REMINDER
         self._logged: set[tuple[str, str]] = set()  # since the last reminder
-        self._lines = 0  # sent since the last reminder, not counting disks found
+        self._lines = 0  # sent since the last reminder, except those about what was found
         self._announced: set[tuple[str, str]] = set()  # paths and guests that were reported as missing
         self._status = ""
         self._problems: dict[str, list[Finding]] = {}  # those reported, by file or directory
@@ -4231,7 +4231,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
             continue
         for need in cause.needs:
             other = similar.get(need.path)
-            fix = f"did you mean {other}?" if isinstance(other, str) and other else cause.hint
+            fix = f"correct the path, perhaps to {other}" if isinstance(other, str) and other else cause.hint
             words = "missing" if need.status.state is State.MISSING else "not ready"
             yield bad[need].finding(f"{need.path} is {words}: {cause.reason}", fix, is_error=True)
 
@@ -4322,7 +4322,7 @@ def check_name(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
         links = sorted(link for item in facts.devices if item.name == match[1] for link in item.links)
         links = [link for link in links if "/lvm-pv-uuid-" not in link]  # a clone has the same UUID
         stable = next((link for kind in STABLE_NAMES for link in links if link.startswith(kind)), "")
-        fix = f"write {stable}" if stable else ""
+        fix = f"use {stable}" if stable else ""
         yield use.finding(f"{path} may refer to a different disk after a reboot", fix)
 
 

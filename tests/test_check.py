@@ -235,14 +235,14 @@ def test_mistyped_path_gets_closest_match_as_suggestion(host: Host) -> None:
     host.guest("web", host.image("web-root.img").with_name("web-rooot.img"))
     assert check(host) == [
         f"web.cfg: error: guest web, xvda: {host.images}/web-rooot.img is missing: does not exist "
-        f"(fix: did you mean {host.images}/web-root.img?)"
+        f"(fix: correct the path, perhaps to {host.images}/web-root.img)"
     ]
 
 
 def test_mistyped_directory_gets_suggestion(host: Host) -> None:
     host.guest("web", host.root / "imagse" / host.image("web.img").name)
     (finding,) = check(host)
-    assert finding.endswith(f"(fix: did you mean {host.images}/web.img?)")
+    assert finding.endswith(f"(fix: correct the path, perhaps to {host.images}/web.img)")
 
 
 def test_path_used_by_another_guest_is_not_suggested(host: Host) -> None:
@@ -256,7 +256,7 @@ def test_no_suggestion_without_a_similar_path(host: Host) -> None:
     host.image("debian.iso")
     host.guest("web", host.images / "web.img")
     (finding,) = check(host)
-    assert "did you mean" not in finding
+    assert "perhaps to" not in finding
 
 
 # Patterns of [ignore]
@@ -479,7 +479,7 @@ def test_fix_for_not_persistent_name_is_a_udev_link(
     recorded: str, name: str, stable: str, recorded_host: Callable[[str], HostPaths]
 ) -> None:
     (finding,) = check_use(recorded_host(recorded), name, f"/dev/{name}")
-    assert finding.startswith(f"/dev/{name} may refer to a different disk after a reboot (fix: write {stable}")
+    assert finding.startswith(f"/dev/{name} may refer to a different disk after a reboot (fix: use {stable}")
 
 
 # Disks in use on this host

@@ -224,7 +224,7 @@ def test_check_finds_everything_that_would_break_the_next_boot(boot: Boot) -> No
 
 def test_check_suggests_the_persistent_name(boot: Boot) -> None:
     (fix,) = (one["fix"] for one in answer(boot, "check.json")[0]["findings"] if one["guest"] == "unstable")
-    assert fix == f"write {by_id('plain')}"
+    assert fix == f"use {by_id('plain')}"
 
 
 @pytest.mark.parametrize(
