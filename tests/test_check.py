@@ -157,18 +157,18 @@ def test_settings_without_directories_are_an_error(host: Host) -> None:
     )
 
 
-def test_dangling_link_is_a_warning_because_boot_waits_for_it(host: Host) -> None:
+def test_dangling_link_is_an_error_because_boot_waits_for_it(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere")
     assert check(host) == [
-        "web.cfg: warning: is a link to /nowhere, which does not exist; the next boot will wait for this"
+        "web.cfg: error: is a link to /nowhere, which does not exist; the next boot will wait for this"
     ]
 
 
-def test_directory_behind_dangling_link_is_a_warning(host: Host) -> None:
+def test_directory_behind_dangling_link_is_an_error(host: Host) -> None:
     host.auto.rmdir()
     host.auto.symlink_to("/nowhere")
     (finding,) = check(host)
-    assert ": warning: " in finding and "the next boot will wait for this" in finding
+    assert ": error: " in finding and "the next boot will wait for this" in finding
 
 
 def test_configuration_rejected_by_xl_is_an_error(host: Host) -> None:
@@ -181,7 +181,7 @@ def test_configuration_rejected_by_xl_is_an_error(host: Host) -> None:
 @pytest.mark.promise("check finds what would break the next boot, and with --reboot what would not come up again")
 def test_duplicate_guest_name_is_reported(host: Host) -> None:
     shutil.copy(host.guest("web"), host.auto / "web.cfg.bak")
-    assert check(host) == ["web.cfg.bak: error: guest web: is created from web.cfg"]
+    assert check(host) == ["web.cfg.bak: error: guest web: duplicate guest name; it is created from web.cfg"]
 
 
 def test_saved_and_configured_form_of_a_guest_are_no_duplicate(host: Host) -> None:
@@ -228,7 +228,36 @@ def test_disk_that_is_not_ready_is_an_error(host: Host) -> None:
 def test_disks_missing_for_one_reason_are_one_finding_of_the_host(host: Host) -> None:
     for name in ("web", "db"):
         host.guest(name, f"/dev/zvol/tank/{name}-a", f"/dev/zvol/tank/{name}-b")
-    assert check(host) == ["error: 4 disks of 2 guests missing: ZFS pool tank is not imported (fix: zpool import tank)"]
+    assert check(host) == [
+        "error: 4 disks of 2 guests missing: ZFS pool tank is not imported "
+        "(/dev/zvol/tank/db-a, /dev/zvol/tank/db-b, /dev/zvol/tank/web-a, 1 more) (fix: zpool import tank)"
+    ]
+
+
+def test_many_mistyped_paths_are_one_finding_each(host: Host) -> None:
+    for number in range(4):
+        host.guest(f"web{number}", host.image(f"disk-{number}.img").with_name(f"disk-{number}.ing"))
+    findings = check(host)
+    assert len(findings) == 4
+    assert findings[3] == (
+        f"web3.cfg: error: guest web3, xvda: {host.images}/disk-3.ing is missing: does not exist "
+        f"(fix: correct the path, perhaps to {host.images}/disk-3.img)"
+    )
+
+
+def test_other_path_is_not_suggested_where_the_fault_is_known(host: Host, place: Place) -> None:
+    place.write("etc/fstab", f"nas:/export {host.images} nfs defaults 0 0\n")
+    host.image("web-2.img")
+    host.guest("web", host.images / "web-1.img")
+    (finding,) = check(host, place)
+    assert finding.endswith(f"(fix: systemctl start {host.images})")
+
+
+def test_directory_is_not_suggested_for_a_mistyped_path(host: Host) -> None:
+    (host.images / "web_root.imgs").mkdir()
+    host.guest("web", host.images / "web_root.img")
+    (finding,) = check(host)
+    assert finding.endswith("web_root.img is missing: does not exist")
 
 
 def test_mistyped_path_gets_closest_match_as_suggestion(host: Host) -> None:
@@ -350,7 +379,7 @@ def test_nagios_warning_for_a_warning(host: Host) -> None:
     host.guest("web", host.image("a")).chmod(0o666)
     status, text, numbers = nagios(host)
     assert (status, numbers) == (1, [1, 1, 0, 1])
-    assert text.startswith("XENDOMAINS WARNING - 1 of 1 guest ready: it is writable by group or others")
+    assert text.startswith(f"XENDOMAINS WARNING - 1 of 1 guest ready: {host.auto}/web.cfg: it is writable by group")
 
 
 def test_nagios_critical_names_first_error(host: Host) -> None:
@@ -358,8 +387,18 @@ def test_nagios_critical_names_first_error(host: Host) -> None:
     host.guest("db", host.image("b"))
     assert nagios(host) == (
         2,
-        f"XENDOMAINS CRITICAL - 1 of 2 guests ready: {host.images}/a is missing: does not exist",
+        f"XENDOMAINS CRITICAL - 1 of 2 guests ready: {host.auto}/web.cfg: {host.images}/a is missing: does not exist.",
         [1, 2, 1, 0],
+    )
+
+
+def test_nagios_does_not_know_if_a_directory_cannot_be_read(host: Host) -> None:
+    host.auto.rmdir()
+    host.auto.touch()
+    status, text, _ = nagios(host)
+    assert (status, text) == (
+        3,
+        f"XENDOMAINS UNKNOWN - 0 of 0 guests ready: {host.auto}: cannot be read: Not a directory.",
     )
 
 
@@ -794,7 +833,7 @@ def test_selected_guests_get_all_their_findings_and_no_others(host: Host) -> Non
 
 def test_duplicate_name_is_found_though_only_one_file_is_selected(host: Host) -> None:
     shutil.copy(host.guest("web"), host.auto / "copy")
-    assert check(host, None, "web.cfg") == ["web.cfg: error: guest web: is created from copy"]
+    assert check(host, None, "web.cfg") == ["web.cfg: error: guest web: duplicate guest name; it is created from copy"]
 
 
 # Storage lost on reboot

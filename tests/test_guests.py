@@ -182,8 +182,10 @@ def test_messages_name_start_command_if_a_disk_is_missing(host: Host) -> None:
     host.guest("it's", host.image("b"))
     later = "nce its disk is ready, start it with: xendomains-wait-disk start web"
     assert host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root)).messages.endswith(f" (o{later}).\n")
-    assert host.show("list").endswith(f"\nO{later}\n")
-    assert host.run("last", RUNTIME_DIRECTORY=str(host.root)).output.splitlines()[0].endswith(f" (o{later})")
+    text, _, command = later.partition(" with: ")
+    assert host.show("list").endswith(f"\nO{text} with:\n    {command}\n")
+    last = host.run("last", RUNTIME_DIRECTORY=str(host.root)).output.splitlines()
+    assert last[1:3] == [f"O{text} with:", f"    {command}"]
     host.image("a")
     assert "start it with" not in host.show("list").replace("\n", " ")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,9 +116,15 @@ def test_disk_is_read_as_by_libvirts_xen_driver(xml: str, expected: xwd.Disk) ->
 @pytest.mark.parametrize(
     ("xml", "reason"),
     [
-        ("<disk type='network'><source protocol='rbd' name='pool/web'/></disk>", "libvirt (type network) attaches it"),
-        ("<disk type='volume'><source pool='default' volume='web'/></disk>", "libvirt (type volume) attaches it"),
-        ("<disk type='dir'><source dir='/srv'/></disk>", "libvirt (type dir) attaches it"),
+        (
+            "<disk type='network'><target dev='a'/><source protocol='rbd' name='pool/web'/></disk>",
+            "libvirt (type network) attaches it",
+        ),
+        (
+            "<disk type='volume'><target dev='a'/><source pool='default' volume='web'/></disk>",
+            "libvirt (type volume) attaches it",
+        ),
+        ("<disk type='dir'><target dev='a'/><source dir='/srv'/></disk>", "libvirt (type dir) attaches it"),
         (disk("/dev/vg/web", more="<backenddomain name='storage'/>"), "the driver domain storage serves it"),
         (disk("", "file", "cdrom"), "the drive is empty"),
     ],
@@ -304,8 +311,9 @@ def test_files_that_libvirt_does_not_read_are_ignored(libvirt_host: LibvirtHost)
 
 
 def test_a_file_that_is_not_xml_is_refused_with_its_line(libvirt_host: LibvirtHost) -> None:
-    (libvirt_host.libvirt / "web.xml").write_text("<domain>\n<name>web</nam>\n</domain>\n")
-    os.utime(libvirt_host.libvirt / "web.xml", (0, 0))
+    link = libvirt_host.libvirt_guest("web")
+    link.write_text("<domain>\n<name>web</nam>\n</domain>\n")
+    os.utime(link, (0, 0))
     (guest,) = guests_of(libvirt_host)
     assert (guest["state"], guest["reason"]) == (
         "refused",
@@ -346,7 +354,43 @@ def test_same_name_in_xendomains_and_libvirt_is_an_error(libvirt_host: LibvirtHo
     other = libvirt_host.guest("web", libvirt_host.image("a"))
     libvirt_host.libvirt_guest("web", libvirt_host.image("b"))
     assert f"xendomains also starts a guest with this name, from {other}" in check(libvirt_host)
-    assert "virsh autostart --disable web" in check(libvirt_host)
+    assert "virsh --connect xen:///system autostart --disable web" in check(libvirt_host)
+
+
+def test_refused_configuration_of_xendomains_does_not_start_the_guest_of_libvirt_as_well(
+    libvirt_host: LibvirtHost, systemctl: Systemctl
+) -> None:
+    libvirt_host.configuration("web", "what is this\n")
+    libvirt_host.libvirt_guest("web", libvirt_host.image("b"))
+    assert "xendomains also starts" not in check(libvirt_host)
+
+
+def test_file_that_is_no_link_to_a_guest_of_libvirt_is_ignored(libvirt_host: LibvirtHost) -> None:
+    link = libvirt_host.libvirt_guest("web", libvirt_host.image("a"))
+    (libvirt_host.libvirt / "copy.xml").write_bytes(link.read_bytes())
+    (libvirt_host.libvirt / "other.xml").symlink_to(link.resolve())
+    assert [guest["source"] for guest in guests_of(libvirt_host)] == [str(link)]
+
+
+@pytest.mark.parametrize(
+    ("xml", "problem"),
+    [
+        (disk("", "file"), "disk 'xvda' has no source, and only a CD or floppy drive may be empty"),
+        ("<disk type='file'><source file='/srv/a'/></disk>", "has a disk without a target (<target dev=…/>)"),
+    ],
+)
+def test_disk_that_libvirt_rejects_is_an_error(xml: str, problem: str) -> None:
+    with pytest.raises(xwd.ConfigError, match=re.escape(problem)):
+        parse(domain(xml))
+
+
+def test_late_service_is_recommended_where_only_libvirt_starts_guests(
+    libvirt_host: LibvirtHost, systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.image("a"))
+    assert "xendomains-late.service is not enabled, so a guest of libvirt whose disk is late stays down" in check(
+        libvirt_host
+    )
 
 
 def test_same_disk_in_xendomains_and_libvirt_is_an_error(libvirt_host: LibvirtHost, systemctl: Systemctl) -> None:

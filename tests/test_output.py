@@ -257,7 +257,7 @@ GROUP = {"a", "b", "c", "d"}
 def grouped(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     """Check and return the entries for four disks with the same reason: first a message, then one entry per disk."""
     message, *each = (entry for entry in entries if entry.get("REASON") == "does not exist")
-    assert message["MESSAGE"].endswith(": does not exist") and "DISK" not in message
+    assert ": does not exist (" in message["MESSAGE"] and "DISK" not in message
     assert {Path(entry["DISK"]).name for entry in each} == GROUP
     assert all((entry["DOMAIN"], entry["STATE"], entry["HINT"]) == ("web", "missing", "") for entry in each)
     return [message, *each]
@@ -289,10 +289,11 @@ def test_reminders_of_a_group_do_not_repeat_the_entries_of_its_disks(
     journal = Recorder(clock.messages, clock)
     xwd.wait_for_disks(host.watcher(clock, xwd.Settings(timeout=60.0)), journal, clock.now())
     texts = [text for level, text, fields in journal.messages if level <= xwd.WARNING and "REASON" in fields]
+    reason = f"does not exist ({', '.join(f'{host.images}/{name}' for name in sorted(GROUP)[:3])}, 1 more)"
     assert texts == [
-        "waiting for 4 disks of 1 guest: does not exist",
-        *["still waiting for 4 disks of 1 guest: does not exist"] * 3,  # after 5, 15 and 35 s
-        "4 disks of 1 guest are still missing after 1min: does not exist",
+        f"waiting for 4 disks of 1 guest: {reason}",
+        *[f"still waiting for 4 disks of 1 guest: {reason}"] * 3,  # after 5, 15 and 35 s
+        f"4 disks of 1 guest are still missing after 1min: {reason}",
     ]
     entries = [fields["DISK"] for level, _, fields in journal.messages if level == xwd.INFO and "DISK" in fields]
     assert sorted(entries) == sorted(2 * [f"{host.images}/{name}" for name in GROUP])
@@ -301,7 +302,7 @@ def test_reminders_of_a_group_do_not_repeat_the_entries_of_its_disks(
 def test_group_is_one_message_on_a_terminal_or_in_a_pipe(host: Host) -> None:
     host.guest("web", *(host.images / name for name in sorted(GROUP)))
     first, _ = host.run("--timeout", "0").messages.splitlines()
-    assert first == "4 disks of 1 guest are missing: does not exist"
+    assert first.startswith("4 disks of 1 guest are missing: does not exist (")
 
 
 def test_messages_of_all_causes_precede_the_entries_of_a_group(host: Host, journald: Journald) -> None:
@@ -605,12 +606,12 @@ def test_reminders_come_at_doubling_intervals(clock: FakeClock, reported: Report
 def test_missing_disks_are_grouped_by_reason_at_first_and_in_reminders(clock: FakeClock, reported: Reported) -> None:
     reasons = {**dict.fromkeys("abcd", "does not exist"), "e": "md array is inactive"}
     assert reported.report(**reasons) == [
-        "waiting for 4 disks of 4 guests: does not exist",
+        "waiting for 4 disks of 4 guests: does not exist (/a, /b, /c, 1 more)",
         "still waiting for /e for e... (md array is inactive)",
     ]
     clock.seconds += 5
     assert reported.report(**reasons) == [
-        "still waiting for 4 disks of 4 guests: does not exist",
+        "still waiting for 4 disks of 4 guests: does not exist (/a, /b, /c, 1 more)",
         "still waiting for /e for e... (md array is inactive)",
     ]
 

@@ -88,7 +88,7 @@ def test_footer_names_the_directories_read_if_no_guest_starts_at_boot(host: Host
 def test_footer_counts_guests_by_state_and_gives_the_start_command(incident: Host) -> None:
     footer = blocks(incident.show("list", columns=500))[-1].splitlines()
     assert footer[0].startswith("8 guests: 1 refused, 6 waiting for disks, 1 ready; read from ")
-    assert footer[1] == "Once their disks are ready, start them with: xendomains-wait-disk start"
+    assert footer[1:] == ["Once their disks are ready, start them with:", "    xendomains-wait-disk start"]
 
 
 def test_footer_names_the_service_that_starts_guests_later(
@@ -228,7 +228,7 @@ def last(host: Host) -> list[str]:
 def test_last_shows_the_causes_of_what_was_missing_first(waited: Host) -> None:
     head, cause, _ = last(waited)
     assert head.endswith(
-        ": timeout after 40s of 40s (once its disk is ready, start it with: xendomains-wait-disk start db)"
+        ": timeout after 40s of 40s\nOnce its disk is ready, start it with:\n    xendomains-wait-disk start db"
     )
     assert cause.splitlines() == [
         "[1] ZFS pool tank is not imported",
@@ -251,9 +251,9 @@ def test_last_shows_when_each_disk_appeared_slowest_first_with_a_bar(waited: Hos
     assert [row[4:] for row in rows[1:]] == [["see [1]"], ["#" * 15], ["#" * 8], []]
 
 
-def test_last_prints_full_reason_into_a_pipe(waited: Host) -> None:
+def test_last_prints_full_reason_and_command_into_a_pipe(waited: Host) -> None:
     output = waited.run("last", RUNTIME_DIRECTORY=str(waited.root)).output
-    assert re.search(r"^- +/dev/zvol/tank/db +db +missing +ZFS pool tank is not imported$", output, re.M)
+    assert re.search(r"^- +/dev/zvol/tank/db +db +missing +ZFS pool tank is not imported; try: .+$", output, re.M)
     assert "#" not in output and "see [" not in output
 
 
