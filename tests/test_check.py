@@ -245,11 +245,11 @@ def test_many_mistyped_paths_are_one_finding_each(host: Host) -> None:
     )
 
 
-def test_other_path_is_not_suggested_where_the_fault_is_known(host: Host, place: Place) -> None:
-    place.write("etc/fstab", f"nas:/export {host.images} nfs defaults 0 0\n")
+def test_other_path_is_not_suggested_where_the_fault_is_known(host: Host, files: HostFiles) -> None:
+    files.write("etc/fstab", f"nas:/export {host.images} nfs defaults 0 0\n")
     host.image("web-2.img")
     host.guest("web", host.images / "web-1.img")
-    (finding,) = check(host, place)
+    (finding,) = check(host, files)
     assert finding.endswith(f"(fix: systemctl start {host.images})")
 
 
