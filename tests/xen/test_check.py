@@ -157,9 +157,10 @@ def test_last_shows_what_the_boot_waited_for(boot: Boot) -> None:
     assert "missing" in boot.text("last") and boot.text("last").endswith("status 1\n")
 
 
-def test_record_is_readable_only_by_root(boot: Boot) -> None:
-    (line,) = boot.text("run").splitlines()[1:]
-    assert line.startswith("-rw------- 1 root root ") and line.endswith(" last.json")
+def test_records_are_readable_only_by_root(boot: Boot) -> None:
+    lines = boot.text("run").splitlines()[1:]
+    assert all(line.startswith("-rw------- 1 root root ") for line in lines)
+    assert [line.split()[-1] for line in lines] == ["last.json", "xl-logs.json"]
 
 
 def test_boot_ends_with_a_summary(boot: Boot) -> None:
