@@ -215,11 +215,11 @@ def test_without_configobj_the_defaults_are_used_and_the_interpreter_is_named(ho
     ],
     ids=["no /sys", "no /proc", "empty /run", "read-only /run", "full /run"],
 )
-def test_wait_works_with(waiting_host: Host, change: str) -> None:
+def test_wait_works_on_a_host_with(waiting_host: Host, change: str) -> None:
     assert_it_waits(waiting_host, prefix=in_namespace(change))
 
 
-def test_block_device_without_sys_is_not_ready_for_the_right_reason(tmp_path: Path) -> None:
+def test_block_device_without_sysfs_is_not_ready_with_a_reason(tmp_path: Path) -> None:
     reason = f"is a device file, but {tmp_path}, which describes it, is not mounted"
     HostPaths(sys=str(tmp_path)).use()
     layer = xwd.check_block_device(os.makedev(7, 0), xwd.Required(), xwd.StorageFacts())

@@ -160,7 +160,7 @@ def test_boot_files_of_a_guest_are_required(xml: str, files: list[str]) -> None:
         ("<a>" * 40_000, "line 1: no element found"),
     ],
 )
-def test_xml_that_is_no_guest_is_refused_with_its_line(text: str, message: str) -> None:
+def test_xml_that_is_not_a_guest_is_refused_with_its_line(text: str, message: str) -> None:
     assert refusal(text).startswith(message)
 
 
@@ -357,7 +357,7 @@ def test_same_disk_in_xendomains_and_libvirt_is_an_error(libvirt_host: LibvirtHo
     assert "guest two" in check(libvirt_host)
 
 
-def test_conflict_with_xendomains_is_no_finding_if_all_guests_are_libvirts(
+def test_conflict_with_xendomains_is_not_reported_if_all_guests_are_libvirts(
     libvirt_host: LibvirtHost, systemctl: Systemctl
 ) -> None:
     libvirt_host.libvirt_guest("web", libvirt_host.image("a"))

@@ -142,7 +142,7 @@ def test_the_table_shows_guests_disks_and_states(host: Host) -> None:
 
 
 @pytest.mark.parametrize(("present", "status"), [(True, xwd.EXIT_READY), (False, xwd.EXIT_TIMED_OUT)])
-def test_list_ends_with_1_if_something_is_missing(host: Host, present: bool, status: int) -> None:
+def test_list_exits_with_1_if_something_is_missing(host: Host, present: bool, status: int) -> None:
     host.guest("web", host.image("a") if present else host.images / "a")
     assert host.run("list").status == status
 

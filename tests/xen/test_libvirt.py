@@ -86,7 +86,7 @@ HOST = Host(
 )
 
 
-def test_libvirt_starts_guests_with_disks_and_gives_up_the_others(boot: Boot) -> None:
+def test_libvirt_starts_guests_with_disks_and_gives_up_on_the_others(boot: Boot) -> None:
     assert boot.disks_of("one") == {"xvda": 32}
     assert boot.came_up("ran")
     assert any("Failed to autostart VM 'late'" in message for message in boot.messages("libvirtd.service"))

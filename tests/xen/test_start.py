@@ -121,7 +121,7 @@ def test_incompletely_saved_guest_is_neither_restored_nor_created(boot: Boot) ->
     assert not boot.came_up("broken")
 
 
-def test_stopping_the_service_is_no_failure(boot: Boot) -> None:
+def test_stopping_the_service_is_not_a_failure(boot: Boot) -> None:
     assert "ActiveState=inactive" in boot.text("stopped")
     assert "Result=success" in boot.text("stopped")
 
