@@ -1401,7 +1401,7 @@ BAD = st.one_of(
 )
 
 
-@pytest.mark.promise("Files with evidence are truncated, binary, huge, or not regular files")
+@pytest.mark.promise("Files that would explain a missing disk are truncated, binary, huge, or not regular files")
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 def test_corrupt_storage_facts_cause_no_error(data: st.DataObject, spoiled: Path) -> None:
@@ -1418,7 +1418,7 @@ def test_corrupt_storage_facts_cause_no_error(data: st.DataObject, spoiled: Path
         assert len(reason) <= 2 * xwd.MAX_ATTRIBUTE
 
 
-@pytest.mark.promise("Files with evidence are truncated, binary, huge, or not regular files")
+@pytest.mark.promise("Files that would explain a missing disk are truncated, binary, huge, or not regular files")
 @pytest.mark.parametrize("recorded", ALL_HOSTS)
 def test_huge_or_special_files_are_ignored_as_storage_facts(recorded: str, tmp_path: Path) -> None:
     here = paths_below(unpack(recorded, tmp_path))
