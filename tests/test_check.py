@@ -271,7 +271,7 @@ def test_pattern_without_match_is_a_warning(host: Host, key: str) -> None:
     assert (result.status, result.output.splitlines()[:2]) == (xwd.EXIT_READY, [f"{host.conf}:", f"  {warning}"])
 
 
-def test_a_pattern_matches_a_name_a_file_a_path_or_a_target(host: Host) -> None:
+def test_pattern_matches_a_name_a_file_a_path_or_a_target(host: Host) -> None:
     host.guest("web", host.image("a"), "drbd:r0,xvdz,w")
     host.configure(f"[ignore]\ndomains = web, web.cfg\ndisks = {host.images}/*, r0, /dev/drbd/by-res/r0")
     assert host.run("check").output.startswith("No problems found")
@@ -729,7 +729,7 @@ def test_disk_written_by_one_guest_and_read_by_another_is_reported(host: Host) -
     ]
 
 
-def test_a_cd_may_be_in_two_drives(host: Host) -> None:
+def test_cd_may_be_in_two_drives(host: Host) -> None:
     cd = host.image("debian.iso")
     for name in ("web", "db"):
         host.guest(name, f"{cd},raw,xvdc,rw,cdrom")

@@ -238,7 +238,7 @@ def test_timeout_ends_the_wait_despite_any_fault(host: Host, fault: Fault, statu
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_link_switched_to_another_directory_is_followed(host: Host, clock: FakeClock) -> None:
+def test_link_switched_to_another_directory_is_followed(host: Host, clock: FakeClock) -> None:
     for name in ("old", "new"):
         (host.root / name).mkdir()
     (host.root / "new" / "mail.cfg").write_text(f'name="mail"\ndisk=["{host.images}/b,,xvda"]\n')

@@ -109,7 +109,7 @@ def test_late_guest_is_started_when_its_disk_appears(boot: Boot) -> None:
     assert "guest late has been started." in boot.messages(UNIT)
 
 
-def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
+def test_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
     for moment in ("guests", "later"):
         states = dict(line.split(None, 2)[1:] for line in boot.text(moment).splitlines()[2:] if line.strip())
         assert states["ran"] == "shut off"
