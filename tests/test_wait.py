@@ -101,33 +101,33 @@ def test_disk_that_appears_at_the_last_moment_counts(host: Host, clock: FakeCloc
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def looks_of(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def record_checks(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list that records when disks are checked, in seconds."""
-    looks: list[float] = []
+    checks: list[float] = []
     real = xwd.Watcher.check_disks
 
     def check_disks(watcher: xwd.Watcher, deadline: float, *, recheck_ready: bool = False) -> xwd.Snapshot:
-        looks.append(round(clock.seconds, 3))
+        checks.append(round(clock.seconds, 3))
         return real(watcher, deadline, recheck_ready=recheck_ready)
 
     monkeypatch.setattr(xwd.Watcher, "check_disks", check_disks)
-    return looks
+    return checks
 
 
 def test_pauses_double_from_first_to_longest(host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = looks_of(clock, monkeypatch)
+    checks = record_checks(clock, monkeypatch)
     host.guest("web", host.images / "a")
     clock.wait(host, timeout=4)
     # Once to report what is missing, then in the wait, and at the end once more to recheck ready disks.
-    assert looks == [0, 0, 0.1, 0.3, 0.7, 1.5, 2.5, 3.5, 4, 4]
+    assert checks == [0, 0, 0.1, 0.3, 0.7, 1.5, 2.5, 3.5, 4, 4]
 
 
 def test_settings_control_how_pauses_grow(host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = looks_of(clock, monkeypatch)
+    checks = record_checks(clock, monkeypatch)
     host.configure("[polling]\nfirst = 200ms\nlongest = 5s\nfactor = 3")
     host.guest("web", host.images / "a")
     clock.wait(host, timeout=20)
-    assert looks == [0, 0, 0.2, 0.8, 2.6, 7.6, 12.6, 17.6, 20, 20]
+    assert checks == [0, 0, 0.2, 0.8, 2.6, 7.6, 12.6, 17.6, 20, 20]
 
 
 def test_file_without_an_event_is_noticed_within_the_longest_pause(host: Host, clock: FakeClock) -> None:
