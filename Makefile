@@ -60,11 +60,12 @@ SHELL_FILES = .ci/run tests/fresh tests/lock tests/setup packaging/completions/x
     tests/packages/deb tests/packages/dist tests/packages/lintian tests/packages/pip tests/packages/rpm \
     tests/xen/dom0/dom0 tests/xen/guest/init tests/xen/guest/make-initramfs tests/xen/initramfs/init-bottom \
     tests/xen/install-package tests/xen/make-image
-# Texts for people that lint checks for the phrases in tests/words.
-PROSE_FILES = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile etc/xen-wait-disk.conf \
-    $(wildcard docs/*.md docs/*.dot schema/*) $(filter-out %.7,$(PAGES)) packaging/debian/control \
-    $(addprefix packaging/systemd/,$(UNITS) $(CATALOG)) $(wildcard packaging/completions/*) docs/pictures docs/reasons \
-    tests/README.md tests/demo tests/promises tests/xen/README.md tests/data/hosts/README.md
+# Files that lint searches for the phrases in tests/words.
+PROSE_FILES = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile etc/xen-wait-disk.conf setup.cfg \
+    $(wildcard docs/*.md docs/*.dot docs/*.txt schema/*) $(filter-out %.7,$(PAGES)) \
+    $(addprefix packaging/debian/,control copyright rules) $(addprefix packaging/systemd/,$(UNITS) $(CATALOG)) \
+    $(wildcard packaging/rpm/*.spec packaging/completions/*) $(wildcard tests/README.md tests/*/README.md tests/data/*/README.md) \
+    $(filter-out $(MODULE),$(PYTHON_FILES)) $(XEN_PYTHON_FILES) $(SHELL_FILES)
 # mypy checks these separately, because both directories have a conftest.py.
 XEN_PYTHON_FILES = tests/xen/bench tests/xen/extract-kernel tests/xen/unpack-initrd tests/xen/record-hosts tests/xen/dom0/record tests/xen/dom0/measure tests/xen/dom0/probe \
     $(wildcard tests/xen/*.py)

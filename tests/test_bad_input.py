@@ -122,7 +122,7 @@ def test_bad_configuration_gives_reason(host: Host, make: Callable[[Path], None]
 
 @pytest.mark.promise("A file is not a configuration: a directory, device, FIFO, a gigabyte, nested lists, deep JSON")
 @pytest.mark.parametrize(("make", "error"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
-def test_bad_saved_domain_gives_reason(host: Host, make: Callable[[Path], None], error: str) -> None:
+def test_bad_saved_guest_gives_reason(host: Host, make: Callable[[Path], None], error: str) -> None:
     check_problem(guest_with(host, host.save, make), f"{host.save}/bad", error)
 
 
@@ -138,9 +138,7 @@ def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
 
 
 @pytest.mark.parametrize("make", NOT_SAVED)
-def test_file_that_is_not_a_saved_domain_is_skipped_like_xendomains_does(
-    host: Host, make: Callable[[Path], None]
-) -> None:
+def test_file_that_is_not_a_saved_guest_is_skipped_as_by_xendomains(host: Host, make: Callable[[Path], None]) -> None:
     make(host.save / "other")
     assert host.run().messages == ""
     assert host.list()["guests"] == []

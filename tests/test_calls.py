@@ -191,7 +191,7 @@ def test_hundreds_of_hanging_calls_do_not_block_others(calls: Calls) -> None:
     assert answers["last"] == "yes"
 
 
-def test_a_run_ends_at_its_deadline(calls: Calls) -> None:
+def test_run_ends_at_its_deadline(calls: Calls) -> None:
     assert calls.run({"hangs": calls.clock.hanging_call()}, seconds=0.7) == {"hangs": None}
     assert calls.seconds == pytest.approx(0.7)
 

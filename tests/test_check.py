@@ -142,7 +142,7 @@ def test_missing_directory_from_own_settings_is_fixed_in_own_settings(host: Host
     assert "error: does not exist; correct [paths] auto, or create it\n" in host.run("check").output
 
 
-def test_missing_save_directory_is_no_finding(host: Host) -> None:
+def test_missing_save_directory_is_not_reported(host: Host) -> None:
     host.save.rmdir()
     assert check(host) == []
 
@@ -184,7 +184,7 @@ def test_duplicate_guest_name_is_reported(host: Host) -> None:
     assert check(host) == ["web.cfg.bak: error: guest web: duplicate guest name; it is created from web.cfg"]
 
 
-def test_saved_and_configured_form_of_a_guest_are_no_duplicate(host: Host) -> None:
+def test_saved_and_configured_form_of_a_guest_are_not_duplicates(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.saved("web", host.images / "a")
     assert check(host) == []
@@ -199,7 +199,7 @@ def test_missing_kernel_is_an_error(host: Host, key: str) -> None:
     assert check(host) == [f"web.cfg: error: guest web: {host.images}/gone {GONE}"]
 
 
-def test_kernel_shared_by_guests_is_no_finding(host: Host) -> None:
+def test_kernel_shared_by_guests_is_not_reported(host: Host) -> None:
     for name in ("web", "db"):
         (host.auto / name).write_text(f'name="{name}"\nkernel="{host.image("vmlinuz")}"\n')
     assert check(host) == []
@@ -300,13 +300,13 @@ def test_pattern_without_match_is_a_warning(host: Host, key: str) -> None:
     assert (result.status, result.output.splitlines()[:2]) == (xwd.EXIT_READY, [f"{host.conf}:", f"  {warning}"])
 
 
-def test_a_pattern_matches_a_name_a_file_a_path_or_a_target(host: Host) -> None:
+def test_pattern_matches_a_name_a_file_a_path_or_a_target(host: Host) -> None:
     host.guest("web", host.image("a"), "drbd:r0,xvdz,w")
     host.configure(f"[ignore]\ndomains = web, web.cfg\ndisks = {host.images}/*, r0, /dev/drbd/by-res/r0")
     assert host.run("check").output.startswith("No problems found")
 
 
-def test_pattern_that_may_match_unread_configuration_is_no_finding(host: Host) -> None:
+def test_pattern_that_may_match_unread_configuration_is_not_reported(host: Host) -> None:
     (host.auto / "web.cfg").symlink_to("/nowhere")
     host.configure("[ignore]\ndomains = db")
     assert "matches nothing" not in host.run("check").output
@@ -453,13 +453,13 @@ def test_unit_conflicting_with_xendomains_is_reported(host: Host, systemctl: Sys
 
 
 @pytest.mark.parametrize("state", ["enabled", "enabled-runtime", "static", "generated", "alias", "not-found", ""])
-def test_unit_in_any_other_state_is_no_finding(host: Host, systemctl: Systemctl, state: str) -> None:
+def test_unit_in_any_other_state_is_not_reported(host: Host, systemctl: Systemctl, state: str) -> None:
     host.guest("web")
     systemctl.set_state("xendomains.service", state)
     assert check(host) == []
 
 
-def test_disabled_units_are_no_finding_if_no_guest_starts_at_boot(host: Host, systemctl: Systemctl) -> None:
+def test_disabled_units_are_not_reported_if_no_guest_starts_at_boot(host: Host, systemctl: Systemctl) -> None:
     systemctl.set_state("xendomains.service", "disabled")
     assert check(host) == []
 
@@ -484,7 +484,7 @@ def test_disabled_units_are_no_finding_if_no_guest_starts_at_boot(host: Host, sy
         "nbd9p1",
     ],
 )
-def test_not_persistent_name_is_reported(files: HostFiles, path: str) -> None:
+def test_unstable_name_is_reported(files: HostFiles, path: str) -> None:
     assert check_use(files.paths, path, f"/dev/{path}") == [f"/dev/{path} may refer to a different disk after a reboot"]
 
 
@@ -495,7 +495,7 @@ def test_not_persistent_name_is_reported(files: HostFiles, path: str) -> None:
         "drbd1", "drbd/by-res/web/0", "zvol/tank/web", "rbd/vms/web", "bcache/by-uuid/1", "loop-control", "sdcard",
     ],
 )  # fmt: skip
-def test_persistent_name_is_no_finding(files: HostFiles, path: str) -> None:
+def test_persistent_name_is_not_reported(files: HostFiles, path: str) -> None:
     assert check_use(files.paths, path, f"/dev/{path}") == []
 
 
@@ -514,7 +514,7 @@ def test_array_numbered_by_mdadm_conf_has_persistent_name(files: HostFiles) -> N
         ("iscsi/logged-in", "sda", "/dev/disk/by-id/scsi-"),
     ],
 )
-def test_fix_for_not_persistent_name_is_a_udev_link(
+def test_fix_for_unstable_name_is_a_persistent_udev_link(
     recorded: str, name: str, stable: str, recorded_host: Callable[[str], HostPaths]
 ) -> None:
     (finding,) = check_use(recorded_host(recorded), name, f"/dev/{name}")
@@ -770,7 +770,7 @@ def test_disk_written_by_one_guest_and_read_by_another_is_reported(host: Host) -
     ]
 
 
-def test_a_cd_may_be_in_two_drives(host: Host) -> None:
+def test_cd_may_be_in_two_drives(host: Host) -> None:
     cd = host.image("debian.iso")
     for name in ("web", "db"):
         host.guest(name, f"{cd},raw,xvdc,rw,cdrom")

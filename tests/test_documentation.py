@@ -61,13 +61,13 @@ def options_in(lines: list[str]) -> set[str]:
     return {option for line in lines for option in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)}
 
 
-def test_the_manual_has_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_manual_has_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     texts = [help_text(capsys, *command) for command in ((), *((one,) for one in xwd.COMMANDS))]
     options = options_in([line for text in texts for line in re.findall(r"^  (-.*?)(?:  |$)", text, re.M)])
     assert options_in([tag for tag in tags(plain(COMMAND_PAGE)) if tag.startswith("-")]) == options
 
 
-def test_the_manual_has_every_command_and_state() -> None:
+def test_manual_has_every_command_and_state() -> None:
     page = plain(COMMAND_PAGE)
     named = {tag.split()[0] for tag in tags(page)} | set(re.findall(r"^\.S[HS] (\w+)", page, re.M))
     assert {*xwd.COMMANDS, *(state.value for state in xwd.State)} <= named
@@ -102,7 +102,7 @@ def settings_in(text: str, section_line: str, key_line: str) -> Iterator[tuple[s
             yield at + found[1], found[2]
 
 
-def test_the_shipped_configuration_has_every_key_at_its_default(tmp_path: Path) -> None:
+def test_shipped_configuration_has_every_key_at_its_default(tmp_path: Path) -> None:
     settings = dict(settings_in(CONFFILE.read_text(), r"\[(\w+)\]", r"#(\w+) =(.*)"))
     assert set(settings) == set(xwd.SETTINGS_KEYS)
     file = tmp_path / "all"
@@ -110,7 +110,7 @@ def test_the_shipped_configuration_has_every_key_at_its_default(tmp_path: Path) 
     assert xwd.read_settings(str(file)) == (xwd.Settings(), [])
 
 
-def test_the_manual_has_every_key() -> None:
+def test_manual_has_every_key() -> None:
     text = section(SETTINGS_PAGE, "OPTIONS") + plain(SETTINGS_PAGE).partition(".SH OPTIONS\n")[2]
     text = text.partition("\n.SH ")[0].replace(".TP\n", ".TP ")
     assert {key for key, _ in settings_in(text, r"\.SS \[(\w+)\]", r"\.TP (\w+)(.*)")} == set(xwd.SETTINGS_KEYS)
@@ -133,11 +133,11 @@ def catalog() -> dict[str, str]:
     return dict(zip(parts[::2], parts[1::2]))
 
 
-def test_the_catalog_has_every_message() -> None:
+def test_catalog_has_every_message() -> None:
     assert set(catalog()) == {value for name, value in vars(xwd).items() if name.startswith("MESSAGE_")}
 
 
-def test_the_catalog_uses_fields_that_messages_have() -> None:
+def test_catalog_uses_fields_that_messages_have() -> None:
     for field in set(re.findall(r"@(\w+)@", CATALOG.read_text())):
         assert f'"{field}": ' in MODULE.read_text(), field
 

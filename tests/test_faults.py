@@ -103,7 +103,7 @@ def test_64_mib_of_memory_are_enough(waiting_host: Host) -> None:
         assert_it_waits(waiting_host, options={"preexec_fn": lambda: procs.write_text("0")})
 
 
-def test_a_stack_of_128_kib_is_enough_for_deeply_nested_json(waiting_host: Host) -> None:
+def test_stack_of_128_kib_is_enough_for_deeply_nested_json(waiting_host: Host) -> None:
     """The limit for the stack also determines the stack size of threads."""
     (waiting_host.save / "deep").write_bytes(saved_file(b'{"a":' * 20_000 + b"\0"))
     disks = b'"disks":[{"pdev_path":"%b/web"}]' % os.fsencode(waiting_host.images)
@@ -215,11 +215,11 @@ def test_without_configobj_the_defaults_are_used_and_the_interpreter_is_named(ho
     ],
     ids=["no /sys", "no /proc", "empty /run", "read-only /run", "full /run"],
 )
-def test_wait_works_with(waiting_host: Host, change: str) -> None:
+def test_wait_works_on_a_host_with(waiting_host: Host, change: str) -> None:
     assert_it_waits(waiting_host, prefix=in_namespace(change))
 
 
-def test_block_device_without_sys_is_not_ready_for_the_right_reason(tmp_path: Path) -> None:
+def test_block_device_without_sysfs_is_not_ready_with_a_reason(tmp_path: Path) -> None:
     reason = f"is a device file, but {tmp_path}, which describes it, is not mounted"
     HostPaths(sys=str(tmp_path)).use()
     layer = xwd.check_block_device(os.makedev(7, 0), xwd.Required(), xwd.StorageFacts())
@@ -418,7 +418,7 @@ def test_settings_are_used_after_a_suspend_while_bash_reads_them(host: Host) -> 
 
 @pytest.mark.promise("A signal arrives at any moment")
 @pytest.mark.parametrize("busy", ["sleep 1000", "while :; do :; done", "sleep 1000 & wait"])
-def test_a_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Host, busy: str) -> None:
+def test_signal_while_bash_reads_the_settings_leaves_nothing_running(host: Host, busy: str) -> None:
     with host.settings.open("a") as file:
         file.write(f"touch {host.root}/reads\n{busy}\n")
     with host.start(options={"start_new_session": True}) as running:

@@ -128,7 +128,7 @@ def test_guest_with_a_blank_in_its_file_name_does_not_start(host: Host) -> None:
     assert f"{host.auto}/my web.cfg:\n  error: guest my web: {reason}\n" in host.run("check").output
 
 
-def test_file_that_is_no_guest_is_named_by_its_path(host: Host) -> None:
+def test_file_that_is_not_a_guest_is_named_by_its_path(host: Host) -> None:
     host.guest("web", host.images / "a")
     (host.auto / "README").write_text("Guests that start at boot\n")
     (host.auto / "backup").mkdir()

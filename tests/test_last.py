@@ -502,7 +502,7 @@ def test_refused_guest_is_listed_among_those_that_will_not_come_up(host: Host) -
     assert ends in host.run("--timeout", "0").messages
 
 
-def test_list_ends_with_2_if_a_guest_is_refused(host: Host) -> None:
+def test_list_exits_with_2_if_a_guest_is_refused(host: Host) -> None:
     host.guest("web", host.image("a"))
     host.configuration("zz", "what is this\n")
     assert host.run("list").status == xwd.EXIT_USAGE

@@ -167,7 +167,7 @@ def test_boot_files_of_a_guest_are_required(xml: str, files: list[str]) -> None:
         ("<a>" * 40_000, "line 1: no element found"),
     ],
 )
-def test_xml_that_is_no_guest_is_refused_with_its_line(text: str, message: str) -> None:
+def test_xml_that_is_not_a_guest_is_refused_with_its_line(text: str, message: str) -> None:
     assert refusal(text).startswith(message)
 
 
@@ -200,7 +200,7 @@ def managed_save(xml: str, version: int = 2, end: bytes = xwd.SAVED_END, size: i
     return (xwd.LIBVIRT_MAGIC + words).ljust(xwd.LIBVIRT_HEADER, b"\0") + text + b"the memory image" + end
 
 
-def test_the_xml_in_a_managed_save_is_read() -> None:
+def test_xml_in_a_managed_save_is_read() -> None:
     recorded = (RECORDED / "web.save.head").read_bytes() + xwd.SAVED_END
     assert parse(xwd.saved_by_libvirt(io.BytesIO(recorded))).disks[0].target == "/dev/disk/by-id/virtio-web"
     assert xwd.saved_by_libvirt(io.BytesIO(managed_save(domain()))) == domain()
@@ -218,7 +218,7 @@ def test_the_xml_in_a_managed_save_is_read() -> None:
         (managed_save(domain(), end=b"half of it"), "is incomplete, because saving failed or was interrupted"),
     ],
 )
-def test_a_damaged_managed_save_is_refused(content: bytes, message: str) -> None:
+def test_damaged_managed_save_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(xwd.ConfigError) as refused:
         xwd.saved_by_libvirt(io.BytesIO(content))
     assert str(refused.value).startswith(message)
@@ -271,7 +271,7 @@ def guests_of(host: Host) -> list[dict[str, Any]]:
     return guests
 
 
-def test_a_guest_of_libvirt_is_listed_with_its_disks(libvirt_host: LibvirtHost) -> None:
+def test_guest_of_libvirt_is_listed_with_its_disks(libvirt_host: LibvirtHost) -> None:
     file = libvirt_host.libvirt_guest("web", libvirt_host.image("web"), libvirt_host.images / "data")
     (guest,) = guests_of(libvirt_host)
     assert (guest["name"], guest["kind"], guest["source"], guest["start"]) == ("web", "libvirt", str(file), "create")
@@ -310,7 +310,7 @@ def test_files_that_libvirt_does_not_read_are_ignored(libvirt_host: LibvirtHost)
     assert guests_of(libvirt_host) == []
 
 
-def test_a_file_that_is_not_xml_is_refused_with_its_line(libvirt_host: LibvirtHost) -> None:
+def test_file_that_is_not_xml_is_refused_with_its_line(libvirt_host: LibvirtHost) -> None:
     link = libvirt_host.libvirt_guest("web")
     link.write_text("<domain>\n<name>web</nam>\n</domain>\n")
     os.utime(link, (0, 0))
@@ -401,7 +401,7 @@ def test_same_disk_in_xendomains_and_libvirt_is_an_error(libvirt_host: LibvirtHo
     assert "guest two" in check(libvirt_host)
 
 
-def test_conflict_with_xendomains_is_no_finding_if_all_guests_are_libvirts(
+def test_conflict_with_xendomains_is_not_reported_if_all_guests_are_libvirts(
     libvirt_host: LibvirtHost, systemctl: Systemctl
 ) -> None:
     libvirt_host.libvirt_guest("web", libvirt_host.image("a"))
@@ -416,7 +416,7 @@ def test_conflict_with_xendomains_is_no_finding_if_all_guests_are_libvirts(
 # start
 
 
-def test_a_guest_is_started_with_virsh(libvirt_host: LibvirtHost, start: Start) -> None:
+def test_guest_is_started_with_virsh(libvirt_host: LibvirtHost, start: Start) -> None:
     libvirt_host.libvirt_guest("web", libvirt_host.image("web"))
     other = libvirt_host.guest("db", libvirt_host.image("db"))
     assert start() == xwd.EXIT_READY

@@ -131,7 +131,7 @@ def test_unreadable_directory_is_shown_as_a_directory(host: Host) -> None:
     assert re.search(rf"^- +- +- +{host.auto} +missing +{reason}$", host.run("list").output, re.M)
 
 
-def test_the_table_shows_guests_disks_and_states(host: Host) -> None:
+def test_table_shows_guests_disks_and_states(host: Host) -> None:
     host.guest("web", host.image("a"), host.images / "b")
     host.guest("idle")
     lines = host.run("list").output.splitlines()
@@ -142,7 +142,7 @@ def test_the_table_shows_guests_disks_and_states(host: Host) -> None:
 
 
 @pytest.mark.parametrize(("present", "status"), [(True, xwd.EXIT_READY), (False, xwd.EXIT_TIMED_OUT)])
-def test_list_ends_with_1_if_something_is_missing(host: Host, present: bool, status: int) -> None:
+def test_list_exits_with_1_if_something_is_missing(host: Host, present: bool, status: int) -> None:
     host.guest("web", host.image("a") if present else host.images / "a")
     assert host.run("list").status == status
 
@@ -224,7 +224,7 @@ def test_quiet_prints_only_what_is_missing_at_the_end(host: Host) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_journal_gets_messages_with_fields(host: Host, journald: Journald) -> None:
+def test_journal_gets_messages_with_fields(host: Host, journald: Journald) -> None:
     host.guest("web", host.images / "a")
     assert journald.start("--timeout", "0").end().status == xwd.EXIT_TIMED_OUT
     always = {"SYSLOG_IDENTIFIER": "xendomains-wait-disk"}

@@ -50,7 +50,7 @@ def test_most_frequent_cause_comes_first_with_command_count_and_first_names(inci
     ]
 
 
-def test_a_cause_of_one_disk_names_it(incident: Host) -> None:
+def test_cause_of_one_disk_names_it(incident: Host) -> None:
     shown = without_colours(incident.show("list", columns=200))
     assert re.search(rf"^\[\d\] does not exist\n    {incident.images}/data \(db\)$", shown, re.M)
 

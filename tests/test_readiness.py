@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Ready, not merely present: real loop devices, and a made-up /sys and /run/udev for what there is no hardware for."""
+"""Ready, not merely present: real loop devices, and a made-up /sys and /run/udev for other hardware."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_UDEV = HostPaths(run="/nowhere")
 
 
 def look(path: Path, host: HostPaths = NO_UDEV) -> xwd.Status:
-    """The status of a path, without the advice."""
+    """Return the status of a path, without the hint."""
     host.use()
     return xwd.check_disk(xwd.Required(str(path)), xwd.StorageFacts())._replace(hint="")
 
@@ -52,13 +52,13 @@ def test_a_link_to_a_regular_file_is_ready(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_is_not_ready(tmp_path: Path) -> None:
-    """A crash, or a copy that has just begun."""
+    """It may be the result of a crash, or a copy may have just begun."""
     (tmp_path / "web.img").touch()
     assert look(tmp_path / "web.img") == not_ready("is empty (0 bytes)")
 
 
 class Mounts:
-    """What is mounted on a made-up host, and what is to be mounted."""
+    """The mounts of a made-up host, and those it should have."""
 
     def __init__(self, root: Path) -> None:
         self.paths = paths_below(root / "host")
@@ -71,7 +71,7 @@ class Mounts:
             lines.write(text)
 
     def mount(self, where: Path, options: str = "rw", number: str = "8:2", root: str = "/", kind: str = "ext4") -> None:
-        """As our sandbox shows it, where every mount is read-only; the options are those of the file system."""
+        """Add a mount as seen in our sandbox, where every mount is read-only; the options are the file system's."""
         line = f"{hash(where)} 20 {number} {root} {where} ro,relatime shared:1 - {kind} /dev/sdb {options}\n"
         self._write("proc/self/mountinfo", line)
 
@@ -124,7 +124,7 @@ def test_mount_unit_started_at_boot_is_waited_for(mounts: Mounts, tmp_path: Path
 
 
 def test_tmpfs_mount_unit_is_not_waited_for(mounts: Mounts, tmp_path: Path) -> None:
-    """tmp.mount is there but does nothing in a container."""
+    """In a container, tmp.mount exists but has no effect."""
     mounts.unit(tmp_path / "images", "multi-user.target", what="tmpfs")
     assert image_status(mounts, tmp_path) == xwd.READY
 
@@ -157,17 +157,17 @@ def test_image_reachable_through_an_automount_is_ready(mounts: Mounts, tmp_path:
 
 
 def test_bind_mount_by_the_sandbox_does_not_count_as_the_planned_mount(mounts: Mounts, tmp_path: Path) -> None:
-    """ProtectHome=read-only does that to /home."""
+    """ProtectHome=read-only creates one for /home."""
     mounts.plan(tmp_path / "images")
     mounts.mount(tmp_path / "images", number="8:1", root=f"{tmp_path}/images")
     assert image_status(mounts, tmp_path).state is xwd.State.NOT_READY
 
 
-# Images with a file behind them
+# Images with backing files
 
 
 def qcow2(path: Path, backing: str = "", backing_format: str = "") -> Path:
-    """The first 4 KiB of an image as qemu-img makes it: QEMU's docs/interop/qcow2.rst."""
+    """Create the first 4 KiB of an image like qemu-img, see QEMU's docs/interop/qcow2.rst."""
     extension = struct.pack(">II", 0xE2792ACA, len(backing_format)) + backing_format.encode() if backing_format else b""
     extension = extension.ljust(-(-len(extension) // 8) * 8, b"\0") + bytes(8)
     offset = 104 + len(extension) if backing else 0
@@ -430,7 +430,7 @@ def test_device_processed_by_udev_is_ready(machine: Machine) -> None:
 
 
 def test_device_is_not_ready_while_udev_runs_its_programs(machine: Machine) -> None:
-    """systemd 256 and newer write the entry before that."""
+    """systemd 256 and newer write the entry before they run the programs."""
     machine.device("sda")
     machine.udev("ID_PROCESSING=1", "ID_FS_TYPE=ext4")
     assert machine.look() == not_ready("/dev/sda: udev has not finished processing it")
@@ -466,7 +466,7 @@ WITHOUT_UDEV = ("SYSTEMD_READY=0", *(f"DM_UDEV_DISABLE_{what}_FLAG=1" for what i
     [
         (WITHOUT_UDEV, 2, False, xwd.State.READY),
         (WITHOUT_UDEV, 99, False, xwd.State.NOT_READY),  # LVM may be setting it up
-        (WITHOUT_UDEV, 2, True, xwd.State.NOT_READY),  # the event that ends this may be waiting
+        (WITHOUT_UDEV, 2, True, xwd.State.NOT_READY),  # the event that changes this may be queued
         ((*WITHOUT_UDEV, "DM_NAME=web", "DM_UUID=CRYPT-TEMP-1"), 2, False, xwd.State.NOT_READY),
     ],
 )
@@ -539,7 +539,7 @@ def test_empty_cd_drive_is_ready(machine: Machine) -> None:
 
 
 def test_array_holding_inactive_physical_volume_is_ready(machine: Machine) -> None:
-    """The volume group may be the guest's own."""
+    """The volume group may belong to the guest."""
     machine.device("md127", md__array_state="clean")
     machine.udev("ID_FS_TYPE=LVM2_member", "SYSTEMD_READY=0")
     assert machine.look() == xwd.READY
@@ -604,7 +604,7 @@ def test_sysfs_error_is_reported(machine: Machine, tmp_path: Path) -> None:
     machine.device("sda")
     size = machine.sys / "devices" / "sda" / "size"
     size.unlink()
-    size.mkdir()  # opens, and cannot be read
+    size.mkdir()  # can be opened, but not read
     os.mknod(tmp_path / "node", stat.S_IFBLK | 0o600, Machine.NUMBER)
     host = machine.paths()
     assert look(tmp_path / "node", host) == not_ready("cannot be checked: Is a directory")
@@ -626,7 +626,7 @@ def test_udev_database_is_read_as_pyudev_reads_it(tmp_path: Path) -> None:
     assert found and found.name == device.name and f"/dev/disk/by-label/{LABEL}" in found.links
     properties = found.properties
     assert properties.items() <= seen.items()
-    # libudev adds what is on other lines, and what the kernel says.
+    # libudev adds properties from other lines, and from the kernel.
     assert {name for name in seen if name.startswith(("ID_", "DM_", "SYSTEMD_"))} <= properties.keys()
     assert properties["ID_FS_TYPE"] == "swap"
 

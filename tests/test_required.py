@@ -170,7 +170,7 @@ def test_guest_is_ignored_by_its_name_or_file_name(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["r0", "/dev/drbd/by-res/r0", "/dev/drbd/by-res/r0/0", "/dev/drbd/*"])
-def test_a_disk_is_ignored_by_its_target_or_any_of_its_paths(pattern: str) -> None:
+def test_disk_is_ignored_by_its_target_or_any_of_its_paths(pattern: str) -> None:
     assert required_unless_ignored("drbd:r0,xvda,w", ignored_disks=("none", pattern)) == xwd.Required(
         reason="ignored: matches [ignore] disks"
     )

@@ -74,7 +74,7 @@ def test_configuration_saved_as_text_is_read() -> None:
         (saved_file(b'{"name": "web"}', image=b""), "is incomplete, because saving failed or was interrupted"),
     ],
 )
-def test_a_damaged_file_is_refused(content: bytes, message: str) -> None:
+def test_damaged_file_is_refused(content: bytes, message: str) -> None:
     assert refusal(content).startswith(message)
 
 
@@ -82,11 +82,11 @@ def test_version_1_stream_needs_no_end_record() -> None:
     assert read(saved_file(b"{}", flags=xwd.SAVED_JSON, image=b"the memory image"))
 
 
-def test_the_largest_configuration_is_read() -> None:
+def test_largest_configuration_is_read() -> None:
     assert len(read(saved_file(b" " * xwd.MAX_CONFIGURATION))[0]) == xwd.MAX_CONFIGURATION
 
 
-def test_an_empty_configuration_is_read_and_then_refused() -> None:
+def test_empty_configuration_is_read_and_then_refused() -> None:
     assert read(saved_file(b"")) == ("", True)
 
 
@@ -179,7 +179,7 @@ def test_header_from_short_reads_is_read() -> None:
     assert xwd.saved_configuration(io.BufferedReader(Pieces(REAL))) == read(REAL)
 
 
-def test_a_huge_memory_image_is_not_read(host: Host) -> None:
+def test_huge_memory_image_is_not_read(host: Host) -> None:
     file = host.save / "web"
     file.write_bytes(REAL)
     with file.open("r+b") as image:
@@ -192,14 +192,14 @@ def test_a_huge_memory_image_is_not_read(host: Host) -> None:
     assert guest and guest.domain.name == "web"
 
 
-def test_a_saved_domains_disk_is_waited_for(host: Host) -> None:
+def test_disk_of_a_saved_guest_is_waited_for(host: Host) -> None:
     host.saved("web", host.images / "web")
     assert [(d["name"], d["kind"], d["disks"][0]["state"]) for d in host.list()["guests"]] == [
         ("web", "saved", "missing")
     ]
 
 
-def test_saved_domains_come_first_in_the_order_of_xendomains(host: Host, tmp_path: Path) -> None:
+def test_saved_guests_come_first_as_in_xendomains(host: Host, tmp_path: Path) -> None:
     host.guest("auto", host.image("a"))
     host.saved("saved", host.image("b"))
     assert [domain["kind"] for domain in host.list()["guests"]] == ["saved", "auto"]

@@ -72,7 +72,7 @@ def test_schema_is_a_valid_json_schema(command: str) -> None:
 
 @pytest.mark.promise("The JSON output matches its schemas")
 @pytest.mark.parametrize("command", ["list", "check", "last", "start"])
-def test_a_schema_describes_each_field(command: str) -> None:
+def test_schema_describes_each_field(command: str) -> None:
     assert [name for name, one in fields(schema(command)) if not one.get("description", "").endswith(".")] == []
 
 

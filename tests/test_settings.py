@@ -59,7 +59,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     )
 
 
-def test_an_empty_list_of_files_means_the_default(tmp_path: Path) -> None:
+def test_empty_list_of_files_means_the_default(tmp_path: Path) -> None:
     assert read(tmp_path, "[paths]\nxendomains =\n") == (xwd.Settings(), "")
 
 
@@ -67,11 +67,11 @@ def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert read(tmp_path, "\ufefftimeout = 5\n") == (xwd.Settings(timeout=5.0), "")
 
 
-def test_the_shipped_file_changes_nothing(tmp_path: Path) -> None:
+def test_shipped_file_changes_nothing(tmp_path: Path) -> None:
     assert read(tmp_path, SHIPPED.read_text()) == (xwd.Settings(), "")
 
 
-def test_the_shipped_file_shows_every_key_at_its_default(tmp_path: Path) -> None:
+def test_shipped_file_shows_every_key_at_its_default(tmp_path: Path) -> None:
     uncommented = re.sub(r"(?m)^#\s?(\w+ *=)", r"\1", SHIPPED.read_text())
     keys = set(xwd.SETTINGS_KEYS)
     assert set(keys_in(uncommented)) == keys
@@ -88,11 +88,11 @@ def keys_in(text: str) -> list[str]:
     return keys
 
 
-def test_a_missing_file_means_defaults(tmp_path: Path) -> None:
+def test_missing_file_means_defaults(tmp_path: Path) -> None:
     assert xwd.read_settings(str(tmp_path / "none")) == (xwd.Settings(), [])
 
 
-def test_a_file_named_on_the_command_line_must_exist(tmp_path: Path) -> None:
+def test_file_named_on_the_command_line_must_exist(tmp_path: Path) -> None:
     settings, problems = xwd.read_settings(str(tmp_path / "none"), must_exist=True)
     assert settings == xwd.Settings()
     assert "none: does not exist" in findings_text(problems)

@@ -191,7 +191,7 @@ def test_guest_waiting_for_its_disk_does_not_delay_another(host: StartHost, star
     assert f"guest a is still waiting for {host.images}/a (does not exist).\n" in start.logged
 
 
-def test_a_guest_whose_kernel_is_missing_is_not_started(host: StartHost, start: Start) -> None:
+def test_guest_whose_kernel_is_missing_is_not_started(host: StartHost, start: Start) -> None:
     image = host.image("a")
     (host.auto / "web").write_text(f'name="web"\nkernel="{host.images}/vmlinuz"\ndisk=["{image},raw,xvda,w"]\n')
     assert start() == xwd.EXIT_USAGE
@@ -397,7 +397,7 @@ def test_guest_waiting_to_be_restored_is_not_created(host: StartHost, start: Sta
 
 @pytest.mark.promise("A saved guest is restored once and never created; an incomplete or outdated file is not used")
 @pytest.mark.parametrize("name", ["", "web"])
-def test_an_incomplete_saved_guest_is_neither_restored_nor_created(host: StartHost, start: Start, name: str) -> None:
+def test_incomplete_saved_guest_is_neither_restored_nor_created(host: StartHost, start: Start, name: str) -> None:
     host.guest("web", host.image("web"))
     file = host.saved("web", host.image("a"))
     os.truncate(file, file.stat().st_size - len(xwd.SAVED_END))
@@ -518,7 +518,7 @@ def test_each_guest_starts_when_its_own_disk_appears(host: StartHost) -> None:
 
 
 @pytest.mark.promise("xendomains-late starts a guest when its disk appears, and delays no other guest")
-def test_an_event_ends_the_pause(host: StartHost, start: Start, events: Events) -> None:
+def test_event_ends_the_pause(host: StartHost, start: Start, events: Events) -> None:
     host.guest("web", host.images / "web")
 
     def come() -> None:
@@ -652,7 +652,7 @@ def test_failed_start_is_retried_at_growing_intervals_and_then_given_up(host: St
     assert start.logged.endswith("(no further attempts).\nGuests: 1 failed.\n")
 
 
-def test_a_second_try_may_succeed(host: StartHost, start: Start) -> None:
+def test_second_try_may_succeed(host: StartHost, start: Start) -> None:
     host.guest("web", host.image("web"))
     host.let_xl(f"[ -e {host.root}/tried ] || {{ touch {host.root}/tried; exit 1; }}")
     assert start(wait=600) == xwd.EXIT_READY

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Storage below a disk: what is said of hosts as they were recorded in tests/data/hosts, and of bad evidence."""
+"""Storage below a disk: the reasons for the recorded hosts in tests/data/hosts, made-up devices and bad evidence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xendomains_wait_disk import Required
 
 TARGET = "iqn.2003-01.org.example"
 ALL_HOSTS = sorted(str(path.relative_to(HOSTS).with_suffix("")) for path in HOSTS.glob("*/*.tree"))
-# A path of each kind that a recorded host has or lacks.
+# Paths of every kind that exist or are missing on the recorded hosts.
 PATHS = (
     "/dev/disk/by-id/dm-name-secret",
     f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{TARGET}:disk-lun-1",
@@ -54,12 +54,12 @@ PROMOTES = READS._replace(promotes=True)
 
 @pytest.fixture
 def host(tmp_path: Path) -> Callable[[str], HostPaths]:
-    """Puts a recorded host on disk."""
+    """Return a function that unpacks a recorded host."""
     return cache(lambda name: paths_below(unpack(name, tmp_path / name)))
 
 
 def usable(host: HostPaths, name: str, required: Required = WRITES) -> str:
-    """What is said of a device, by the name that the kernel or device-mapper has for it; nothing if it is ready."""
+    """Return the reason for a device, given by its kernel or device-mapper name; empty if it is ready."""
     return look(host, name, required)[0]
 
 
@@ -81,7 +81,7 @@ def missing(host: HostPaths, path: str) -> tuple[str, str]:
     return cause.reason, cause.hint
 
 
-# iSCSI and what lies on it
+# iSCSI, and storage on it
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
@@ -141,7 +141,7 @@ def test_a_session_at_another_portal_of_the_target_does_not_count(host: Callable
 
 
 def logs_in_at_boot(host: HostPaths) -> HostPaths:
-    """The host, with open-iscsi's records as on one that logs in to all its targets."""
+    """Change open-iscsi's records so that the host logs in to all targets at boot, and return the host."""
     for record in Path(host.etc, "iscsi/nodes").glob("*/*/default"):
         record.write_text(record.read_text().replace("node.startup = manual", "node.startup = automatic"))
     return host
@@ -257,7 +257,7 @@ def test_clone_with_same_pv_uuid_is_named(host: Callable[[str], HostPaths]) -> N
 
 
 def edit_backup(host: HostPaths, text: str, instead: str) -> None:
-    """Changes the backup of volume group vg, once."""
+    """Change the first occurrence of a text in the backup of volume group vg."""
     backup = Path(host.etc) / "lvm" / "backup" / "vg"
     assert text in backup.read_text()
     backup.write_text(backup.read_text().replace(text, instead, 1))
@@ -266,7 +266,7 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
 @pytest.mark.parametrize(
     ("text", "instead", "reason", "hint"),
     [
-        # As vgcfgbackup of LVM 2.03 has them.
+        # As written by vgcfgbackup of LVM 2.03.
         (
             '"VISIBLE"]\n\t\t\tflags = []',
             '"VISIBLE"]\n\t\t\tflags = ["ACTIVATION_SKIP"]',
@@ -398,7 +398,7 @@ def test_unassembled_or_missing_array_is_named(host: Callable[[str], HostPaths])
 
 
 def test_array_half_assembled_by_initramfs_is_named(host: Callable[[str], HostPaths]) -> None:
-    """As on a Debian with mdadm in its initramfs: udev then knows of no member that it belongs to an array."""
+    """As on Debian with mdadm in the initramfs: udev does not know that the members belong to an array."""
     here = host("md/inactive")
     entry = Path(here.run) / "udev/data/b254:48"
     entry.write_text("".join(line for line in entry.read_text().splitlines(keepends=True) if "E:MD_" not in line))
@@ -442,7 +442,7 @@ def test_inactive_array_shows_how_long_it_has_waited(
 
 
 def test_inactive_array_waits_from_the_last_added_member(host: Callable[[str], HostPaths]) -> None:
-    """Which is long after udev saw it, if the initramfs has asked for a passphrase in between."""
+    """That is long after udev saw it if the initramfs asked for a passphrase in between."""
     here = host("md/inactive")
     entry = Path(here.run) / "udev/data/b254:48"
     entry.write_text(f"I:20000000\n{entry.read_text()}")
@@ -729,16 +729,16 @@ def test_reason_is_plain_if_no_more_is_known(tmp_path: Path) -> None:
     assert missing(here, str(tmp_path / "no" / "image"))[0].startswith("does not exist, nor does the directory ")
 
 
-# One cause, one text: disks are grouped by it
+# Disks with the same cause must have the same reason, because they are grouped by it
 
 
 def reasons(host: HostPaths, *paths: str) -> set[tuple[str, str]]:
-    """What is said of these paths, which do not exist."""
+    """Return the reasons for these missing paths."""
     return {missing(host, path) for path in paths}
 
 
 def add_volume(host: HostPaths, name: str) -> None:
-    """Gives volume group vg another volume beside lv, on the same disk."""
+    """Add another volume on the same disk to volume group vg."""
     backup = Path(host.etc) / "lvm" / "backup" / "vg"
     head, mark, volume = backup.read_text().partition("\t\tlv {\n")
     own = mark + volume.partition("\n\t\t}\n")[0] + "\n\t\t}\n\n"
@@ -799,11 +799,11 @@ def test_cyclic_crypttab_entries_terminate(tmp_path: Path) -> None:
     assert missing(paths_below(tmp_path), "/dev/mapper/one")[0] == "/dev/mapper/one does not exist"
 
 
-# The layers of a disk, as list --tree shows them
+# The layers of a disk, as shown by list --tree
 
 
 def tree(layer: xwd.Layer) -> list[str]:
-    """The layers as lines, each with what is wrong with it; an arrow marks the one to blame."""
+    """Return the layers as lines with their problems; an arrow marks the layer at fault."""
 
     def lines(one: xwd.Layer, indent: str) -> Iterator[str]:
         reason = f": {one.problem.reason}" if one.problem else ""
@@ -816,7 +816,7 @@ def tree(layer: xwd.Layer) -> list[str]:
 
 
 def tree_of_device(host: HostPaths, number: str) -> list[str]:
-    """The layers of the device with this number."""
+    """Return the layers of the device with this number."""
     host.use()
     facts = xwd.StorageFacts()
     layer = xwd.check_block_device(os.makedev(*map(int, number.split(":"))), WRITES, facts)
@@ -824,13 +824,13 @@ def tree_of_device(host: HostPaths, number: str) -> list[str]:
 
 
 def tree_of_path(host: HostPaths, path: str) -> list[str]:
-    """The layers that should be at a path."""
+    """Return the layers expected at a path."""
     host.use()
     return tree(xwd.storage_of(Required(path), xwd.StorageFacts()))
 
 
 def put_volume_on_map(host: HostPaths) -> None:
-    """Has the map be the physical volume of volume group vg."""
+    """Make the map the physical volume of volume group vg."""
     slaves = Path(host.sys) / "devices/virtual/block/dm-0/slaves"
     if slaves.exists():
         (slaves / "sda").unlink()
@@ -944,11 +944,11 @@ def test_tree_of_loop_device_and_partition(tmp_path: Path) -> None:
     ]
 
 
-# Made up: what no recorded host has
+# Made-up devices, for states that no recorded host has
 
 
 def made_up(root: Path, **devices: dict[str, str]) -> HostPaths:
-    """A sysfs of these block devices: attributes by name, with slaves as names with spaces between."""
+    """Create a sysfs with these block devices: attributes by name, with the slaves separated by spaces."""
     for minor, (name, attributes) in enumerate(devices.items()):
         name = name.replace("_", "-")
         directory = root / "sys" / "devices" / attributes.pop("parent", "") / name
@@ -965,7 +965,7 @@ def made_up(root: Path, **devices: dict[str, str]) -> HostPaths:
 
 
 def array(level: str, members: str, *states: str, **attributes: str) -> dict[str, str]:
-    """An md array of these members, which are in sync unless their states are given; one without a state is gone."""
+    """Return the attributes of an md array; members are in sync unless states are given, and gone without a state."""
     names = members.split()
     states = states or ("in_sync",) * len(names)
     there = {slot: state for slot, state in enumerate(states) if state}
@@ -993,7 +993,7 @@ def array(level: str, members: str, *states: str, **attributes: str) -> dict[str
         ("raid1", ("", "spare"), {}, "no usable member"),
         ("raid5", ("in_sync", "in_sync", "faulty"), {}, ""),
         ("raid5", ("in_sync", "faulty", "faulty"), {}, "only 1 of the 2 members it needs can be used"),
-        # As seen on a booted host.
+        # As observed on a booted host.
         (
             "raid5",
             ("in_sync", "faulty", "faulty"),
@@ -1081,7 +1081,7 @@ def test_kernel_state_decides_whether_a_device_is_usable(
 
 
 def test_removed_layer_is_reported_as_missing(tmp_path: Path) -> None:
-    """The kernel keeps the link to it as long as something stands on it."""
+    """The kernel keeps the link to it as long as another device uses it."""
     here = made_up(tmp_path, sda={}, dm_0={"dm/name": "vg-lv", "dm/uuid": "LVM-1", "slaves": "sda"})
     assert usable(here, "vg-lv") == ""
     (tmp_path / "sys/class/block/sda").unlink()
@@ -1101,13 +1101,13 @@ def test_nvme_disk_needs_one_of_its_controllers(tmp_path: Path) -> None:
     [
         (("inaccessible", "optimized"), ""),
         (("non-optimized", "inaccessible"), ""),
-        (("", ""), ""),  # without asymmetric access there is no such attribute
+        (("", ""), ""),  # without asymmetric access, the attribute does not exist
         (("inaccessible", "persistent-loss"), "/dev/nvme0n1: its NVMe paths are inaccessible, persistent-loss"),
         (("change", "inaccessible"), "/dev/nvme0n1: its NVMe paths are change, inaccessible"),
     ],
 )
 def test_nvme_disk_needs_an_accessible_path(tmp_path: Path, states: tuple[str, ...], reason: str) -> None:
-    """As nvme's multipath.c names the states, in the paths' directories below the controllers."""
+    """The states are those in nvme's multipath.c, in the directories of the paths below the controllers."""
     attributes = {f"device/nvme{one}/state": "live" for one in (0, 1)}
     attributes |= {f"device/nvme{one}/nvme0c{one}n1/ana_state": state for one, state in enumerate(states)}
     assert usable(made_up(tmp_path, nvme0n1=attributes), "nvme0n1") == reason
@@ -1127,7 +1127,7 @@ def test_nvme_path_of_a_controller_that_is_not_live_does_not_count(tmp_path: Pat
 
 
 def volume(kind: str, legs: int, size: int, *missing: int) -> dict[str, dict[str, str]]:
-    """vg-lv and its sub-volumes of 8 MiB, as LVM sets them up with `--activationmode partial`."""
+    """Return vg-lv and its sub-volumes of 8 MiB, as LVM creates them with `--activationmode partial`."""
     devices: dict[str, dict[str, str]] = {"sda": {}}
     for leg in range(legs):
         mapped = f"vg-lv_{kind}_{leg}"
@@ -1148,7 +1148,7 @@ LEG_GONE = "placeholder for a missing physical volume"
 @pytest.mark.parametrize(
     ("volume", "needed", "left"),
     [
-        (volume("rimage", 2, 2, 1), 2, 1),  # raid0: its default activation mode brings it up without a leg
+        (volume("rimage", 2, 2, 1), 2, 1),  # raid0: the default activation mode activates it without a leg
         (volume("rimage", 2, 1, 1), 1, 1),  # raid1
         (volume("rimage", 2, 1, 0, 1), 1, 0),
         (volume("mimage", 2, 1, 0), 1, 1),  # mirror
@@ -1327,7 +1327,7 @@ def test_layer_shared_by_many_disks_is_checked_once(
     assert {one: reads.count(one) for one in reads if one.endswith("device/state")} == {
         f"sd{letter} device/state": 1 for letter in "acd"
     }
-    # Of each LUN below them its state, size, number and entry in udev's database, of each disk less than that.
+    # For each LUN: its state, size, number and udev entry. For each disk: less than that.
     assert len(reads) <= 3 * 4 + 2 * 4 + 4
 
 
@@ -1339,7 +1339,7 @@ def test_drbd_status_is_read_once_per_look_by_all_threads(
 
     def output_of(*command: str) -> str:
         asked.append(command[0])
-        time.sleep(0.05)  # so that the others come meanwhile
+        time.sleep(0.05)  # gives the other threads time to call this
         return (HOSTS / "drbd9" / "status.json").read_text()
 
     monkeypatch.setattr(xwd, "output_of", output_of)
@@ -1352,7 +1352,7 @@ def test_drbd_status_is_read_once_per_look_by_all_threads(
 
 
 def test_reason_is_updated_periodically_and_at_the_end(clock: FakeClock, tmp_path: Path) -> None:
-    """Not at each look: that takes longer than to see that nothing has changed."""
+    """Not at every check, because that takes longer than checking whether anything has changed."""
     guests = Host(tmp_path)
     directory = guests.images / "late"
     guests.guest("web", directory / "web.img")
@@ -1401,7 +1401,7 @@ BAD = st.one_of(
 )
 
 
-@pytest.mark.promise("Files with evidence are truncated, binary, huge, or not regular files")
+@pytest.mark.promise("Files that would explain a missing disk are truncated, binary, huge, or not regular files")
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 def test_corrupt_storage_facts_cause_no_error(data: st.DataObject, spoiled: Path) -> None:
@@ -1418,7 +1418,7 @@ def test_corrupt_storage_facts_cause_no_error(data: st.DataObject, spoiled: Path
         assert len(reason) <= 2 * xwd.MAX_ATTRIBUTE
 
 
-@pytest.mark.promise("Files with evidence are truncated, binary, huge, or not regular files")
+@pytest.mark.promise("Files that would explain a missing disk are truncated, binary, huge, or not regular files")
 @pytest.mark.parametrize("recorded", ALL_HOSTS)
 def test_huge_or_special_files_are_ignored_as_storage_facts(recorded: str, tmp_path: Path) -> None:
     here = paths_below(unpack(recorded, tmp_path))
@@ -1443,7 +1443,7 @@ def test_large_storage_facts_are_read_quickly(junk: str, host: Callable[[str], H
         here = host(recorded)
         for entry in entries(recorded):
             if entry.path.startswith(("etc/", "proc/")):
-                # Below the limit, so that it is read.
+                # Below the size limit, so it is read.
                 (Path(here.etc).parent / entry.path).write_text(entry.text + junk * (400_000 // len(junk)) + "\n")
         start = time.process_time()
         assert len([*everything(here)]) > len(PATHS) - 1

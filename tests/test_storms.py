@@ -201,9 +201,9 @@ def each(faults: list[tuple[str, Fault, int, str]]) -> list[Any]:
 @pytest.mark.promise("A configuration is slow to parse")
 @pytest.mark.promise("A directory has thousands of files, or new ones all the time")
 @pytest.mark.promise("Disks come and go")
-@pytest.mark.parametrize(("fault", "status", "says"), each(FAULTS))
+@pytest.mark.parametrize(("fault", "status", "message"), each(FAULTS))
 def test_other_disks_are_found_and_the_wait_ends_despite_any_fault(
-    host: Host, fault: Fault, status: int, says: str
+    host: Host, fault: Fault, status: int, message: str
 ) -> None:
     good, last = host.images / "good", host.images / "last"
     host.saved("good", good, last)
@@ -212,7 +212,7 @@ def test_other_disks_are_found_and_the_wait_ends_despite_any_fault(
         waiter = stack.enter_context(waiting(host, options={"start_new_session": True}))
         fill(good)
         waiter.wait_for(f"disk {good} found (after ")
-        waiter.wait_for(says)
+        waiter.wait_for(message)
         assert peak_memory(waiter.pid) < 128
         if status == xwd.EXIT_READY:
             fill(last)
@@ -238,7 +238,7 @@ def test_timeout_ends_the_wait_despite_any_fault(host: Host, fault: Fault, statu
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_link_switched_to_another_directory_is_followed(host: Host, clock: FakeClock) -> None:
+def test_link_switched_to_another_directory_is_followed(host: Host, clock: FakeClock) -> None:
     for name in ("old", "new"):
         (host.root / name).mkdir()
     (host.root / "new" / "mail.cfg").write_text(f'name="mail"\ndisk=["{host.images}/b,,xvda"]\n')
@@ -575,7 +575,7 @@ def test_odd_udev_entry_of_a_device_affects_no_other_disk(
 
 @block_devices
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (Path.mkdir, "cannot be checked: Is a directory"),
         (bind_socket, "cannot be checked: No such device or address"),
@@ -584,14 +584,14 @@ def test_odd_udev_entry_of_a_device_affects_no_other_disk(
     ids=["directory", "socket", "link to itself"],
 )
 def test_invalid_udev_entry_becomes_the_reason_of_its_disk(
-    host: Host, namespace: Namespace, loop: tuple[Path, Path], make: Callable[[Path], None], says: str
+    host: Host, namespace: Namespace, loop: tuple[Path, Path], make: Callable[[Path], None], message: str
 ) -> None:
     number = os.stat(loop[0]).st_rdev
     (namespace.udev / "control").touch()
     make(namespace.udev / "data" / f"b{os.major(number)}:{os.minor(number)}")
     host.guest("mail", host.images / "mail")
     with attached(*loop), waiting(host, prefix=namespace.prefix) as waiter:
-        waiter.wait_for(f"still waiting for {loop[0]} for web... ({says})")
+        waiter.wait_for(f"still waiting for {loop[0]} for web... ({message})")
         host.image("mail")
         waiter.wait_for(f"disk {host.images}/mail found (after ")
 

@@ -81,7 +81,7 @@ def test_timeout_names_each_disk_with_its_reason_and_gives_status_1(host: Host, 
     assert result.messages.endswith(f"\nThese guests will probably not come up: mail, web ({later}).\n")
 
 
-def test_a_timeout_of_0_looks_once_and_takes_no_time(host: Host, clock: FakeClock) -> None:
+def test_timeout_of_0_looks_once_and_takes_no_time(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a")
     result = clock.wait(host, timeout=0)
     assert (result.status, clock.seconds) == (xwd.EXIT_TIMED_OUT, 0)
@@ -101,33 +101,33 @@ def test_disk_that_appears_at_the_last_moment_counts(host: Host, clock: FakeCloc
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def looks_of(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def record_checks(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list that records when disks are checked, in seconds."""
-    looks: list[float] = []
+    checks: list[float] = []
     real = xwd.Watcher.check_disks
 
     def check_disks(watcher: xwd.Watcher, deadline: float, *, recheck_ready: bool = False) -> xwd.Snapshot:
-        looks.append(round(clock.seconds, 3))
+        checks.append(round(clock.seconds, 3))
         return real(watcher, deadline, recheck_ready=recheck_ready)
 
     monkeypatch.setattr(xwd.Watcher, "check_disks", check_disks)
-    return looks
+    return checks
 
 
 def test_pauses_double_from_first_to_longest(host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = looks_of(clock, monkeypatch)
+    checks = record_checks(clock, monkeypatch)
     host.guest("web", host.images / "a")
     clock.wait(host, timeout=4)
     # Once to report what is missing, then in the wait, and at the end once more to recheck ready disks.
-    assert looks == [0, 0, 0.1, 0.3, 0.7, 1.5, 2.5, 3.5, 4, 4]
+    assert checks == [0, 0, 0.1, 0.3, 0.7, 1.5, 2.5, 3.5, 4, 4]
 
 
 def test_settings_control_how_pauses_grow(host: Host, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = looks_of(clock, monkeypatch)
+    checks = record_checks(clock, monkeypatch)
     host.configure("[polling]\nfirst = 200ms\nlongest = 5s\nfactor = 3")
     host.guest("web", host.images / "a")
     clock.wait(host, timeout=20)
-    assert looks == [0, 0, 0.2, 0.8, 2.6, 7.6, 12.6, 17.6, 20, 20]
+    assert checks == [0, 0, 0.2, 0.8, 2.6, 7.6, 12.6, 17.6, 20, 20]
 
 
 def test_file_without_an_event_is_noticed_within_the_longest_pause(host: Host, clock: FakeClock) -> None:
@@ -139,7 +139,7 @@ def test_file_without_an_event_is_noticed_within_the_longest_pause(host: Host, c
 
 
 @pytest.mark.promise("The wait ends when the last disk appears, and a udev event ends a pause")
-def test_an_event_ends_a_pause(host: Host, clock: FakeClock, events: Events) -> None:
+def test_event_ends_a_pause(host: Host, clock: FakeClock, events: Events) -> None:
     host.configure("[polling]\nfirst = 20s\nlongest = 20s\n")
     host.guest("web", host.images / "a")
     clock.at(3, lambda: host.image("a"))
@@ -169,7 +169,7 @@ def test_events_are_collected_before_the_look_starts(
 
 
 @pytest.mark.promise("udev events come in storms, are lost, or cannot be parsed")
-def test_a_storm_of_events_leaves_time_between_two_looks(clock: FakeClock, events: Events) -> None:
+def test_storm_of_events_leaves_time_between_two_looks(clock: FakeClock, events: Events) -> None:
     for _ in range(10):
         events.happen()
         xwd.sleep_until(clock.now() + 1, clock, events)
@@ -225,7 +225,7 @@ def test_auto_directory_behind_dangling_link_is_read_when_it_appears(host: Host)
     assert f"directory {host.auto} found (after " in result.messages
 
 
-def test_a_new_configuration_is_read_during_the_wait(host: Host, clock: FakeClock) -> None:
+def test_new_configuration_is_read_during_the_wait(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a")
     clock.at(10, lambda: host.guest("mail", host.images / "b"))
     clock.at(20, lambda: host.image("a"))
@@ -248,7 +248,7 @@ def test_another_guest_that_needs_the_same_disk_is_named_too(host: Host, clock: 
 
 
 @pytest.mark.promise("A configuration is rewritten, truncated or removed during the wait")
-def test_a_changed_configuration_is_read_again(host: Host, clock: FakeClock) -> None:
+def test_changed_configuration_is_read_again(host: Host, clock: FakeClock) -> None:
     host.guest("web", host.images / "a")
     clock.at(10, lambda: host.guest("web", host.image("another")))
     result = clock.wait(host)
@@ -257,7 +257,7 @@ def test_a_changed_configuration_is_read_again(host: Host, clock: FakeClock) -> 
 
 
 @pytest.mark.promise("A configuration is rewritten, truncated or removed during the wait")
-def test_a_configuration_that_is_still_being_written_is_read_again(host: Host, clock: FakeClock) -> None:
+def test_configuration_that_is_still_being_written_is_read_again(host: Host, clock: FakeClock) -> None:
     file = host.guest("web", host.images / "a")
     clock.at(10, lambda: file.write_text('name = "web"\ndisk = ['))
     clock.at(10.5, lambda: host.guest("web", host.images / "b"))
@@ -269,7 +269,7 @@ def test_a_configuration_that_is_still_being_written_is_read_again(host: Host, c
 
 
 @pytest.mark.promise("A configuration is rewritten, truncated or removed during the wait")
-def test_a_removed_configuration_is_dropped(host: Host, clock: FakeClock) -> None:
+def test_removed_configuration_is_dropped(host: Host, clock: FakeClock) -> None:
     file = host.guest("web", host.images / "a")
     clock.at(10, file.unlink)
     result = clock.wait(host)
@@ -278,7 +278,7 @@ def test_a_removed_configuration_is_dropped(host: Host, clock: FakeClock) -> Non
 
 
 @pytest.mark.promise("Disks come and go")
-def test_a_disk_that_comes_and_goes_is_waited_for_again(host: Host, clock: FakeClock) -> None:
+def test_disk_that_comes_and_goes_is_waited_for_again(host: Host, clock: FakeClock) -> None:
     first, second = host.image("a"), host.images / "b"
     host.guest("web", first, second)
     clock.at(10, first.unlink)

@@ -349,7 +349,7 @@ def test_exit_status_is_6_without_any_settings_file(host: Host) -> None:
     assert result.messages == f"xendomains has no settings file ({host.settings}), so it starts no guests.\n"
 
 
-def test_a_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
+def test_file_in_place_of_a_directory_holds_no_guests(host: Host) -> None:
     host.auto.rmdir()
     host.auto.touch()
     reason = "cannot be read: Not a directory"

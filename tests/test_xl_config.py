@@ -33,12 +33,12 @@ def refusal(text: str) -> str:
     return str(refused.value)
 
 
-def test_the_corpus_is_complete() -> None:
+def test_corpus_is_complete() -> None:
     assert len(CONFIGURATIONS) == 31
 
 
 @pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda file: file.stem)
-def test_the_corpus_is_read_as_xl_read_it(file: Path) -> None:
+def test_corpus_is_read_as_xl_read_it(file: Path) -> None:
     answer = file.with_suffix(".json")
     text = file.read_bytes().decode()
     if not answer.exists() and file.stem != FOR_OTHER_REASONS:
@@ -98,7 +98,7 @@ def test_errors_name_the_line_that_xl_names(name: str, line: str) -> None:
         ('name="a"\ndisk=["/x"]\n', "disk '/x': no vdev given (the list ends on line 2)"),
     ],
 )  # fmt: skip
-def test_an_error_names_the_line_and_the_text(text: str, message: str) -> None:
+def test_error_names_the_line_and_the_text(text: str, message: str) -> None:
     assert refusal(text) == message
 
 
@@ -222,7 +222,7 @@ def test_disk_given_as_a_string_is_ignored_with_a_warning() -> None:
     assert domain.warnings == ("line 2: disk is a string, not a list, so xl gives the domain no disks",)
 
 
-def test_the_list_of_disks_ends_at_the_first_list_in_it() -> None:
+def test_list_of_disks_ends_at_the_first_list_in_it() -> None:
     assert len(parse('name="web"\ndisk=["/a,raw,xvda", ["/b,raw,xvdb"], "/c,raw,xvdc"]\n').disks) == 1
 
 

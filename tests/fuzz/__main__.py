@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Fuzzes the parsers, one after the other: python tests/fuzz [--time SECONDS for each] [TARGET...]
+"""Fuzz the parsers, one after the other: python tests/fuzz [--time SECONDS] [TARGET...]
 
-Whatever they are given, they return something or refuse it, in bounded time and without growing. What libFuzzer finds
-interesting is kept in .fuzz, and so is an input that fails; the first of those ends it with status 1.
+Any input must be either parsed or refused, in limited time and without a memory leak. The corpus of libFuzzer and
+inputs that fail are kept in .fuzz; the first failure ends the program with status 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 WORK = HERE.parents[1] / ".fuzz"
 DATA = HERE.parent / "data"
 
-# The targets, and which files that the real xl or libvirt wrote or answered for they start with.
+# The targets, and real files for their initial corpus.
 TARGETS = {
     "xl_config": "xl-corpus/*.cfg",
     "disk": "",
@@ -31,31 +31,31 @@ TARGETS = {
     "conffile": "",
     "xendomains": "",
 }
-LARGEST = 8192  # bytes that libFuzzer makes up; harness.py adds a few inputs of the largest size that is read
+MAX_LENGTH = 8192  # bytes of generated inputs; harness.py adds a few inputs of the maximum size
 
 
 def main() -> None:
-    """Runs the targets and prints a table."""
+    """Run the targets and print a table."""
     parser = argparse.ArgumentParser(prog="fuzz", description="Fuzz the parsers.")
     parser.add_argument("--time", type=float, default=60, metavar="SECONDS", help="for each target (default: 60)")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(TARGETS)} (default: all)")
     options = parser.parse_args()
     unknown = set(options.targets) - set(TARGETS)
     if unknown:
-        parser.error(f"there is no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
-    print(row("target", "inputs", "a second", "refused", "edges", "slowest", "memory", "grown"), flush=True)
+        parser.error(f"unknown target {', '.join(unknown)} (known: {', '.join(TARGETS)})")
+    print(row("target", "inputs", "per second", "refused", "edges", "slowest", "memory", "growth"), flush=True)
     for target in options.targets or TARGETS:
         print(fuzz(target, options.time), flush=True)
 
 
 def fuzz(target: str, seconds: float) -> str:
-    """Runs one target; returns its line of the table."""
+    """Run one target and return its row of the table."""
     corpus = seeded(target)
     dictionary = HERE / "dictionaries" / target
     command = [
         sys.executable,
         str(HERE / f"{target}.py"),
-        f"-max_len={LARGEST}",
+        f"-max_len={MAX_LENGTH}",
         "-timeout=10",
         "-rss_limit_mb=512",
         f"-artifact_prefix={WORK}/{target}-",
@@ -86,7 +86,7 @@ def fuzz(target: str, seconds: float) -> str:
 
 
 def seeded(target: str) -> Path:
-    """The directory for what is interesting, with the seeds in it."""
+    """Return the directory with the corpus of a target, including the seeds."""
     corpus = WORK / target
     corpus.mkdir(parents=True, exist_ok=True)
     seeds = [*(HERE / "corpus" / target).glob("*"), *(DATA.glob(TARGETS[target]) if TARGETS[target] else ())]
@@ -96,7 +96,7 @@ def seeded(target: str) -> Path:
 
 
 def row(first: str, *others: Any) -> str:
-    """A line of the table."""
+    """Return a row of the table."""
     return f"{first:12}" + "".join(f"{other!s:>12}" for other in others)
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Fuzzes our own settings: whatever is in the file, they can be used, and everything wrong is told of."""
+"""Fuzz the settings of the program: whatever is in the file, the result is usable, and problems are reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PIECES = [
 
 
 def check(content: bytes) -> bool:
-    """The file is read, and never refused."""
+    """Check that the file is read and never refused."""
     settings, problems = xwd.read_settings(FILE.write(content))
     check_sentences([problem.sentence() for problem in problems])
     check_range(settings)
@@ -36,7 +36,7 @@ def check(content: bytes) -> bool:
 
 
 def check_range(settings: xwd.Settings) -> None:
-    """Every value is one that the wait can use."""
+    """Check that every value can be used by the wait."""
     assert 0 <= settings.timeout <= xwd.MAX_TIME
     assert xwd.MIN_PAUSE <= settings.first <= xwd.MAX_TIME
     assert xwd.MIN_PAUSE <= settings.longest <= xwd.MAX_TIME

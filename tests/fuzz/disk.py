@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Fuzzes the parser of disk specifications, and what a disk means for this host.
-
-What it reads and then writes down is read as the same.
-"""
+"""Fuzz the parser of disk specifications, including round trips, and the required paths."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ PIECES = [b",", b" ", b"=", b"cdrom,", b"/x", b"phy:", b"a:", b"a=", b"vdev=,", 
 
 
 def check(content: bytes) -> bool:
-    """The specification is read or refused."""
+    """Check that the specification is either parsed or refused."""
     try:
         disk = xwd.parse_disk(os.fsdecode(content))
     except xwd.ConfigError as refusal:
@@ -33,7 +30,7 @@ def check(content: bytes) -> bool:
 
 
 def as_specification(disk: xwd.Disk) -> str:
-    """The disk as a specification in which each parameter has its key."""
+    """Return the disk as a specification with a key for each parameter."""
     parameters = {
         "vdev": disk.vdev,
         "format": disk.format,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""What the fuzz targets share: a module that reports its coverage, checks of what it returns, and the measuring.
+"""Shared by the fuzz targets: the instrumented module, checks of its results, and measurements.
 
-A target is a program that fuzzes for $FUZZ_TIME seconds and prints a Report. __main__.py runs them all.
+A target is a program that fuzzes for $FUZZ_TIME seconds and prints a Report. __main__.py runs all of them.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ import atheris
 
 sys.path[1:1] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-# Whoever imports these later gets them as they are here, configobj included, which the module imports late.
+# Import the instrumented modules before any target does; configobj, too, which the module imports late.
 with atheris.instrument_imports(include=["xendomains_wait_disk", "configobj"]):
     import configobj.validate  # noqa: F401
 
     import xendomains_wait_disk as xwd
 
-# Seconds for one input, while coverage is collected: some, and some for each byte.
-SLOWEST = 0.5
-SLOWEST_BYTE = 50e-6
-MOST_GROWTH = 32.0  # MiB, of which libFuzzer's own corpus is a part
+# CPU time for one input while coverage is collected, in seconds: a constant, plus an amount per byte.
+MAX_SECONDS = 0.5
+MAX_SECONDS_PER_BYTE = 50e-6
+MAX_GROWTH = 32.0  # MiB, including libFuzzer's own corpus
 
 
 class Report(NamedTuple):
-    """What a target has done."""
+    """The results of a target."""
 
     inputs: int
     refused: int
     seconds: float
     slowest: float  # seconds of CPU time
     slowest_input: str
-    warm: float  # MiB, after a fifth of the time
-    grown: float  # MiB since then
+    warm: float  # memory in MiB after a fifth of the time
+    grown: float  # growth since then, in MiB
 
 
 class Meter:
-    """Counts the inputs, and measures the time and the memory that they take."""
+    """Counts the inputs, and measures their time and memory use."""
 
     def __init__(self, check: Callable[[bytes], bool]) -> None:
         self._check = check
@@ -55,12 +55,12 @@ class Meter:
         self._slowest_input = b""
 
     def run(self, content: bytes) -> None:
-        """Checks one input. Fails if it takes too long, or if memory has grown too much."""
+        """Check one input. Fail if it takes too long."""
         started = time.process_time()
         accepted = self._check(content)
         seconds = time.process_time() - started
-        slowest = SLOWEST + SLOWEST_BYTE * len(content)
-        assert seconds < slowest, f"took {seconds:.3f} s for {len(content)} bytes: {content[:1000]!r}"
+        limit = MAX_SECONDS + MAX_SECONDS_PER_BYTE * len(content)
+        assert seconds < limit, f"took {seconds:.3f} s for {len(content)} bytes: {content[:1000]!r}"
         self._inputs += 1
         self._refused += not accepted
         if seconds > self._slowest:
@@ -69,30 +69,30 @@ class Meter:
             self._warm = resident()
 
     def is_over(self) -> bool:
-        """Whether the time is over."""
+        """Return whether the time is over."""
         return time.monotonic() > self._started + self._seconds
 
     def report(self) -> Report:
-        """What was measured. Fails if nothing was accepted: then something else keeps the parser from its work."""
+        """Return the results. Fail if memory has grown too much, or if the parser has accepted no input at all."""
         assert self._refused < self._inputs, "every input was refused"
         seconds = time.monotonic() - self._started
         grown = resident() - self._warm
-        assert grown < MOST_GROWTH, f"grew by {grown:.1f} MiB in {seconds:.0f} seconds"
+        assert grown < MAX_GROWTH, f"grew by {grown:.1f} MiB in {seconds:.0f} seconds"
         slowest = repr(self._slowest_input[:200])
         return Report(self._inputs, self._refused, seconds, self._slowest, slowest, self._warm, grown)
 
 
 def resident() -> float:
-    """The memory of this process, in MiB."""
+    """Return the memory use of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE") / (1 << 20)
 
 
 def fuzz(check: Callable[[bytes], bool], pieces: Sequence[bytes], largest: int) -> NoReturn:
-    """Gives the check what libFuzzer makes up, until time is over; it returns whether the input was accepted.
+    """Call the check with inputs from libFuzzer until the time is over; the check returns whether it was accepted.
 
-    Before that come inputs as large as they may be, and larger by a byte, of each piece over and over: libFuzzer would
-    hardly come to them. It takes its options from the command line, and does not return, nor lets Python end as usual.
+    The first inputs repeat each piece up to the maximum size and one byte more, which libFuzzer would hardly reach.
+    libFuzzer takes its options from the command line. It never returns, and does not let Python exit normally.
     """
     meter = Meter(check)
     for piece in pieces:
@@ -111,29 +111,29 @@ def fuzz(check: Callable[[bytes], bool], pieces: Sequence[bytes], largest: int) 
 
 
 class InMemory:
-    """A regular file for the functions that read one; it is gone with the process, however that ends."""
+    """A regular file in memory, which disappears with the process."""
 
     def __init__(self) -> None:
         self._descriptor = os.memfd_create("fuzz")
-        os.fchmod(self._descriptor, 0o600)  # else it would be said each time that others may write it
-        self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"  # which bash can open, too
+        os.fchmod(self._descriptor, 0o600)  # avoids warnings that it is writable by others
+        self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"  # bash can open this path, too
 
     def write(self, content: bytes) -> str:
-        """Replaces the content; returns the path."""
+        """Replace the content and return the path."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
         return self.path
 
 
 def check_file(path: str, kind: str) -> xwd.Guest | None:
-    """Whatever is in the file: it is a guest, or xl will reject it; or nothing, if xendomains passes it over."""
+    """Check and return the guest in a file, or None if xendomains would skip the file."""
     guest = xwd.read_guest_once(xwd.unread_guest(path, kind), xwd.Settings(), xwd.StorageFacts())
     return check_guest(guest) if guest else None
 
 
 def check_guest(guest: xwd.Guest) -> xwd.Guest:
-    """It can be looked at, printed on lines of its own, and is valid JSON."""
-    assert not guest.status.is_awaited(), "a file that can be read is nothing to wait for"
+    """Check that a guest can be checked, shown on separate lines, and converted to valid JSON."""
+    assert not guest.status.is_awaited(), "a readable file must not be waited for"
     assert len(guest.domain.all_disks()) == len(guest.required)
     disks = {r.path: xwd.check_disk(r, xwd.StorageFacts()) for r in guest.required if r.path}
     assert all(path.startswith("/") for path in disks)
@@ -152,7 +152,7 @@ def check_guest(guest: xwd.Guest) -> xwd.Guest:
 
 
 def check_sentences(sentences: Sequence[str]) -> None:
-    """Messages are whole sentences, and each is short enough for a line in the journal."""
+    """Check that messages are complete sentences and short enough for the journal."""
     for sentence in sentences:
         shown = xwd.printable(xwd.shortened(sentence, xwd.MAX_MESSAGE))
         assert shown.isprintable()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Fuzzes the XML of libvirt's guests, and the header that virsh managedsave writes before it."""
+"""Fuzz the parsers for the XML of libvirt's guests and for the header written by virsh managedsave."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ PIECES = [
 
 
 def check(content: bytes) -> bool:
-    """The XML is read or refused, and so is a managed save that is this, or has this behind a good header."""
+    """Check that the input is either parsed or refused as XML, as a managed save, and as XML after a valid header."""
     texts = [os.fsdecode(content)]
     for saved in (content, with_header(content)):
         try:
             texts.append(xwd.saved_by_libvirt(io.BytesIO(saved)))
         except xwd.ConfigError as refused:
             assert str(refused)
-    results = [is_domain(text) for text in texts]  # all of them, whatever the first is
+    results = [is_domain(text) for text in texts]  # check all of them
     return any(results)
 
 
 def is_domain(text: str) -> bool:
-    """Whether it is read. What it needs is a path, or it is said why it is nothing."""
+    """Return whether the XML is accepted. Each of its disks must need a path or have a reason why not."""
     try:
         domain = xwd.domain_from_libvirt_xml(text, "/etc/libvirt/libxl/autostart/fuzz.xml")
     except xwd.ConfigError as refused:
@@ -44,7 +44,7 @@ def is_domain(text: str) -> bool:
 
 
 def with_header(xml: bytes) -> bytes:
-    """The XML in a file as virsh managedsave writes it."""
+    """Return the XML in a file like those of virsh managedsave."""
     words = b"".join(word.to_bytes(4, sys.byteorder) for word in (2, len(xml)))
     return (xwd.LIBVIRT_MAGIC + words).ljust(xwd.LIBVIRT_HEADER, b"\0") + xml + xwd.SAVED_END
 

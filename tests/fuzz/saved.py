@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Fuzzes the header that xl save writes, and the JSON or xl.cfg in it."""
+"""Fuzz the parsers for the header written by xl save and the JSON or xl.cfg in it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PIECES = [b"[", b"]", b"{", b'"', b'\\"', b'"\\"', b"\\", b"9", b'"a",', b'{"a":
 
 
 def check(content: bytes) -> bool:
-    """The file is read or refused, and so is one which has this behind a good header, whose lengths are hard to hit."""
+    """Check that the input is either parsed or refused, as a file and after a valid header (hard to find by chance)."""
     guests = [check_file(FILE.write(one), "saved") for one in (content, with_header(content))]
     return xwd.READY in [guest.status for guest in guests if guest]
 
 
 def with_header(configuration: bytes) -> bytes:
-    """The configuration in a file as xl save writes it."""
+    """Return the configuration in a file like those of xl save."""
     size = len(configuration)
     words = (0x01020304, xwd.SAVED_JSON | xwd.SAVED_STREAM_V2, 0, size + 4, size)
     return xwd.SAVED_MAGIC + b"".join(word.to_bytes(4, sys.byteorder) for word in words) + configuration + xwd.SAVED_END

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Fuzzes xendomains' settings, which bash sources.
+"""Fuzz the settings of xendomains, which bash sources.
 
-Not with libFuzzer: bash runs what is in the file, so that nothing may be made up that could do harm, and most of an
-input's time goes into starting bash, whose coverage nobody reports.
+This does not use libFuzzer: bash runs the content of the file, so the inputs must be harmless, and most of the time is
+spent in bash, which does not report its coverage.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ statements = st.sampled_from(
         "alias printf=false",
     ]
 )  # fmt: skip
-# What bash runs must not write files.
+# The inputs must not write files.
 files = st.lists(st.one_of(assignments, statements).filter(lambda line: not set(line) & set(">|&;")), max_size=6)
 
 
 def check(content: bytes) -> bool:
-    """The file is sourced, or the settings of Xen itself are taken."""
+    """Check that the file is sourced, or that Xen's defaults are used."""
     path = FILE.write(content)
     xendomains, problems = xwd.read_xendomains(xwd.Settings(xendomains=(path,)), CLOCK, 30.0)
     assert xendomains
@@ -50,7 +50,7 @@ def check(content: bytes) -> bool:
 
 
 def main() -> None:
-    """Checks made-up files until time is over."""
+    """Check generated files until the time is over."""
     meter = Meter(check)
 
     @settings(

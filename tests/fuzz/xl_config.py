@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # SPDX-FileCopyrightText: The xendomains-wait-disk authors
-"""Fuzzes the parser of xl.cfg, with the disks in it.
-
-What it reads and then writes down is read as the same.
-"""
+"""Fuzz the parser of xl.cfg with the disks in it, including round trips."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ PIECES = [
 
 
 def check(content: bytes) -> bool:
-    """The file is read or refused."""
+    """Check that the file is either parsed or refused."""
     guest = check_file(FILE.write(content), "auto")
     if guest is None or guest.status != xwd.READY:
         return False
@@ -34,13 +31,13 @@ def check(content: bytes) -> bool:
 
 
 def as_xl_config(domain: xwd.Domain) -> str:
-    """The domain as an xl.cfg."""
+    """Return the domain as an xl.cfg."""
     disks = ", ".join(as_string(as_specification(disk)) for disk in domain.disks)
     return f"name = {as_string(domain.name)}\ndisk = [{disks}]\n"
 
 
 def as_string(text: str) -> str:
-    """The text as a string of xl.cfg."""
+    """Return the text as a string in xl.cfg."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 

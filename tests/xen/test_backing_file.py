@@ -32,11 +32,11 @@ HOST = Host(
 )
 
 
-def test_the_guest_sees_the_image(boot: Boot) -> None:
+def test_guest_sees_the_image(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 24}
 
 
-def test_the_wait_lasts_until_the_backing_files_exist(boot: Boot) -> None:
+def test_wait_lasts_until_the_backing_files_exist(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     # There is no udev event for a mount: it is noticed at the next check, within a second.
     assert -0.5 < boot.released_after < boot.soon + 1

@@ -35,5 +35,5 @@ def test_all_guests_are_released_within_a_second_of_the_last_disk(boot: Boot) ->
     assert boot.xendomains_started > boot.wait_ended
 
 
-def test_the_guests_see_their_disks(boot: Boot) -> None:
+def test_guests_see_their_disks(boot: Boot) -> None:
     assert boot.disks_of("guest0") == boot.disks_of("guest199") == {"xvda": 8, "xvdb": 8}

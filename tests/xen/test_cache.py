@@ -37,7 +37,7 @@ HOST = Host(
 )
 
 
-def test_the_guest_sees_the_cached_volume_when_it_is_active(boot: Boot) -> None:
+def test_guest_sees_the_cached_volume_when_it_is_active(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.disks_of("web") == {"xvda": 32}
     assert " cache " in boot.text("table")

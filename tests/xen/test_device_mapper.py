@@ -33,13 +33,13 @@ HOST = Host(
 )
 
 
-def test_the_guests_see_their_disks(boot: Boot) -> None:
+def test_guests_see_their_disks(boot: Boot) -> None:
     # The LUKS header takes 16 MiB.
     assert boot.disks_of("secret") == {"xvda": 32}
     assert boot.disks_of("suspended") == {"xvda": 32}
 
 
-def test_the_wait_lasts_until_the_device_is_resumed(boot: Boot) -> None:
+def test_wait_lasts_until_the_device_is_resumed(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     assert boot.released_in_time

@@ -33,13 +33,13 @@ HOST = Host(
 )
 
 
-def test_the_guests_see_their_disks(boot: Boot) -> None:
+def test_guests_see_their_disks(boot: Boot) -> None:
     # Slightly smaller than the underlying disk: DRBD keeps its metadata at the end.
     assert 31 < boot.disks_of("by-prefix")["xvda"] < 32
     assert 31 < boot.disks_of("by-link")["xvda"] < 32
 
 
-def test_the_wait_lasts_until_the_resources_are_up(boot: Boot) -> None:
+def test_wait_lasts_until_the_resources_are_up(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     # Becoming Primary is an event, and since systemd 256 (Debian 13) udev's database shows while it is being processed

@@ -74,7 +74,7 @@ HOST = Host(
 )
 
 
-def test_the_guests_can_read_their_disks(boot: Boot) -> None:
+def test_guests_can_read_their_disks(boot: Boot) -> None:
     assert {name: boot.disks_of(name) for name in ("lun", "map", "volume")} == {
         "lun": {"xvda": 32},
         "map": {"xvda": 32},
@@ -86,7 +86,7 @@ def test_one_path_of_two_is_enough(boot: Boot) -> None:
     assert re.findall(r" (\w+) +\w+ +running", boot.text("multipath")).count("active") == 1
 
 
-def test_the_wait_lasts_until_the_sessions_recover(boot: Boot) -> None:
+def test_wait_lasts_until_the_sessions_recover(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     # There is no event for the state of a LUN: it is noticed at the next check, within a second, and perhaps earlier
     # than by the script. The reads in the guests show that it was not too early.

@@ -25,11 +25,11 @@ HOST = Host(
 )
 
 
-def test_the_guest_sees_the_whole_disk(boot: Boot) -> None:
+def test_guest_sees_the_whole_disk(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 32}
 
 
-def test_the_wait_lasts_until_the_lun_appears(boot: Boot) -> None:
+def test_wait_lasts_until_the_lun_appears(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     assert boot.released_in_time

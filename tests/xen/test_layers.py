@@ -141,13 +141,13 @@ HOST = Host(
 )
 
 
-def test_the_guests_come_up_with_their_disks(boot: Boot) -> None:
+def test_guests_come_up_with_their_disks(boot: Boot) -> None:
     for guest in HOST.guests:
         sizes = [expected.mebibytes for expected in EXPECTED.values() if expected.guest == guest.name]
         assert [*boot.disks_of(guest.name).values()] == sizes + [32] * (guest.name == "writer")
 
 
-def test_the_wait_lasts_until_the_last_layer_is_ready(boot: Boot) -> None:
+def test_wait_lasts_until_the_last_layer_is_ready(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     # There is no event when a device becomes writable: it is noticed at the next check, within a second.
     assert -0.5 < boot.released_after < boot.soon + 1

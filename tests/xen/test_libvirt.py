@@ -86,7 +86,7 @@ HOST = Host(
 )
 
 
-def test_libvirt_starts_guests_with_disks_and_gives_up_the_others(boot: Boot) -> None:
+def test_libvirt_starts_guests_with_disks_and_gives_up_on_the_others(boot: Boot) -> None:
     assert boot.disks_of("one") == {"xvda": 32}
     assert boot.came_up("ran")
     assert any("Failed to autostart VM 'late'" in message for message in boot.messages("libvirtd.service"))
@@ -109,7 +109,7 @@ def test_late_guest_is_started_when_its_disk_appears(boot: Boot) -> None:
     assert "guest late has been started." in boot.messages(UNIT)
 
 
-def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
+def test_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
     for moment in ("guests", "later"):
         states = dict(line.split(None, 2)[1:] for line in boot.text(moment).splitlines()[2:] if line.strip())
         assert states["ran"] == "shut off"

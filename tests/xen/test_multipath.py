@@ -34,12 +34,12 @@ HOST = Host(
 )
 
 
-def test_the_guest_sees_the_disk(boot: Boot) -> None:
+def test_guest_sees_the_disk(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 32}
     assert boot.text("multipath").count("active ready running") == 2
 
 
-def test_the_wait_lasts_until_the_multipath_map_appears(boot: Boot) -> None:
+def test_wait_lasts_until_the_multipath_map_appears(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     assert boot.released_in_time

@@ -25,11 +25,11 @@ HOST = Host(
 )
 
 
-def test_the_guest_sees_the_image(boot: Boot) -> None:
+def test_guest_sees_the_image(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 24}
 
 
-def test_the_wait_lasts_until_the_image_exists(boot: Boot) -> None:
+def test_wait_lasts_until_the_image_exists(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     # There is no event for this: it is noticed at the next check, within a second.

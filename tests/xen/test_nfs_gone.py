@@ -36,7 +36,7 @@ HOST = Host(
 )
 
 
-def test_the_timeout_holds(boot: Boot) -> None:
+def test_timeout_holds(boot: Boot) -> None:
     assert boot.wait["Result"] == "exit-code"
     assert boot.wait["ExecMainStatus"] == "1"
     assert boot.waited > 30

@@ -30,5 +30,5 @@ def test_wait_ends_before_xens_daemons_are_up(boot: Boot) -> None:
     assert summary.startswith("Everything is ready for ")
 
 
-def test_the_guest_without_disks_starts(boot: Boot) -> None:
+def test_guest_without_disks_starts(boot: Boot) -> None:
     assert boot.disks_of("no-disk") == {}

@@ -27,7 +27,7 @@ HOST = Host(
 )
 
 
-def test_the_guest_sees_the_array_when_it_has_its_number(boot: Boot) -> None:
+def test_guest_sees_the_array_when_it_has_its_number(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.disks_of("web") == {"xvda": 63}
 

@@ -33,7 +33,7 @@ def test_guests_see_the_whole_disk(boot: Boot) -> None:
     assert boot.disks_of("by-node") == {"xvda": 63}
 
 
-def test_the_wait_lasts_until_the_array_starts(boot: Boot) -> None:
+def test_wait_lasts_until_the_array_starts(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert 10 < boot.waited < 60
     assert boot.released_in_time

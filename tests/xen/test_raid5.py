@@ -33,7 +33,7 @@ HOST = Host(
 )
 
 
-def test_the_timeout_ends_the_wait(boot: Boot) -> None:
+def test_timeout_ends_the_wait(boot: Boot) -> None:
     assert boot.wait["Result"] == "exit-code"
     assert boot.wait["ExecMainStatus"] == "1"
     assert boot.wait["ActiveState"] == "failed"

@@ -33,11 +33,11 @@ def test_restarts_of_the_daemons_and_of_the_wait_leave_the_guest_alone(boot: Boo
     assert boot.units("after-wait")["xendomains"] == boot.units()["xendomains"]
 
 
-def test_the_wait_runs_again_each_time_it_is_started(boot: Boot) -> None:
+def test_wait_runs_again_each_time_it_is_started(boot: Boot) -> None:
     runs = [boot.units(when)["xendomains-wait-disk"] for when in ("units", "after-wait", "after-xendomains")]
     assert len({run["InvocationID"] for run in runs}) == 3
     assert [run["Result"] for run in runs] == ["success"] * 3
 
 
-def test_a_restart_of_xendomains_brings_the_guest_back(boot: Boot) -> None:
+def test_restart_of_xendomains_brings_the_guest_back(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 32}

@@ -52,7 +52,7 @@ def found(boot: Boot) -> dict[str, str]:
     return found
 
 
-def test_the_program_sees_the_disks_of_other_users(boot: Boot) -> None:
+def test_program_sees_the_disks_of_other_users(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     (summary,) = (message for message in boot.messages() if not message.startswith("{"))
     assert summary.startswith("Everything is ready for ")

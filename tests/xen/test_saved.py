@@ -22,12 +22,12 @@ HOST = Host(
 )
 
 
-def test_the_guest_is_restored_with_its_disk(boot: Boot) -> None:
+def test_guest_is_restored_with_its_disk(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 32}
     assert "Restoring Xen domain web" in boot.text("journal.txt")
 
 
-def test_the_wait_lasts_until_the_disk_appears(boot: Boot) -> None:
+def test_wait_lasts_until_the_disk_appears(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.waited > 10
     assert boot.released_in_time

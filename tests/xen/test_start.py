@@ -107,7 +107,7 @@ def test_wait_at_boot_names_the_service_that_starts_guests_later(boot: Boot) -> 
     assert boot.logged(r"These guests .*\(xendomains-late.service will start one, two when their disks are ready\).")
 
 
-def test_a_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
+def test_guest_that_was_shut_down_stays_down(boot: Boot) -> None:
     assert boot.came_up("ran")
     assert "ran " in boot.text("at-first")
     assert "ran " not in boot.text("guests")
@@ -119,7 +119,7 @@ def test_incompletely_saved_guest_is_neither_restored_nor_created(boot: Boot) ->
     assert not boot.came_up("broken")
 
 
-def test_stopping_the_service_is_no_failure(boot: Boot) -> None:
+def test_stopping_the_service_is_not_a_failure(boot: Boot) -> None:
     assert "ActiveState=inactive" in boot.text("stopped")
     assert "Result=success" in boot.text("stopped")
 
@@ -128,7 +128,7 @@ def test_waiting_process_ends_at_once_when_the_service_stops(boot: Boot) -> None
     assert float(boot.text("stop-ends")) - float(boot.text("stop-begins")) < 2 * boot.soon
 
 
-def test_the_guests_and_their_xl_outlive_the_unit(boot: Boot) -> None:
+def test_guests_and_their_xl_outlive_the_unit(boot: Boot) -> None:
     assert "one " in boot.text("guests") and "two " in boot.text("guests")
     assert "(xl) remains running after unit stopped" in boot.text("journal.txt")
     assert "ActiveState=active" in boot.text("again")

@@ -43,7 +43,7 @@ def test_last_message_gives_the_start_command(boot: Boot) -> None:
     assert boot.logged(r"These guests .*\(once their disks are ready, start them with: xendomains-wait-disk start\).")
 
 
-def test_a_dry_run_prints_the_commands_and_starts_nothing(boot: Boot) -> None:
+def test_dry_run_prints_the_commands_and_starts_nothing(boot: Boot) -> None:
     commands = [f"xl create --quiet --defconfig /etc/xen/auto/{name}.cfg" for name in NAMES]
     assert boot.text("dry-run").splitlines() == commands
     assert not any(f"{name} " in boot.text("before") for name in NAMES)

@@ -32,7 +32,7 @@ HOST = Host(
 )
 
 
-def test_the_guest_is_restored_with_its_disk(boot: Boot) -> None:
+def test_guest_is_restored_with_its_disk(boot: Boot) -> None:
     assert boot.disks_of("web") == {"xvda": 32}
     assert "guest web has been restored." in boot.messages("xendomains-late.service")
 

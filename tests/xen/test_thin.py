@@ -45,7 +45,7 @@ HOST = Host(
 )
 
 
-def test_the_guests_see_their_disks_when_the_pools_are_active(boot: Boot) -> None:
+def test_guests_see_their_disks_when_the_pools_are_active(boot: Boot) -> None:
     assert boot.wait["Result"] == "success"
     assert boot.disks_of("whole") == boot.disks_of("torn") == {"xvda": 32}
 
