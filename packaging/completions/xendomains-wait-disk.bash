@@ -66,7 +66,8 @@ _xendomains_wait_disk() {
                 printf -v name %q "$name"
                 COMPREPLY+=("$name")
             fi
-        done < <(compgen -G '/etc/xen/auto/*'; compgen -G '/var/lib/xen/save/*')
+        done < <(compgen -G '/etc/xen/auto/*'; compgen -G '/var/lib/xen/save/*'
+            compgen -G '/etc/libvirt/libxl/autostart/*')
     fi
 }
 

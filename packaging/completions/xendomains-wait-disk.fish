@@ -7,14 +7,15 @@ function __xendomains_wait_disk_no_command
 end
 
 function __xendomains_wait_disk_guests
-    for file in /etc/xen/auto/* /var/lib/xen/save/*
+    for file in /etc/xen/auto/* /var/lib/xen/save/* /etc/libvirt/libxl/autostart/*
         string replace --regex '.*/' '' -- $file
     end
 end
 
 set -l option complete -c xendomains-wait-disk
 
-$option -f -s h -l help -d 'show help and exit'
+$option -f
+$option -s h -l help -d 'show help and exit'
 $option -n __xendomains_wait_disk_no_command -l config -r -F -d 'read this file instead of /etc/xen-wait-disk.conf'
 $option -n __xendomains_wait_disk_no_command -l version -d 'show the version and exit'
 $option -n __xendomains_wait_disk_no_command -a wait -d 'wait for the disks of the guests that are about to start'
