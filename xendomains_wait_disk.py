@@ -4275,7 +4275,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
         word = unready_word(cause.needs[0].status)
         if cause.hint and len(cause.needs) > MAX_NAMED:
             named = join_limited(list(dict.fromkeys(need.path for need in cause.needs)), MAX_NAMED)
-            problem = f"{counts_of(cause.needs)} {word}: {cause.reason} ({named})"
+            problem = f"{counts_of(cause.needs)} {word}: {cause.reason}; disks: {named}"
             yield Finding(problem, cause.hint, is_error=True)
             continue
         for need in cause.needs:

@@ -229,8 +229,8 @@ def test_disks_missing_for_one_reason_are_one_finding_of_the_host(host: Host) ->
     for name in ("web", "db"):
         host.guest(name, f"/dev/zvol/tank/{name}-a", f"/dev/zvol/tank/{name}-b")
     assert check(host) == [
-        "error: 4 disks of 2 guests missing: ZFS pool tank is not imported "
-        "(/dev/zvol/tank/db-a, /dev/zvol/tank/db-b, /dev/zvol/tank/web-a, 1 more) (fix: zpool import tank)"
+        "error: 4 disks of 2 guests missing: ZFS pool tank is not imported; "
+        "disks: /dev/zvol/tank/db-a, /dev/zvol/tank/db-b, /dev/zvol/tank/web-a, 1 more (fix: zpool import tank)"
     ]
 
 
