@@ -5310,6 +5310,8 @@ def run() -> NoReturn:
         os.kill(os.getpid(), stopped.number)
     except SystemExit as end:  # raised by argparse
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
+        if status == EXIT_USAGE and "--nagios" in sys.argv:
+            status = NAGIOS_UNKNOWN  # 2 would be CRITICAL
     except ConfigError as error:
         status, failure = EXIT_USAGE, f"{error}."
     except MemoryError:

@@ -402,6 +402,10 @@ def test_nagios_does_not_know_if_a_directory_cannot_be_read(host: Host) -> None:
     )
 
 
+def test_nagios_reports_wrong_usage_as_unknown(host: Host) -> None:
+    assert host.run("check", "--nagios", "--tree").status == 3
+
+
 def test_nagios_reports_unknown_guest(host: Host) -> None:
     host.guest("web", host.image("a"))
     result = host.run("check", "--nagios", "wbe")
