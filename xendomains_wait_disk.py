@@ -953,7 +953,7 @@ def read_saved(file: IO[bytes], size: int, has_end: bool) -> bytes:
         raise Unsupported(f"claims {size} bytes of configuration; at most {MAX_CONFIGURATION} are read")
     configuration = file.read(size)
     if len(configuration) < size:
-        raise ConfigError(f"is cut off within its configuration: {len(configuration)} of {size} bytes")
+        raise ConfigError(f"is truncated: it has only {len(configuration)} of {size} bytes of configuration")
     if has_end:
         file.seek(-len(SAVED_END), os.SEEK_END)
         if file.read(len(SAVED_END)) != SAVED_END:
@@ -1007,7 +1007,7 @@ def saved_by_libvirt(file: IO[bytes]) -> str:
         raise ConfigError("was not written by virsh managedsave, or is damaged")
     version, size = (int.from_bytes(header[at : at + 4], sys.byteorder) for at in (16, 20))
     if version not in (1, 2):
-        raise ConfigError(f"is in an unknown version of libvirt's format: {version}")
+        raise ConfigError(f"has an unknown format version: {version}")
     return os.fsdecode(read_saved(file, size, version == 2))
 
 
@@ -1031,7 +1031,7 @@ def read_libvirt_domain(path: str) -> Domain:
         with open_regular_file(saved) as file:
             return domain_from_libvirt_xml(saved_by_libvirt(file), path)._replace(saved=saved)
     except ConfigError as error:
-        raise type(error)(f"has the managed save {saved}, which {error}") from None
+        raise type(error)(f"its managed save {saved} {error}") from None
 
 
 def domain_from_libvirt_xml(text: str, source: str) -> Domain:
@@ -3618,7 +3618,7 @@ class Reporter:
 
     def _report_status(self) -> None:
         # It stays empty if there was never anything to wait for.
-        status = "Everything that the guests need is ready." if self._status else ""
+        status = "All disks are ready." if self._status else ""
         if self._missing:
             seconds = self._clock.now() - self._started
             status = f"Waiting for {summary_of(self._missing)}"
@@ -3762,7 +3762,7 @@ def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
     """The first `most` messages, and one that says how many more there are."""
     if not 0 < most < len(messages):
         return messages[: max(0, most)]
-    text = f"{len(messages) - most} more messages like these were left out; see `{COMMAND} list`."
+    text = f"{len(messages) - most} similar messages were left out; see `{COMMAND} list`."
     return [*messages[:most], (messages[most][0], text, {})]
 
 
@@ -4628,7 +4628,7 @@ class Starter:
         name, outcome, pause = guest.domain.name, start_guest(guest, self._watcher, limit), START_PAUSE
         if outcome.result == "failed" and self._options.wait:
             if pause := next(self._pauses.setdefault(name, iter(RETRIES)), 0.0):
-                why = f"another try in {format_time_span(pause)}, because {outcome.reason}"
+                why = f"another attempt in {format_time_span(pause)}, because {outcome.reason}"
                 outcome = outcome._replace(result="waiting", reason=why)
             else:
                 outcome = outcome._replace(reason=f"{outcome.reason} (no further attempts)")
@@ -4693,11 +4693,11 @@ def outcomes_of(
         if name in running:
             result, reason = "running", ""
         elif not matches_any((name, os.path.basename(file)), patterns):
-            result, reason = "skipped", "[late] domains does not match it"
+            result, reason = "skipped", "it does not match [late] domains"
         elif name in have_run:
             result, reason = (
                 "skipped",
-                f"it has been started since the host booted (try: {COMMAND} start {shell_word(name)})",
+                f"it has already been started since boot (try: {COMMAND} start {shell_word(name)})",
             )
         elif broken:
             result, reason = "refused", broken[0]
@@ -4763,7 +4763,7 @@ def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
 def running_guests(watcher: Watcher) -> set[str]:
     """The names of the running guests. Raises ConfigError if xl does not work here."""
     if os.geteuid() != 0:
-        raise ConfigError("start must be run as root, because xl must")
+        raise ConfigError("start must be run as root")
     if not (printed := ask(watcher, "xl", "list")):
         raise ConfigError("`xl list` fails, so no guest can be started (is xl installed, and does this host run Xen?)")
     return set(re.findall(r"^(.*?) +\d+ +\d+ +\d+ +\S+ +[\d.]+$", printed, re.MULTILINE))
@@ -5127,7 +5127,7 @@ def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
             known = {item for domain in domains for item in (domain.name, os.path.basename(domain.source))}
-            return f"'{name}' is not a guest that starts at boot ({closest(name, sorted(known))})."
+            return f"'{name}' is not the name of a guest that starts at boot ({closest(name, sorted(known))})."
     return ""
 
 
@@ -5317,7 +5317,7 @@ def run() -> NoReturn:
     except MemoryError:
         failure = "there is not enough memory to continue. Missing disks are not waited for."
     except (ImportError, OSError) as error:
-        what = "a Python module cannot be loaded" if isinstance(error, ImportError) else "the wait cannot go on"
+        what = "a Python module cannot be loaded" if isinstance(error, ImportError) else "the wait cannot continue"
         failure = f"{what} ({error_text(error)}). Missing disks are not waited for."
     except Exception as error:
         failure = f"internal error, please report it: {error_text(error)}"

@@ -65,7 +65,7 @@ CONFIGURATIONS: list[tuple[str, Callable[[Path], None], str]] = [
 SAVED: list[tuple[str, Callable[[Path], None], str]] = [
     ("unknown", unknown_saved, "has mandatory flags that xl does not know: 0xffffffff"),
     ("loop", link_to("bad"), "cannot be read: Too many levels of symbolic links"),
-    ("truncated", truncated, "is cut off within its configuration: 448 of 1041 bytes"),
+    ("truncated", truncated, "is truncated: it has only 448 of 1041 bytes of configuration"),
 ]
 
 # xendomains skips anything but regular files, and upstream's also files without the header of a saved domain.

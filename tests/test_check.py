@@ -411,7 +411,7 @@ def test_nagios_reports_unknown_guest(host: Host) -> None:
     result = host.run("check", "--nagios", "wbe")
     assert (result.status, result.output) == (
         3,
-        "XENDOMAINS UNKNOWN - 'wbe' is not a guest that starts at boot (did you mean web?).\n",
+        "XENDOMAINS UNKNOWN - 'wbe' is not the name of a guest that starts at boot (did you mean web?).\n",
     )
 
 

@@ -563,7 +563,7 @@ def test_unknown_guest_is_a_usage_error_with_a_suggestion(host: Host, command: s
     host.guest("db", host.images / "b")
     result = host.run(command, "db", "wbserver")
     assert (result.status, result.output) == (xwd.EXIT_USAGE, "")
-    assert result.messages == "'wbserver' is not a guest that starts at boot (did you mean webserver?).\n"
+    assert result.messages == "'wbserver' is not the name of a guest that starts at boot (did you mean webserver?).\n"
 
 
 def test_guest_with_configuration_not_yet_readable_is_selected_by_file_name(host: Host) -> None:
@@ -590,11 +590,11 @@ def test_guest_not_found_in_late_directory_is_a_usage_error(host: Host) -> None:
         (host.root / "late").mkdir()
         result = running.end()
     assert result.status == xwd.EXIT_USAGE
-    assert result.messages.endswith("'web' is not a guest that starts at boot (known: none).\n")
+    assert result.messages.endswith("'web' is not the name of a guest that starts at boot (known: none).\n")
 
 
 def test_no_guest_is_known_if_none_starts(host: Host) -> None:
-    assert host.run("list", "web").messages == "'web' is not a guest that starts at boot (known: none).\n"
+    assert host.run("list", "web").messages == "'web' is not the name of a guest that starts at boot (known: none).\n"
 
 
 # Boot files

@@ -212,9 +212,9 @@ def test_xml_in_a_managed_save_is_read() -> None:
         (b"", "was not written by virsh managedsave"),
         (b"Xen saved domain, xl format\n \0 \r", "was not written by virsh managedsave"),
         (xwd.LIBVIRT_MAGIC, "was not written by virsh managedsave"),
-        (managed_save(domain(), version=3), "is in an unknown version of libvirt's format: 3"),
+        (managed_save(domain(), version=3), "has an unknown format version: 3"),
         (managed_save(domain(), size=2**32 - 1), "claims 4294967295 bytes of configuration"),
-        (managed_save(domain(), size=10_000), "is cut off within its configuration"),
+        (managed_save(domain(), size=10_000), "is truncated: it has only "),
         (managed_save(domain(), end=b"half of it"), "is incomplete, because saving failed or was interrupted"),
     ],
 )
@@ -333,7 +333,7 @@ def test_managed_save_is_restored_with_its_own_disks(libvirt_host: LibvirtHost, 
     save.write_bytes(managed_save(domain(), end=b""))
     os.utime(save, (0, 0))
     (guest,) = watcher.look(clock.now() + 9, recheck_ready=True).guests.values()
-    assert guest.status.reason.startswith(f"has the managed save {save}, which is incomplete")
+    assert guest.status.reason.startswith(f"its managed save {save} is incomplete")
 
 
 def test_xml_parser_is_not_imported_without_libvirt_guests(host: Host) -> None:
@@ -467,7 +467,7 @@ def test_running_or_shut_down_guest_is_left_alone(libvirt_host: LibvirtHost, sta
     assert start() == xwd.EXIT_READY
     assert libvirt_host.calls() == []
     assert "guest runs is already running.\n" in start.logged
-    assert "it has been started since the host booted" in start.logged
+    assert "it has already been started since boot" in start.logged
 
 
 def test_shut_down_guest_stays_down_if_the_logs_were_recorded_after_its_start(

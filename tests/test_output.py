@@ -644,7 +644,7 @@ def test_at_most_a_thousand_messages_are_shown_per_reminder_interval(reported: R
     others = {f"g{number}": f"reason {number}" for number in range(1100)}
     messages = reported.report(**others)
     assert len(messages) == xwd.MAX_LINES + 1
-    assert messages[-1] == ("100 more messages like these were left out; see `xendomains-wait-disk list`.")
+    assert messages[-1] == ("100 similar messages were left out; see `xendomains-wait-disk list`.")
     assert reported.report(**others, new="does not exist") == []
     del others["g0"]
     assert reported.report(**others, new="does not exist") == ["/g0 is no longer needed (after 0 seconds)"]

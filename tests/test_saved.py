@@ -66,7 +66,10 @@ def test_configuration_saved_as_text_is_read() -> None:
         (saved_file(b"{}", size=5, optional=4), "claims 5 bytes of configuration in 4 bytes of optional data"),
         (saved_file(b"{}", size=7), "claims 7 bytes of configuration in 6 bytes of optional data"),
         (saved_file(b"{}", size=2**32 - 5, optional=2**32 - 1), "claims 4294967291 bytes of configuration; at most"),
-        (saved_file(b"{}", size=50, optional=54, image=b""), "is cut off within its configuration: 2 of 50 bytes"),
+        (
+            saved_file(b"{}", size=50, optional=54, image=b""),
+            "is truncated: it has only 2 of 50 bytes of configuration",
+        ),
         (
             saved_file(b"{}", image=b"LibxlFmt and half of the memory"),
             "is incomplete, because saving failed or was interrupted",

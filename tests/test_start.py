@@ -219,7 +219,7 @@ def test_guest_shut_down_since_boot_stays_down(host: StartHost, start: Start) ->
     host.log("web")
     assert start() == xwd.EXIT_READY
     assert host.calls() == []
-    reason = "it has been started since the host booted (try: xendomains-wait-disk start web)"
+    reason = "it has already been started since boot (try: xendomains-wait-disk start web)"
     assert start.logged == f"guest web is skipped: {reason}.\nGuests: 1 skipped.\n"
 
 
@@ -303,7 +303,7 @@ def test_settings_select_the_guests_that_start_late(host: StartHost, start: Star
     host.guest("other", host.image("other"))
     assert start() == xwd.EXIT_READY
     assert host.calls() == [create(file) for file in files]
-    assert "guest other is skipped: [late] domains does not match it.\n" in start.logged
+    assert "guest other is skipped: it does not match [late] domains.\n" in start.logged
     assert start("other") == xwd.EXIT_READY
     assert len(host.calls()) == 3
 
@@ -337,7 +337,10 @@ def test_unknown_name_starts_nothing(host: StartHost) -> None:
     host.guest("web", host.image("web"))
     result = host.start_process("web", "wbe").end()
     assert (result.status, host.calls()) == (xwd.EXIT_USAGE, [])
-    assert result.messages == "xendomains-wait-disk: 'wbe' is not a guest that starts at boot (did you mean web?).\n"
+    assert (
+        result.messages
+        == "xendomains-wait-disk: 'wbe' is not the name of a guest that starts at boot (did you mean web?).\n"
+    )
 
 
 def test_unread_configuration_is_not_waited_for_if_the_name_is_known(host: StartHost, start: Start) -> None:
@@ -648,7 +651,7 @@ def test_failed_start_is_retried_at_growing_intervals_and_then_given_up(host: St
         xwd.start_guest = was
     pauses = [later - earlier for earlier, later in zip(tried, tried[1:])]
     assert [round(pause) for pause in pauses] == [30, 120, 600]
-    assert "guest web is still waiting for another try in 2min, because `xl create " in start.logged
+    assert "guest web is still waiting for another attempt in 2min, because `xl create " in start.logged
     assert start.logged.endswith("(no further attempts).\nGuests: 1 failed.\n")
 
 
@@ -692,7 +695,7 @@ def test_retry_does_not_delay_another_guest(host: StartHost, start: Start) -> No
     host.let_xl('case "$4" in */a.cfg) exit 1 ;; esac')
     assert start(wait=20) == xwd.EXIT_TIMED_OUT
     assert host.calls()[1] == create(file)
-    assert "guest a is still waiting for another try in 30s, because `xl create " in start.logged
+    assert "guest a is still waiting for another attempt in 30s, because `xl create " in start.logged
 
 
 @pytest.mark.promise("xl hangs")
@@ -876,7 +879,7 @@ def test_hung_file_system_delays_no_other_guest(host: StartHost) -> None:
 def test_start_requires_root(host: StartHost) -> None:
     result = host.start_process(change="m.os.geteuid = lambda: 1000").end()
     assert result.status == xwd.EXIT_USAGE
-    assert result.messages == "xendomains-wait-disk: start must be run as root, because xl must.\n"
+    assert result.messages == "xendomains-wait-disk: start must be run as root.\n"
 
 
 @pytest.mark.parametrize("without", ["xl", "hypervisor"])

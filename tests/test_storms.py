@@ -338,7 +338,7 @@ def test_crowded_directory_is_read_up_to_the_limit_with_few_messages(crowded: Ho
     result = crowded.run("--timeout", "0")
     assert f"{crowded.auto}: contains more than 4096 files; only 4096 of them are read.\n" in result.messages
     assert result.messages.count(": does not name the domain") == xwd.MAX_LINES - 1
-    assert "3097 more messages like these were left out; see `xendomains-wait-disk list`." in result.messages
+    assert "3097 similar messages were left out; see `xendomains-wait-disk list`." in result.messages
     assert f"{crowded.images}/a for a is missing: does not exist\n" in result.messages
 
 
@@ -361,7 +361,7 @@ def test_many_reasons_give_a_thousand_lines_and_the_number_of_the_rest(host: Hos
         host.guest(f"web{number}", host.images / str(number) / "a")
     lines = host.run("--timeout", "0").messages.splitlines()
     assert sum("is missing: does not exist, nor does the directory" in line for line in lines) == 1000
-    assert lines[-2] == "100 more messages like these were left out; see `xendomains-wait-disk list`."
+    assert lines[-2] == "100 similar messages were left out; see `xendomains-wait-disk list`."
     assert ", 1080 more (once their disks are ready, start them with: " in lines[-1]
 
 

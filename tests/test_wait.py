@@ -538,7 +538,7 @@ def test_systemd_gets_status_and_timeout_extension(host: Host, systemd: Receiver
         assert status == f"STATUS=Waiting for 1 disk of 1 guest: {host.images}/a for web (does not exist)"
         assert patience.startswith("EXTEND_TIMEOUT_USEC=")
         host.image("a")
-        assert systemd.receive().startswith("STATUS=Everything that the guests need is ready.")
+        assert systemd.receive().startswith("STATUS=All disks are ready.")
         assert running.end().status == xwd.EXIT_READY
 
 

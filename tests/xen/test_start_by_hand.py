@@ -59,7 +59,7 @@ def test_all_guests_are_started_once(boot: Boot) -> None:
 
 
 def test_guest_saved_since_boot_is_restored_if_named(boot: Boot) -> None:
-    assert "guest g0 is skipped: it has been started since the host booted" in boot.text("not-named")
+    assert "guest g0 is skipped: it has already been started since boot" in boot.text("not-named")
     assert boot.text("named").splitlines() == ["guest g0 has been restored.", "Guests: 1 restored."]
     assert "g0 " in boot.text("at-last")
     assert boot.text("saved") == ""
