@@ -1930,21 +1930,17 @@ def has_minor(configuration: str, minor: str) -> bool:
 def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | None]:
     """Whether the devices below hold the same data, so not all are needed; and the problem if too few can be used."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
-    good = [layer.name for layer in below if not layer.cause]
-    legs = [layer.name for layer in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(layer.name))]
     what, usable, needed = "", 0, 0
     if uuid.startswith("mpath-"):
-        what, usable, needed = "path", len(good), 1
+        what, usable, needed = "path", len([layer for layer in below if not layer.cause]), 1
     elif name.startswith("md"):
         what, usable, needed = array_members(name, below)
-    elif legs:
-        # As many as it takes to hold the volume's data: for a RAID10 whose pairs are not known, that is the minimum.
-        size, leg = (int(attribute(device_directory(item), "size") or 1) for item in (name, legs[0]))
-        what, usable, needed = "leg", sum(item in good for item in legs), -(-size // max(leg, 1))
+    elif uuid:
+        what, usable, needed = volume_legs(name, below)
     if usable >= needed:
         return what != "", None
     few = f"only {usable} of the {needed} {what}s it needs can be used" if usable else f"no usable {what}"
-    return True, Problem(few, f"mdadm --detail /dev/{name}" if what.startswith("m") else "multipath -ll")
+    return True, Problem(few, f"mdadm --detail /dev/{name}" if name.startswith("md") else "multipath -ll")
 
 
 def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
@@ -1952,16 +1948,38 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     directory = f"{device_directory(name)}/md"
     if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
         return "member", 1, 1  # none of them has failed
-    level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
-    total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
+    level, layout, disks = (attribute(directory, key).partition(" ")[0] for key in ("level", "layout", "raid_disks"))
+    total = int(disks or len(below))
     bad = [f"dev-{layer.name}" for layer in below if layer.cause]
     members = [f"{directory}/{item}" for item in list_names(directory, "dev-.+") if item not in bad]
     members = [item for item in members if "in_sync" in attribute(item, "state")]
-    if level == "raid10" and layout == "258" and total % 2 == 0:  # two copies, side by side
-        pairs = {int(attribute(member, "slot") or 0) // 2 for member in members}
-        return "mirrored pair", len(pairs), total // 2
-    spare = {"raid1": total - 1, "multipath": total - 1, "raid4": 1, "raid5": 1, "raid6": 2, "raid10": total // 2}
+    if level == "raid10":  # the layout has the number of near copies in its lowest byte, and of far ones in the next
+        near, far = int(layout) & 0xFF, int(layout) >> 8 & 0xFF
+        return mirrored_sets([int(attribute(member, "slot")) for member in members], total, near, near * far)
+    spare = {"raid1": total - 1, "multipath": total - 1, "raid4": 1, "raid5": 1, "raid6": 2}
     return ("member", len(members), total - spare[level]) if level in spare else ("", 0, 0)
+
+
+def volume_legs(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
+    """The same of an LVM mirror or RAID: it needs as many legs as it takes to hold its data, see lvmraid(7)."""
+    legs = [(re.search("_[rm]image_([0-9]+)$", device_path(layer.name)), layer) for layer in below]
+    good = [int(leg[1]) for leg, layer in legs if leg and not layer.cause]
+    names = [layer.name for leg, layer in legs if leg]
+    if not names:
+        return "", 0, 0
+    size, of_leg = (int(attribute(device_directory(item), "size") or 1) for item in (name, names[0]))
+    needed = -(-size // max(of_leg, 1))
+    copies = len(names) // needed
+    if copies > 1 and copies * needed == len(names):  # RAID10, or a mirror
+        return mirrored_sets(good, len(names), copies, copies)
+    return "leg", len(good), needed
+
+
+def mirrored_sets(slots: Sequence[int], total: int, near: int, copies: int) -> tuple[str, int, int]:
+    """The same of the sets of members that hold the same data: each needs one of them (_enough() in raid10.c)."""
+    starts = {near * number % total for number in range(total)}
+    usable = [start for start in starts if any((slot - start) % total < copies for slot in slots)]
+    return "mirrored set", len(usable), len(starts)
 
 
 def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:

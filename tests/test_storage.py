@@ -1009,12 +1009,25 @@ def array(level: str, members: str, *states: str, **attributes: str) -> dict[str
             "raid10",
             ("in_sync", "in_sync", "", ""),
             {"md/layout": "258"},
-            "only 1 of the 2 mirrored pairs it needs can be used",
+            "only 1 of the 2 mirrored sets it needs can be used",
         ),
-        ("raid10", ("in_sync", "", "in_sync", ""), {"md/layout": "513"}, ""),
-        ("raid10", ("in_sync", "", "", ""), {"md/layout": "513"}, "only 1 of the 2 members it needs can be used"),
+        # near=2 of three, near=3, far=2, offset=2
         ("raid10", ("in_sync", "", "in_sync"), {"md/layout": "258"}, ""),
-        ("raid10", ("in_sync", "", ""), {"md/layout": "258"}, "only 1 of the 2 members it needs can be used"),
+        ("raid10", ("in_sync", "", ""), {"md/layout": "258"}, "only 2 of the 3 mirrored sets it needs can be used"),
+        ("raid10", ("in_sync", "", ""), {"md/layout": "259"}, ""),
+        ("raid10", ("in_sync", "", "in_sync", ""), {"md/layout": "513"}, ""),
+        (
+            "raid10",
+            ("in_sync", "in_sync", "", ""),
+            {"md/layout": "513"},
+            "only 3 of the 4 mirrored sets it needs can be used",
+        ),
+        (
+            "raid10",
+            ("", "in_sync", "in_sync", ""),
+            {"md/layout": "66049"},
+            "only 3 of the 4 mirrored sets it needs can be used",
+        ),
     ],
 )
 def test_an_array_needs_as_many_members_as_its_level_says(
@@ -1157,9 +1170,11 @@ LEG_GONE = "placeholder for a missing physical volume"
         (volume("rimage", 5, 3, 3, 4), 3, 3),  # raid6
         (volume("rimage", 5, 3, 2, 3, 4), 3, 2),
         (volume("rimage", 4, 2, 1, 3), 2, 2),  # raid10
-        (volume("rimage", 4, 2, 1, 2, 3), 2, 1),
+        (volume("rimage", 4, 2, 2, 3), 2, 1),  # a pair
+        (volume("rimage", 6, 2, 1, 2, 3, 5), 2, 2),  # raid10 with three copies
+        (volume("rimage", 6, 2, 3, 4, 5), 2, 1),
     ],
-    ids=["raid0", "raid1", "raid1 without", "mirror", "raid5", "raid5-2", "raid6", "raid6-3", "raid10", "raid10-3"],
+    ids=["0", "1", "1-2", "mirror", "5", "5-2", "6", "6-3", "10", "10 pair", "10 with 3", "10 with 3, 3"],
 )
 def test_a_volume_needs_as_many_legs_as_hold_its_data(
     tmp_path: Path, volume: dict[str, dict[str, str]], needed: int, left: int
