@@ -1476,20 +1476,27 @@ class StorageFacts:
         """The file system that holds a directory; or the one that should be mounted there by now, and is not."""
         real = os.path.realpath(directory)
         where = longest_above(real, [words[4] for words in self.mounts])
-        planned = longest_above(real, self.planned_mounts)
-        if where and len(planned) > len(where) and self.is_mounted_at_boot(planned):
+        planned = longest_above(real, filter(self.is_mounted_at_boot, self.planned_mounts))
+        if where and len(planned) > len(where):
             return unmounted_layer(planned, self)
         words = next((words for words in reversed(self.mounts) if words[4] == where), [])
+        if not words:
+            return Layer(where, "mount")
         problem = None
-        # The unit's sandbox makes every mount read-only for us, but not the file system itself.
-        if words and "ro" in words[-1].split(","):
+        # The unit's sandbox makes every mount read-only for us, but not the file system itself. After an error, ext4
+        # has another word for that since Linux 6.15.
+        if not {"ro", "emergency_ro"}.isdisjoint(words[-1].split(",")):
             reason = f"{where} is mounted read-only, but the guest writes to it"
             problem = Problem(reason, f"mount -o remount,rw {where}", is_readable=True)
-        layer = Layer(where, "mount", problem, (), problem)
-        if not words or not self.explains:
-            return layer
-        name = mounted_device(words)
-        return layer._replace(below=(self.layer(name),) if name else source_layers(words[words.index("-") + 2]))
+        kind, source = words[words.index("-") + 1 :][:2]
+        below = source_layers(source)
+        if kind == "zfs":
+            below = (pool_layer(source.partition("/")[0], self),)
+        elif (name := mounted_device(words)) and os.path.exists(device_directory(name)):  # /dev/fuse is none
+            below = (self.layer(name),)
+        layer = stacked(where, "mount", problem, *below)
+        # A device is one of several that a file system of btrfs may have, and not always needed.
+        return layer._replace(cause=problem) if kind == "btrfs" else layer
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
@@ -1518,8 +1525,8 @@ class StorageFacts:
             options = ",".join(more[1:2]).split(",")
             at_boot = "noauto" not in options or "x-systemd.automount" in options
             plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
-        # A tmpfs, such as that of tmp.mount, never holds an image at boot.
-        return {where: plan for where, plan in plans.items() if plan.source != "tmpfs"}
+        # A tmpfs, such as that of tmp.mount, never holds an image at boot; a directory bound to itself shows the same.
+        return {where: plan for where, plan in plans.items() if plan.source not in ("tmpfs", where)}
 
     def is_mounted_at_boot(self, where: str) -> bool:
         """Whether what is planned there is mounted at boot: a unit has to be wanted by another."""
@@ -1869,12 +1876,10 @@ def check_nvme(name: str, _: StorageFacts) -> Problem | None:
 
 
 def check_zvol(name: str, facts: StorageFacts) -> Problem | None:
-    """A volume in a pool of which ZFS has suspended all I/O (zpoolprops(7), failmode)."""
+    """A volume in a pool that cannot be used."""
     device = facts.udev_device(name)
     pools = [link.split("/")[3] for link in device.links if link.startswith("/dev/zvol/")] if device else []
-    if pools and facts.text(f"{PROC}/spl/kstat/zfs/{pools[0]}/state").strip() == "SUSPENDED":
-        return Problem(f"ZFS pool {pools[0]} is suspended", f"zpool clear {pools[0]}")
-    return None
+    return pool_layer(pools[0], facts).cause if pools else None
 
 
 def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
@@ -2087,9 +2092,11 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
     if not facts.explains:
         below = ()
     elif "zfs-list.cache" in plan.file:
-        below = (pool_layer(plan.source.partition("/")[0]),)
+        below = (pool_layer(plan.source.partition("/")[0], facts),)
     elif path := path_of(plan.source):
         below = (needed_layer(path, facts),)
+    else:
+        below = below or facts.find(plan.source)  # a directory to bind, or an image
     return stacked(where, "mount", Problem(reason, f"systemctl start {where}"), *below)
 
 
@@ -2369,18 +2376,25 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     return absent(f"DRBD resource {name} is not up", f"drbdadm up {name}")
 
 
-def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
+def explain_zvol(match: re.Match[str], facts: StorageFacts) -> Layer:
     """A ZFS volume."""
     pool, volume = match["pool"], match["volume"]
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
-    return absent(reason, f"zfs list -r -o name,keystatus {pool}", pool_layer(pool))
+    return absent(reason, f"zfs list -r -o name,keystatus {pool}", pool_layer(pool, facts))
 
 
-def pool_layer(pool: str) -> Layer:
-    """A ZFS pool, which may not be imported: the module keeps a directory for each one that is."""
-    is_imported = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
-    problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
-    return stacked(pool, "ZFS pool", None if is_imported else problem)
+def pool_layer(pool: str, facts: StorageFacts) -> Layer:
+    """A ZFS pool, which may not be imported: the module keeps a directory for each one that is, with its state.
+
+    A pool that lacks too many disks is SUSPENDED, or with failmode=continue UNAVAIL or FAULTED (spa_state_to_name()).
+    """
+    state = facts.text(f"{PROC}/spl/kstat/zfs/{pool}/state").strip()
+    problem = None
+    if not os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}"):
+        problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
+    elif state not in ("", "ONLINE", "DEGRADED"):
+        problem = Problem(f"ZFS pool {pool} is {state}", f"zpool clear {pool}")
+    return stacked(pool, "ZFS pool", problem)
 
 
 def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
@@ -2554,7 +2568,9 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
     return State.NOT_READY, stacked(path, "path", problem)
 
 
-GONE_ERRORS = (errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN)
+GONE_ERRORS = (
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT,
+)  # fmt: skip
 
 
 def check_block_device(number: int, required: Required, facts: StorageFacts) -> Layer:

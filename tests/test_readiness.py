@@ -96,8 +96,10 @@ def image_status(mounts: Mounts, tmp_path: Path, *, writes: bool = True) -> xwd.
     return xwd.check_disk(xwd.Required(f"{tmp_path}/images/web.img", writes=writes), xwd.StorageFacts(explains=False))
 
 
-def test_image_on_read_only_file_system_is_ready_only_for_reading(mounts: Mounts, tmp_path: Path) -> None:
-    mounts.mount(tmp_path / "images", "ro,errors=continue")
+@pytest.mark.parametrize("options", ["ro,errors=continue", "rw,emergency_ro,errors=remount-ro"])
+def test_image_on_read_only_file_system_is_ready_only_for_reading(mounts: Mounts, tmp_path: Path, options: str) -> None:
+    """Since Linux 6.15, ext4 shows that it has become so after an error by another word."""
+    mounts.mount(tmp_path / "images", options)
     reason = f"{tmp_path}/images is mounted read-only, but the guest writes to it"
     status = image_status(mounts, tmp_path)
     assert (status.state, status.reason, status.is_readable) == (xwd.State.NOT_READY, reason, True)
@@ -140,6 +142,20 @@ def test_mount_unit_that_nothing_starts_is_not_waited_for(
     mounts: Mounts, tmp_path: Path, wanted_by: str, more: str
 ) -> None:
     mounts.unit(tmp_path / "images", wanted_by, more)
+    assert image_status(mounts, tmp_path) == xwd.READY
+
+
+def test_outer_mount_is_waited_for_if_the_inner_is_noauto(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.plan(tmp_path / "images", "noauto")
+    mounts.plan(tmp_path)
+    assert image_status(mounts, tmp_path).reason.startswith(f"{tmp_path} is not mounted ")
+
+
+def test_directory_bound_to_itself_is_not_waited_for(mounts: Mounts, tmp_path: Path) -> None:
+    """As it is done to make it a mount that is shared, and mountinfo shows it."""
+    images = tmp_path / "images"
+    mounts.unit(images, "multi-user.target", what=str(images))
+    mounts.mount(images, number="8:1", root=str(images))
     assert image_status(mounts, tmp_path) == xwd.READY
 
 

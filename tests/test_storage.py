@@ -701,7 +701,7 @@ def test_image_in_a_dataset_names_the_pool_that_is_not_imported(tmp_path: Path) 
     assert missing(here, "/srv/images/web.img")[0] == reason
 
 
-@pytest.mark.parametrize("number", [errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN])
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, errno.ETIMEDOUT])
 def test_a_mount_whose_server_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "fstab").write_text(f"nas:/images {tmp_path} nfs x-systemd.automount 0 0\n")
@@ -1202,7 +1202,12 @@ def test_a_volume_may_be_called_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("state", "reason"),
-    [("ONLINE", ""), ("DEGRADED", ""), ("SUSPENDED", "/dev/zd0: ZFS pool tank is suspended")],
+    [
+        ("ONLINE", ""),
+        ("DEGRADED", ""),
+        ("SUSPENDED", "/dev/zd0: ZFS pool tank is SUSPENDED"),
+        ("UNAVAIL", "/dev/zd0: ZFS pool tank is UNAVAIL"),  # with failmode=continue
+    ],
 )
 def test_zvol_has_the_state_of_its_pool(tmp_path: Path, state: str, reason: str) -> None:
     here = made_up(tmp_path, zd0={})
@@ -1211,6 +1216,50 @@ def test_zvol_has_the_state_of_its_pool(tmp_path: Path, state: str, reason: str)
         file.parent.mkdir(parents=True)
         file.write_text(text)
     assert look(here, "zd0", READS) == (reason, "zpool clear tank" if reason else "")
+
+
+def image_status(root: Path, mount: str) -> xwd.Status:
+    """The status of an image on what is mounted according to the end of a line of mountinfo."""
+    (root / "images").mkdir()
+    (root / "images/web.img").write_text("content")
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    number, _, source = mount.partition(" ")
+    (root / "proc/self/mountinfo").write_text(f"40 1 {number} / {root}/images rw - {source} rw\n")
+    paths_below(root).use()
+    return xwd.check_disk(Required(f"{root}/images/web.img"), xwd.StorageFacts(explains=False))
+
+
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
+def test_image_needs_the_device_below_its_file_system(tmp_path: Path) -> None:
+    made_up(tmp_path, sda={"device/state": "transport-offline"}, dm_0={"dm/name": "images", "slaves": "sda"})
+    status = image_status(tmp_path, "7:1 ext4 /dev/mapper/images")
+    assert (status.state, status.reason) == (xwd.State.NOT_READY, "/dev/sda: SCSI device is transport-offline")
+
+
+def test_image_on_btrfs_may_do_without_one_of_its_devices(tmp_path: Path) -> None:
+    made_up(tmp_path, sda={"device/state": "offline"})
+    assert image_status(tmp_path, "0:40 btrfs /dev/sda") == xwd.READY
+
+
+def test_fuse_is_no_block_device_below_an_image(tmp_path: Path) -> None:
+    made_up(tmp_path, sda={})
+    assert image_status(tmp_path, "0:40 fuse /dev/fuse") == xwd.READY
+
+
+@pytest.mark.parametrize(("state", "reason"), [("ONLINE", ""), ("SUSPENDED", "ZFS pool tank is SUSPENDED")])
+def test_image_in_a_dataset_has_the_state_of_its_pool(tmp_path: Path, state: str, reason: str) -> None:
+    (tmp_path / "proc/spl/kstat/zfs/tank").mkdir(parents=True)
+    (tmp_path / "proc/spl/kstat/zfs/tank/state").write_text(f"{state}\n")
+    assert image_status(tmp_path, "0:50 zfs tank/images").reason == reason
+
+
+def test_bind_mount_has_the_reason_of_its_source(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/fstab").write_text("nas:/data /data nfs defaults 0 0\n/data/images /srv/images none bind 0 0\n")
+    assert missing(paths_below(tmp_path), "/srv/images/web.img") == (
+        "/data is not mounted (/etc/fstab mounts nas:/data there)",
+        "systemctl start /data",
+    )
 
 
 def test_drbd_8_with_suspended_io_is_unusable(host: Callable[[str], HostPaths]) -> None:
