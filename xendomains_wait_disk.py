@@ -1243,6 +1243,7 @@ class Required(NamedTuple):
     format: str = ""  # of an image
     by_script: bool = False  # Xen's block script attaches it
     is_boot_file: bool = False  # which comes with its file system, or not at all
+    depth: int = 0  # the number of images that it is behind
 
 
 def required_by(disk: Disk) -> Required:
@@ -2636,33 +2637,38 @@ def check_file(path: str, size: int, required: Required, facts: StorageFacts) ->
         return stacked(path, "file", None, mount)
     if size == 0:
         return stacked(path, "file", Problem("is empty (0 bytes)"))._replace(below=(mount,))
-    image = image_layer(path, "file", required.format, facts, MAX_BACKING_FILES)
+    image = image_layer(path, required, facts)
     return image._replace(below=(mount, *image.below))
 
 
-def image_layer(path: str, kind: str, image_format: str, facts: StorageFacts, depth: int) -> Layer:
-    """An image and the files behind it: QEMU's docs/interop/qcow2.rst. May block.
+def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
+    """An image and what is behind it: QEMU's docs/interop/qcow2.rst. May block.
 
     The chain is followed as far as the images say that the next one is qcow2, because a guest can write anything to a
     raw image; one that only its owner may read is taken to be complete.
     """
-    if image_format not in ("qcow", "qcow2") or depth == 0:
-        return Layer(path, kind)
-    header = read_part(path, 0, QCOW_HEADER)
-    if header and not header.startswith(b"QFI\xfb"):
-        return stacked(path, kind, Problem(f"{path} is not a {image_format} image"))
-    offset, length = int.from_bytes(header[8:16], "big"), int.from_bytes(header[16:20], "big")
+    versions = {"qcow": (1,), "qcow2": (2, 3)}.get(required.format, ())
+    header = read_part(path, 0, QCOW_HEADER) if versions and required.depth < MAX_BACKING_FILES else b""
+    if not header:
+        return Layer(path, "file")
+    version, offset, length = (int.from_bytes(header[start:end], "big") for start, end in ((4, 8), (8, 16), (16, 20)))
+    if not header.startswith(b"QFI\xfb") or version not in versions:
+        return stacked(path, "file", Problem(f"is not a {required.format} image"))
+    if required.writes and version == 3 and int.from_bytes(header[72:80], "big") & 2:
+        reason = "is marked as corrupt, so QEMU does not open it for writing"
+        return stacked(path, "file", Problem(reason, f"qemu-img check -r all {path}", is_readable=True))
     name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
+    name = name.removeprefix("file:")
     # "json:…" and "nbd://…" are not files.
     if not name or re.match("[a-z+]+:", name):
-        return Layer(path, kind)
-    behind = os.path.join(os.path.dirname(path), name)
-    if os.path.exists(behind):
-        next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
-        return stacked(path, kind, None, image_layer(behind, "backing file", next_format, facts, depth - 1))
-    problem = Problem(f"backing file {behind} does not exist")
-    known = facts.find(os.path.realpath(behind)) if facts.explains else ()
-    return stacked(path, kind, None, stacked(behind, "backing file", problem, *known))
+        return Layer(path, "file")
+    next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
+    next_path = os.path.join(os.path.dirname(path), name)
+    behind = check_layers(Required(next_path, format=next_format, depth=required.depth + 1), facts)[1]
+    if problem := behind.problem:
+        told = Problem(f"backing file {next_path} {problem.reason}", problem.hint)
+        behind = behind._replace(problem=told, cause=told if behind.cause is problem else behind.cause)
+    return stacked(path, "file", None, behind._replace(kind="backing file"))
 
 
 def read_part(path: str, offset: int, length: int) -> bytes:

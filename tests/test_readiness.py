@@ -182,19 +182,21 @@ def test_bind_mount_by_the_sandbox_does_not_count_as_the_planned_mount(mounts: M
 # Images with a file behind them
 
 
-def qcow2(path: Path, backing: str = "", backing_format: str = "") -> Path:
+def qcow2(path: Path, backing: str = "", backing_format: str = "", version: int = 3, features: int = 0) -> Path:
     """The first 4 KiB of an image as qemu-img makes it: QEMU's docs/interop/qcow2.rst."""
     extension = struct.pack(">II", 0xE2792ACA, len(backing_format)) + backing_format.encode() if backing_format else b""
     extension = extension.ljust(-(-len(extension) // 8) * 8, b"\0") + bytes(8)
     offset = 104 + len(extension) if backing else 0
-    header = b"QFI\xfb" + struct.pack(">IQI", 3, offset, len(backing.encode()))
+    header = b"QFI\xfb" + struct.pack(">IQI", version, offset, len(backing.encode()))
+    header = header.ljust(72, b"\0") + struct.pack(">Q", features)
     path.write_bytes((header.ljust(104, b"\0") + extension + backing.encode()).ljust(4096, b"\0"))
     return path
 
 
-def image(path: Path, image_format: str = "qcow2") -> xwd.Status:
+def image(path: Path, image_format: str = "qcow2", *, writes: bool = False) -> xwd.Status:
     NO_UDEV.use()
-    return xwd.check_disk(xwd.Required(str(path), format=image_format), xwd.StorageFacts(explains=False))
+    required = xwd.Required(str(path), format=image_format, writes=writes)
+    return xwd.check_disk(required, xwd.StorageFacts(explains=False))
 
 
 def lacks_backing_file(path: Path) -> xwd.Status:
@@ -226,14 +228,44 @@ def test_layers_of_an_image_are_its_mount_and_backing_chain(mounts: Mounts, tmp_
     mounts.paths.use()
     layer = xwd.storage_of(xwd.Required(str(web), format="qcow2"), xwd.StorageFacts())
     mount, behind = layer.below
-    assert [(one.kind, one.name) for one in (layer, mount, behind, *behind.below)] == [
+    its_mount, behind_that = behind.below
+    assert [(one.kind, one.name) for one in (layer, mount, behind, its_mount, behind_that)] == [
         ("file", str(web)),
         ("mount", str(tmp_path / "images")),
         ("backing file", str(one)),
+        ("mount", str(tmp_path / "images")),
         ("backing file", str(base)),
     ]
-    assert layer.cause is behind.below[0].problem
+    assert layer.cause is behind_that.problem
     assert layer.cause == xwd.Problem(f"backing file {base} does not exist")
+
+
+@pytest.mark.parametrize("backing_format", ["raw", "qcow2"])
+def test_empty_backing_file_is_not_ready(tmp_path: Path, backing_format: str) -> None:
+    """A copy of the template that has just begun."""
+    (tmp_path / "base.img").touch()
+    status = image(qcow2(tmp_path / "web.qcow2", "base.img", backing_format))
+    assert status == not_ready(f"backing file {tmp_path}/base.img is empty (0 bytes)")
+
+
+def test_backing_file_is_not_ready_until_its_file_system_is_mounted(mounts: Mounts, tmp_path: Path) -> None:
+    mounts.plan(tmp_path / "images")
+    web = qcow2(tmp_path / "web.qcow2", "file:images/web.img", "raw")
+    mounts.paths.use()
+    status = xwd.check_disk(xwd.Required(str(web), format="qcow2"), xwd.StorageFacts(explains=False))
+    assert status.reason.startswith(f"{tmp_path}/images is not mounted ")
+
+
+@as_root
+def test_backing_device_is_checked_and_not_opened(machine: Machine, tmp_path: Path) -> None:
+    machine.device("sda", device__state="offline")
+    os.mknod(tmp_path / "base", stat.S_IFBLK | 0o600, Machine.NUMBER)
+    web = qcow2(tmp_path / "web.qcow2", "base", "qcow2")
+    machine.paths().use()
+    state = machine.sys / "devices/sda/device/state"
+    for text, reason in (("offline", "/dev/sda: SCSI device is offline"), ("running", "")):
+        state.write_text(text)
+        assert xwd.check_disk(xwd.Required(str(web), format="qcow2"), xwd.StorageFacts()).reason == reason
 
 
 def test_backing_file_of_a_raw_image_is_not_followed(tmp_path: Path) -> None:
@@ -245,7 +277,23 @@ def test_backing_file_of_a_raw_image_is_not_followed(tmp_path: Path) -> None:
 
 def test_image_that_is_not_qcow2_is_not_ready(tmp_path: Path) -> None:
     fill(tmp_path / "web.qcow2")
-    assert image(tmp_path / "web.qcow2") == not_ready(f"{tmp_path}/web.qcow2 is not a qcow2 image")
+    assert image(tmp_path / "web.qcow2") == not_ready("is not a qcow2 image")
+    assert image(qcow2(tmp_path / "web.qcow2", version=1)) == not_ready("is not a qcow2 image")
+    assert image(tmp_path / "web.qcow2", "qcow") == xwd.READY
+    assert image(qcow2(tmp_path / "web.qcow2"), "qcow") == not_ready("is not a qcow image")
+
+
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
+def test_image_that_qemu_has_marked_as_corrupt_is_ready_only_for_reading(tmp_path: Path) -> None:
+    dirty, corrupt = 1, 2
+    assert image(qcow2(tmp_path / "web.qcow2", features=dirty), writes=True) == xwd.READY
+    status = image(qcow2(tmp_path / "web.qcow2", features=corrupt), writes=True)
+    assert (status.reason, status.hint, status.is_readable) == (
+        "is marked as corrupt, so QEMU does not open it for writing",
+        f"qemu-img check -r all {tmp_path}/web.qcow2",
+        True,
+    )
+    assert image(tmp_path / "web.qcow2") == xwd.READY
 
 
 @pytest.mark.parametrize("backing", ["nbd://server/base", 'json:{"driver":"rbd"}'])
