@@ -1492,7 +1492,8 @@ class StorageFacts:
         kind, source = words[words.index("-") + 1 :][:2]
         below = source_layers(source)
         if kind == "zfs":
-            below = (pool_layer(source.partition("/")[0], self),)
+            pool = source.partition("/")[0]
+            below = (stacked(pool, "ZFS pool", check_pool(pool, self)),)
         elif (name := mounted_device(words)) and os.path.exists(device_directory(name)):  # /dev/fuse is none
             below = (self.layer(name),)
         layer = stacked(where, "mount", problem, *below)
@@ -1547,7 +1548,7 @@ class StorageFacts:
         found = {}
         for words in (*self.table(f"{ETC}/mdadm/mdadm.conf"), *self.table(f"{ETC}/mdadm.conf")):
             keys = {key.lower(): value for key, _, value in (word.partition("=") for word in words[1:])}
-            names = [word for word in words[1:] if "=" not in word] + [keys.get("name", "").rpartition(":")[2]]
+            names = [*(word for word in words[1:] if "=" not in word), keys.get("name", "")]
             if words[0] == "ARRAY":
                 found.update({array_name(name): keys for name in names if name})
         return found
@@ -1590,9 +1591,9 @@ class StorageFacts:
         return float(seconds[0]) if seconds else 0.0
 
     def device_table(self, kind: str) -> dict[str, tuple[str, list[str]]]:
-        """The device of each volume in crypttab(5) or a similar table, and its options."""
+        """The device of each volume in crypttab(5) or a similar table, and its key file with its options."""
         lines = self.table(f"{ETC}/{kind}tab")
-        return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
+        return {name: (source, ",".join(more).split(",")) for name, source, *more in lines}
 
     @cached_property
     def iscsi_sessions(self) -> dict[str, tuple[str, str, str]]:
@@ -1880,7 +1881,15 @@ def check_zvol(name: str, facts: StorageFacts) -> Problem | None:
     """A volume in a pool that cannot be used."""
     device = facts.udev_device(name)
     pools = [link.split("/")[3] for link in device.links if link.startswith("/dev/zvol/")] if device else []
-    return pool_layer(pools[0], facts).cause if pools else None
+    return check_pool(pools[0], facts) if pools else None
+
+
+def check_pool(pool: str, facts: StorageFacts) -> Problem | None:
+    """A ZFS pool that lacks too many disks: with failmode=continue it is not SUSPENDED (spa_state_to_name())."""
+    state = facts.text(f"{PROC}/spl/kstat/zfs/{pool}/state").strip()
+    return (
+        None if state in ("", "ONLINE", "DEGRADED") else Problem(f"ZFS pool {pool} is {state}", f"zpool clear {pool}")
+    )
 
 
 def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
@@ -1922,6 +1931,8 @@ def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
                 stopped = "it has no quorum" if device.get("quorum") is False else ""
                 if resource.get("suspended") is True:
                     stopped = "its I/O is suspended"
+                if resource.get("force-io-failures") is True:  # after `drbdadm secondary --force`
+                    stopped = "all I/O fails until nothing has it open"
                 states[str(device["minor"])] = DrbdState(
                     str(resource["role"]), peer_role, str(device["disk-state"]), best, stopped, is_version_9=True
                 )
@@ -2093,7 +2104,7 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
     if not facts.explains:
         below = ()
     elif "zfs-list.cache" in plan.file:
-        below = (pool_layer(plan.source.partition("/")[0], facts),)
+        below = (pool_layer(plan.source.partition("/")[0]),)
     elif path := path_of(plan.source):
         below = (needed_layer(path, facts),)
     else:
@@ -2151,7 +2162,7 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An md array by its name or its node; one that is inactive has no link with its name yet."""
     name, array = array_name(match["name"]), f"md array {match['name']}"
     listed = facts.arrays.get(name)
-    uuid = hex_digits(listed.get("uuid", "")) if listed else ""
+    uuid = hex_digits(listed.get("uuid", "") if listed else match["name"])
     members = [device for device in facts.devices if is_member(device.properties, name, uuid)]
     names = [device.name for device in members]
     nodes = {device.properties.get("MD_DEVICE", "") for device in members}
@@ -2163,23 +2174,26 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     if names:
         reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
         return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
-    container = [needed_layer(listed["container"], facts)] if listed and "container" in listed else []
+    container = listed.get("container", "") if listed else ""  # of firmware RAID, by its path or its UUID
+    for key in (array_name(container), hex_digits(container)):
+        if node := facts.running_arrays.get(key, ""):
+            return absent(f"{array} is not started in its container {node}", f"mdadm --incremental --run /dev/{node}")
+    below = [needed_layer(container, facts)] if container.startswith("/") else []
     listing = "though mdadm.conf lists it" if listed else "and mdadm.conf does not list it"
-    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *container)
+    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *below)
 
 
 def is_member(properties: Mapping[str, str], name: str, uuid: str) -> bool:
     """Whether udev knows a device as a member of the md array with this name or UUID."""
-    if name in (array_name(properties.get("MD_DEVICE", "")), properties.get("MD_DEVNAME")):
+    if name in (array_name(properties.get(key, "")) for key in ("MD_DEVICE", "MD_DEVNAME")):
         return True
-    # The label is HOST:NAME.
-    label, own = properties.get("ID_FS_LABEL", "").rpartition(":")[2], hex_digits(properties.get("ID_FS_UUID", ""))
+    label, own = array_name(properties.get("ID_FS_LABEL", "")), hex_digits(properties.get("ID_FS_UUID", ""))
     return properties.get("ID_FS_TYPE", "").endswith("_raid_member") and (label == name or own == uuid != "")
 
 
 def array_name(path: str) -> str:
-    """The name of an md array: /dev/md0 is /dev/md/0."""
-    return os.path.basename(path).removeprefix("md")
+    """The name of an md array: /dev/md0 is /dev/md/0, and /dev/md/HOST:0 or the label HOST:0 one that HOST has made."""
+    return os.path.basename(path).rpartition(":")[2].removeprefix("md")
 
 
 def hex_digits(uuid: str) -> str:
@@ -2211,20 +2225,21 @@ def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """What systemd sets up from a table: crypttab(5), integritytab(5), veritytab(5)."""
     name = match["name"]
     for kind in ("crypt", "integrity", "verity"):
-        source, options = facts.device_table(kind).get(name, ("", []))
+        source, options = facts.device_table(kind).get(name, ("", [""]))
         if source:
             noauto = ", with the option noauto" if "noauto" in options else ""
             # systemd.unit(5), "String escaping"
             unit = hex_escaped("[^a-zA-Z0-9:_./]", name).replace("/", "-")
             reason = f"{kind} volume {name} is not open (it is in /etc/{kind}tab{noauto})"
             below = [needed_layer(path_of(source), facts)] if path_of(source) else []
-            return absent(reason, f"systemctl start 'systemd-{kind}setup@{unit}'", *below)
+            return absent(reason, f"systemctl start 'systemd-{kind}setup@{unit}'", *below, *facts.find(options[0]))
     return None
 
 
 def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A multipath map by its alias, the name it is bound to, or its WWID: multipath.conf(5)."""
-    name = match["name"]
+    # kpartx(8) may put the number of a partition after the name alone.
+    name = re.sub("^(mpath[a-z]+?)p?[0-9]+$", r"\1", match["name"])
     wwid = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else ""
     for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
         wwid = bound if alias == name else wwid
@@ -2275,6 +2290,11 @@ INACTIVE = (
         "vgchange --lockstart {0}",
     ),
     (
+        '^\t+flags = .*"(NOAUTOACTIVATE)"',
+        "autoactivation is turned off for LVM volume {0}/{1} or its group",
+        "lvchange -ay {0}/{1}",
+    ),
+    (
         '^\t\t\tflags = .*"(ACTIVATION_SKIP)"',
         "LVM volume {0}/{1} has the activation skip flag",
         "lvchange -ay -K {0}/{1}",
@@ -2304,7 +2324,11 @@ def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer
     problem = None
     if MISSING in [layer.problem for layer in below]:
         lacking = join_limited([layer.name for layer in disks.values() if layer.problem is MISSING], MAX_LISTED)
-        problem = Problem(f"volume group {name} lacks physical volume {lacking}")
+        backup = facts.volume_group(name)
+        # At boot LVM waits for all of them, though a RAID may do without.
+        is_raid = backup and 'type = "raid' in "".join(backup.volumes.values())
+        hint = f"vgchange -ay {name}" if is_raid else ""
+        problem = Problem(f"volume group {name} lacks physical volume {lacking}", hint)
     return stacked(name, "volume group", problem, *below)
 
 
@@ -2377,31 +2401,25 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     return absent(f"DRBD resource {name} is not up", f"drbdadm up {name}")
 
 
-def explain_zvol(match: re.Match[str], facts: StorageFacts) -> Layer:
+def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
     """A ZFS volume."""
     pool, volume = match["pool"], match["volume"]
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
-    return absent(reason, f"zfs list -r -o name,keystatus {pool}", pool_layer(pool, facts))
+    return absent(reason, f"zfs list -r -o name,keystatus {pool}", pool_layer(pool))
 
 
-def pool_layer(pool: str, facts: StorageFacts) -> Layer:
-    """A ZFS pool, which may not be imported: the module keeps a directory for each one that is, with its state.
-
-    A pool that lacks too many disks is SUSPENDED, or with failmode=continue UNAVAIL or FAULTED (spa_state_to_name()).
-    """
-    state = facts.text(f"{PROC}/spl/kstat/zfs/{pool}/state").strip()
-    problem = None
-    if not os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}"):
-        problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
-    elif state not in ("", "ONLINE", "DEGRADED"):
-        problem = Problem(f"ZFS pool {pool} is {state}", f"zpool clear {pool}")
-    return stacked(pool, "ZFS pool", problem)
+def pool_layer(pool: str) -> Layer:
+    """A ZFS pool, which may not be imported: the module keeps a directory for each one that is."""
+    is_imported = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
+    problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
+    return stacked(pool, "ZFS pool", None if is_imported else problem)
 
 
 def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     """A Ceph image: rbdmap(8)."""
     image = match["image"]
-    if image in (words[0] for words in facts.table(f"{ETC}/ceph/rbdmap")):
+    listed = re.findall(r"^\s*([^\s#]+)", facts.text(f"{ETC}/ceph/rbdmap"), re.MULTILINE)
+    if image in listed or image.removeprefix("rbd/") in listed:
         reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
         return absent(reason, "rbdmap map")
     return absent(f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap", f"rbd device map {image}")
@@ -2434,12 +2452,13 @@ def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
 def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A link named after what a block device holds or is."""
     tag, value = match["tag"].upper(), match["value"]
-    if facts.devices_with(value, TAGS[tag]):
-        return None
     hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
+    for item in facts.devices_with(value, TAGS[tag]):  # a UUID that blkid prints may be that of a member
+        return absent(f"{item.name} has {tag} {value}, but udev creates no such link for it", f"{hint},FSTYPE")
     below = facts.likely_sessions if tag != "ID" or value.startswith(("scsi-", "wwn-")) else ()
-    if value.startswith("dm-name-"):
-        below = facts.find(f"/dev/mapper/{value[len('dm-name-') :]}")
+    for prefix, directory in SAME_NAMES.items():
+        if value.startswith(prefix):
+            below = facts.find(directory + value[len(prefix) :])
     return absent(f"no block device has {tag} {value}", hint, *below)
 
 
@@ -2451,6 +2470,13 @@ TAGS = {
     "PARTUUID": "ID_PART_ENTRY_UUID",
     "UUID": "ID_FS_UUID_ENC",
 }
+# What else is in by-id: the prefix, and the directory in which the rest is a name as well.
+SAME_NAMES = {
+    "dm-name-": "/dev/mapper/",
+    "dm-uuid-mpath-": "/dev/mapper/",
+    "md-name-": "/dev/md/",
+    "md-uuid-": "/dev/md/",
+}
 NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # directories of other subsystems below /dev
 AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 
@@ -2458,7 +2484,7 @@ AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
     (
         "partition",
-        "(?P<whole>/dev/([svh]d[a-z]+|md/.*[^0-9]|.*[0-9](?=p)|.+(?=-part)))(-part|p)?(?P<number>[0-9]+)",
+        "(?P<whole>/dev/([svh]d[a-z]+|mapper/mpath[a-z]+?|md/.*[^0-9]|.*[0-9](?=p)|.+(?=-part)))(-part|p)?(?P<number>[0-9]+)",
         explain_partition,
     ),
     (
@@ -2477,7 +2503,7 @@ EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], L
     ),
     ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+)", explain_zvol),
     ("Ceph image", "/dev/rbd/(?P<image>.+)", explain_rbd),
-    ("bcache device", "/dev/bcache[0-9]+(p[0-9]+)?", explain_bcache),
+    ("bcache device", "/dev/bcache([0-9]+(p[0-9]+)?|/by-.+)", explain_bcache),
     ("link", r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
     ("crypt volume", "/dev/mapper/(?P<name>.+)", explain_crypt),
     ("multipath map", "/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),

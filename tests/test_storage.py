@@ -171,7 +171,8 @@ def test_missing_partition_of_a_present_disk_is_named(host: Callable[[str], Host
 def test_missing_partition_of_an_array_or_map_is_named(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("md/degraded"), "/dev/md127p1")[0] == "/dev/md127 has no partition 1"
     here = host("multipath/map")
-    assert missing(here, "/dev/mapper/mpatha-part2")[0] == "/dev/mapper/mpatha has no partition 2"
+    for part in ("-part2", "2", "p2"):  # as kpartx names it
+        assert missing(here, f"/dev/mapper/mpatha{part}")[0] == "/dev/mapper/mpatha has no partition 2"
     assert missing(host("md/inactive"), "/dev/md127p1")[0].startswith(f"{INACTIVE_ARRAY}; ")
 
 
@@ -273,6 +274,12 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
             "LVM volume vg/lv has the activation skip flag",
             "lvchange -ay -K vg/lv",
         ),
+        (
+            "\tflags = []",
+            '\tflags = ["NOAUTOACTIVATE"]',
+            "autoactivation is turned off for LVM volume vg/lv or its group",
+            "lvchange -ay vg/lv",
+        ),
         ('status = ["RESIZEABLE"', 'status = ["EXPORTED", "RESIZEABLE"', "volume group vg is exported", "vgimport vg"),
         (
             "\tflags = []",
@@ -317,6 +324,14 @@ def test_volume_not_on_the_missing_disk_can_be_activated(host: Callable[[str], H
     )
 
 
+def test_group_with_a_raid_can_be_activated_without_a_disk(host: Callable[[str], HostPaths]) -> None:
+    """LVM does not do it at boot, where it waits until a group is complete."""
+    here = host("lvm/never-seen")
+    assert missing(here, "/dev/vg/lv")[1] == ""
+    edit_backup(here, 'type = "striped"', 'type = "raid1"')
+    assert missing(here, "/dev/vg/lv")[1] == "vgchange -ay vg"
+
+
 @pytest.mark.parametrize("ident", ["t10.ATA_Samsung_SSD", "eui.0025385"])
 def test_no_target_is_blamed_for_a_disk_that_was_no_lun(host: Callable[[str], HostPaths], ident: str) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
@@ -358,7 +373,8 @@ def test_map_without_paths_and_paths_without_a_map_are_named(host: Callable[[str
         f"no multipath map for {wwid}, though paths are present: sda, sdb",
         "multipath -v2",
     )
-    assert missing(here, f"/dev/mapper/{wwid}-part1") == missing(here, "/dev/mapper/mpatha")
+    names = ("mapper/mpatha-part1", "mapper/mpatha1", f"mapper/{wwid}-part1", f"disk/by-id/dm-uuid-mpath-{wwid}")
+    assert reasons(here, *(f"/dev/{name}" for name in names)) == {missing(here, "/dev/mapper/mpatha")}
     here = host("multipath/no-path")
     assert missing(here, "/dev/mapper/mpatha") == (f"multipath map mpatha has no path to {wwid}", "multipath -v2")
     reason = missing(logs_in_at_boot(here), "/dev/mapper/mpatha")[0]
@@ -468,6 +484,55 @@ def test_volume_in_a_container_has_the_reason_of_its_container(tmp_path: Path) -
     )
     assert missing(paths_below(tmp_path), "/dev/md/Volume0")[0] == (
         "no member of md array imsm0 found, though mdadm.conf lists it"
+    )
+
+
+@pytest.mark.parametrize("container", ["/dev/md/imsm0", "5ed2d4a1:22222222:33333333:44444444"])
+def test_volume_not_started_in_its_container_is_named(tmp_path: Path, container: str) -> None:
+    """`mdadm --examine --scan` gives the UUID of the container."""
+    for file, text in (
+        ("etc/mdadm.conf", f"ARRAY /dev/md/Volume0 container={container} member=0 UUID=5:6:7:8\n"),
+        ("run/mdadm/map", "md127 imsm 5ed2d4a1:22222222:33333333:44444444 /dev/md/imsm0\n"),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert missing(paths_below(tmp_path), "/dev/md/Volume0") == (
+        "md array Volume0 is not started in its container md127",
+        "mdadm --incremental --run /dev/md127",
+    )
+
+
+def udev_entry(root: Path, *properties: str) -> HostPaths:
+    """A host whose only disk is sda, with these properties."""
+    here = made_up(root, sda={})
+    (root / "run/udev/data").mkdir(parents=True)
+    (root / "run/udev/data/b7:0").write_text("I:1\n" + "".join(f"E:{item}\n" for item in properties))
+    return here
+
+
+@pytest.mark.parametrize(
+    ("label", "names"),
+    [
+        ("xen1:data", ("md/data", "md/xen1:data", "disk/by-id/md-name-xen1:data")),
+        ("xen1:md0", ("md/md0", "md0", "md/0")),  # --name=md0
+        ("xen1:mdata", ("md/mdata",)),
+    ],
+)
+def test_array_is_known_by_each_of_its_names(tmp_path: Path, label: str, names: tuple[str, ...]) -> None:
+    here = udev_entry(tmp_path, "ID_FS_TYPE=linux_raid_member", f"ID_FS_LABEL={label}")
+    for name in names:
+        assert missing(here, f"/dev/{name}")[0].endswith(" is not assembled (members present: sda)")
+
+
+def test_array_is_known_by_the_link_with_its_uuid(tmp_path: Path) -> None:
+    uuid = "c0ffee00-1111-2222-3333-444455556666"
+    here = udev_entry(tmp_path, "ID_FS_TYPE=linux_raid_member", f"ID_FS_UUID={uuid}", f"ID_FS_UUID_ENC={uuid}")
+    path = "/dev/disk/by-id/md-uuid-c0ffee00:11112222:33334444:55556666"
+    assert missing(here, path)[0].endswith(" is not assembled (members present: sda)")
+    # blkid prints the same for each member.
+    assert missing(here, f"/dev/disk/by-uuid/{uuid}") == (
+        f"sda has UUID {uuid}, but udev creates no such link for it",
+        "lsblk -o NAME,UUID,FSTYPE",
     )
 
 
@@ -641,6 +706,14 @@ def test_volume_from_a_systemd_table_names_its_unit(tmp_path: Path, table: str, 
     assert hint == f"systemctl start '{unit}'"
 
 
+def test_crypt_volume_needs_the_file_system_with_its_key(tmp_path: Path) -> None:
+    here = udev_entry(tmp_path)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/crypttab").write_text("secret /dev/sda /mnt/keys/web.key luks\n")
+    (tmp_path / "etc/fstab").write_text("LABEL=KEYS /mnt/keys ext4 nofail 0 0\n")
+    assert missing(here, "/dev/mapper/secret")[0] == "no block device has LABEL KEYS"
+
+
 def test_linstor_resource_is_found(tmp_path: Path) -> None:
     directory = tmp_path / "linstor.d"
     for file, text in (
@@ -666,6 +739,8 @@ def test_missing_ceph_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "etc/ceph/rbdmap").write_text("# RbdDevice Parameters\nvms/web id=xen,keyring=/etc/ceph/xen.keyring\n")
     reason = "Ceph image vms/web is not mapped, though /etc/ceph/rbdmap lists it"
     assert missing(here, "/dev/rbd/vms/web") == (reason, "rbdmap map")
+    (tmp_path / "etc/ceph/rbdmap").write_text("web\n")  # in the default pool, with the default user
+    assert missing(here, "/dev/rbd/rbd/web")[0] == "Ceph image rbd/web is not mapped, though /etc/ceph/rbdmap lists it"
 
 
 def test_missing_fibre_channel_lun_is_named(tmp_path: Path) -> None:
@@ -687,6 +762,7 @@ def test_bcache_device_without_its_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "run/udev/data").mkdir(parents=True)
     (tmp_path / "run/udev/data/b7:0").write_text("E:ID_FS_TYPE=bcache\n")
     reason = "bcache backing device sdb lacks its cache (start it without only if the cache is lost)"
+    assert missing(here, "/dev/bcache/by-uuid/8d4f6e9c") == missing(here, "/dev/bcache0")
     assert missing(here, "/dev/bcache0") == (reason, "echo 1 >/sys/class/block/sdb/bcache/running")
 
 
@@ -1275,6 +1351,11 @@ def test_drbd_8_with_suspended_io_is_unusable(host: Callable[[str], HostPaths]) 
     [
         ('"quorum": true', '"quorum": false', "/dev/drbd1: DRBD has stopped I/O: it has no quorum"),
         ('"suspended": false', '"suspended": true', "/dev/drbd1: DRBD has stopped I/O: its I/O is suspended"),
+        (
+            '"suspended": false',
+            '"suspended": false, "force-io-failures": true',
+            "/dev/drbd1: DRBD has stopped I/O: all I/O fails until nothing has it open",
+        ),
     ],
 )
 def test_drbd_9_with_suspended_io_is_unusable(
