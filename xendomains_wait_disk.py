@@ -1497,8 +1497,8 @@ class StorageFacts:
         elif (name := mounted_device(words)) and os.path.exists(device_directory(name)):  # /dev/fuse is none
             below = (self.layer(name),)
         layer = stacked(where, "mount", problem, *below)
-        # A device is one of several that a file system of btrfs may have, and not always needed.
-        return layer._replace(cause=problem) if kind == "btrfs" else layer
+        # A device is one of several that such a file system may have, and not always needed.
+        return layer._replace(cause=problem) if kind in ("btrfs", "bcachefs") else layer
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
@@ -1887,9 +1887,9 @@ def check_zvol(name: str, facts: StorageFacts) -> Problem | None:
 def check_pool(pool: str, facts: StorageFacts) -> Problem | None:
     """A ZFS pool that lacks too many disks: with failmode=continue it is not SUSPENDED (spa_state_to_name())."""
     state = facts.text(f"{PROC}/spl/kstat/zfs/{pool}/state").strip()
-    return (
-        None if state in ("", "ONLINE", "DEGRADED") else Problem(f"ZFS pool {pool} is {state}", f"zpool clear {pool}")
-    )
+    if state in ("", "ONLINE", "DEGRADED"):
+        return None
+    return Problem(f"ZFS pool {pool} is {state}", f"zpool clear {pool}")
 
 
 def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
@@ -1947,12 +1947,11 @@ def has_minor(configuration: str, minor: str) -> bool:
 def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | None]:
     """Whether the devices below hold the same data, so not all are needed; and the problem if too few can be used."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
-    what, usable, needed = "", 0, 0
     if uuid.startswith("mpath-"):
         what, usable, needed = "path", len([layer for layer in below if not layer.cause]), 1
     elif name.startswith("md"):
         what, usable, needed = array_members(name, below)
-    elif uuid:
+    else:
         what, usable, needed = volume_legs(name, below)
     if usable >= needed:
         return what != "", None
@@ -2123,9 +2122,7 @@ def mounted_device(words: Sequence[str]) -> str:
 def source_layers(source: str) -> tuple[Layer, ...]:
     """The server of a network file system, as mount.nfs(8) and mount.cifs(8) have it."""
     server = re.match("//([^/]+)|([^/]+):/", source)
-    if server is None:
-        return ()
-    return (Layer(server[1], "CIFS server"),) if server[1] else (Layer(server[2], "NFS server"),)
+    return (Layer(server[1] or server[2], "file server"),) if server else ()
 
 
 def path_of(source: str) -> str:
@@ -2243,14 +2240,14 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     wwid = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else ""
     for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
         wwid = bound if alias == name else wwid
-    for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", facts.text(f"{ETC}/multipath.conf")):
+    files = ["multipath.conf", *(f"multipath/conf.d/{item}" for item in list_names(f"{ETC}/multipath/conf.d"))]
+    for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", "\n".join(facts.text(f"{ETC}/{file}") for file in files)):
         keys = dict(re.findall(r'^\s*(wwid|alias)\s+"?([^"\s]+)', entry, re.MULTILINE))
         wwid = keys.get("wwid", "") if keys.get("alias") == name else wwid
     if not wwid:
         return None
-    paths = [
-        item for item in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not item.name.startswith("dm-")
-    ]
+    found = facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN")
+    paths = [item for item in found if not item.name.startswith("dm-")]
     if names := [item.name for item in paths if "ID_PART_ENTRY_NUMBER" not in item.properties]:
         reason = f"no multipath map for {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
         return absent(reason, "multipath -v2", *map(facts.layer, names))
@@ -2269,12 +2266,11 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
             return None
         return absent(f"volume group {name} is unknown here (no {file})", "vgs")
     if volume not in group.volumes:
-        return absent(
-            f"volume group {name} has no volume {volume} (according to {file} of {group.date})", f"lvs {name}"
-        )
+        unknown = f"volume group {name} has no volume {volume} (according to {file} of {group.date})"
+        return absent(unknown, f"lvs {name}")
     reason, hint = f"volume group {name} is complete, but not all of its volumes are active", f"vgchange -ay {name}"
     for pattern, why, command in INACTIVE:
-        found = re.search(pattern, group.text + group.volumes[volume], re.MULTILINE)
+        found = re.search(pattern, group.text + group.volumes[volume])
         if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
             reason, hint = (text.format(name, volume, found[1]) for text in (why, command))
             break
@@ -2283,24 +2279,12 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 
 # What LVM's backup says of a volume or its group that is not activated, and the reason and the command that helps.
 INACTIVE = (
-    ('^\tstatus = .*"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
+    ('"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
+    ('lock_type = "(sanlock|dlm)"', "volume group {0} is shared ({2}) and not activated", "vgchange --lockstart {0}"),
+    ('"(ACTIVATION_SKIP)"', "LVM volume {0}/{1} has the activation skip flag", "lvchange -ay -K {0}/{1}"),
+    ('"(NOAUTOACTIVATE)"', "LVM volume {0}/{1} or its group is not activated automatically", "lvchange -ay {0}/{1}"),
     (
-        '^\tlock_type = "(sanlock|dlm)"',
-        "volume group {0} is shared ({2}) and not activated",
-        "vgchange --lockstart {0}",
-    ),
-    (
-        '^\t+flags = .*"(NOAUTOACTIVATE)"',
-        "autoactivation is turned off for LVM volume {0}/{1} or its group",
-        "lvchange -ay {0}/{1}",
-    ),
-    (
-        '^\t\t\tflags = .*"(ACTIVATION_SKIP)"',
-        "LVM volume {0}/{1} has the activation skip flag",
-        "lvchange -ay -K {0}/{1}",
-    ),
-    (
-        '^\t+thin_pool = "(.*)"',
+        'thin_pool = "(.*)"',
         "thin pool {0}/{2} is not active (if LVM refuses to activate it: lvconvert --repair {0}/{2})",
         "lvchange -ay {0}/{2}",
     ),
@@ -2326,7 +2310,7 @@ def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer
         lacking = join_limited([layer.name for layer in disks.values() if layer.problem is MISSING], MAX_LISTED)
         backup = facts.volume_group(name)
         # At boot LVM waits for all of them, though a RAID may do without.
-        is_raid = backup and 'type = "raid' in "".join(backup.volumes.values())
+        is_raid = backup and re.search('type = "raid[1-9]', "".join(backup.volumes.values()))
         hint = f"vgchange -ay {name}" if is_raid else ""
         problem = Problem(f"volume group {name} lacks physical volume {lacking}", hint)
     return stacked(name, "volume group", problem, *below)
@@ -2343,9 +2327,8 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
     problem = None
     if len(holders) > 1:
         # Advice to change one of them would do harm where both are the same disk.
-        reason = (
-            f"{join_limited(holders, MAX_LISTED)} carry the same PV UUID (a LUN and its clone, or paths to one LUN)"
-        )
+        names = join_limited(holders, MAX_LISTED)
+        reason = f"{names} carry the same PV UUID (a LUN and its clone, or paths to one LUN)"
         problem = Problem(reason, f"lsblk -o NAME,SERIAL,WWN {' '.join(map(device_path, holders))}")
     elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
         path = device_path(holders[0])
@@ -2456,9 +2439,8 @@ def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     for item in facts.devices_with(value, TAGS[tag]):  # a UUID that blkid prints may be that of a member
         return absent(f"{item.name} has {tag} {value}, but udev creates no such link for it", f"{hint},FSTYPE")
     below = facts.likely_sessions if tag != "ID" or value.startswith(("scsi-", "wwn-")) else ()
-    for prefix, directory in SAME_NAMES.items():
-        if value.startswith(prefix):
-            below = facts.find(directory + value[len(prefix) :])
+    if value.startswith("dm-name-"):
+        below = facts.find(f"/dev/mapper/{value[len('dm-name-') :]}")
     return absent(f"no block device has {tag} {value}", hint, *below)
 
 
@@ -2470,39 +2452,23 @@ TAGS = {
     "PARTUUID": "ID_PART_ENTRY_UUID",
     "UUID": "ID_FS_UUID_ENC",
 }
-# What else is in by-id: the prefix, and the directory in which the rest is a name as well.
-SAME_NAMES = {
-    "dm-name-": "/dev/mapper/",
-    "dm-uuid-mpath-": "/dev/mapper/",
-    "md-name-": "/dev/md/",
-    "md-uuid-": "/dev/md/",
-}
 NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # directories of other subsystems below /dev
 AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 
 # What may be at a path, the pattern for it, and what knows why it is not there; the first that knows anything counts.
 EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
-    (
-        "partition",
-        "(?P<whole>/dev/([svh]d[a-z]+|mapper/mpath[a-z]+?|md/.*[^0-9]|.*[0-9](?=p)|.+(?=-part)))(-part|p)?(?P<number>[0-9]+)",
-        explain_partition,
-    ),
-    (
-        "LUN",
-        "/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?",
-        explain_iscsi_disk,
-    ),
+    ("partition", r"(?P<whole>/dev/([sv]d[a-z]+|md/.*\D|mapper/mpath[a-z]+?))p?(?P<number>\d+)", explain_partition),
+    ("partition", "(?P<whole>/dev/(.*[0-9](?=p)|.+(?=-part)))(-part|p)(?P<number>[0-9]+)", explain_partition),
+    ("LUN", "/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+).*", explain_iscsi_disk),
     ("LUN", "/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
+    ("md array", "/dev/disk/by-id/md-(name|uuid)-(?P<name>.+?)(-part[0-9]+)?", explain_array),
+    ("multipath map", "/dev/disk/by-id/dm-uuid-mpath-(?P<name>.+)", explain_map),
     ("link", "/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
     ("md array", "/dev/md/(?P<name>.+)", explain_array),
     ("md array", "/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
-    (
-        "DRBD device",
-        "/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|/by-disk/(?P<disk>.+)|(?P<minor>[0-9]+))",
-        explain_drbd,
-    ),
-    ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+)", explain_zvol),
-    ("Ceph image", "/dev/rbd/(?P<image>.+)", explain_rbd),
+    ("DRBD device", r"/dev/drbd(/by-res/(?P<resource>[^/]+)(/.+)?|/by-disk/(?P<disk>.+)|(?P<minor>\d+))", explain_drbd),
+    ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+?)(-part[0-9]+)?", explain_zvol),
+    ("Ceph image", "/dev/rbd/(?P<image>.+?)(-part[0-9]+)?", explain_rbd),
     ("bcache device", "/dev/bcache([0-9]+(p[0-9]+)?|/by-.+)", explain_bcache),
     ("link", r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
     ("crypt volume", "/dev/mapper/(?P<name>.+)", explain_crypt),
@@ -2576,7 +2542,7 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
         status = os.stat(path)
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
-            return State.NOT_READY, check_file(path, status.st_size, required, facts)
+            return State.NOT_READY, check_file(path, status, required, facts)
         if kind == stat.S_IFBLK:
             return State.NOT_READY, check_block_device(status.st_rdev, required._replace(path=path), facts)
         problem = Problem(f"is {FILE_KINDS[kind]}, neither a block device nor a regular file")
@@ -2595,9 +2561,7 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
     return State.NOT_READY, stacked(path, "path", problem)
 
 
-GONE_ERRORS = (
-    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT,
-)  # fmt: skip
+GONE_ERRORS = (errno.EHOSTDOWN, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT)
 
 
 def check_block_device(number: int, required: Required, facts: StorageFacts) -> Layer:
@@ -2656,14 +2620,18 @@ def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem
     return None
 
 
-def check_file(path: str, size: int, required: Required, facts: StorageFacts) -> Layer:
+def check_file(path: str, status: os.stat_result, required: Required, facts: StorageFacts) -> Layer:
     """A regular file: it may be empty, on the wrong file system, or lack a backing file. May block."""
     mount = facts.mount_above(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
     if mount.cause and (required.writes or not mount.cause.is_readable):
         return stacked(path, "file", None, mount)
-    if size == 0:
-        return stacked(path, "file", Problem("is empty (0 bytes)"))._replace(below=(mount,))
-    image = image_layer(path, required, facts)
+    problem = None
+    if status.st_size == 0:
+        problem = Problem("is empty (0 bytes)")
+    elif required.by_script and required.writes and not status.st_mode & 0o222:  # see Xen's tools/hotplug/Linux/block
+        reason = "has no write permission, but the guest writes to it"
+        problem = Problem(reason, f"chmod u+w {path}", is_readable=True)
+    image = stacked(path, "file", problem) if problem else image_layer(path, required, facts)
     return image._replace(below=(mount, *image.below))
 
 
@@ -2684,12 +2652,11 @@ def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
         reason = "is marked as corrupt, so QEMU does not open it for writing"
         return stacked(path, "file", Problem(reason, f"qemu-img check -r all {path}", is_readable=True))
     name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
-    name = name.removeprefix("file:")
     # "json:…" and "nbd://…" are not files.
-    if not name or re.match("[a-z+]+:", name):
+    if not name or re.match("(?!file:)[a-z+]+:", name):
         return Layer(path, "file")
     next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
-    next_path = os.path.join(os.path.dirname(path), name)
+    next_path = os.path.join(os.path.dirname(path), name.removeprefix("file:"))
     behind = check_layers(Required(next_path, format=next_format, depth=required.depth + 1), facts)[1]
     if problem := behind.problem:
         told = Problem(f"backing file {next_path} {problem.reason}", problem.hint)
@@ -4076,7 +4043,7 @@ def rows_of_layer(
     if problem is not None:
         state = problem.reason.removeprefix(f"{layer.name}: ").removeprefix(f"{layer.name} ")
         state = f"<-- {with_hint(state, problem.hint)}" if problem == cause else state
-    elif layer.cause is not None or layer.kind == "NFS server":  # which is never asked
+    elif layer.cause is not None or layer.kind == "file server":  # which is never asked
         state = "-"
     yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
     indent += "  " if is_last else trunk

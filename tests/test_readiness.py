@@ -57,6 +57,21 @@ def test_an_empty_file_is_not_ready(tmp_path: Path) -> None:
     assert look(tmp_path / "web.img") == not_ready("is empty (0 bytes)")
 
 
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
+def test_file_without_write_permission_is_ready_only_for_reading(tmp_path: Path) -> None:
+    """Xen's block script says so even of root; QEMU, which opens all but raw images, does not."""
+    path = tmp_path / "web.img"
+    fill(path)
+    path.chmod(0o444)
+    NO_UDEV.use()
+    required = xwd.Required(str(path), writes=True, by_script=True)
+    status = xwd.check_disk(required, xwd.StorageFacts(explains=False))
+    assert status.reason == "has no write permission, but the guest writes to it"
+    assert status.is_readable
+    for other in (required._replace(writes=False), required._replace(by_script=False)):
+        assert xwd.check_disk(other, xwd.StorageFacts(explains=False)) == xwd.READY
+
+
 class Mounts:
     """What is mounted on a made-up host, and what is to be mounted."""
 

@@ -277,7 +277,7 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
         (
             "\tflags = []",
             '\tflags = ["NOAUTOACTIVATE"]',
-            "autoactivation is turned off for LVM volume vg/lv or its group",
+            "LVM volume vg/lv or its group is not activated automatically",
             "lvchange -ay vg/lv",
         ),
         ('status = ["RESIZEABLE"', 'status = ["EXPORTED", "RESIZEABLE"', "volume group vg is exported", "vgimport vg"),
@@ -379,6 +379,17 @@ def test_map_without_paths_and_paths_without_a_map_are_named(host: Callable[[str
     assert missing(here, "/dev/mapper/mpatha") == (f"multipath map mpatha has no path to {wwid}", "multipath -v2")
     reason = missing(logs_in_at_boot(here), "/dev/mapper/mpatha")[0]
     assert reason == f"no session with iSCSI targets {TARGET}:group, {TARGET}:map, one of which probably has the LUN"
+
+
+def test_map_is_known_by_its_alias(host: Callable[[str], HostPaths]) -> None:
+    here = host("multipath/no-map")
+    wwid = (Path(here.etc) / "multipath" / "wwids").read_text().strip().strip("/")
+    for file in ("multipath.conf", "multipath/conf.d/web.conf"):
+        (Path(here.etc) / file).parent.mkdir(exist_ok=True)
+        (Path(here.etc) / file).write_text(f"multipaths {{\n\tmultipath {{\n\t\twwid {wwid}\n\t\talias web\n\t}}\n}}\n")
+        assert missing(here, "/dev/mapper/web")[0] == f"no multipath map for {wwid}, though paths are present: sda, sdb"
+        (Path(here.etc) / file).unlink()
+        assert missing(here, "/dev/mapper/web")[1] == ""
 
 
 # md
@@ -735,6 +746,7 @@ def test_missing_ceph_image_is_named(tmp_path: Path) -> None:
     here = paths_below(tmp_path)
     reason = "Ceph image vms/web is not mapped, and not listed in /etc/ceph/rbdmap"
     assert missing(here, "/dev/rbd/vms/web") == (reason, "rbd device map vms/web")
+    assert missing(here, "/dev/rbd/vms/web-part1") == (reason, "rbd device map vms/web")
     (tmp_path / "etc/ceph").mkdir(parents=True)
     (tmp_path / "etc/ceph/rbdmap").write_text("# RbdDevice Parameters\nvms/web id=xen,keyring=/etc/ceph/xen.keyring\n")
     reason = "Ceph image vms/web is not mapped, though /etc/ceph/rbdmap lists it"
@@ -975,7 +987,7 @@ def test_tree_of_an_image_on_nfs(host: Callable[[str], HostPaths], tmp_path: Pat
     assert tree_of_path(here, "/srv/images/web.img") == [
         "file /srv/images/web.img: does not exist",
         "  -> mount /srv/images: /srv/images is not mounted (/etc/fstab mounts 192.0.2.1:/srv/export there)",
-        "    NFS server 192.0.2.1",
+        "    file server 192.0.2.1",
     ]
     image = tmp_path / "images" / "web.img"
     image.parent.mkdir()
@@ -985,7 +997,7 @@ def test_tree_of_an_image_on_nfs(host: Callable[[str], HostPaths], tmp_path: Pat
     assert tree_of_path(here, str(image)) == [
         f"file {image}",
         f"  mount {image.parent}",
-        "    NFS server 192.0.2.1",
+        "    file server 192.0.2.1",
     ]
 
 
@@ -1312,9 +1324,10 @@ def test_image_needs_the_device_below_its_file_system(tmp_path: Path) -> None:
     assert (status.state, status.reason) == (xwd.State.NOT_READY, "/dev/sda: SCSI device is transport-offline")
 
 
-def test_image_on_btrfs_may_do_without_one_of_its_devices(tmp_path: Path) -> None:
-    made_up(tmp_path, sda={"device/state": "offline"})
-    assert image_status(tmp_path, "0:40 btrfs /dev/sda") == xwd.READY
+@pytest.mark.parametrize("mount", ["btrfs /dev/sda", "bcachefs /dev/sdb:/dev/sda"])
+def test_image_may_do_without_one_of_several_devices(tmp_path: Path, mount: str) -> None:
+    made_up(tmp_path, sda={"device/state": "offline"}, sdb={})
+    assert image_status(tmp_path, f"0:40 {mount}") == xwd.READY
 
 
 def test_fuse_is_no_block_device_below_an_image(tmp_path: Path) -> None:
