@@ -1641,7 +1641,7 @@ class StorageFacts:
         text = self.text(f"{PROC}/drbd")
         if text.startswith("version: 9"):
             return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
-        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)(?: \w (s))?", text, re.MULTILINE)
+        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)(?: [ABC ] (s))?", text, re.MULTILINE)
         suspended = "its I/O is suspended"
         return {m[1]: DrbdState(m[2], m[3], m[4], m[5], suspended if m[6] else "") for m in found}
 
@@ -2005,7 +2005,11 @@ def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem
     # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
     # (udev-worker.c; `udevadm wait` looks at the same).
     if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
-        return Problem("udev has not finished processing it", "udevadm settle")
+        is_busy = os.path.exists(
+            f"{RUN}/udev/queue"
+        )  # else it has given up, for example because a program of a rule hung
+        hint = "udevadm settle" if is_busy else f"udevadm trigger --settle /sys/class/block/{name}"
+        return Problem("udev has not finished processing it", hint)
     if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may be running already
         return Problem("multipathd uses none of its paths", "multipath -ll")
     if not is_disk or properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
@@ -2459,7 +2463,7 @@ AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
     ("partition", r"(?P<whole>/dev/([sv]d[a-z]+|md/.*\D|mapper/mpath[a-z]+?))p?(?P<number>\d+)", explain_partition),
     ("partition", "(?P<whole>/dev/(.*[0-9](?=p)|.+(?=-part)))(-part|p)(?P<number>[0-9]+)", explain_partition),
-    ("LUN", "/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+).*", explain_iscsi_disk),
+    ("LUN", "/dev/disk/by-path/.*?ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+).*", explain_iscsi_disk),
     ("LUN", "/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
     ("md array", "/dev/disk/by-id/md-(name|uuid)-(?P<name>.+?)(-part[0-9]+)?", explain_array),
     ("multipath map", "/dev/disk/by-id/dm-uuid-mpath-(?P<name>.+)", explain_map),
@@ -2590,9 +2594,10 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
         return None
     resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
     resource = next((item for item, text in resources.items() if has_minor(text, minor)), "RESOURCE")
-    is_shared = facts.shares and any("allow-two-primaries" in text for text in resources.values())
+    text = resources.get(resource, "")
+    is_shared = facts.shares and re.search(r'allow-two-primaries(\s+"?yes"?)?\s*;', text)
     # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
-    promotes = state.is_version_9 and not re.search(r"auto-promote\s+no\b", resources.get(resource, ""))
+    promotes = state.is_version_9 and not re.search(r'auto-promote\s+"?no\b', text)
     if (promotes or required.promotes) and (state.peer_role != "Primary" or is_shared):
         return None
     if state.peer_role == "Primary":

@@ -502,6 +502,20 @@ def test_device_still_processed_by_udev_is_not_ready(machine: Machine) -> None:
     assert machine.look() == not_ready("udev has not finished processing it")
 
 
+@pytest.mark.parametrize(
+    ("queue", "hint"), [(True, "udevadm settle"), (False, "udevadm trigger --settle /sys/class/block/sda")]
+)
+def test_udev_is_asked_again_if_it_has_given_up(machine: Machine, queue: bool, hint: str) -> None:
+    """It does so without an entry for the device when a program of a rule hangs for three minutes."""
+    machine.device("sda")
+    machine.udev(finished=False)
+    if queue:
+        (machine.run / "udev" / "queue").touch()
+    machine.paths().use()
+    cause = xwd.check_block_device(machine.NUMBER, NOTHING, xwd.StorageFacts()).cause
+    assert cause == xwd.Problem("udev has not finished processing it", hint)
+
+
 def test_device_processed_by_udev_is_ready(machine: Machine) -> None:
     machine.device("sda")
     machine.udev("ID_FS_TYPE=ext4", "SYSTEMD_READY=1")

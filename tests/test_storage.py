@@ -114,6 +114,8 @@ def test_target_without_a_session_is_named(host: Callable[[str], HostPaths]) -> 
     reason = f"no session with iSCSI target {TARGET}:disk at 127.0.0.1:3260 (node.startup is manual)"
     assert missing(here, path) == (reason, f"iscsiadm -m node -T {TARGET}:disk --login")
     assert missing(here, f"{path}-part1")[0] == reason
+    adapter = "/dev/disk/by-path/pci-0000:04:00.1-ip-"  # that logs in by itself
+    assert missing(here, path.replace("/dev/disk/by-path/ip-", adapter))[0] == reason
     elsewhere = f"/dev/disk/by-path/ip-10.0.0.7:3260-iscsi-{TARGET}:disk-lun-1"
     assert missing(here, elsewhere) == (
         f"no session with iSCSI target {TARGET}:disk at 10.0.0.7:3260 (open-iscsi has no record of it)",
@@ -1351,9 +1353,10 @@ def test_bind_mount_has_the_reason_of_its_source(tmp_path: Path) -> None:
     )
 
 
-def test_drbd_8_with_suspended_io_is_unusable(host: Callable[[str], HostPaths]) -> None:
+@pytest.mark.parametrize("protocol", ["C", " "])  # StandAlone, it has none
+def test_drbd_8_with_suspended_io_is_unusable(host: Callable[[str], HostPaths], protocol: str) -> None:
     here = host("drbd/one-secondary")
-    states = "cs:WFConnection ro:Primary/Unknown ds:UpToDate/DUnknown C s-----"
+    states = f"cs:WFConnection ro:Primary/Unknown ds:UpToDate/DUnknown {protocol} s-----"
     Path(here.proc, "drbd").write_text(f"version: 8.4.11 (api:1/proto:86-101)\n\n 1: {states}\n")
     assert look(here, "drbd1", READS) == ("/dev/drbd1: DRBD has stopped I/O: its I/O is suspended", "drbdadm status")
 
@@ -1382,12 +1385,32 @@ def test_drbd_9_with_suspended_io_is_unusable(
     assert usable(here, "drbd1", PROMOTES) == reason
 
 
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        ("allow-two-primaries;", ""),
+        ("allow-two-primaries yes;", ""),
+        ("allow-two-primaries no;", "DRBD is Secondary, and its peer is Primary"),
+        ("} } resource r1 { net { allow-two-primaries;", "DRBD is Secondary, and its peer is Primary"),
+    ],
+)
+def test_drbd_is_shared_only_where_its_resource_allows_it(
+    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch, net: str, reason: str
+) -> None:
+    here = host("drbd9/secondary")
+    status = (HOSTS / "drbd9" / "status.json").read_text().replace('"peer-role": "Secondary"', '"peer-role": "Primary"')
+    monkeypatch.setattr(xwd, "output_of", lambda *_: status)
+    Path(here.etc, "drbd.conf").write_text(f"resource r0 {{ device /dev/drbd1 minor 1; net {{ {net} }} }}\n")
+    assert usable(here, "drbd1") == reason
+
+
+@pytest.mark.parametrize("no", ["no", '"no"'])
 def test_drbd_9_without_auto_promote_is_unusable(
-    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch
+    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch, no: str
 ) -> None:
     here = host("drbd9/secondary")
     monkeypatch.setattr(xwd, "output_of", lambda *_: (HOSTS / "drbd9" / "status.json").read_text())
-    resource = "resource r0 {\n  options { auto-promote no; }\n  on alpha { device /dev/drbd1 minor 1; }\n}\n"
+    resource = f"resource r0 {{\n  options {{ auto-promote {no}; }}\n  on alpha {{ device /dev/drbd1 minor 1; }}\n}}\n"
     Path(here.etc, "drbd.conf").write_text(resource)
     assert look(here, "drbd1", READS) == ("DRBD is Secondary", "drbdadm primary r0")
     assert usable(here, "drbd1", PROMOTES) == ""
