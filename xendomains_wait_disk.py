@@ -1353,7 +1353,7 @@ class VolumeGroup(NamedTuple):
 
 @record
 class PlannedMount(NamedTuple):
-    """What should be mounted, the table or unit that says so, and whether nothing there prevents it."""
+    """What should be mounted, the table or unit that says so, and whether that mounts it at boot."""
 
     source: str
     file: str
@@ -1477,7 +1477,7 @@ class StorageFacts:
         """The file system that holds a directory; or the one that should be mounted there by now, and is not."""
         real = os.path.realpath(directory)
         where = longest_above(real, [words[4] for words in self.mounts])
-        planned = longest_above(real, filter(self.is_mounted_at_boot, self.planned_mounts))
+        planned = longest_above(real, (item for item, plan in self.planned_mounts.items() if plan.at_boot))
         if where and len(planned) > len(where):
             return unmounted_layer(planned, self)
         words = next((words for words in reversed(self.mounts) if words[4] == where), [])
@@ -1492,8 +1492,7 @@ class StorageFacts:
         kind, source = words[words.index("-") + 1 :][:2]
         below = source_layers(source)
         if kind == "zfs":
-            pool = source.partition("/")[0]
-            below = (stacked(pool, "ZFS pool", check_pool(pool, self)),)
+            below = (stacked(source, "ZFS dataset", check_pool(source.partition("/")[0], self)),)
         elif (name := mounted_device(words)) and os.path.exists(device_directory(name)):  # /dev/fuse is none
             below = (self.layer(name),)
         layer = stacked(where, "mount", problem, *below)
@@ -1518,8 +1517,8 @@ class StorageFacts:
         for unit, text in texts.items():
             keys = dict(re.findall("^(What|Where)=(.+)", text, re.MULTILINE))
             if "Where" in keys:  # one that is masked has nothing
-                plan = PlannedMount(keys.get("What", ""), unit, "\nCondition" not in text)
-                plans[os.path.normpath(keys["Where"])] = plan
+                at_boot = "\nCondition" not in text and unit.removesuffix(".mount") in self.wanted_mounts
+                plans[os.path.normpath(keys["Where"])] = PlannedMount(keys.get("What", ""), unit, at_boot)
         for pool in list_names(f"{ETC}/zfs/zfs-list.cache"):
             for source, where, *more in self.table(f"{ETC}/zfs/zfs-list.cache/{pool}"):
                 plans[where] = PlannedMount(source, f"/etc/zfs/zfs-list.cache/{pool}", more[:1] == ["on"])
@@ -1530,17 +1529,11 @@ class StorageFacts:
         # A tmpfs, such as that of tmp.mount, never holds an image at boot; a directory bound to itself shows the same.
         return {where: plan for where, plan in plans.items() if plan.source not in ("tmpfs", where)}
 
-    def is_mounted_at_boot(self, where: str) -> bool:
-        """Whether what is planned there is mounted at boot: a unit has to be wanted by another."""
-        plan = self.planned_mounts[where]
-        wanted = {plan.file, plan.file.replace(".mount", ".automount")}
-        return plan.at_boot and (plan.file.startswith("/") or not wanted.isdisjoint(self.wanted_mounts))
-
     @cached_property
     def wanted_mounts(self) -> set[str]:
-        """The mount and automount units that other units want."""
+        """The mount and automount units that other units want, without what their names end in."""
         wants = [f"{item}/{name}" for item in unit_directories() for name in list_names(item, r".*\.(wants|requires)")]
-        return {unit for directory in wants for unit in list_names(directory, r".*mount")}
+        return {unit.rpartition(".")[0] for directory in wants for unit in list_names(directory, r".*mount")}
 
     @cached_property
     def arrays(self) -> dict[str, dict[str, str]]:
@@ -1933,9 +1926,8 @@ def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
                     stopped = "its I/O is suspended"
                 if resource.get("force-io-failures") is True:  # after `drbdadm secondary --force`
                     stopped = "all I/O fails until nothing has it open"
-                states[str(device["minor"])] = DrbdState(
-                    str(resource["role"]), peer_role, str(device["disk-state"]), best, stopped, is_version_9=True
-                )
+                role, disk = str(resource["role"]), str(device["disk-state"])
+                states[str(device["minor"])] = DrbdState(role, peer_role, disk, best, stopped, is_version_9=True)
     return states
 
 
@@ -1970,8 +1962,8 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     members = [f"{directory}/{item}" for item in list_names(directory, "dev-.+") if item not in bad]
     members = [item for item in members if "in_sync" in attribute(item, "state")]
     if level == "raid10":  # the layout has the number of near copies in its lowest byte, and of far ones in the next
-        near, far = int(layout) & 0xFF, int(layout) >> 8 & 0xFF
-        return mirrored_sets([int(attribute(member, "slot")) for member in members], total, near, near * far)
+        near, far = int(layout or 0) & 0xFF, int(layout or 0) >> 8 & 0xFF
+        return mirrored_sets([int(attribute(member, "slot") or 0) for member in members], total, near, near * far)
     spare = {"raid1": total - 1, "multipath": total - 1, "raid4": 1, "raid5": 1, "raid6": 2}
     return ("member", len(members), total - spare[level]) if level in spare else ("", 0, 0)
 
@@ -1984,7 +1976,7 @@ def volume_legs(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     if not names:
         return "", 0, 0
     size, of_leg = (int(attribute(device_directory(item), "size") or 1) for item in (name, names[0]))
-    needed = -(-size // max(of_leg, 1))
+    needed = max(-(-size // max(of_leg, 1)), 1)  # the size is 0 until it has been set up
     copies = len(names) // needed
     if copies > 1 and copies * needed == len(names):  # RAID10, or a mirror
         return mirrored_sets(good, len(names), copies, copies)
@@ -2634,8 +2626,7 @@ def check_file(path: str, status: os.stat_result, required: Required, facts: Sto
     if status.st_size == 0:
         problem = Problem("is empty (0 bytes)")
     elif required.by_script and required.writes and not status.st_mode & 0o222:  # see Xen's tools/hotplug/Linux/block
-        reason = "has no write permission, but the guest writes to it"
-        problem = Problem(reason, f"chmod u+w {path}", is_readable=True)
+        problem = Problem("has no write permission, but the guest writes to it", f"chmod u+w {path}", is_readable=True)
     image = stacked(path, "file", problem) if problem else image_layer(path, required, facts)
     return image._replace(below=(mount, *image.below))
 

@@ -1276,6 +1276,11 @@ def test_a_volume_needs_as_many_legs_as_hold_its_data(
         assert re.fullmatch(f"/dev/mapper/vg-lv_rimage_[0-9]-missing_0_0: {LEG_GONE}", reason)
 
 
+def test_volume_that_is_being_set_up_has_size_0(tmp_path: Path) -> None:
+    """It has its legs once its table is loaded, and its size when it is resumed."""
+    assert usable(made_up(tmp_path, **volume("rimage", 2, 0)), "vg-lv") == "/dev/mapper/vg-lv: has size 0"
+
+
 def test_linear_volume_activated_without_one_of_its_disks_is_unusable(tmp_path: Path) -> None:
     here = made_up(
         tmp_path,
