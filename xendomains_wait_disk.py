@@ -1812,7 +1812,6 @@ def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
 DEVICE_STATES = (
     # When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing.
     ("sd", "device/state", "|running", "SCSI device is {}"),
-    ("nvme", "device/state", "|live", "its NVMe controller is not live"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
     # lvchange --activationmode partial puts one in the place of what is missing; reading it fails (lv_manip.c).
     ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "placeholder for a missing physical volume"),
@@ -1851,18 +1850,18 @@ def when_it_starts(name: str, facts: StorageFacts) -> str:
 
 
 def check_nvme(name: str, _: StorageFacts) -> Problem | None:
-    """A disk of several NVMe controllers (native multipath) needs one that is live, with a path to the namespace.
+    """An NVMe disk needs a controller that is live, and with several (native multipath) one with a path to it as well.
 
     A path of asymmetric access is named as nvme0c1n1 (multipath.c, nvme_ana_state_names).
     """
     disk = re.fullmatch("(nvme[0-9]+)(n[0-9]+)", name)
-    directory = f"{device_directory(name)}/device"
-    controllers = [f"{directory}/{item}" for item in list_names(directory, "nvme[0-9]+")] if disk else []
-    live = [item for item in controllers if attribute(item, "state") == "live"]
-    if disk is None or not controllers:
+    if disk is None:
         return None
+    directory = f"{device_directory(name)}/device"
+    controllers = [f"{directory}/{item}" for item in list_names(directory, "nvme[0-9]+")] or [directory]
+    live = [item for item in controllers if attribute(item, "state") in ("", "live")]
     if not live:
-        return Problem("none of its NVMe controllers is live", "nvme list-subsys")
+        return Problem("no live NVMe controller", "nvme list-subsys")
     paths = [f"{item}/{path}" for item in live for path in list_names(item, f"{disk[1]}c[0-9]+{disk[2]}")]
     states = [attribute(path, "ana_state") for path in paths]
     if states and not {"", "optimized", "non-optimized"}.intersection(states):
@@ -1958,8 +1957,7 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
         return "member", 1, 1  # none of them has failed
     level, layout, disks = (attribute(directory, key).partition(" ")[0] for key in ("level", "layout", "raid_disks"))
     total = int(disks or len(below))
-    bad = [f"dev-{layer.name}" for layer in below if layer.cause]
-    members = [f"{directory}/{item}" for item in list_names(directory, "dev-.+") if item not in bad]
+    members = [f"{directory}/dev-{layer.name}" for layer in below if not layer.cause]
     members = [item for item in members if "in_sync" in attribute(item, "state")]
     if level == "raid10":  # the layout has the number of near copies in its lowest byte, and of far ones in the next
         near, far = int(layout or 0) & 0xFF, int(layout or 0) >> 8 & 0xFF
@@ -2166,7 +2164,10 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
             return absent(reason, f"mdadm --detail /dev/{node}", facts.layer(node))
     if names:
         reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
-        return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
+        # --scan assembles what mdadm.conf lists, and anything else only if it lists nothing.
+        unlisted = f"mdadm --assemble /dev/md/{name} {' '.join(map(device_path, names))}"
+        hint = unlisted if facts.arrays and not listed else "mdadm --assemble --scan"
+        return absent(reason, hint, *map(facts.layer, names))
     container = listed.get("container", "") if listed else ""  # of firmware RAID, by its path or its UUID
     for key in (array_name(container), hex_digits(container)):
         if node := facts.running_arrays.get(key, ""):
@@ -2704,7 +2705,7 @@ def named_layer(layer: Layer, facts: StorageFacts, above: str = "") -> Layer:
 def device_kind(name: str) -> tuple[str, str, str]:
     """The row of DEVICE_KINDS for a device."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
-    row = next(row for row in DEVICE_KINDS if re.match(row[0], uuid or name))
+    row = next(row for row in DEVICE_KINDS if re.match(row[0], uuid) or re.match(row[0], name))
     is_partition = os.path.exists(f"{device_directory(name)}/partition")
     return (row[0], "partition", row[2]) if is_partition else row
 

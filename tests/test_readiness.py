@@ -459,7 +459,7 @@ def machine(tmp_path: Path) -> Machine:
         ("sda", {"size": "0"}, "has size 0"),
         ("md127p1", {"size": "0"}, "has size 0"),
         ("sda", {"device__state": "transport-offline"}, "SCSI device is transport-offline"),
-        ("nvme0n1", {"device__state": "connecting"}, "its NVMe controller is not live"),
+        ("nvme0n1", {"device__state": "connecting"}, "no live NVMe controller"),
     ],
 )
 def test_device_with_unready_kernel_state_is_not_ready(

@@ -426,6 +426,16 @@ def test_unassembled_or_missing_array_is_named(host: Callable[[str], HostPaths])
     assert missing(here, "/dev/md/other")[0] == "no member of md array other found, though mdadm.conf lists it"
 
 
+def test_array_that_mdadm_conf_does_not_list_is_assembled_from_its_members(host: Callable[[str], HostPaths]) -> None:
+    """--scan assembles only what mdadm.conf lists, unless it lists nothing."""
+    here = host("md/stopped")
+    (Path(here.etc) / "mdadm" / "mdadm.conf").write_text("ARRAY /dev/md/other metadata=1.2 UUID=1:2:3:4\n")
+    assert missing(here, "/dev/md/mirror") == (
+        "md array mirror is not assembled (members present: vdd)",
+        "mdadm --assemble /dev/md/mirror /dev/vdd",
+    )
+
+
 def test_array_half_assembled_by_initramfs_is_named(host: Callable[[str], HostPaths]) -> None:
     """As on a Debian with mdadm in its initramfs: udev then knows of no member that it belongs to an array."""
     here = host("md/inactive")
@@ -1021,6 +1031,11 @@ def test_tree_of_a_degraded_mirror_blames_nothing(tmp_path: Path) -> None:
     ]
 
 
+def test_tree_of_an_unknown_map(tmp_path: Path) -> None:
+    here = made_up(tmp_path, sda={}, dm_0={"dm/name": "vdo0", "dm/uuid": "VDO-21c1", "slaves": "sda"})
+    assert tree_of_device(here, "7:1") == ["device-mapper device /dev/mapper/vdo0", "  disk /dev/sda"]
+
+
 def test_tree_of_loop_device_and_partition(tmp_path: Path) -> None:
     here = made_up(
         tmp_path,
@@ -1162,7 +1177,7 @@ def test_mirror_needs_one_leg_and_stripe_needs_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "attributes", "reason"),
     [
-        ("nvme0n1", {"device/state": "connecting"}, "its NVMe controller is not live"),
+        ("nvme0n1", {"device/state": "connecting"}, "no live NVMe controller"),
         ("nvme0n1", {"device/state": "live"}, ""),
         ("dm_0", {"dm/name": "web", "dm/suspended": "1"}, "device-mapper device is suspended"),
         ("dm_0", {"dm/name": "mpatha", "dm/uuid": "mpath-36000"}, "no usable path"),
@@ -1196,7 +1211,7 @@ def test_nvme_disk_needs_one_of_its_controllers(tmp_path: Path) -> None:
     here = made_up(tmp_path, nvme0n1=states)
     assert usable(here, "nvme0n1") == ""
     (tmp_path / "sys/devices/nvme0n1/device/nvme1/state").write_text("deleting\n")
-    assert usable(here, "nvme0n1") == "/dev/nvme0n1: none of its NVMe controllers is live"
+    assert usable(here, "nvme0n1") == "/dev/nvme0n1: no live NVMe controller"
 
 
 @pytest.mark.parametrize(
