@@ -2209,10 +2209,9 @@ def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | Non
 
 def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A partition of a disk, array or map that is there."""
-    whole = match["whole"]
-    if not (name := facts.device_at(whole)):
-        return None
-    return absent(f"{whole} has no partition {match['number']}", f"lsblk {whole}", facts.layer(name))
+    whole, name = match["whole"], facts.device_at(match["whole"])
+    hint = f"kpartx -av {whole}" if name.startswith("dm-") else f"lsblk {whole}"
+    return absent(f"{whole} has no partition {match['number']}", hint, facts.layer(name)) if name else None
 
 
 def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:

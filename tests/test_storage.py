@@ -174,7 +174,8 @@ def test_missing_partition_of_an_array_or_map_is_named(host: Callable[[str], Hos
     assert missing(host("md/degraded"), "/dev/md127p1")[0] == "/dev/md127 has no partition 1"
     here = host("multipath/map")
     for part in ("-part2", "2", "p2"):  # as kpartx names it
-        assert missing(here, f"/dev/mapper/mpatha{part}")[0] == "/dev/mapper/mpatha has no partition 2"
+        what = ("/dev/mapper/mpatha has no partition 2", "kpartx -av /dev/mapper/mpatha")
+        assert missing(here, f"/dev/mapper/mpatha{part}") == what
     assert missing(host("md/inactive"), "/dev/md127p1")[0].startswith(f"{INACTIVE_ARRAY}; ")
 
 
