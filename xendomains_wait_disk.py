@@ -1967,7 +1967,7 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
 
 
 def volume_legs(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
-    """The same of an LVM mirror or RAID: it needs as many legs as it takes to hold its data, see lvmraid(7)."""
+    """The same for the legs of an LVM mirror or RAID, which needs as many as hold its data: lvmraid(7)."""
     legs = [(re.search("_[rm]image_([0-9]+)$", device_path(layer.name)), layer) for layer in below]
     good = [int(leg[1]) for leg, layer in legs if leg and not layer.cause]
     names = [layer.name for leg, layer in legs if leg]
@@ -1982,7 +1982,7 @@ def volume_legs(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
 
 
 def mirrored_sets(slots: Sequence[int], total: int, near: int, copies: int) -> tuple[str, int, int]:
-    """The same of the sets of members that hold the same data: each needs one of them (_enough() in raid10.c)."""
+    """The same for the sets of members that hold the same data: each needs one of them (_enough() in raid10.c)."""
     starts = {near * number % total for number in range(total)}
     usable = [start for start in starts if any((slot - start) % total < copies for slot in slots)]
     return "mirrored set", len(usable), len(starts)
