@@ -1263,6 +1263,7 @@ class Required(NamedTuple):
     format: str = ""  # of an image
     by_script: bool = False  # Xen's block script attaches it
     is_boot_file: bool = False  # which comes with its file system, or not at all
+    depth: int = 0  # the number of images that it is behind
 
 
 def required_by(disk: Disk) -> Required:
@@ -1372,7 +1373,7 @@ class VolumeGroup(NamedTuple):
 
 @record
 class PlannedMount(NamedTuple):
-    """What should be mounted, the table or unit that says so, and whether nothing there prevents it."""
+    """What should be mounted, the table or unit that says so, and whether that mounts it at boot."""
 
     source: str
     file: str
@@ -1496,20 +1497,27 @@ class StorageFacts:
         """The file system that holds a directory; or the one that should be mounted there by now, and is not."""
         real = os.path.realpath(directory)
         where = longest_above(real, [words[4] for words in self.mounts])
-        planned = longest_above(real, self.planned_mounts)
-        if where and len(planned) > len(where) and self.is_mounted_at_boot(planned):
+        planned = longest_above(real, (item for item, plan in self.planned_mounts.items() if plan.at_boot))
+        if where and len(planned) > len(where):
             return unmounted_layer(planned, self)
         words = next((words for words in reversed(self.mounts) if words[4] == where), [])
+        if not words:
+            return Layer(where, "mount")
         problem = None
-        # The unit's sandbox makes every mount read-only for us, but not the file system itself.
-        if words and "ro" in words[-1].split(","):
+        # The unit's sandbox makes every mount read-only for us, but not the file system itself. After an error, ext4
+        # has another word for that since Linux 6.15.
+        if not {"ro", "emergency_ro"}.isdisjoint(words[-1].split(",")):
             reason = f"{where} is mounted read-only, but the guest writes to it"
             problem = Problem(reason, f"mount -o remount,rw {where}", is_readable=True)
-        layer = Layer(where, "mount", problem, (), problem)
-        if not words or not self.explains:
-            return layer
-        name = mounted_device(words)
-        return layer._replace(below=(self.layer(name),) if name else source_layers(words[words.index("-") + 2]))
+        kind, source = words[words.index("-") + 1 :][:2]
+        below = source_layers(source)
+        if kind == "zfs":
+            below = (stacked(source, "ZFS dataset", check_pool(source.partition("/")[0], self)),)
+        elif (name := mounted_device(words)) and os.path.exists(device_directory(name)):  # /dev/fuse is none
+            below = (self.layer(name),)
+        layer = stacked(where, "mount", problem, *below)
+        # A device is one of several that such a file system may have, and not always needed.
+        return layer._replace(cause=problem) if kind in ("btrfs", "bcachefs") else layer
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
@@ -1529,8 +1537,8 @@ class StorageFacts:
         for unit, text in texts.items():
             keys = dict(re.findall("^(What|Where)=(.+)", text, re.MULTILINE))
             if "Where" in keys:  # one that is masked has nothing
-                plan = PlannedMount(keys.get("What", ""), unit, "\nCondition" not in text)
-                plans[os.path.normpath(keys["Where"])] = plan
+                at_boot = "\nCondition" not in text and unit.removesuffix(".mount") in self.wanted_mounts
+                plans[os.path.normpath(keys["Where"])] = PlannedMount(keys.get("What", ""), unit, at_boot)
         for pool in list_names(f"{ETC}/zfs/zfs-list.cache"):
             for source, where, *more in self.table(f"{ETC}/zfs/zfs-list.cache/{pool}"):
                 plans[where] = PlannedMount(source, f"/etc/zfs/zfs-list.cache/{pool}", more[:1] == ["on"])
@@ -1538,20 +1546,14 @@ class StorageFacts:
             options = ",".join(more[1:2]).split(",")
             at_boot = "noauto" not in options or "x-systemd.automount" in options
             plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
-        # A tmpfs, such as that of tmp.mount, never holds an image at boot.
-        return {where: plan for where, plan in plans.items() if plan.source != "tmpfs"}
-
-    def is_mounted_at_boot(self, where: str) -> bool:
-        """Whether what is planned there is mounted at boot: a unit has to be wanted by another."""
-        plan = self.planned_mounts[where]
-        wanted = {plan.file, plan.file.replace(".mount", ".automount")}
-        return plan.at_boot and (plan.file.startswith("/") or not wanted.isdisjoint(self.wanted_mounts))
+        # A tmpfs, such as that of tmp.mount, never holds an image at boot; a directory bound to itself shows the same.
+        return {where: plan for where, plan in plans.items() if plan.source not in ("tmpfs", where)}
 
     @cached_property
     def wanted_mounts(self) -> set[str]:
-        """The mount and automount units that other units want."""
+        """The mount and automount units that other units want, without what their names end in."""
         wants = [f"{item}/{name}" for item in unit_directories() for name in list_names(item, r".*\.(wants|requires)")]
-        return {unit for directory in wants for unit in list_names(directory, r".*mount")}
+        return {unit.rpartition(".")[0] for directory in wants for unit in list_names(directory, r".*mount")}
 
     @cached_property
     def arrays(self) -> dict[str, dict[str, str]]:
@@ -1559,7 +1561,7 @@ class StorageFacts:
         found = {}
         for words in (*self.table(f"{ETC}/mdadm/mdadm.conf"), *self.table(f"{ETC}/mdadm.conf")):
             keys = {key.lower(): value for key, _, value in (word.partition("=") for word in words[1:])}
-            names = [word for word in words[1:] if "=" not in word] + [keys.get("name", "").rpartition(":")[2]]
+            names = [*(word for word in words[1:] if "=" not in word), keys.get("name", "")]
             if words[0] == "ARRAY":
                 found.update({array_name(name): keys for name in names if name})
         return found
@@ -1602,9 +1604,9 @@ class StorageFacts:
         return float(seconds[0]) if seconds else 0.0
 
     def device_table(self, kind: str) -> dict[str, tuple[str, list[str]]]:
-        """The device of each volume in crypttab(5) or a similar table, and its options."""
+        """The device of each volume in crypttab(5) or a similar table, and its key file with its options."""
         lines = self.table(f"{ETC}/{kind}tab")
-        return {name: (source, ",".join(more[1:]).split(",")) for name, source, *more in lines}
+        return {name: (source, ",".join(more).split(",")) for name, source, *more in lines}
 
     @cached_property
     def iscsi_sessions(self) -> dict[str, tuple[str, str, str]]:
@@ -1652,7 +1654,7 @@ class StorageFacts:
         text = self.text(f"{PROC}/drbd")
         if text.startswith("version: 9"):
             return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
-        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)(?: \w (s))?", text, re.MULTILINE)
+        found = re.finditer(r"^ *(\d+): cs:\S+ ro:(\w+)/(\w+) ds:(\w+)/(\w+)(?: [ABC ] (s))?", text, re.MULTILINE)
         suspended = "its I/O is suspended"
         return {m[1]: DrbdState(m[2], m[3], m[4], m[5], suspended if m[6] else "") for m in found}
 
@@ -1830,7 +1832,6 @@ def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
 DEVICE_STATES = (
     # When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing.
     ("sd", "device/state", "|running", "SCSI device is {}"),
-    ("nvme", "device/state", "|live", "its NVMe controller is not live"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
     # lvchange --activationmode partial puts one in the place of what is missing; reading it fails (lv_manip.c).
     ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "placeholder for a missing physical volume"),
@@ -1869,18 +1870,18 @@ def when_it_starts(name: str, facts: StorageFacts) -> str:
 
 
 def check_nvme(name: str, _: StorageFacts) -> Problem | None:
-    """A disk of several NVMe controllers (native multipath) needs one that is live, with a path to the namespace.
+    """An NVMe disk needs a controller that is live, and with several (native multipath) one with a path to it as well.
 
     A path of asymmetric access is named as nvme0c1n1 (multipath.c, nvme_ana_state_names).
     """
     disk = re.fullmatch("(nvme[0-9]+)(n[0-9]+)", name)
-    directory = f"{device_directory(name)}/device"
-    controllers = [f"{directory}/{item}" for item in list_names(directory, "nvme[0-9]+")] if disk else []
-    live = [item for item in controllers if attribute(item, "state") == "live"]
-    if disk is None or not controllers:
+    if disk is None:
         return None
+    directory = f"{device_directory(name)}/device"
+    controllers = [f"{directory}/{item}" for item in list_names(directory, "nvme[0-9]+")] or [directory]
+    live = [item for item in controllers if attribute(item, "state") in ("", "live")]
     if not live:
-        return Problem("none of its NVMe controllers is live", "nvme list-subsys")
+        return Problem("no live NVMe controller", "nvme list-subsys")
     paths = [f"{item}/{path}" for item in live for path in list_names(item, f"{disk[1]}c[0-9]+{disk[2]}")]
     states = [attribute(path, "ana_state") for path in paths]
     if states and not {"", "optimized", "non-optimized"}.intersection(states):
@@ -1889,12 +1890,18 @@ def check_nvme(name: str, _: StorageFacts) -> Problem | None:
 
 
 def check_zvol(name: str, facts: StorageFacts) -> Problem | None:
-    """A volume in a pool of which ZFS has suspended all I/O (zpoolprops(7), failmode)."""
+    """A volume in a pool that cannot be used."""
     device = facts.udev_device(name)
     pools = [link.split("/")[3] for link in device.links if link.startswith("/dev/zvol/")] if device else []
-    if pools and facts.text(f"{PROC}/spl/kstat/zfs/{pools[0]}/state").strip() == "SUSPENDED":
-        return Problem(f"ZFS pool {pools[0]} is suspended", f"zpool clear {pools[0]}")
-    return None
+    return check_pool(pools[0], facts) if pools else None
+
+
+def check_pool(pool: str, facts: StorageFacts) -> Problem | None:
+    """A ZFS pool that lacks too many disks: with failmode=continue it is not SUSPENDED (spa_state_to_name())."""
+    state = facts.text(f"{PROC}/spl/kstat/zfs/{pool}/state").strip()
+    if state in ("", "ONLINE", "DEGRADED"):
+        return None
+    return Problem(f"ZFS pool {pool} is {state}", f"zpool clear {pool}")
 
 
 def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
@@ -1936,9 +1943,10 @@ def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
                 stopped = "it has no quorum" if device.get("quorum") is False else ""
                 if resource.get("suspended") is True:
                     stopped = "its I/O is suspended"
-                states[str(device["minor"])] = DrbdState(
-                    str(resource["role"]), peer_role, str(device["disk-state"]), best, stopped, is_version_9=True
-                )
+                if resource.get("force-io-failures") is True:  # after `drbdadm secondary --force`
+                    stopped = "all I/O fails until nothing has it open"
+                role, disk = str(resource["role"]), str(device["disk-state"])
+                states[str(device["minor"])] = DrbdState(role, peer_role, disk, best, stopped, is_version_9=True)
     return states
 
 
@@ -1950,21 +1958,16 @@ def has_minor(configuration: str, minor: str) -> bool:
 def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | None]:
     """Whether the devices below hold the same data, so not all are needed; and the problem if too few can be used."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
-    good = [layer.name for layer in below if not layer.cause]
-    legs = [layer.name for layer in below if uuid and re.search("_[rm]image_[0-9]+$", device_path(layer.name))]
-    what, usable, needed = "", 0, 0
     if uuid.startswith("mpath-"):
-        what, usable, needed = "path", len(good), 1
+        what, usable, needed = "path", len([layer for layer in below if not layer.cause]), 1
     elif name.startswith("md"):
         what, usable, needed = array_members(name, below)
-    elif legs:
-        # As many as it takes to hold the volume's data: for a RAID10 whose pairs are not known, that is the minimum.
-        size, leg = (int(attribute(device_directory(item), "size") or 1) for item in (name, legs[0]))
-        what, usable, needed = "leg", sum(item in good for item in legs), -(-size // max(leg, 1))
+    else:
+        what, usable, needed = volume_legs(name, below)
     if usable >= needed:
         return what != "", None
     few = f"only {usable} of the {needed} {what}s it needs can be used" if usable else f"no usable {what}"
-    return True, Problem(few, f"mdadm --detail /dev/{name}" if what.startswith("m") else "multipath -ll")
+    return True, Problem(few, f"mdadm --detail /dev/{name}" if name.startswith("md") else "multipath -ll")
 
 
 def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
@@ -1972,16 +1975,37 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
     directory = f"{device_directory(name)}/md"
     if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
         return "member", 1, 1  # none of them has failed
-    level, layout, disks = (attribute(directory, key) for key in ("level", "layout", "raid_disks"))
-    total = int(re.match("[0-9]*", disks)[0] or len(below))  # type: ignore[index]
-    bad = [f"dev-{layer.name}" for layer in below if layer.cause]
-    members = [f"{directory}/{item}" for item in list_names(directory, "dev-.+") if item not in bad]
+    level, layout, disks = (attribute(directory, key).partition(" ")[0] for key in ("level", "layout", "raid_disks"))
+    total = int(disks or len(below))
+    members = [f"{directory}/dev-{layer.name}" for layer in below if not layer.cause]
     members = [item for item in members if "in_sync" in attribute(item, "state")]
-    if level == "raid10" and layout == "258" and total % 2 == 0:  # two copies, side by side
-        pairs = {int(attribute(member, "slot") or 0) // 2 for member in members}
-        return "mirrored pair", len(pairs), total // 2
-    spare = {"raid1": total - 1, "multipath": total - 1, "raid4": 1, "raid5": 1, "raid6": 2, "raid10": total // 2}
+    if level == "raid10":  # the layout has the number of near copies in its lowest byte, and of far ones in the next
+        near, far = int(layout or 0) & 0xFF, int(layout or 0) >> 8 & 0xFF
+        return mirrored_sets([int(attribute(member, "slot") or 0) for member in members], total, near, near * far)
+    spare = {"raid1": total - 1, "multipath": total - 1, "raid4": 1, "raid5": 1, "raid6": 2}
     return ("member", len(members), total - spare[level]) if level in spare else ("", 0, 0)
+
+
+def volume_legs(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
+    """The same for the legs of an LVM mirror or RAID, which needs as many as hold its data: lvmraid(7)."""
+    legs = [(re.search("_[rm]image_([0-9]+)$", device_path(layer.name)), layer) for layer in below]
+    good = [int(leg[1]) for leg, layer in legs if leg and not layer.cause]
+    names = [layer.name for leg, layer in legs if leg]
+    if not names:
+        return "", 0, 0
+    size, of_leg = (int(attribute(device_directory(item), "size") or 1) for item in (name, names[0]))
+    needed = max(-(-size // max(of_leg, 1)), 1)  # the size is 0 until it has been set up
+    copies = len(names) // needed
+    if copies > 1 and copies * needed == len(names):  # RAID10, or a mirror
+        return mirrored_sets(good, len(names), copies, copies)
+    return "leg", len(good), needed
+
+
+def mirrored_sets(slots: Sequence[int], total: int, near: int, copies: int) -> tuple[str, int, int]:
+    """The same for the sets of members that hold the same data: each needs one of them (_enough() in raid10.c)."""
+    starts = {near * number % total for number in range(total)}
+    usable = [start for start in starts if any((slot - start) % total < copies for slot in slots)]
+    return "mirrored set", len(usable), len(starts)
 
 
 def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:
@@ -1991,7 +2015,11 @@ def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem
     # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
     # (udev-worker.c; `udevadm wait` looks at the same).
     if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
-        return Problem("udev has not finished processing it", "udevadm settle")
+        is_busy = os.path.exists(
+            f"{RUN}/udev/queue"
+        )  # else it has given up, for example because a program of a rule hung
+        hint = "udevadm settle" if is_busy else f"udevadm trigger --settle /sys/class/block/{name}"
+        return Problem("udev has not finished processing it", hint)
     if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may be running already
         return Problem("multipathd uses none of its paths", "multipath -ll")
     if not is_disk or properties.get("SYSTEMD_READY") != "0" or is_ready_for_a_guest(properties):
@@ -2092,6 +2120,8 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
         below = (pool_layer(plan.source.partition("/")[0]),)
     elif path := path_of(plan.source):
         below = (needed_layer(path, facts),)
+    else:
+        below = below or facts.find(plan.source)  # a directory to bind, or an image
     return stacked(where, "mount", Problem(reason, f"systemctl start {where}"), *below)
 
 
@@ -2106,9 +2136,7 @@ def mounted_device(words: Sequence[str]) -> str:
 def source_layers(source: str) -> tuple[Layer, ...]:
     """The server of a network file system, as mount.nfs(8) and mount.cifs(8) have it."""
     server = re.match("//([^/]+)|([^/]+):/", source)
-    if server is None:
-        return ()
-    return (Layer(server[1], "CIFS server"),) if server[1] else (Layer(server[2], "NFS server"),)
+    return (Layer(server[1] or server[2], "file server"),) if server else ()
 
 
 def path_of(source: str) -> str:
@@ -2145,7 +2173,7 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An md array by its name or its node; one that is inactive has no link with its name yet."""
     name, array = array_name(match["name"]), f"md array {match['name']}"
     listed = facts.arrays.get(name)
-    uuid = hex_digits(listed.get("uuid", "")) if listed else ""
+    uuid = hex_digits(listed.get("uuid", "") if listed else match["name"])
     members = [device for device in facts.devices if is_member(device.properties, name, uuid)]
     names = [device.name for device in members]
     nodes = {device.properties.get("MD_DEVICE", "") for device in members}
@@ -2156,24 +2184,30 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
             return absent(reason, f"mdadm --detail /dev/{node}", facts.layer(node))
     if names:
         reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
-        return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
-    container = [needed_layer(listed["container"], facts)] if listed and "container" in listed else []
+        # --scan assembles what mdadm.conf lists, and anything else only if it lists nothing.
+        unlisted = f"mdadm --assemble /dev/md/{name} {' '.join(map(device_path, names))}"
+        hint = unlisted if facts.arrays and not listed else "mdadm --assemble --scan"
+        return absent(reason, hint, *map(facts.layer, names))
+    container = listed.get("container", "") if listed else ""  # of firmware RAID, by its path or its UUID
+    for key in (array_name(container), hex_digits(container)):
+        if node := facts.running_arrays.get(key, ""):
+            return absent(f"{array} is not started in its container {node}", f"mdadm --incremental --run /dev/{node}")
+    below = [needed_layer(container, facts)] if container.startswith("/") else []
     listing = "though mdadm.conf lists it" if listed else "and mdadm.conf does not list it"
-    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *container)
+    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *below)
 
 
 def is_member(properties: Mapping[str, str], name: str, uuid: str) -> bool:
     """Whether udev knows a device as a member of the md array with this name or UUID."""
-    if name in (array_name(properties.get("MD_DEVICE", "")), properties.get("MD_DEVNAME")):
+    if name in (array_name(properties.get(key, "")) for key in ("MD_DEVICE", "MD_DEVNAME")):
         return True
-    # The label is HOST:NAME.
-    label, own = properties.get("ID_FS_LABEL", "").rpartition(":")[2], hex_digits(properties.get("ID_FS_UUID", ""))
+    label, own = array_name(properties.get("ID_FS_LABEL", "")), hex_digits(properties.get("ID_FS_UUID", ""))
     return properties.get("ID_FS_TYPE", "").endswith("_raid_member") and (label == name or own == uuid != "")
 
 
 def array_name(path: str) -> str:
-    """The name of an md array: /dev/md0 is /dev/md/0."""
-    return os.path.basename(path).removeprefix("md")
+    """The name of an md array: /dev/md0 is /dev/md/0, and /dev/md/HOST:0 or the label HOST:0 one that HOST has made."""
+    return os.path.basename(path).rpartition(":")[2].removeprefix("md")
 
 
 def hex_digits(uuid: str) -> str:
@@ -2195,41 +2229,41 @@ def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | Non
 
 def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A partition of a disk, array or map that is there."""
-    whole = match["whole"]
-    if not (name := facts.device_at(whole)):
-        return None
-    return absent(f"{whole} has no partition {match['number']}", f"lsblk {whole}", facts.layer(name))
+    whole, name = match["whole"], facts.device_at(match["whole"])
+    hint = f"kpartx -av {whole}" if name.startswith("dm-") else f"lsblk {whole}"
+    return absent(f"{whole} has no partition {match['number']}", hint, facts.layer(name)) if name else None
 
 
 def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """What systemd sets up from a table: crypttab(5), integritytab(5), veritytab(5)."""
     name = match["name"]
     for kind in ("crypt", "integrity", "verity"):
-        source, options = facts.device_table(kind).get(name, ("", []))
+        source, options = facts.device_table(kind).get(name, ("", [""]))
         if source:
             noauto = ", with the option noauto" if "noauto" in options else ""
             # systemd.unit(5), "String escaping"
             unit = hex_escaped("[^a-zA-Z0-9:_./]", name).replace("/", "-")
             reason = f"{kind} volume {name} is not open (it is in /etc/{kind}tab{noauto})"
             below = [needed_layer(path_of(source), facts)] if path_of(source) else []
-            return absent(reason, f"systemctl start 'systemd-{kind}setup@{unit}'", *below)
+            return absent(reason, f"systemctl start 'systemd-{kind}setup@{unit}'", *below, *facts.find(options[0]))
     return None
 
 
 def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A multipath map by its alias, the name it is bound to, or its WWID: multipath.conf(5)."""
-    name = match["name"]
+    # kpartx(8) may put the number of a partition after the name alone.
+    name = re.sub("^(mpath[a-z]+?)p?[0-9]+$", r"\1", match["name"])
     wwid = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else ""
     for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
         wwid = bound if alias == name else wwid
-    for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", facts.text(f"{ETC}/multipath.conf")):
+    files = ["multipath.conf", *(f"multipath/conf.d/{item}" for item in list_names(f"{ETC}/multipath/conf.d"))]
+    for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", "\n".join(facts.text(f"{ETC}/{file}") for file in files)):
         keys = dict(re.findall(r'^\s*(wwid|alias)\s+"?([^"\s]+)', entry, re.MULTILINE))
         wwid = keys.get("wwid", "") if keys.get("alias") == name else wwid
     if not wwid:
         return None
-    paths = [
-        item for item in facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN") if not item.name.startswith("dm-")
-    ]
+    found = facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN")
+    paths = [item for item in found if not item.name.startswith("dm-")]
     if names := [item.name for item in paths if "ID_PART_ENTRY_NUMBER" not in item.properties]:
         reason = f"no multipath map for {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
         return absent(reason, "multipath -v2", *map(facts.layer, names))
@@ -2248,12 +2282,11 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
             return None
         return absent(f"volume group {name} is unknown here (no {file})", "vgs")
     if volume not in group.volumes:
-        return absent(
-            f"volume group {name} has no volume {volume} (according to {file} of {group.date})", f"lvs {name}"
-        )
+        unknown = f"volume group {name} has no volume {volume} (according to {file} of {group.date})"
+        return absent(unknown, f"lvs {name}")
     reason, hint = f"volume group {name} is complete, but not all of its volumes are active", f"vgchange -ay {name}"
     for pattern, why, command in INACTIVE:
-        found = re.search(pattern, group.text + group.volumes[volume], re.MULTILINE)
+        found = re.search(pattern, group.text + group.volumes[volume])
         if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
             reason, hint = (text.format(name, volume, found[1]) for text in (why, command))
             break
@@ -2262,19 +2295,12 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 
 # What LVM's backup says of a volume or its group that is not activated, and the reason and the command that helps.
 INACTIVE = (
-    ('^\tstatus = .*"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
+    ('"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
+    ('lock_type = "(sanlock|dlm)"', "volume group {0} is shared ({2}) and not activated", "vgchange --lockstart {0}"),
+    ('"(ACTIVATION_SKIP)"', "LVM volume {0}/{1} has the activation skip flag", "lvchange -ay -K {0}/{1}"),
+    ('"(NOAUTOACTIVATE)"', "LVM volume {0}/{1} or its group is not activated automatically", "lvchange -ay {0}/{1}"),
     (
-        '^\tlock_type = "(sanlock|dlm)"',
-        "volume group {0} is shared ({2}) and not activated",
-        "vgchange --lockstart {0}",
-    ),
-    (
-        '^\t\t\tflags = .*"(ACTIVATION_SKIP)"',
-        "LVM volume {0}/{1} has the activation skip flag",
-        "lvchange -ay -K {0}/{1}",
-    ),
-    (
-        '^\t+thin_pool = "(.*)"',
+        'thin_pool = "(.*)"',
         "thin pool {0}/{2} is not active (if LVM refuses to activate it: lvconvert --repair {0}/{2})",
         "lvchange -ay {0}/{2}",
     ),
@@ -2298,7 +2324,11 @@ def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer
     problem = None
     if MISSING in [layer.problem for layer in below]:
         lacking = join_limited([layer.name for layer in disks.values() if layer.problem is MISSING], MAX_LISTED)
-        problem = Problem(f"volume group {name} lacks physical volume {lacking}")
+        backup = facts.volume_group(name)
+        # At boot LVM waits for all of them, though a RAID may do without.
+        is_raid = backup and re.search('type = "raid[1-9]', "".join(backup.volumes.values()))
+        hint = f"vgchange -ay {name}" if is_raid else ""
+        problem = Problem(f"volume group {name} lacks physical volume {lacking}", hint)
     return stacked(name, "volume group", problem, *below)
 
 
@@ -2313,9 +2343,8 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
     problem = None
     if len(holders) > 1:
         # Advice to change one of them would do harm where both are the same disk.
-        reason = (
-            f"{join_limited(holders, MAX_LISTED)} carry the same PV UUID (a LUN and its clone, or paths to one LUN)"
-        )
+        names = join_limited(holders, MAX_LISTED)
+        reason = f"{names} carry the same PV UUID (a LUN and its clone, or paths to one LUN)"
         problem = Problem(reason, f"lsblk -o NAME,SERIAL,WWN {' '.join(map(device_path, holders))}")
     elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
         path = device_path(holders[0])
@@ -2388,7 +2417,8 @@ def pool_layer(pool: str) -> Layer:
 def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     """A Ceph image: rbdmap(8)."""
     image = match["image"]
-    if image in (words[0] for words in facts.table(f"{ETC}/ceph/rbdmap")):
+    listed = re.findall(r"^\s*([^\s#]+)", facts.text(f"{ETC}/ceph/rbdmap"), re.MULTILINE)
+    if image in listed or image.removeprefix("rbd/") in listed:
         reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
         return absent(reason, "rbdmap map")
     return absent(f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap", f"rbd device map {image}")
@@ -2421,9 +2451,9 @@ def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
 def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A link named after what a block device holds or is."""
     tag, value = match["tag"].upper(), match["value"]
-    if facts.devices_with(value, TAGS[tag]):
-        return None
     hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
+    for item in facts.devices_with(value, TAGS[tag]):  # a UUID that blkid prints may be that of a member
+        return absent(f"{item.name} has {tag} {value}, but udev creates no such link for it", f"{hint},FSTYPE")
     below = facts.likely_sessions if tag != "ID" or value.startswith(("scsi-", "wwn-")) else ()
     if value.startswith("dm-name-"):
         below = facts.find(f"/dev/mapper/{value[len('dm-name-') :]}")
@@ -2443,28 +2473,19 @@ AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 
 # What may be at a path, the pattern for it, and what knows why it is not there; the first that knows anything counts.
 EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
-    (
-        "partition",
-        "(?P<whole>/dev/([svh]d[a-z]+|md/.*[^0-9]|.*[0-9](?=p)|.+(?=-part)))(-part|p)?(?P<number>[0-9]+)",
-        explain_partition,
-    ),
-    (
-        "LUN",
-        "/dev/disk/by-path/ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?",
-        explain_iscsi_disk,
-    ),
+    ("partition", r"(?P<whole>/dev/([sv]d[a-z]+|md/.*\D|mapper/mpath[a-z]+?))p?(?P<number>\d+)", explain_partition),
+    ("partition", "(?P<whole>/dev/(.*[0-9](?=p)|.+(?=-part)))(-part|p)(?P<number>[0-9]+)", explain_partition),
+    ("LUN", "/dev/disk/by-path/.*?ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+).*", explain_iscsi_disk),
     ("LUN", "/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
+    ("md array", "/dev/disk/by-id/md-(name|uuid)-(?P<name>.+?)(-part[0-9]+)?", explain_array),
+    ("multipath map", "/dev/disk/by-id/dm-uuid-mpath-(?P<name>.+)", explain_map),
     ("link", "/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
     ("md array", "/dev/md/(?P<name>.+)", explain_array),
     ("md array", "/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
-    (
-        "DRBD device",
-        "/dev/drbd(/by-res/(?P<resource>[^/]+)(/[0-9]+)?|/by-disk/(?P<disk>.+)|(?P<minor>[0-9]+))",
-        explain_drbd,
-    ),
-    ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+)", explain_zvol),
-    ("Ceph image", "/dev/rbd/(?P<image>.+)", explain_rbd),
-    ("bcache device", "/dev/bcache[0-9]+(p[0-9]+)?", explain_bcache),
+    ("DRBD device", r"/dev/drbd(/by-res/(?P<resource>[^/]+)(/.+)?|/by-disk/(?P<disk>.+)|(?P<minor>\d+))", explain_drbd),
+    ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+?)(-part[0-9]+)?", explain_zvol),
+    ("Ceph image", "/dev/rbd/(?P<image>.+?)(-part[0-9]+)?", explain_rbd),
+    ("bcache device", "/dev/bcache([0-9]+(p[0-9]+)?|/by-.+)", explain_bcache),
     ("link", r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
     ("crypt volume", "/dev/mapper/(?P<name>.+)", explain_crypt),
     ("multipath map", "/dev/mapper/(?P<name>.+?)(-part[0-9]+)?", explain_map),
@@ -2537,7 +2558,7 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
         status = os.stat(path)
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
-            return State.NOT_READY, check_file(path, status.st_size, required, facts)
+            return State.NOT_READY, check_file(path, status, required, facts)
         if kind == stat.S_IFBLK:
             return State.NOT_READY, check_block_device(status.st_rdev, required._replace(path=path), facts)
         problem = Problem(f"is {FILE_KINDS[kind]}, neither a block device nor a regular file")
@@ -2556,7 +2577,7 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
     return State.NOT_READY, stacked(path, "path", problem)
 
 
-GONE_ERRORS = (errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN)
+GONE_ERRORS = (errno.EHOSTDOWN, errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT)
 
 
 def check_block_device(number: int, required: Required, facts: StorageFacts) -> Layer:
@@ -2585,9 +2606,10 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
         return None
     resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
     resource = next((item for item, text in resources.items() if has_minor(text, minor)), "RESOURCE")
-    is_shared = facts.shares and any("allow-two-primaries" in text for text in resources.values())
+    text = resources.get(resource, "")
+    is_shared = facts.shares and re.search(r'allow-two-primaries(\s+"?yes"?)?\s*;', text)
     # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
-    promotes = state.is_version_9 and not re.search(r"auto-promote\s+no\b", resources.get(resource, ""))
+    promotes = state.is_version_9 and not re.search(r'auto-promote\s+"?no\b', text)
     if (promotes or required.promotes) and (state.peer_role != "Primary" or is_shared):
         return None
     if state.peer_role == "Primary":
@@ -2615,40 +2637,47 @@ def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem
     return None
 
 
-def check_file(path: str, size: int, required: Required, facts: StorageFacts) -> Layer:
+def check_file(path: str, status: os.stat_result, required: Required, facts: StorageFacts) -> Layer:
     """A regular file: it may be empty, on the wrong file system, or lack a backing file. May block."""
     mount = facts.mount_above(os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path))
     if mount.cause and (required.writes or not mount.cause.is_readable):
         return stacked(path, "file", None, mount)
-    if size == 0:
-        return stacked(path, "file", Problem("is empty (0 bytes)"))._replace(below=(mount,))
-    image = image_layer(path, "file", required.format, facts, MAX_BACKING_FILES)
+    problem = None
+    if status.st_size == 0:
+        problem = Problem("is empty (0 bytes)")
+    elif required.by_script and required.writes and not status.st_mode & 0o222:  # see Xen's tools/hotplug/Linux/block
+        problem = Problem("has no write permission, but the guest writes to it", f"chmod u+w {path}", is_readable=True)
+    image = stacked(path, "file", problem) if problem else image_layer(path, required, facts)
     return image._replace(below=(mount, *image.below))
 
 
-def image_layer(path: str, kind: str, image_format: str, facts: StorageFacts, depth: int) -> Layer:
-    """An image and the files behind it: QEMU's docs/interop/qcow2.rst. May block.
+def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
+    """An image and what is behind it: QEMU's docs/interop/qcow2.rst. May block.
 
     The chain is followed as far as the images say that the next one is qcow2, because a guest can write anything to a
     raw image; one that only its owner may read is taken to be complete.
     """
-    if image_format not in ("qcow", "qcow2") or depth == 0:
-        return Layer(path, kind)
-    header = read_part(path, 0, QCOW_HEADER)
-    if header and not header.startswith(b"QFI\xfb"):
-        return stacked(path, kind, Problem(f"{path} is not a {image_format} image"))
-    offset, length = int.from_bytes(header[8:16], "big"), int.from_bytes(header[16:20], "big")
+    versions = {"qcow": (1,), "qcow2": (2, 3)}.get(required.format, ())
+    header = read_part(path, 0, QCOW_HEADER) if versions and required.depth < MAX_BACKING_FILES else b""
+    if not header:
+        return Layer(path, "file")
+    version, offset, length = (int.from_bytes(header[start:end], "big") for start, end in ((4, 8), (8, 16), (16, 20)))
+    if not header.startswith(b"QFI\xfb") or version not in versions:
+        return stacked(path, "file", Problem(f"is not a {required.format} image"))
+    if required.writes and version == 3 and int.from_bytes(header[72:80], "big") & 2:
+        reason = "is marked as corrupt, so QEMU does not open it for writing"
+        return stacked(path, "file", Problem(reason, f"qemu-img check -r all {path}", is_readable=True))
     name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
     # "json:…" and "nbd://…" are not files.
-    if not name or re.match("[a-z+]+:", name):
-        return Layer(path, kind)
-    behind = os.path.join(os.path.dirname(path), name)
-    if os.path.exists(behind):
-        next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
-        return stacked(path, kind, None, image_layer(behind, "backing file", next_format, facts, depth - 1))
-    problem = Problem(f"backing file {behind} does not exist")
-    known = facts.find(os.path.realpath(behind)) if facts.explains else ()
-    return stacked(path, kind, None, stacked(behind, "backing file", problem, *known))
+    if not name or re.match("(?!file:)[a-z+]+:", name):
+        return Layer(path, "file")
+    next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
+    next_path = os.path.join(os.path.dirname(path), name.removeprefix("file:"))
+    behind = check_layers(Required(next_path, format=next_format, depth=required.depth + 1), facts)[1]
+    if problem := behind.problem:
+        told = Problem(f"backing file {next_path} {problem.reason}", problem.hint)
+        behind = behind._replace(problem=told, cause=told if behind.cause is problem else behind.cause)
+    return stacked(path, "file", None, behind._replace(kind="backing file"))
 
 
 def read_part(path: str, offset: int, length: int) -> bytes:
@@ -2695,7 +2724,7 @@ def named_layer(layer: Layer, facts: StorageFacts, above: str = "") -> Layer:
 def device_kind(name: str) -> tuple[str, str, str]:
     """The row of DEVICE_KINDS for a device."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
-    row = next(row for row in DEVICE_KINDS if re.match(row[0], uuid or name))
+    row = next(row for row in DEVICE_KINDS if re.match(row[0], uuid) or re.match(row[0], name))
     is_partition = os.path.exists(f"{device_directory(name)}/partition")
     return (row[0], "partition", row[2]) if is_partition else row
 
@@ -4046,7 +4075,7 @@ def rows_of_layer(
     if problem is not None:
         state = problem.reason.removeprefix(f"{layer.name}: ").removeprefix(f"{layer.name} ")
         state = f"<-- {with_hint(state, problem.hint)}" if problem == cause else state
-    elif layer.cause is not None or layer.kind == "NFS server":  # which is never queried
+    elif layer.cause is not None or layer.kind == "file server":  # which is never queried
         state = "-"
     yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
     indent += "  " if is_last else trunk

@@ -114,6 +114,8 @@ def test_target_without_a_session_is_named(host: Callable[[str], HostPaths]) -> 
     reason = f"no session with iSCSI target {TARGET}:disk at 127.0.0.1:3260 (node.startup is manual)"
     assert missing(here, path) == (reason, f"iscsiadm -m node -T {TARGET}:disk --login")
     assert missing(here, f"{path}-part1")[0] == reason
+    adapter = "/dev/disk/by-path/pci-0000:04:00.1-ip-"  # that logs in by itself
+    assert missing(here, path.replace("/dev/disk/by-path/ip-", adapter))[0] == reason
     elsewhere = f"/dev/disk/by-path/ip-10.0.0.7:3260-iscsi-{TARGET}:disk-lun-1"
     assert missing(here, elsewhere) == (
         f"no session with iSCSI target {TARGET}:disk at 10.0.0.7:3260 (open-iscsi has no record of it)",
@@ -171,7 +173,9 @@ def test_missing_partition_of_a_present_disk_is_named(host: Callable[[str], Host
 def test_missing_partition_of_an_array_or_map_is_named(host: Callable[[str], HostPaths]) -> None:
     assert missing(host("md/degraded"), "/dev/md127p1")[0] == "/dev/md127 has no partition 1"
     here = host("multipath/map")
-    assert missing(here, "/dev/mapper/mpatha-part2")[0] == "/dev/mapper/mpatha has no partition 2"
+    for part in ("-part2", "2", "p2"):  # as kpartx names it
+        what = ("/dev/mapper/mpatha has no partition 2", "kpartx -av /dev/mapper/mpatha")
+        assert missing(here, f"/dev/mapper/mpatha{part}") == what
     assert missing(host("md/inactive"), "/dev/md127p1")[0].startswith(f"{INACTIVE_ARRAY}; ")
 
 
@@ -273,6 +277,12 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
             "LVM volume vg/lv has the activation skip flag",
             "lvchange -ay -K vg/lv",
         ),
+        (
+            "\tflags = []",
+            '\tflags = ["NOAUTOACTIVATE"]',
+            "LVM volume vg/lv or its group is not activated automatically",
+            "lvchange -ay vg/lv",
+        ),
         ('status = ["RESIZEABLE"', 'status = ["EXPORTED", "RESIZEABLE"', "volume group vg is exported", "vgimport vg"),
         (
             "\tflags = []",
@@ -317,6 +327,14 @@ def test_volume_not_on_the_missing_disk_can_be_activated(host: Callable[[str], H
     )
 
 
+def test_group_with_a_raid_can_be_activated_without_a_disk(host: Callable[[str], HostPaths]) -> None:
+    """LVM does not do it at boot, where it waits until a group is complete."""
+    here = host("lvm/never-seen")
+    assert missing(here, "/dev/vg/lv")[1] == ""
+    edit_backup(here, 'type = "striped"', 'type = "raid1"')
+    assert missing(here, "/dev/vg/lv")[1] == "vgchange -ay vg"
+
+
 @pytest.mark.parametrize("ident", ["t10.ATA_Samsung_SSD", "eui.0025385"])
 def test_no_target_is_blamed_for_a_disk_that_was_no_lun(host: Callable[[str], HostPaths], ident: str) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
@@ -358,11 +376,23 @@ def test_map_without_paths_and_paths_without_a_map_are_named(host: Callable[[str
         f"no multipath map for {wwid}, though paths are present: sda, sdb",
         "multipath -v2",
     )
-    assert missing(here, f"/dev/mapper/{wwid}-part1") == missing(here, "/dev/mapper/mpatha")
+    names = ("mapper/mpatha-part1", "mapper/mpatha1", f"mapper/{wwid}-part1", f"disk/by-id/dm-uuid-mpath-{wwid}")
+    assert reasons(here, *(f"/dev/{name}" for name in names)) == {missing(here, "/dev/mapper/mpatha")}
     here = host("multipath/no-path")
     assert missing(here, "/dev/mapper/mpatha") == (f"multipath map mpatha has no path to {wwid}", "multipath -v2")
     reason = missing(logs_in_at_boot(here), "/dev/mapper/mpatha")[0]
     assert reason == f"no session with iSCSI targets {TARGET}:group, {TARGET}:map, one of which probably has the LUN"
+
+
+def test_map_is_known_by_its_alias(host: Callable[[str], HostPaths]) -> None:
+    here = host("multipath/no-map")
+    wwid = (Path(here.etc) / "multipath" / "wwids").read_text().strip().strip("/")
+    for file in ("multipath.conf", "multipath/conf.d/web.conf"):
+        (Path(here.etc) / file).parent.mkdir(exist_ok=True)
+        (Path(here.etc) / file).write_text(f"multipaths {{\n\tmultipath {{\n\t\twwid {wwid}\n\t\talias web\n\t}}\n}}\n")
+        assert missing(here, "/dev/mapper/web")[0] == f"no multipath map for {wwid}, though paths are present: sda, sdb"
+        (Path(here.etc) / file).unlink()
+        assert missing(here, "/dev/mapper/web")[1] == ""
 
 
 # md
@@ -395,6 +425,16 @@ def test_unassembled_or_missing_array_is_named(host: Callable[[str], HostPaths])
     )
     (Path(here.etc) / "mdadm" / "mdadm.conf").write_text("ARRAY /dev/md/other metadata=1.2 UUID=1:2:3:4\n")
     assert missing(here, "/dev/md/other")[0] == "no member of md array other found, though mdadm.conf lists it"
+
+
+def test_array_that_mdadm_conf_does_not_list_is_assembled_from_its_members(host: Callable[[str], HostPaths]) -> None:
+    """--scan assembles only what mdadm.conf lists, unless it lists nothing."""
+    here = host("md/stopped")
+    (Path(here.etc) / "mdadm" / "mdadm.conf").write_text("ARRAY /dev/md/other metadata=1.2 UUID=1:2:3:4\n")
+    assert missing(here, "/dev/md/mirror") == (
+        "md array mirror is not assembled (members present: vdd)",
+        "mdadm --assemble /dev/md/mirror /dev/vdd",
+    )
 
 
 def test_array_half_assembled_by_initramfs_is_named(host: Callable[[str], HostPaths]) -> None:
@@ -468,6 +508,55 @@ def test_volume_in_a_container_has_the_reason_of_its_container(tmp_path: Path) -
     )
     assert missing(paths_below(tmp_path), "/dev/md/Volume0")[0] == (
         "no member of md array imsm0 found, though mdadm.conf lists it"
+    )
+
+
+@pytest.mark.parametrize("container", ["/dev/md/imsm0", "5ed2d4a1:22222222:33333333:44444444"])
+def test_volume_not_started_in_its_container_is_named(tmp_path: Path, container: str) -> None:
+    """`mdadm --examine --scan` gives the UUID of the container."""
+    for file, text in (
+        ("etc/mdadm.conf", f"ARRAY /dev/md/Volume0 container={container} member=0 UUID=5:6:7:8\n"),
+        ("run/mdadm/map", "md127 imsm 5ed2d4a1:22222222:33333333:44444444 /dev/md/imsm0\n"),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert missing(paths_below(tmp_path), "/dev/md/Volume0") == (
+        "md array Volume0 is not started in its container md127",
+        "mdadm --incremental --run /dev/md127",
+    )
+
+
+def udev_entry(root: Path, *properties: str) -> HostPaths:
+    """A host whose only disk is sda, with these properties."""
+    here = made_up(root, sda={})
+    (root / "run/udev/data").mkdir(parents=True)
+    (root / "run/udev/data/b7:0").write_text("I:1\n" + "".join(f"E:{item}\n" for item in properties))
+    return here
+
+
+@pytest.mark.parametrize(
+    ("label", "names"),
+    [
+        ("xen1:data", ("md/data", "md/xen1:data", "disk/by-id/md-name-xen1:data")),
+        ("xen1:md0", ("md/md0", "md0", "md/0")),  # --name=md0
+        ("xen1:mdata", ("md/mdata",)),
+    ],
+)
+def test_array_is_known_by_each_of_its_names(tmp_path: Path, label: str, names: tuple[str, ...]) -> None:
+    here = udev_entry(tmp_path, "ID_FS_TYPE=linux_raid_member", f"ID_FS_LABEL={label}")
+    for name in names:
+        assert missing(here, f"/dev/{name}")[0].endswith(" is not assembled (members present: sda)")
+
+
+def test_array_is_known_by_the_link_with_its_uuid(tmp_path: Path) -> None:
+    uuid = "c0ffee00-1111-2222-3333-444455556666"
+    here = udev_entry(tmp_path, "ID_FS_TYPE=linux_raid_member", f"ID_FS_UUID={uuid}", f"ID_FS_UUID_ENC={uuid}")
+    path = "/dev/disk/by-id/md-uuid-c0ffee00:11112222:33334444:55556666"
+    assert missing(here, path)[0].endswith(" is not assembled (members present: sda)")
+    # blkid prints the same for each member.
+    assert missing(here, f"/dev/disk/by-uuid/{uuid}") == (
+        f"sda has UUID {uuid}, but udev creates no such link for it",
+        "lsblk -o NAME,UUID,FSTYPE",
     )
 
 
@@ -641,6 +730,14 @@ def test_volume_from_a_systemd_table_names_its_unit(tmp_path: Path, table: str, 
     assert hint == f"systemctl start '{unit}'"
 
 
+def test_crypt_volume_needs_the_file_system_with_its_key(tmp_path: Path) -> None:
+    here = udev_entry(tmp_path)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/crypttab").write_text("secret /dev/sda /mnt/keys/web.key luks\n")
+    (tmp_path / "etc/fstab").write_text("LABEL=KEYS /mnt/keys ext4 nofail 0 0\n")
+    assert missing(here, "/dev/mapper/secret")[0] == "no block device has LABEL KEYS"
+
+
 def test_linstor_resource_is_found(tmp_path: Path) -> None:
     directory = tmp_path / "linstor.d"
     for file, text in (
@@ -662,10 +759,13 @@ def test_missing_ceph_image_is_named(tmp_path: Path) -> None:
     here = paths_below(tmp_path)
     reason = "Ceph image vms/web is not mapped, and not listed in /etc/ceph/rbdmap"
     assert missing(here, "/dev/rbd/vms/web") == (reason, "rbd device map vms/web")
+    assert missing(here, "/dev/rbd/vms/web-part1") == (reason, "rbd device map vms/web")
     (tmp_path / "etc/ceph").mkdir(parents=True)
     (tmp_path / "etc/ceph/rbdmap").write_text("# RbdDevice Parameters\nvms/web id=xen,keyring=/etc/ceph/xen.keyring\n")
     reason = "Ceph image vms/web is not mapped, though /etc/ceph/rbdmap lists it"
     assert missing(here, "/dev/rbd/vms/web") == (reason, "rbdmap map")
+    (tmp_path / "etc/ceph/rbdmap").write_text("web\n")  # in the default pool, with the default user
+    assert missing(here, "/dev/rbd/rbd/web")[0] == "Ceph image rbd/web is not mapped, though /etc/ceph/rbdmap lists it"
 
 
 def test_missing_fibre_channel_lun_is_named(tmp_path: Path) -> None:
@@ -687,6 +787,7 @@ def test_bcache_device_without_its_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "run/udev/data").mkdir(parents=True)
     (tmp_path / "run/udev/data/b7:0").write_text("E:ID_FS_TYPE=bcache\n")
     reason = "bcache backing device sdb lacks its cache (start it without only if the cache is lost)"
+    assert missing(here, "/dev/bcache/by-uuid/8d4f6e9c") == missing(here, "/dev/bcache0")
     assert missing(here, "/dev/bcache0") == (reason, "echo 1 >/sys/class/block/sdb/bcache/running")
 
 
@@ -701,7 +802,7 @@ def test_image_in_a_dataset_names_the_pool_that_is_not_imported(tmp_path: Path) 
     assert missing(here, "/srv/images/web.img")[0] == reason
 
 
-@pytest.mark.parametrize("number", [errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN])
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, errno.ETIMEDOUT])
 def test_a_mount_whose_server_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "fstab").write_text(f"nas:/images {tmp_path} nfs x-systemd.automount 0 0\n")
@@ -899,7 +1000,7 @@ def test_tree_of_an_image_on_nfs(host: Callable[[str], HostPaths], tmp_path: Pat
     assert tree_of_path(here, "/srv/images/web.img") == [
         "file /srv/images/web.img: does not exist",
         "  -> mount /srv/images: /srv/images is not mounted (/etc/fstab mounts 192.0.2.1:/srv/export there)",
-        "    NFS server 192.0.2.1",
+        "    file server 192.0.2.1",
     ]
     image = tmp_path / "images" / "web.img"
     image.parent.mkdir()
@@ -909,7 +1010,7 @@ def test_tree_of_an_image_on_nfs(host: Callable[[str], HostPaths], tmp_path: Pat
     assert tree_of_path(here, str(image)) == [
         f"file {image}",
         f"  mount {image.parent}",
-        "    NFS server 192.0.2.1",
+        "    file server 192.0.2.1",
     ]
 
 
@@ -929,6 +1030,11 @@ def test_tree_of_a_degraded_mirror_blames_nothing(tmp_path: Path) -> None:
         "  disk /dev/sda: /dev/sda: SCSI device is offline",
         "  disk /dev/sdb",
     ]
+
+
+def test_tree_of_an_unknown_map(tmp_path: Path) -> None:
+    here = made_up(tmp_path, sda={}, dm_0={"dm/name": "vdo0", "dm/uuid": "VDO-21c1", "slaves": "sda"})
+    assert tree_of_device(here, "7:1") == ["device-mapper device /dev/mapper/vdo0", "  disk /dev/sda"]
 
 
 def test_tree_of_loop_device_and_partition(tmp_path: Path) -> None:
@@ -1009,12 +1115,25 @@ def array(level: str, members: str, *states: str, **attributes: str) -> dict[str
             "raid10",
             ("in_sync", "in_sync", "", ""),
             {"md/layout": "258"},
-            "only 1 of the 2 mirrored pairs it needs can be used",
+            "only 1 of the 2 mirrored sets it needs can be used",
         ),
-        ("raid10", ("in_sync", "", "in_sync", ""), {"md/layout": "513"}, ""),
-        ("raid10", ("in_sync", "", "", ""), {"md/layout": "513"}, "only 1 of the 2 members it needs can be used"),
+        # near=2 of three, near=3, far=2, offset=2
         ("raid10", ("in_sync", "", "in_sync"), {"md/layout": "258"}, ""),
-        ("raid10", ("in_sync", "", ""), {"md/layout": "258"}, "only 1 of the 2 members it needs can be used"),
+        ("raid10", ("in_sync", "", ""), {"md/layout": "258"}, "only 2 of the 3 mirrored sets it needs can be used"),
+        ("raid10", ("in_sync", "", ""), {"md/layout": "259"}, ""),
+        ("raid10", ("in_sync", "", "in_sync", ""), {"md/layout": "513"}, ""),
+        (
+            "raid10",
+            ("in_sync", "in_sync", "", ""),
+            {"md/layout": "513"},
+            "only 3 of the 4 mirrored sets it needs can be used",
+        ),
+        (
+            "raid10",
+            ("", "in_sync", "in_sync", ""),
+            {"md/layout": "66049"},
+            "only 3 of the 4 mirrored sets it needs can be used",
+        ),
     ],
 )
 def test_an_array_needs_as_many_members_as_its_level_says(
@@ -1059,7 +1178,7 @@ def test_mirror_needs_one_leg_and_stripe_needs_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "attributes", "reason"),
     [
-        ("nvme0n1", {"device/state": "connecting"}, "its NVMe controller is not live"),
+        ("nvme0n1", {"device/state": "connecting"}, "no live NVMe controller"),
         ("nvme0n1", {"device/state": "live"}, ""),
         ("dm_0", {"dm/name": "web", "dm/suspended": "1"}, "device-mapper device is suspended"),
         ("dm_0", {"dm/name": "mpatha", "dm/uuid": "mpath-36000"}, "no usable path"),
@@ -1093,7 +1212,7 @@ def test_nvme_disk_needs_one_of_its_controllers(tmp_path: Path) -> None:
     here = made_up(tmp_path, nvme0n1=states)
     assert usable(here, "nvme0n1") == ""
     (tmp_path / "sys/devices/nvme0n1/device/nvme1/state").write_text("deleting\n")
-    assert usable(here, "nvme0n1") == "/dev/nvme0n1: none of its NVMe controllers is live"
+    assert usable(here, "nvme0n1") == "/dev/nvme0n1: no live NVMe controller"
 
 
 @pytest.mark.parametrize(
@@ -1157,9 +1276,11 @@ LEG_GONE = "placeholder for a missing physical volume"
         (volume("rimage", 5, 3, 3, 4), 3, 3),  # raid6
         (volume("rimage", 5, 3, 2, 3, 4), 3, 2),
         (volume("rimage", 4, 2, 1, 3), 2, 2),  # raid10
-        (volume("rimage", 4, 2, 1, 2, 3), 2, 1),
+        (volume("rimage", 4, 2, 2, 3), 2, 1),  # a pair
+        (volume("rimage", 6, 2, 1, 2, 3, 5), 2, 2),  # raid10 with three copies
+        (volume("rimage", 6, 2, 3, 4, 5), 2, 1),
     ],
-    ids=["raid0", "raid1", "raid1 without", "mirror", "raid5", "raid5-2", "raid6", "raid6-3", "raid10", "raid10-3"],
+    ids=["0", "1", "1-2", "mirror", "5", "5-2", "6", "6-3", "10", "10 pair", "10 with 3", "10 with 3, 3"],
 )
 def test_a_volume_needs_as_many_legs_as_hold_its_data(
     tmp_path: Path, volume: dict[str, dict[str, str]], needed: int, left: int
@@ -1169,6 +1290,11 @@ def test_a_volume_needs_as_many_legs_as_hold_its_data(
         assert reason == ""
     else:
         assert re.fullmatch(f"/dev/mapper/vg-lv_rimage_[0-9]-missing_0_0: {LEG_GONE}", reason)
+
+
+def test_volume_that_is_being_set_up_has_size_0(tmp_path: Path) -> None:
+    """It has its legs once its table is loaded, and its size when it is resumed."""
+    assert usable(made_up(tmp_path, **volume("rimage", 2, 0)), "vg-lv") == "/dev/mapper/vg-lv: has size 0"
 
 
 def test_linear_volume_activated_without_one_of_its_disks_is_unusable(tmp_path: Path) -> None:
@@ -1187,7 +1313,12 @@ def test_a_volume_may_be_called_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("state", "reason"),
-    [("ONLINE", ""), ("DEGRADED", ""), ("SUSPENDED", "/dev/zd0: ZFS pool tank is suspended")],
+    [
+        ("ONLINE", ""),
+        ("DEGRADED", ""),
+        ("SUSPENDED", "/dev/zd0: ZFS pool tank is SUSPENDED"),
+        ("UNAVAIL", "/dev/zd0: ZFS pool tank is UNAVAIL"),  # with failmode=continue
+    ],
 )
 def test_zvol_has_the_state_of_its_pool(tmp_path: Path, state: str, reason: str) -> None:
     here = made_up(tmp_path, zd0={})
@@ -1198,9 +1329,55 @@ def test_zvol_has_the_state_of_its_pool(tmp_path: Path, state: str, reason: str)
     assert look(here, "zd0", READS) == (reason, "zpool clear tank" if reason else "")
 
 
-def test_drbd_8_with_suspended_io_is_unusable(host: Callable[[str], HostPaths]) -> None:
+def image_status(root: Path, mount: str) -> xwd.Status:
+    """The status of an image on what is mounted according to the end of a line of mountinfo."""
+    (root / "images").mkdir()
+    (root / "images/web.img").write_text("content")
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    number, _, source = mount.partition(" ")
+    (root / "proc/self/mountinfo").write_text(f"40 1 {number} / {root}/images rw - {source} rw\n")
+    paths_below(root).use()
+    return xwd.check_disk(Required(f"{root}/images/web.img"), xwd.StorageFacts(explains=False))
+
+
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
+def test_image_needs_the_device_below_its_file_system(tmp_path: Path) -> None:
+    made_up(tmp_path, sda={"device/state": "transport-offline"}, dm_0={"dm/name": "images", "slaves": "sda"})
+    status = image_status(tmp_path, "7:1 ext4 /dev/mapper/images")
+    assert (status.state, status.reason) == (xwd.State.NOT_READY, "/dev/sda: SCSI device is transport-offline")
+
+
+@pytest.mark.parametrize("mount", ["btrfs /dev/sda", "bcachefs /dev/sdb:/dev/sda"])
+def test_image_may_do_without_one_of_several_devices(tmp_path: Path, mount: str) -> None:
+    made_up(tmp_path, sda={"device/state": "offline"}, sdb={})
+    assert image_status(tmp_path, f"0:40 {mount}") == xwd.READY
+
+
+def test_fuse_is_no_block_device_below_an_image(tmp_path: Path) -> None:
+    made_up(tmp_path, sda={})
+    assert image_status(tmp_path, "0:40 fuse /dev/fuse") == xwd.READY
+
+
+@pytest.mark.parametrize(("state", "reason"), [("ONLINE", ""), ("SUSPENDED", "ZFS pool tank is SUSPENDED")])
+def test_image_in_a_dataset_has_the_state_of_its_pool(tmp_path: Path, state: str, reason: str) -> None:
+    (tmp_path / "proc/spl/kstat/zfs/tank").mkdir(parents=True)
+    (tmp_path / "proc/spl/kstat/zfs/tank/state").write_text(f"{state}\n")
+    assert image_status(tmp_path, "0:50 zfs tank/images").reason == reason
+
+
+def test_bind_mount_has_the_reason_of_its_source(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/fstab").write_text("nas:/data /data nfs defaults 0 0\n/data/images /srv/images none bind 0 0\n")
+    assert missing(paths_below(tmp_path), "/srv/images/web.img") == (
+        "/data is not mounted (/etc/fstab mounts nas:/data there)",
+        "systemctl start /data",
+    )
+
+
+@pytest.mark.parametrize("protocol", ["C", " "])  # StandAlone, it has none
+def test_drbd_8_with_suspended_io_is_unusable(host: Callable[[str], HostPaths], protocol: str) -> None:
     here = host("drbd/one-secondary")
-    states = "cs:WFConnection ro:Primary/Unknown ds:UpToDate/DUnknown C s-----"
+    states = f"cs:WFConnection ro:Primary/Unknown ds:UpToDate/DUnknown {protocol} s-----"
     Path(here.proc, "drbd").write_text(f"version: 8.4.11 (api:1/proto:86-101)\n\n 1: {states}\n")
     assert look(here, "drbd1", READS) == ("/dev/drbd1: DRBD has stopped I/O: its I/O is suspended", "drbdadm status")
 
@@ -1211,6 +1388,11 @@ def test_drbd_8_with_suspended_io_is_unusable(host: Callable[[str], HostPaths]) 
     [
         ('"quorum": true', '"quorum": false', "/dev/drbd1: DRBD has stopped I/O: it has no quorum"),
         ('"suspended": false', '"suspended": true', "/dev/drbd1: DRBD has stopped I/O: its I/O is suspended"),
+        (
+            '"suspended": false',
+            '"suspended": false, "force-io-failures": true',
+            "/dev/drbd1: DRBD has stopped I/O: all I/O fails until nothing has it open",
+        ),
     ],
 )
 def test_drbd_9_with_suspended_io_is_unusable(
@@ -1224,12 +1406,32 @@ def test_drbd_9_with_suspended_io_is_unusable(
     assert usable(here, "drbd1", PROMOTES) == reason
 
 
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        ("allow-two-primaries;", ""),
+        ("allow-two-primaries yes;", ""),
+        ("allow-two-primaries no;", "DRBD is Secondary, and its peer is Primary"),
+        ("} } resource r1 { net { allow-two-primaries;", "DRBD is Secondary, and its peer is Primary"),
+    ],
+)
+def test_drbd_is_shared_only_where_its_resource_allows_it(
+    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch, net: str, reason: str
+) -> None:
+    here = host("drbd9/secondary")
+    status = (HOSTS / "drbd9" / "status.json").read_text().replace('"peer-role": "Secondary"', '"peer-role": "Primary"')
+    monkeypatch.setattr(xwd, "output_of", lambda *_: status)
+    Path(here.etc, "drbd.conf").write_text(f"resource r0 {{ device /dev/drbd1 minor 1; net {{ {net} }} }}\n")
+    assert usable(here, "drbd1") == reason
+
+
+@pytest.mark.parametrize("no", ["no", '"no"'])
 def test_drbd_9_without_auto_promote_is_unusable(
-    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch
+    host: Callable[[str], HostPaths], monkeypatch: pytest.MonkeyPatch, no: str
 ) -> None:
     here = host("drbd9/secondary")
     monkeypatch.setattr(xwd, "output_of", lambda *_: (HOSTS / "drbd9" / "status.json").read_text())
-    resource = "resource r0 {\n  options { auto-promote no; }\n  on alpha { device /dev/drbd1 minor 1; }\n}\n"
+    resource = f"resource r0 {{\n  options {{ auto-promote {no}; }}\n  on alpha {{ device /dev/drbd1 minor 1; }}\n}}\n"
     Path(here.etc, "drbd.conf").write_text(resource)
     assert look(here, "drbd1", READS) == ("DRBD is Secondary", "drbdadm primary r0")
     assert usable(here, "drbd1", PROMOTES) == ""

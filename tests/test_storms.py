@@ -540,9 +540,8 @@ def test_disk_never_processed_by_udev_is_reported(host: Host, namespace: Namespa
     (namespace.udev / "control").touch()
     with attached(*loop):
         result = host.run("--timeout", "0", prefix=namespace.prefix)
-    assert (
-        f"{loop[0]} for web is not ready: udev has not finished processing it; try: udevadm settle\n" in result.messages
-    )
+    why = f"udev has not finished processing it; try: udevadm trigger --settle /sys/class/block/{loop[0].name}"
+    assert f"{loop[0]} for web is not ready: {why}\n" in result.messages
 
 
 @block_devices
