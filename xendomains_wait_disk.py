@@ -1270,18 +1270,18 @@ def required_by(disk: Disk) -> Required:
     """What this host must have before the domain with this disk can start."""
     script = os.path.basename(disk.script)
     if disk.backend not in ("", "0", "Domain-0"):
-        return Required(reason=f"the driver domain {disk.backend} serves it")
+        return Required(reason=f"served by driver domain {disk.backend}")
     if disk.attached_by:
-        return Required(reason=f"{disk.attached_by} attaches it")
+        return Required(reason=f"attached by {disk.attached_by}")
     if disk.format == "empty" or not disk.target:
         return Required(reason="the drive is empty")
     if script == "block-drbd":
         return Required(f"/dev/drbd/by-res/{disk.target}/0", promotes=True)
     # "block" is the script that xl runs when none is given (xl-disk-configuration(5)).
     if script not in ("", "block"):
-        return Required(reason=f"the script {script} attaches it")
+        return Required(reason=f"attached by script {script}")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
-        return Required(reason="QEMU opens it")
+        return Required(reason="opened by QEMU")
     # libxl has blkback serve what is raw, and QEMU what is not, or what is a CD that may be changed (libxl_device.c).
     by_script = disk.format == "raw" and disk.backendtype in ("", "phy") and not disk.cdrom
     required = Required(os.path.join("/", disk.target), writes=disk.writes, format=disk.format)
@@ -1508,7 +1508,7 @@ class StorageFacts:
         # has another word for that since Linux 6.15.
         if not {"ro", "emergency_ro"}.isdisjoint(words[-1].split(",")):
             reason = f"{where} is mounted read-only, but the guest writes to it"
-            problem = Problem(reason, f"mount -o remount,rw {where}", is_readable=True)
+            problem = Problem(reason, f"mount -o remount,rw {shell_word(where)}", is_readable=True)
         kind, source = words[words.index("-") + 1 :][:2]
         below = source_layers(source)
         if kind == "zfs":
@@ -1910,8 +1910,8 @@ def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
     if state.stopped:
         return Problem(f"DRBD has stopped I/O: {state.stopped}", "drbdadm status")
     if state.disk not in ("UpToDate", "Consistent") and state.peer_disk != "UpToDate":
-        peer = "is not connected" if state.peer_disk in ("", "DUnknown") else f"has one that is {state.peer_disk}"
-        return Problem(f"DRBD's disk is {state.disk}, and the peer {peer}", "drbdadm status")
+        peer = "peer is not connected" if state.peer_disk in ("", "DUnknown") else f"peer's is {state.peer_disk}"
+        return Problem(f"DRBD's disk is {state.disk}, and the {peer}", "drbdadm status")
     return None
 
 
@@ -1966,7 +1966,7 @@ def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | No
         what, usable, needed = volume_legs(name, below)
     if usable >= needed:
         return what != "", None
-    few = f"only {usable} of the {needed} {what}s it needs can be used" if usable else f"no usable {what}"
+    few = f"only {usable} of {needed} required {what}s can be used" if usable else f"no usable {what}"
     return True, Problem(few, f"mdadm --detail /dev/{name}" if name.startswith("md") else "multipath -ll")
 
 
@@ -2015,9 +2015,8 @@ def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem
     # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
     # (udev-worker.c; `udevadm wait` looks at the same).
     if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
-        is_busy = os.path.exists(
-            f"{RUN}/udev/queue"
-        )  # else it has given up, for example because a program of a rule hung
+        # Without events left to handle it has given up, for example because a program of a rule hung.
+        is_busy = os.path.exists(f"{RUN}/udev/queue")
         hint = "udevadm settle" if is_busy else f"udevadm trigger --settle /sys/class/block/{name}"
         return Problem("udev has not finished processing it", hint)
     if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may be running already
@@ -2122,7 +2121,7 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
         below = (needed_layer(path, facts),)
     else:
         below = below or facts.find(plan.source)  # a directory to bind, or an image
-    return stacked(where, "mount", Problem(reason, f"systemctl start {where}"), *below)
+    return stacked(where, "mount", Problem(reason, f"systemctl start {shell_word(where)}"), *below)
 
 
 def mounted_device(words: Sequence[str]) -> str:
@@ -2180,7 +2179,7 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     nodes.update(facts.running_arrays.get(key, "") for key in (name, uuid))
     for node in list_names(f"{SYS}/class/block", "md[0-9]+"):
         if node in nodes or not set(names).isdisjoint(list_names(f"{device_directory(node)}/slaves")):
-            reason = f"{array} runs as {node}, under another name"
+            reason = f"{array} is running as {node}"
             return absent(reason, f"mdadm --detail /dev/{node}", facts.layer(node))
     if names:
         reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
@@ -2245,7 +2244,9 @@ def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
             unit = hex_escaped("[^a-zA-Z0-9:_./]", name).replace("/", "-")
             reason = f"{kind} volume {name} is not open (it is in /etc/{kind}tab{noauto})"
             below = [needed_layer(path_of(source), facts)] if path_of(source) else []
-            return absent(reason, f"systemctl start 'systemd-{kind}setup@{unit}'", *below, *facts.find(options[0]))
+            return absent(
+                reason, f"systemctl start {shell_word(f'systemd-{kind}setup@{unit}')}", *below, *facts.find(options[0])
+            )
     return None
 
 
@@ -2430,8 +2431,10 @@ def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
     stopped = [item for item in backing if attribute(f"{device_directory(item)}/bcache", "running") == "0"]
     if not stopped:
         return None
-    hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
     reason = f"bcache backing device {join_limited(stopped, MAX_LISTED)} lacks its cache"
+    if "dirty" in [attribute(f"{device_directory(item)}/bcache", "state") for item in stopped]:
+        return absent(f"{reason}, which has data that was not written to it yet", "lsblk -f")
+    hint = f"echo 1 >/sys/class/block/{stopped[0]}/bcache/running"
     return absent(f"{reason} (start it without only if the cache is lost)", hint)
 
 
@@ -2614,7 +2617,7 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
         return None
     if state.peer_role == "Primary":
         return Problem(f"DRBD is {state.role}, and its peer is Primary", "drbdadm status")
-    peer = ", and its peer is not connected" if state.peer_role == "Unknown" else ""
+    peer = ", and its peer, where the guest may be running, is not connected" if state.peer_role == "Unknown" else ""
     return Problem(f"DRBD is {state.role}{peer}", f"drbdadm primary {resource}")
 
 
@@ -2633,7 +2636,9 @@ def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem
     for where, is_written in places:
         if is_written or required.writes:
             reason = f"is mounted on {where} on this host, and Xen refuses to share it"
-            return Problem(reason, f"umount {where}", is_readable=not is_written)
+            is_own = where == "/" or where in facts.planned_mounts
+            hint = "give the guest its own disk" if is_own else f"umount {shell_word(where)}"
+            return Problem(reason, hint, is_readable=not is_written)
     return None
 
 
@@ -2646,7 +2651,9 @@ def check_file(path: str, status: os.stat_result, required: Required, facts: Sto
     if status.st_size == 0:
         problem = Problem("is empty (0 bytes)")
     elif required.by_script and required.writes and not status.st_mode & 0o222:  # see Xen's tools/hotplug/Linux/block
-        problem = Problem("has no write permission, but the guest writes to it", f"chmod u+w {path}", is_readable=True)
+        problem = Problem(
+            "has no write permission, but the guest writes to it", f"chmod u+w {shell_word(path)}", is_readable=True
+        )
     image = stacked(path, "file", problem) if problem else image_layer(path, required, facts)
     return image._replace(below=(mount, *image.below))
 
@@ -2666,7 +2673,7 @@ def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
         return stacked(path, "file", Problem(f"is not a {required.format} image"))
     if required.writes and version == 3 and int.from_bytes(header[72:80], "big") & 2:
         reason = "is marked as corrupt, so QEMU does not open it for writing"
-        return stacked(path, "file", Problem(reason, f"qemu-img check -r all {path}", is_readable=True))
+        return stacked(path, "file", Problem(reason, f"qemu-img check -r all {shell_word(path)}", is_readable=True))
     name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
     # "json:…" and "nbd://…" are not files.
     if not name or re.match("(?!file:)[a-z+]+:", name):

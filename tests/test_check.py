@@ -571,6 +571,21 @@ def test_read_only_disk_may_be_mounted_read_only_here(host: Host, files: HostFil
 
 @as_root
 @block_devices
+@pytest.mark.parametrize(("where", "planned"), [("/", "/srv"), ("/boot", "/boot")])
+def test_guest_needs_another_disk_than_one_the_host_needs(
+    host: Host, files: HostFiles, loop: Path, where: str, planned: str
+) -> None:
+    link = host.root / "link"
+    link.symlink_to(loop)
+    host.guest("web", link)
+    files.mount(where, number=loop_number(loop))
+    files.write("etc/fstab", f"/dev/sdx1 {planned} ext4 defaults 0 0\n")
+    (finding,) = check(host, files)
+    assert finding.endswith("and Xen refuses to share it (fix: give the guest its own disk)")
+
+
+@as_root
+@block_devices
 def test_swap_space_of_this_host_is_reported(host: Host, files: HostFiles, loop: Path) -> None:
     link = host.root / "link"
     link.symlink_to(loop)

@@ -64,15 +64,15 @@ BOOT_FILES = ["/boot/guest", "/boot/guest.img"]
         ("web", ["/dev/disk/by-id/virtio-web", *BOOT_FILES], []),
         ("image", ["/srv/image.img", "/srv/b.qcow2", *BOOT_FILES], []),
         ("grub", ["/dev/vg/grub", "/usr/lib/xen-4.17/bin/pygrub"], []),
-        ("script", BOOT_FILES, ["QEMU opens it", "QEMU opens it"]),
+        ("script", BOOT_FILES, ["opened by QEMU", "opened by QEMU"]),
         (
             "volume",
             ["/dev/vg/c", "/dev/sdb", "/boot/guest"],
             [
-                "libvirt (type volume) attaches it",
+                "attached by libvirt (type volume)",
                 "the drive is empty",
-                "libvirt (type network) attaches it",
-                "libvirt (type dir) attaches it",
+                "attached by libvirt (type network)",
+                "attached by libvirt (type dir)",
                 "the drive is empty",
             ],
         ),
@@ -118,14 +118,14 @@ def test_disk_is_read_as_by_libvirts_xen_driver(xml: str, expected: xwd.Disk) ->
     [
         (
             "<disk type='network'><target dev='a'/><source protocol='rbd' name='pool/web'/></disk>",
-            "libvirt (type network) attaches it",
+            "attached by libvirt (type network)",
         ),
         (
             "<disk type='volume'><target dev='a'/><source pool='default' volume='web'/></disk>",
-            "libvirt (type volume) attaches it",
+            "attached by libvirt (type volume)",
         ),
-        ("<disk type='dir'><target dev='a'/><source dir='/srv'/></disk>", "libvirt (type dir) attaches it"),
-        (disk("/dev/vg/web", more="<backenddomain name='storage'/>"), "the driver domain storage serves it"),
+        ("<disk type='dir'><target dev='a'/><source dir='/srv'/></disk>", "attached by libvirt (type dir)"),
+        (disk("/dev/vg/web", more="<backenddomain name='storage'/>"), "served by driver domain storage"),
         (disk("", "file", "cdrom"), "the drive is empty"),
     ],
 )

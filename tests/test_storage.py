@@ -496,7 +496,7 @@ def test_array_running_under_another_name_is_named(host: Callable[[str], HostPat
     entry = Path(here.run) / "udev/data/b254:48"
     (uuid,) = re.findall("^E:ID_FS_UUID=(.*)", entry.read_text(), re.MULTILINE)
     Path(here.etc, "mdadm", "mdadm.conf").write_text(f"ARRAY /dev/md0 metadata=1.2 UUID={uuid.replace('-', '')}\n")
-    reason = "md array md0 runs as md127, under another name"
+    reason = "md array md0 is running as md127"
     assert missing(here, "/dev/md0") == (reason, "mdadm --detail /dev/md127")
 
 
@@ -565,7 +565,7 @@ def test_array_is_known_by_the_link_with_its_uuid(tmp_path: Path) -> None:
 
 def test_closed_crypt_volume_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("luks/closed")
-    hint = "systemctl start 'systemd-cryptsetup@secret'"
+    hint = "systemctl start systemd-cryptsetup@secret"
     assert missing(here, "/dev/mapper/secret") == (
         "crypt volume secret is not open (it is in /etc/crypttab, with the option noauto)",
         hint,
@@ -601,7 +601,10 @@ def test_drbd_resource_up_under_another_name_is_named(host: Callable[[str], Host
 def test_drbd_8_is_usable_by_role_and_disk_state(host: Callable[[str], HostPaths]) -> None:
     promotes = PROMOTES
     here = host("drbd/one-secondary")
-    assert look(here, "drbd1", READS) == ("DRBD is Secondary, and its peer is not connected", "drbdadm primary one")
+    assert look(here, "drbd1", READS) == (
+        "DRBD is Secondary, and its peer, where the guest may be running, is not connected",
+        "drbdadm primary one",
+    )
     assert usable(here, "drbd1", promotes) == ""
     assert usable(here, "drbd2") == ""
     for recorded, disk in (("drbd/inconsistent", "Inconsistent"), ("drbd/one-diskless", "Diskless")):
@@ -620,7 +623,7 @@ def test_drbd_8_is_usable_by_role_and_disk_state(host: Callable[[str], HostPaths
         ("ro:Secondary/Secondary ds:UpToDate/UpToDate", "DRBD is Secondary"),
         (
             "ro:Secondary/Secondary ds:Inconsistent/Inconsistent",
-            "/dev/drbd1: DRBD's disk is Inconsistent, and the peer has one that is Inconsistent",
+            "/dev/drbd1: DRBD's disk is Inconsistent, and the peer's is Inconsistent",
         ),
     ],
 )
@@ -641,7 +644,7 @@ def test_drbd_9_is_usable_by_its_status(host: Callable[[str], HostPaths], monkey
         '"peer-role": "Secondary"', '"peer-role": "Primary"'
     )
     statuses["unknown"] = ""
-    outdated = "and the peer has one that is Outdated"
+    outdated = "and the peer's is Outdated"
     reasons = {}
     for name, text in statuses.items():
         monkeypatch.setattr(xwd, "output_of", lambda *_, text=text: text)
@@ -714,7 +717,7 @@ def test_label_is_written_as_by_udev(tmp_path: Path) -> None:
     ("table", "line", "unit"),
     [
         ("crypttab", "vm/web UUID=1", "systemd-cryptsetup@vm-web"),
-        ("integritytab", "web-1 PARTUUID=2", r"systemd-integritysetup@web\x2d1"),
+        ("integritytab", "web-1 PARTUUID=2", r"'systemd-integritysetup@web\x2d1'"),
         ("veritytab", "web UUID=3 UUID=4 hash", "systemd-veritysetup@web"),
     ],
 )
@@ -727,7 +730,7 @@ def test_volume_from_a_systemd_table_names_its_unit(tmp_path: Path, table: str, 
     (tmp_path / "etc" / table).write_text(f"{name} /srv/image\n")
     reason, hint = missing(here, path)
     assert reason.endswith(f" volume {name} is not open (it is in /etc/{table})")
-    assert hint == f"systemctl start '{unit}'"
+    assert hint == f"systemctl start {unit}"
 
 
 def test_crypt_volume_needs_the_file_system_with_its_key(tmp_path: Path) -> None:
@@ -783,12 +786,15 @@ def test_missing_fibre_channel_lun_is_named(tmp_path: Path) -> None:
 
 
 def test_bcache_device_without_its_cache_is_named(tmp_path: Path) -> None:
-    here = made_up(tmp_path, sdb={"bcache/running": "0", "bcache/state": "dirty"})
+    here = made_up(tmp_path, sdb={"bcache/running": "0", "bcache/state": "clean"})
     (tmp_path / "run/udev/data").mkdir(parents=True)
     (tmp_path / "run/udev/data/b7:0").write_text("E:ID_FS_TYPE=bcache\n")
     reason = "bcache backing device sdb lacks its cache (start it without only if the cache is lost)"
     assert missing(here, "/dev/bcache/by-uuid/8d4f6e9c") == missing(here, "/dev/bcache0")
     assert missing(here, "/dev/bcache0") == (reason, "echo 1 >/sys/class/block/sdb/bcache/running")
+    (tmp_path / "sys/class/block/sdb/bcache/state").write_text("dirty\n")
+    reason = "bcache backing device sdb lacks its cache, which has data that was not written to it yet"
+    assert missing(here, "/dev/bcache0") == (reason, "lsblk -f")
 
 
 def test_image_in_a_dataset_names_the_pool_that_is_not_imported(tmp_path: Path) -> None:
@@ -1098,41 +1104,41 @@ def array(level: str, members: str, *states: str, **attributes: str) -> dict[str
         ("raid1", ("in_sync", "spare"), {}, ""),
         ("raid1", ("", "spare"), {}, "no usable member"),
         ("raid5", ("in_sync", "in_sync", "faulty"), {}, ""),
-        ("raid5", ("in_sync", "faulty", "faulty"), {}, "only 1 of the 2 members it needs can be used"),
+        ("raid5", ("in_sync", "faulty", "faulty"), {}, "only 1 of 2 required members can be used"),
         # As observed on a booted host.
         (
             "raid5",
             ("in_sync", "faulty", "faulty"),
             {"md/array_state": "write-pending"},
-            "only 1 of the 2 members it needs can be used",
+            "only 1 of 2 required members can be used",
         ),
-        ("raid4", ("in_sync", "", ""), {}, "only 1 of the 2 members it needs can be used"),
+        ("raid4", ("in_sync", "", ""), {}, "only 1 of 2 required members can be used"),
         ("raid5", ("in_sync", "in_sync,write_mostly", "spare"), {}, ""),
         ("raid6", ("in_sync", "in_sync", "faulty", "faulty"), {}, ""),
-        ("raid6", ("in_sync", "faulty", "faulty", "faulty"), {}, "only 1 of the 2 members it needs can be used"),
+        ("raid6", ("in_sync", "faulty", "faulty", "faulty"), {}, "only 1 of 2 required members can be used"),
         ("raid10", ("in_sync", "", "", "in_sync"), {"md/layout": "258"}, ""),
         (
             "raid10",
             ("in_sync", "in_sync", "", ""),
             {"md/layout": "258"},
-            "only 1 of the 2 mirrored sets it needs can be used",
+            "only 1 of 2 required mirrored sets can be used",
         ),
         # near=2 of three, near=3, far=2, offset=2
         ("raid10", ("in_sync", "", "in_sync"), {"md/layout": "258"}, ""),
-        ("raid10", ("in_sync", "", ""), {"md/layout": "258"}, "only 2 of the 3 mirrored sets it needs can be used"),
+        ("raid10", ("in_sync", "", ""), {"md/layout": "258"}, "only 2 of 3 required mirrored sets can be used"),
         ("raid10", ("in_sync", "", ""), {"md/layout": "259"}, ""),
         ("raid10", ("in_sync", "", "in_sync", ""), {"md/layout": "513"}, ""),
         (
             "raid10",
             ("in_sync", "in_sync", "", ""),
             {"md/layout": "513"},
-            "only 3 of the 4 mirrored sets it needs can be used",
+            "only 3 of 4 required mirrored sets can be used",
         ),
         (
             "raid10",
             ("", "in_sync", "in_sync", ""),
             {"md/layout": "66049"},
-            "only 3 of the 4 mirrored sets it needs can be used",
+            "only 3 of 4 required mirrored sets can be used",
         ),
     ],
 )

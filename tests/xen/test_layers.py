@@ -48,7 +48,7 @@ EXPECTED = {
         "/dev/mapper/secret",
         "missing",
         "crypt volume secret is not open (it is in /etc/crypttab, with the option noauto)",
-        "systemctl start 'systemd-cryptsetup@secret'",
+        "systemctl start systemd-cryptsetup@secret",
         32,
     ),
     # DRBD keeps its metadata at the end.
@@ -56,7 +56,7 @@ EXPECTED = {
         "drbd",
         "/dev/drbd1",
         "not-ready",
-        "DRBD is Secondary, and its peer is not connected",
+        "DRBD is Secondary, and its peer, where the guest may be running, is not connected",
         "drbdadm primary one",
         31.9609375,
     ),
