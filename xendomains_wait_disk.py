@@ -4067,14 +4067,12 @@ def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Scr
             unknown = Layer(required.path or disk.target or "-", "", Problem(status.reason or status.state.value))
             layer = layers.get(required.path, unknown)
             is_last = required is pairs[-1][1]
-            first, *more = rows_of_layer(layer, "", is_last, layer.cause, screen)
-            head = len(screen.branches[0])
-            rows += [(f"{first[0][:head]}{disk.vdev}  {first[0][head:]}", *first[1:]), *more]
+            rows += rows_of_layer(layer, "", is_last, layer.cause, screen, f"{disk.vdev}  ")
     return format_table(rows, screen)
 
 
 def rows_of_layer(
-    layer: Layer, indent: str, is_last: bool, cause: Problem | None, screen: Screen
+    layer: Layer, indent: str, is_last: bool, cause: Problem | None, screen: Screen, label: str = ""
 ) -> Iterator[Sequence[str]]:
     """The rows of a layer and the layers below it; `is_last` if it is the last branch at its level."""
     branch, last_branch, trunk = screen.branches
@@ -4084,7 +4082,7 @@ def rows_of_layer(
         state = f"<-- {with_hint(state, problem.hint)}" if problem == cause else state
     elif layer.cause is not None or layer.kind == "file server":  # which is never queried
         state = "-"
-    yield f"{indent}{last_branch if is_last else branch}{layer.name}", layer.kind, state
+    yield f"{indent}{last_branch if is_last else branch}{label}{layer.name}", layer.kind, state
     indent += "  " if is_last else trunk
     for item in layer.below:
         yield from rows_of_layer(item, indent, item is layer.below[-1], cause, screen)
@@ -4115,7 +4113,8 @@ def advice_lines(later: str, screen: Screen) -> list[str]:
     """What start_later() returns, as sentences; a command is never wrapped."""
     text, colon, command = later.partition(" with: ")
     text = f"O{text[1:]}" if text.startswith("once ") else text  # a unit's name must not be capitalized
-    return [*wrapped(f"{text}{colon}".rstrip(), screen.columns), f"    {command}"] if command else [text] * (text != "")
+    lines = wrapped(f"{text}{colon}".rstrip(), screen.columns) if text else []
+    return [*lines, f"    {command}"] if command else lines
 
 
 def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
@@ -4128,9 +4127,10 @@ def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
         counts[word] = counts.get(word, 0) + 1
     parts = ", ".join(f"{count} {word}" for word, count in counts.items())
     places = [place for place in (xendomains.auto, xendomains.save, xendomains.libvirt) if place]
+    first = f"{', '.join(places[:-1])} and " if places[1:] else ""
     total = f"{plural(len(states), 'guest')}{': ' if parts else ''}{parts}"
     settings = f" (settings: {xendomains.file})" if xendomains.file else ""
-    return f"{total}; read from {' and '.join(filter(None, [', '.join(places[:-1]), *places[-1:]]))}{settings}"
+    return f"{total}; read from {first}{places[-1] if places else 'no directory'}{settings}"
 
 
 def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
@@ -5113,12 +5113,8 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
         footer = wrapped(f"{footer_of_list(watcher.known, watcher.xendomains)}.", screen.columns)
-        picture = picture_of_list(record, screen)
-        show(
-            "\n".join(
-                [*picture, *([""] if picture[-1:] not in ([], [""]) else []), *footer, *advice_lines(later, screen)]
-            )
-        )
+        gap = [""] if record["guests"] else []
+        show("\n".join([*picture_of_list(record, screen), *gap, *footer, *advice_lines(later, screen)]))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
