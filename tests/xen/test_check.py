@@ -197,7 +197,7 @@ def test_check_finds_everything_that_would_break_the_next_boot(boot: Boot) -> No
     assert gone.startswith("/dev/disk/by-id/virtio-gone is missing: ")
     assert findings == {
         ("error", "", "line 1: syntax error near 'is', expected = or +=; xl will reject it"),
-        ("error", "web", "is created from /etc/xen/auto/web.cfg"),
+        ("error", "web", "duplicate guest name; it is created from /etc/xen/auto/web.cfg"),
         ("error", "gone", gone),
         ("error", "one", f"{by_id('shared')} is also written to by guest two, and Xen refuses to share it"),
         ("error", "two", f"{by_id('shared')} is also written to by guest one, and Xen refuses to share it"),
