@@ -1018,7 +1018,7 @@ def managed_save_of(path: str) -> str:
 
 def is_started_by_libvirt(path: str) -> bool:
     """Whether this is a link to a guest in the directory above: virDomainObjListLoadConfig(), virFileLinkPointsTo()."""
-    guest = os.path.join(os.path.dirname(path), "..", os.path.basename(path))
+    guest = os.path.join(os.path.dirname(os.path.dirname(path)), os.path.basename(path))
     return path.endswith(".xml") and os.path.exists(guest) and os.path.samefile(path, guest)
 
 
@@ -1065,7 +1065,7 @@ def disk_from_libvirt_xml(disk: Element) -> Disk:
     vdev, path = target.get("dev", ""), source.get({"block": "dev"}.get(kind, "file"), "")
     if not vdev:
         raise ConfigError("has a disk without a target (<target dev=…/>)")
-    if kind in ("block", "file") and not path and disk.get("device", "disk") in ("disk", "lun"):
+    if kind in ("block", "file") and not path and disk.get("device", "disk") == "disk":
         raise ConfigError(f"disk {quoted(vdev)} has no source, and only a CD or floppy drive may be empty")
     return Disk(
         vdev,
@@ -1547,7 +1547,7 @@ class StorageFacts:
             at_boot = "noauto" not in options or "x-systemd.automount" in options
             plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
         # A tmpfs, such as that of tmp.mount, never holds an image at boot; a directory bound to itself shows the same.
-        return {where: plan for where, plan in plans.items() if plan.source not in ("tmpfs", where)}
+        return {where: plan for where, plan in plans.items() if os.path.normpath(plan.source) not in ("tmpfs", where)}
 
     @cached_property
     def wanted_mounts(self) -> set[str]:
@@ -1901,7 +1901,7 @@ def check_pool(pool: str, facts: StorageFacts) -> Problem | None:
     state = facts.text(f"{PROC}/spl/kstat/zfs/{pool}/state").strip()
     if state in ("", "ONLINE", "DEGRADED"):
         return None
-    return Problem(f"ZFS pool {pool} is {state}", f"zpool clear {pool}")
+    return Problem(f"ZFS pool {pool} is {state}", f"zpool clear {shell_word(pool)}")
 
 
 def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
@@ -1967,7 +1967,8 @@ def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | No
     if usable >= needed:
         return what != "", None
     few = f"only {usable} of {needed} required {what}s can be used" if usable else f"no usable {what}"
-    return True, Problem(few, f"mdadm --detail /dev/{name}" if name.startswith("md") else "multipath -ll")
+    hint = "multipath -ll" if what == "path" else "lvs -a -o +devices"
+    return True, Problem(few, f"mdadm --detail /dev/{name}" if name.startswith("md") else hint)
 
 
 def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
@@ -2170,9 +2171,10 @@ def portal_of(address: str, port: str) -> str:
 
 def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An md array by its name or its node; one that is inactive has no link with its name yet."""
-    name, array = array_name(match["name"]), f"md array {match['name']}"
-    listed = facts.arrays.get(name)
-    uuid = hex_digits(listed.get("uuid", "") if listed else match["name"])
+    name, array, digits = array_name(match["name"]), f"md array {match['name']}", hex_digits(match["name"])
+    by_uuid = (keys for keys in facts.arrays.values() if hex_digits(keys.get("uuid", "")) == digits != "")
+    listed = facts.arrays.get(name) or next(by_uuid, None)
+    uuid = hex_digits(listed.get("uuid", "")) if listed else digits
     members = [device for device in facts.devices if is_member(device.properties, name, uuid)]
     names = [device.name for device in members]
     nodes = {device.properties.get("MD_DEVICE", "") for device in members}
@@ -2405,13 +2407,13 @@ def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
     """A ZFS volume."""
     pool, volume = match["pool"], match["volume"]
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
-    return absent(reason, f"zfs list -r -o name,keystatus {pool}", pool_layer(pool))
+    return absent(reason, f"zfs list -r -o name,keystatus {shell_word(pool)}", pool_layer(pool))
 
 
 def pool_layer(pool: str) -> Layer:
     """A ZFS pool, which may not be imported: the module keeps a directory for each one that is."""
     is_imported = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
-    problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {pool}")
+    problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {shell_word(pool)}")
     return stacked(pool, "ZFS pool", None if is_imported else problem)
 
 
@@ -2422,7 +2424,9 @@ def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     if image in listed or image.removeprefix("rbd/") in listed:
         reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
         return absent(reason, "rbdmap map")
-    return absent(f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap", f"rbd device map {image}")
+    return absent(
+        f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap", f"rbd device map {shell_word(image)}"
+    )
 
 
 def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2610,7 +2614,8 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
     resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
     resource = next((item for item, text in resources.items() if has_minor(text, minor)), "RESOURCE")
     text = resources.get(resource, "")
-    is_shared = facts.shares and re.search(r'allow-two-primaries(\s+"?yes"?)?\s*;', text)
+    words = re.findall(r'allow-two-primaries(?:\s+"?(\w+)"?)?\s*;', text)  # the last one counts
+    is_shared = facts.shares and words[-1:] in ([""], ["yes"])
     # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
     promotes = state.is_version_9 and not re.search(r'auto-promote\s+"?no\b', text)
     if (promotes or required.promotes) and (state.peer_role != "Primary" or is_shared):
@@ -4003,9 +4008,15 @@ def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
     numbers, lines = picture_of_causes(problems_in(record), screen)
     rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "CAUSE")]
     for guest in record["guests"]:
-        start = f"{guest['start']} (libvirt)" if guest["kind"] == "libvirt" else guest["start"]
-        rows.append((guest["name"], start, guest_word(State(guest["state"])), why_not_ready(guest, numbers)))
+        rows.append(
+            (guest["name"], start_words(guest), guest_word(State(guest["state"])), why_not_ready(guest, numbers))
+        )
     return lines + (format_table(rows, screen) if record["guests"] else [])
+
+
+def start_words(guest: Mapping[str, Any]) -> str:
+    """How a guest is started, for people."""
+    return f"{guest['start']} (libvirt)" if guest["kind"] == "libvirt" else str(guest["start"])
 
 
 def guest_word(state: State) -> str:
@@ -4103,9 +4114,9 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
         if not disks:
             is_ready = guest["state"] == State.READY.value
             row = {**guest, "reason": "no disks"} if is_ready else guest
-            add(guest["name"], guest["start"], "-", "-" if is_ready else guest["source"], row)
+            add(guest["name"], start_words(guest), "-", "-" if is_ready else guest["source"], row)
         for disk in disks:
-            add(guest["name"], guest["start"], disk["vdev"], disk["path"] or disk["target"] or "-", disk)
+            add(guest["name"], start_words(guest), disk["vdev"], disk["path"] or disk["target"] or "-", disk)
     return format_table(rows, screen)
 
 
@@ -4253,7 +4264,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
         if snapshot.disk_status(use.required) == READY:
             checks += [check_host_use(use, swaps, facts)] + ([check_reboot(use, facts)] if reboot else [])
     found = dict.fromkeys(finding for findings in checks for finding in findings)
-    return [item for item in found if not watcher.names or not item.file or item.file in snapshot.guests]
+    return [item for item in found if not watcher.names or item.file in ("", *snapshot.guests, *snapshot.directories)]
 
 
 def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[DiskUse]:
@@ -4307,21 +4318,26 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
     mistyped = [need.path for need in bad if re.match(MISTYPED, need.status.reason)]
     calls: dict[str, Call] = {path: partial(closest_path, path, taken) for path in mistyped}
     similar = watcher.calls.run("closest", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+    # A path is suggested only once, because two guests must not have the same disk.
+    suggested = {other: path for path, other in reversed(similar.items()) if isinstance(other, str) and other}
+    suggestions = {path: f"correct the path, perhaps to {other}" for other, path in suggested.items()}
     for cause in causes_of(bad):
         word = unready_word(cause.needs[0].status)
-        if cause.hint and len(cause.needs) > MAX_NAMED:
+        if not re.match(OWN_REASON, cause.reason) and len(cause.needs) > MAX_NAMED:
             named = join_limited(list(dict.fromkeys(need.path for need in cause.needs)), MAX_NAMED)
             problem = f"{counts_of(cause.needs)} {word}: {cause.reason}; disks: {named}"
             yield Finding(problem, cause.hint, is_error=True)
             continue
         for need in cause.needs:
-            other = similar.get(need.path)
-            fix = f"correct the path, perhaps to {other}" if isinstance(other, str) and other else cause.hint
+            fix = suggestions.get(need.path, cause.hint)
             yield bad[need].finding(f"{need.path} is {word}: {cause.reason}", fix, is_error=True)
 
 
-# The reasons that a mistyped path may have.
-MISTYPED = "does not exist|no block device has|volume group .* has no volume|ZFS pool .* has no volume"
+# The reasons that are those of one path, though others have the same, and those that a mistyped path may have.
+OWN_REASON = "does not exist|is "
+MISTYPED = (
+    "does not exist|no block device has|no DRBD resource|no member of|(volume group|ZFS pool) .* (has no|is unknown)"
+)
 
 
 def closest_path(path: str, taken: Container[str], *, is_directory: bool = False) -> str:
@@ -4608,10 +4624,9 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
     outcomes = starts.outcomes()
     clock.release_signals()
     status = show_outcomes(outcomes, journal, options)
-    if options.wait:  # the reporter has told the following
-        return status
     for finding in check_directories(seen):
-        journal.log(ERR, finding.sentence())
+        if not options.wait:  # else the reporter has logged it
+            journal.log(ERR, finding.sentence())
         status = max(status, EXIT_TIMED_OUT)
     return status
 
@@ -4706,7 +4721,9 @@ def select_guests(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
     by_name: dict[str, Guest] = {}
     for guest in snapshot.guests.values():
         if not guest.start.instead and (not names or guest.domain.name in selected):
-            by_name.setdefault(guest.domain.name, guest)
+            other = by_name.setdefault(guest.domain.name, guest)
+            if other.domain.kind == "auto" and other.status.is_rejected():
+                by_name[guest.domain.name] = guest  # libvirt's
     return list(by_name.values())
 
 
@@ -5187,21 +5204,24 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
         by_file: dict[str, list[str]] = {}
         screen = screen_of(sys.stdout)
         for finding in (*errors, *warnings):
-            by_file.setdefault(finding.file, []).append(line_of_finding(finding))
-        for file, texts in reversed(by_file.items()):
+            by_file.setdefault(finding.file, []).extend(lines_of_finding(finding, screen))
+        for file, about in reversed(by_file.items()):
             head = [screen.paint(line, "1") for line in wrapped(printable(f"{file or 'This host'}:"), screen.columns)]
-            lines[:0] = head + [line for text in texts for line in wrapped(text, screen.columns, indent="    ")]
+            lines[:0] = head + about
         show("\n".join(lines))
     return EXIT_USAGE if errors else EXIT_READY
 
 
-def line_of_finding(finding: Finding) -> str:
-    """The line about a finding, below the name of its file."""
+def lines_of_finding(finding: Finding, screen: Screen) -> list[str]:
+    """The lines about a finding, below the name of its file; on a terminal the fix, which may be a command, has one."""
     about = [f"guest {finding.guest}"] if finding.guest else []
     about += [finding.vdev] if finding.vdev else []
     where = f"{', '.join(about)}: " if about else ""
-    fix = f" (fix: {finding.fix})" if finding.fix else ""
-    return printable(f"  {'error' if finding.is_error else 'warning'}: {where}{finding.problem}{fix}")
+    text = printable(f"  {'error' if finding.is_error else 'warning'}: {where}{finding.problem}")
+    fix = [printable(f"fix: {finding.fix}")] if finding.fix else []
+    if not screen.columns:
+        return [" ".join([text, *(f"({item})" for item in fix)])]
+    return [*wrapped(text, screen.columns, indent="    "), *(f"    {item}" for item in fix)]
 
 
 def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snapshot: Snapshot) -> int:
@@ -5209,9 +5229,11 @@ def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snap
     states = [snapshot.guest_status(guest).state for guest in snapshot.guests.values()]
     ready = states.count(State.READY)
     status = 2 if errors else 1 if warnings else 0
-    if any(item.status.state is State.UNREADABLE for item in snapshot.directories.values()):
+    unreadable = [path for path, item in snapshot.directories.items() if item.status.is_rejected()]
+    if unreadable:
         status = NAGIOS_UNKNOWN
-    first = next((f": {item.sentence()}" for item in (*errors, *warnings)), "")
+    ordered = sorted((*errors, *warnings), key=lambda item: item.file not in unreadable)
+    first = f": {ordered[0].sentence()}" if ordered else ""
     text = (
         f"{('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')[status]} - {ready} of {plural(len(states), 'guest')} ready{first}"
     )
@@ -5240,7 +5262,7 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
             gap = [""] if screen.columns else []
             text = "\n".join([*head, *gap, *picture_of_last(last, screen)])
         is_ready = last["result"] == "ready"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         journal.log(ERR, f"No wait recorded since boot ({LAST_WAIT}: {error_text(error)}).")
         return EXIT_USAGE
     show(text)
@@ -5344,6 +5366,7 @@ def run() -> NoReturn:
         status = end.code if isinstance(end.code, int) else EXIT_USAGE
         if status == EXIT_USAGE and "--nagios" in sys.argv:
             status = NAGIOS_UNKNOWN  # 2 would be CRITICAL
+            show("XENDOMAINS UNKNOWN - wrong usage")
     except ConfigError as error:
         status, failure = EXIT_USAGE, f"{error}."
     except MemoryError:

@@ -68,7 +68,9 @@ def check(host: Host, files: HostFiles | None = None, *names: str, reboot: bool 
     snapshot = watcher.look(time.monotonic() + 60)
     options = xwd.Options("check", names, config=str(host.conf), reboot=reboot)
     found = xwd.findings_of(snapshot, watcher, options)
-    lines = [f"{f'{one.file}: ' if one.file else ''}{xwd.line_of_finding(one).strip()}" for one in found]
+    lines = [
+        f"{f'{one.file}: ' if one.file else ''}{xwd.lines_of_finding(one, xwd.Screen())[0].strip()}" for one in found
+    ]
     return [line.replace(f"{host.auto}/", "") for line in lines]
 
 
@@ -251,6 +253,30 @@ def test_other_path_is_not_suggested_where_the_fault_is_known(host: Host, files:
     host.guest("web", host.images / "web-1.img")
     (finding,) = check(host, files)
     assert finding.endswith(f"(fix: systemctl start {host.images})")
+
+
+def test_one_path_is_not_suggested_to_two_guests(host: Host) -> None:
+    host.image("root.img")
+    for name in ("a", "b"):
+        host.guest(name, host.images / f"root.img{name}")
+    assert [
+        finding.endswith(f"(fix: correct the path, perhaps to {host.images}/root.img)") for finding in check(host)
+    ] == [
+        True,
+        False,
+    ]
+
+
+def test_unreadable_directory_is_reported_though_one_guest_is_selected(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    host.save.rmdir()
+    host.save.touch()
+    assert check(host, None, "web") == [f"{host.save}: error: cannot be read: Not a directory"]
+
+
+def test_fix_has_a_line_of_its_own_on_a_terminal(host: Host) -> None:
+    host.guest("web", "/dev/zvol/a-pool-with-a-name-that-is-long/a-volume-with-a-name-that-is-long-as-well")
+    assert "\n    fix: zpool import a-pool-with-a-name-that-is-long\n" in host.show("check", columns=40)
 
 
 def test_directory_is_not_suggested_for_a_mistyped_path(host: Host) -> None:
@@ -680,7 +706,7 @@ def check_use(host: HostPaths, name: str, path: str) -> list[str]:
 
 def texts(findings: Iterable[xwd.Finding]) -> list[str]:
     """Return the findings without file, guest and disk."""
-    lines = [xwd.line_of_finding(one._replace(guest="", vdev="")) for one in findings]
+    lines = [xwd.lines_of_finding(one._replace(guest="", vdev=""), xwd.Screen())[0] for one in findings]
     return [line.partition(": ")[2] for line in lines]
 
 

@@ -522,7 +522,7 @@ def test_any_name_gives_one_line_messages_and_valid_json(
     entries = b"".join(xwd.journal_entry(*message) for message in journal.messages).decode().splitlines(keepends=True)
     assert len(entries) == sum(3 + len(fields) for _, _, fields in journal.messages)
     assert all(re.fullmatch("[A-Z_]+=.*\n", line) and line[:-1].isprintable() for line in entries)
-    assert all(xwd.line_of_finding(finding).isprintable() for finding in findings)
+    assert all(map(str.isprintable, (xwd.lines_of_finding(finding, xwd.Screen())[0] for finding in findings)))
     answer = xwd.as_record(found)
     assert len(answer["guests"]) == len(found.guests)
     table = xwd.table_of_disks(answer, xwd.Screen(), with_hints=True)

@@ -372,6 +372,20 @@ def test_file_that_is_no_link_to_a_guest_of_libvirt_is_ignored(libvirt_host: Lib
     assert [guest["source"] for guest in guests_of(libvirt_host)] == [str(link)]
 
 
+def test_autostart_directory_may_be_a_symbolic_link(libvirt_host: LibvirtHost) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.image("a"))
+    real = libvirt_host.root / "real"
+    real.mkdir()
+    libvirt_host.libvirt.rename(real / "autostart")
+    libvirt_host.libvirt.symlink_to(real / "autostart")
+    assert [guest["name"] for guest in guests_of(libvirt_host)] == ["web"]
+
+
+def test_guests_of_libvirt_are_marked_in_the_table(libvirt_host: LibvirtHost) -> None:
+    libvirt_host.libvirt_guest("web", libvirt_host.image("a"))
+    assert "web    create (libvirt)  xvda" in libvirt_host.run("list").output
+
+
 @pytest.mark.parametrize(
     ("xml", "problem"),
     [

@@ -157,6 +157,13 @@ def create(file: Path) -> str:
     return f"create --quiet --defconfig {file}"
 
 
+def test_status_says_that_a_directory_was_never_there(host: StartHost, start: Start) -> None:
+    host.auto.rmdir()
+    host.auto.symlink_to("/nowhere")
+    assert (start(), start(wait=5)) == (xwd.EXIT_TIMED_OUT, xwd.EXIT_TIMED_OUT)
+    assert f"{host.auto}: is a link to /nowhere, which does not exist; its guests are unknown." in start.logged
+
+
 # Which guests
 
 

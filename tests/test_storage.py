@@ -553,6 +553,9 @@ def test_array_is_known_by_the_link_with_its_uuid(tmp_path: Path) -> None:
     here = udev_entry(tmp_path, "ID_FS_TYPE=linux_raid_member", f"ID_FS_UUID={uuid}", f"ID_FS_UUID_ENC={uuid}")
     path = "/dev/disk/by-id/md-uuid-c0ffee00:11112222:33334444:55556666"
     assert missing(here, path)[0].endswith(" is not assembled (members present: sda)")
+    (tmp_path / "etc").mkdir(exist_ok=True)
+    (tmp_path / "etc/mdadm.conf").write_text("ARRAY /dev/md/data UUID=c0ffee00:11112222:33334444:55556666\n")
+    assert missing(here, path)[1] == "mdadm --assemble --scan"
     # blkid prints the same for each member.
     assert missing(here, f"/dev/disk/by-uuid/{uuid}") == (
         f"sda has UUID {uuid}, but udev creates no such link for it",
@@ -1418,6 +1421,7 @@ def test_drbd_9_with_suspended_io_is_unusable(
         ("allow-two-primaries;", ""),
         ("allow-two-primaries yes;", ""),
         ("allow-two-primaries no;", "DRBD is Secondary, and its peer is Primary"),
+        ("allow-two-primaries; allow-two-primaries no;", "DRBD is Secondary, and its peer is Primary"),
         ("} } resource r1 { net { allow-two-primaries;", "DRBD is Secondary, and its peer is Primary"),
     ],
 )
