@@ -1852,12 +1852,19 @@ def check_array(name: str, facts: StorageFacts) -> Problem | None:
     members = list_names(f"{device_directory(name)}/slaves")
     present = f" (only {join_limited(members, MAX_LISTED)} present)" if members else ""
     starts = f"; {when_it_starts(name, facts)}" if facts.explains else ""
-    return Problem(f"md array is inactive{present}{starts}", f"mdadm --run /dev/{name}")
+    hint = f"mdadm --{'detail' if starts.endswith(TOO_FEW) else 'run'} /dev/{name}"
+    return Problem(f"md array is inactive{present}{starts}", hint)
+
+
+TOO_FEW = "too few members to start"
 
 
 def when_it_starts(name: str, facts: StorageFacts) -> str:
     """What becomes of an inactive md array: mdadm's udev rules start mdadm-last-resort@.timer for an unsafe one."""
-    members = [item for item in facts.devices_with(name, "MD_DEVICE") if item.properties.get("MD_STARTED") == "unsafe"]
+    found = facts.devices_with(name, "MD_DEVICE")
+    members = [item for item in found if item.properties.get("MD_STARTED") == "unsafe"]
+    if not members and any(item.properties.get("MD_STARTED") == "no" for item in found):
+        return TOO_FEW
     if not members:
         return "nothing will start it unless another member appears"
     waits = facts.uptime - max(member.initialized for member in members)

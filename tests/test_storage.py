@@ -447,6 +447,17 @@ def test_array_half_assembled_by_initramfs_is_named(host: Callable[[str], HostPa
     assert missing(here, "/dev/md/mirror") == (reason, "mdadm --run /dev/md127")
 
 
+def test_array_with_too_few_members_is_not_to_be_run(host: Callable[[str], HostPaths]) -> None:
+    """mdadm --incremental tells udev so, as for a RAID 5 of three disks with one of them."""
+    here = host("md/inactive")
+    entry = Path(here.run) / "udev/data/b254:48"
+    entry.write_text(entry.read_text().replace("E:MD_STARTED=unsafe", "E:MD_STARTED=no"))
+    assert missing(here, "/dev/md/mirror") == (
+        f"{INACTIVE_ARRAY}; too few members to start",
+        "mdadm --detail /dev/md127",
+    )
+
+
 @pytest.mark.parametrize("file", ["etc/mdadm/mdadm.conf", "run/mdadm/map"])
 def test_an_array_is_known_by_its_uuid(host: Callable[[str], HostPaths], file: str) -> None:
     here = host("md/inactive")

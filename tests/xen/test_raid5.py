@@ -49,9 +49,11 @@ def test_other_guest_starts_after_the_timeout(boot: Boot) -> None:
 
 
 def test_reason_is_logged(boot: Boot) -> None:
-    reason = "/dev/md127: md array is inactive (only vdd present); nothing will start it unless another member appears"
+    reason = "/dev/md127: md array is inactive (only vdd present); too few members to start"
     pattern = re.escape(reason)
-    assert boot.logged(rf"/dev/md127 for broken is still not ready after 30s: {pattern}; try: mdadm --run /dev/md127")
+    assert boot.logged(
+        rf"/dev/md127 for broken is still not ready after 30s: {pattern}; try: mdadm --detail /dev/md127"
+    )
     later = re.escape("(once its disk is ready, start it with: xendomains-wait-disk start broken)")
     assert boot.logged(f"These guests will probably not come up: broken {later}.")
     assert boot.wait["StatusText"] == f"Timed out waiting for 1 disk of 1 guest: /dev/md127 for broken ({reason})"
