@@ -1254,7 +1254,7 @@ def check_vdevs(disks: Sequence[Disk]) -> None:
 # --- Required paths: what to look for on this host -------------------------------------------------------------------
 @record
 class Required(NamedTuple):
-    """What a disk needs on this host: a path; if that is empty, it needs nothing, and `reason` says why."""
+    """The path that a disk requires on this host; if it is empty, nothing is required, and `reason` says why."""
 
     path: str = ""
     reason: str = ""
@@ -1267,7 +1267,7 @@ class Required(NamedTuple):
 
 
 def required_by(disk: Disk) -> Required:
-    """What this host must have before the domain with this disk can start."""
+    """What this host must provide before the domain with this disk can start."""
     script = os.path.basename(disk.script)
     if disk.backend not in ("", "0", "Domain-0"):
         return Required(reason=f"served by driver domain {disk.backend}")
@@ -1282,25 +1282,25 @@ def required_by(disk: Disk) -> Required:
         return Required(reason=f"attached by script {script}")
     if disk.backendtype == "qdisk" and not disk.target.startswith("/"):
         return Required(reason="opened by QEMU")
-    # libxl has blkback serve what is raw, and QEMU what is not, or what is a CD that may be changed (libxl_device.c).
+    # In libxl, blkback serves raw disks, and QEMU others, and CDs, which may be changed (libxl_device.c).
     by_script = disk.format == "raw" and disk.backendtype in ("", "phy") and not disk.cdrom
     required = Required(os.path.join("/", disk.target), writes=disk.writes, format=disk.format)
     return required._replace(by_script=by_script, is_boot_file=disk.vdev in BOOT_FILES)
 
 
 def older_path(path: str) -> str:
-    """What DRBD 8 calls it: a link for each resource, where DRBD 9 has a directory of volumes (drbd.rules)."""
+    """The path in DRBD 8: a link for each resource, where DRBD 9 has a directory of volumes (drbd.rules)."""
     return path[: -len("/0")] if re.fullmatch(".*/drbd/by-res/[^/]+/0", path) else path
 
 
 def existing_path(path: str) -> str:
-    """The path, or its older form if only that is there. May block."""
+    """The path, or its older form if only that exists. May block."""
     older = older_path(path)
     return older if older != path and os.path.exists(older) and not os.path.isdir(older) else path
 
 
 def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
-    """What this host must have for this disk, unless the administrator wants it ignored."""
+    """What this host must provide for this disk, unless [ignore] matches it."""
     required = required_by(disk)
     if required.path:
         names = (domain.name, os.path.basename(domain.source))
@@ -1346,7 +1346,7 @@ class Layer(NamedTuple):
 
 def stacked(name: str, kind: str, problem: Problem | None, *below: Layer) -> Layer:
     """A layer that needs everything below it."""
-    # Always the same of several causes, or two maps on the portals of one target would differ.
+    # Of several causes always the same one, so two maps on the portals of one target have the same cause.
     cause = min((layer.cause for layer in below if layer.cause), default=problem)
     return Layer(name, kind, problem, below, cause)
 
@@ -1363,7 +1363,7 @@ class Device(NamedTuple):
 
 @record
 class VolumeGroup(NamedTuple):
-    """A volume group in LVM's backup: the text about it, and about each of its physical and logical volumes."""
+    """A volume group in LVM's backup: its own text, and those of its physical and logical volumes."""
 
     text: str
     date: str
@@ -1373,7 +1373,7 @@ class VolumeGroup(NamedTuple):
 
 @record
 class PlannedMount(NamedTuple):
-    """What should be mounted, the table or unit that says so, and whether that mounts it at boot."""
+    """A mount that is configured: its source, the table or unit, and whether it is mounted at boot."""
 
     source: str
     file: str
@@ -1382,7 +1382,7 @@ class PlannedMount(NamedTuple):
 
 @record
 class DrbdState(NamedTuple):
-    """A DRBD device, and the best of its peers, in the words of drbdsetup(8)."""
+    """The state of a DRBD device and of its best peer, in the words of drbdsetup(8)."""
 
     role: str = "Primary"
     peer_role: str = ""
@@ -1393,7 +1393,7 @@ class DrbdState(NamedTuple):
 
 
 def once(find: Callable[[StorageFacts, str], Found]) -> Callable[[StorageFacts, str], Found]:
-    """Makes a method of StorageFacts find out each thing only once."""
+    """Makes a method of StorageFacts remember its results."""
 
     def known(self: StorageFacts, key: str) -> Found:
         values = self.known.setdefault(find.__name__, {})
@@ -1406,12 +1406,12 @@ def once(find: Callable[[StorageFacts, str], Found]) -> Callable[[StorageFacts, 
 
 
 class StorageFacts:
-    """What one look finds out about storage: each thing once, however many disks lie on the same devices."""
+    """What one look finds out about storage, each fact once, however many disks share a device."""
 
     def __init__(self, explains: bool = True, shares: bool = True) -> None:
         self.explains = explains  # why something is missing, which takes longer than seeing that it is
         self.shares = shares  # a disk that the peer uses may be used here as well, where DRBD allows it
-        # For what takes long to find: since Python 3.12, cached_property does not keep threads apart.
+        # For slow facts: since Python 3.12, cached_property has no lock of its own.
         self.lock = RLock()
         self.numbers: dict[str, str] = {}  # of devices whose number is known, such as "8:0"
         self.known: dict[str, dict[str, Any]] = {}  # see once()
@@ -1419,11 +1419,11 @@ class StorageFacts:
 
     @once
     def layer(self, name: str) -> Layer:
-        """A device with everything below it."""
+        """A device and the layers below it."""
         return check_device(name, self)
 
     def find(self, path: str) -> tuple[Layer, ...]:
-        """The device at a path below /dev, or what is known of what should be there: one layer, or none."""
+        """The device at a path below /dev, or what is known about the one that should be there: one layer, or none."""
         with self.lock:
             if path not in self.paths:
                 self.paths[path] = ()  # a table may say that a device needs itself
@@ -1431,12 +1431,12 @@ class StorageFacts:
             return self.paths[path]
 
     def udev_device(self, name: str) -> Device | None:
-        """What udev knows about a device; nothing if it does not know it."""
+        """The entry of a device in udev's database; None if there is none."""
         return self.udev_entry(self.numbers.get(name) or attribute(device_directory(name), "dev"))
 
     @once
     def udev_entry(self, number: str) -> Device | None:
-        """The device with this number, such as "8:0", in udev's database; nothing while it has no entry there.
+        """The device with this number, such as "8:0", in udev's database; None while it has no entry.
 
         libudev, which takes longer than all else here, reads the same file: "S:LINK" is a link below /dev,
         "E:KEY=VALUE" a property, "I:" the time in microseconds (sd-device.c).
@@ -1452,12 +1452,12 @@ class StorageFacts:
 
     @once
     def text(self, path: str) -> str:
-        """What is in a file, see read_text_file()."""
+        """The content of a file, see read_text_file()."""
         return read_text_file(path)
 
     @once
     def table(self, path: str) -> list[list[str]]:
-        """The lines of a table such as fstab(5), as two or more words; a blank in a word is an octal escape."""
+        """The lines of a table such as fstab(5) with two or more words, in which blanks are octal escapes."""
         lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
         return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
 
@@ -1482,19 +1482,19 @@ class StorageFacts:
         return [device for device in self.devices if value in map(device.properties.get, keys)]
 
     def device_at(self, path: str) -> str:
-        """The kernel's name of the device that udev has put or linked there; nothing if there is none."""
+        """The kernel's name of the device with this node or link according to udev; empty if there is none."""
         return self.names_by_path.get(path, "") if path.startswith("/dev/") else ""
 
     @cached_property
     def mounts(self) -> list[list[str]]:
-        """What is mounted, as words: the third is the device, the fifth where, and after "-" comes what: proc(5)."""
+        """The lines of mountinfo as words: the third is the device, the fifth the mount point: proc(5)."""
         mounts = [words for words in self.table(f"{PROC}/self/mountinfo") if "-" in words[5:-2]]
         by_id = {words[0]: words for words in mounts}
         return [words for words in mounts if not is_bound_to_itself(words, by_id.get(words[1], words))]
 
     @once
     def mount_above(self, directory: str) -> Layer:
-        """The file system that holds a directory; or the one that should be mounted there by now, and is not."""
+        """The file system that holds a directory, or the one that should be mounted there, but is not."""
         real = os.path.realpath(directory)
         where = longest_above(real, [words[4] for words in self.mounts])
         planned = longest_above(real, (item for item, plan in self.planned_mounts.items() if plan.at_boot))
@@ -1504,8 +1504,8 @@ class StorageFacts:
         if not words:
             return Layer(where, "mount")
         problem = None
-        # The unit's sandbox makes every mount read-only for us, but not the file system itself. After an error, ext4
-        # has another word for that since Linux 6.15.
+        # In the unit's sandbox every mount is read-only, but the file system itself is not. Since Linux 6.15, ext4 uses
+        # another word after an error.
         if not {"ro", "emergency_ro"}.isdisjoint(words[-1].split(",")):
             reason = f"{where} is mounted read-only, but the guest writes to it"
             problem = Problem(reason, f"mount -o remount,rw {shell_word(where)}", is_readable=True)
@@ -1516,12 +1516,12 @@ class StorageFacts:
         elif (name := mounted_device(words)) and os.path.exists(device_directory(name)):  # /dev/fuse is none
             below = (self.layer(name),)
         layer = stacked(where, "mount", problem, *below)
-        # A device is one of several that such a file system may have, and not always needed.
+        # Such a file system may have several devices, and not need all of them.
         return layer._replace(cause=problem) if kind in ("btrfs", "bcachefs") else layer
 
     @cached_property
     def mounted(self) -> dict[str, list[tuple[str, bool]]]:
-        """Where devices are mounted, by the kernel's name, and whether they are mounted for writing there."""
+        """Where each device is mounted, by its kernel name, and whether for writing."""
         found: dict[str, list[tuple[str, bool]]] = {}
         for words in self.mounts:
             found.setdefault(mounted_device(words), []).append((words[4], "ro" not in words[-1].split(",")))
@@ -1529,7 +1529,7 @@ class StorageFacts:
 
     @cached_property
     def planned_mounts(self) -> dict[str, PlannedMount]:
-        """What should be mounted, by mount point: systemd.mount(5), and fstab(5), of which it makes units as well."""
+        """The mounts that are configured, by mount point: systemd.mount(5), and fstab(5)."""
         plans: dict[str, PlannedMount] = {}
         texts = {}
         for directory in unit_directories():
@@ -1546,12 +1546,12 @@ class StorageFacts:
             options = ",".join(more[1:2]).split(",")
             at_boot = "noauto" not in options or "x-systemd.automount" in options
             plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
-        # A tmpfs, such as that of tmp.mount, never holds an image at boot; a directory bound to itself shows the same.
+        # A tmpfs (tmp.mount) never holds an image at boot, and a directory bound to itself has the same files.
         return {where: plan for where, plan in plans.items() if os.path.normpath(plan.source) not in ("tmpfs", where)}
 
     @cached_property
     def wanted_mounts(self) -> set[str]:
-        """The mount and automount units that other units want, without what their names end in."""
+        """The names, without suffix, of the mount and automount units that other units want."""
         wants = [f"{item}/{name}" for item in unit_directories() for name in list_names(item, r".*\.(wants|requires)")]
         return {unit.rpartition(".")[0] for directory in wants for unit in list_names(directory, r".*mount")}
 
@@ -1568,7 +1568,7 @@ class StorageFacts:
 
     @cached_property
     def running_arrays(self) -> dict[str, str]:
-        """The nodes in mdadm's map of the arrays that it has begun to assemble, by UUID and by name."""
+        """The arrays that mdadm has begun to assemble, according to its map: their nodes, by UUID and by name."""
         found = {}
         for node, _, uuid, *paths in (words for words in self.table(f"{RUN}/mdadm/map") if words[2:]):
             found.update(dict.fromkeys((hex_digits(uuid), *map(array_name, paths)), node))
@@ -1576,13 +1576,13 @@ class StorageFacts:
 
     @cached_property
     def maps(self) -> dict[str, str]:
-        """The kernel's names of the device-mapper devices, by the names that device-mapper has for them."""
+        """The kernel's names of the device-mapper devices, by their device-mapper names."""
         names = list_names(f"{SYS}/class/block", "dm-[0-9]+")
         return {attribute(device_directory(name), "dm/name"): name for name in names}
 
     @once
     def volume_group(self, name: str) -> VolumeGroup | None:
-        """A volume group as vgcfgbackup(8) has it; nothing if there is no backup."""
+        """A volume group as in vgcfgbackup(8); None if there is no backup."""
         text = self.text(f"{ETC}/lvm/backup/{name}")
         head, _, volumes = text.partition("\n\tlogical_volumes {\n")
         head, _, disks = head.partition("\n\tphysical_volumes {\n")
@@ -1593,7 +1593,7 @@ class StorageFacts:
 
     @once
     def physical_volumes(self, group: str) -> dict[str, Layer]:
-        """The physical volumes of a volume group, by the names that they have in its backup."""
+        """The physical volumes of a volume group, by their names in its backup."""
         backup = self.volume_group(group)
         return {key: physical_volume_layer(text, self) for key, text in backup.disks.items()} if backup else {}
 
@@ -1623,7 +1623,7 @@ class StorageFacts:
 
     @cached_property
     def iscsi_nodes(self) -> dict[tuple[str, str], str]:
-        """node.startup by target and portal, of open-iscsi's records: nodes/TARGET/PORTAL[/IFACE]."""
+        """node.startup in open-iscsi's records (nodes/TARGET/PORTAL[/IFACE]), by target and portal."""
         from glob import glob
 
         directories = [f"{directory}/iscsi/nodes" for directory in (ETC, f"{VAR}/lib")]
@@ -1637,7 +1637,7 @@ class StorageFacts:
 
     @cached_property
     def likely_sessions(self) -> tuple[Layer, ...]:
-        """The session that a missing LUN probably needs, if its path does not name the target."""
+        """The session that a missing LUN probably needs, for a path that does not name the target."""
         nodes, sessions = self.iscsi_nodes.items(), [target for target, _, _ in self.iscsi_sessions.values()]
         # A target to which the host does not log in at boot is no evidence.
         at_boot = sorted((key for key, startup in nodes if startup in AT_BOOT), reverse=True)
@@ -1650,7 +1650,7 @@ class StorageFacts:
 
     @cached_property
     def drbd_states(self) -> dict[str, DrbdState]:
-        """The state of each DRBD device, by number. Version 8 has them in /proc, version 9 only a note that it runs."""
+        """The state of each DRBD device, by number: in version 8 from /proc, in version 9 from drbdsetup(8)."""
         text = self.text(f"{PROC}/drbd")
         if text.startswith("version: 9"):
             return drbd_states_from_json(output_of("drbdsetup", "status", "--json"))
@@ -1674,23 +1674,23 @@ class StorageFacts:
 
 
 def unit_directories() -> tuple[str, ...]:
-    """Where systemd finds units; of those with the same name the last one counts."""
+    """The directories of systemd's units; of units with the same name, the last one counts."""
     late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
     return late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"
 
 
 def unescaped(word: str) -> str:
-    """A word of a table such as fstab(5), in which a blank is an octal escape."""
+    """A word of a table such as fstab(5), without its octal escapes."""
     return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), word)
 
 
 def udev_runs() -> bool:
-    """Whether there is a udev to wait for (systemd's sd-device asks the same)."""
+    """Whether udev is running, as systemd's sd-device checks it."""
     return os.path.exists(f"{RUN}/udev/control")
 
 
 def read_text_file(path: str) -> str:
-    """What is in a file; nothing if it cannot be read, or is too large to be what it should be."""
+    """The content of a text file; empty if it cannot be read or is too large."""
     with suppress(OSError, ValueError):
         return read_file(path, MAX_EVIDENCE).decode(errors="replace").replace("\0", "?")
     return ""
@@ -1705,7 +1705,7 @@ def list_names(directory: str, pattern: str = "") -> list[str]:
 
 
 def output_of(*command: str, limit: float = MAX_PROGRAM) -> str:
-    """What a program prints; nothing if it cannot be run or takes longer than `limit` seconds."""
+    """The output of a program; empty if it cannot be run or takes longer than `limit` seconds."""
     from subprocess import DEVNULL, SubprocessError, run
 
     with suppress(OSError, SubprocessError):
@@ -1715,26 +1715,26 @@ def output_of(*command: str, limit: float = MAX_PROGRAM) -> str:
 
 
 def is_bound_to_itself(mount: Sequence[str], parent: Sequence[str]) -> bool:
-    """Whether a mount shows what would be there anyway, as that of /home in the unit's sandbox does (ProtectHome=)."""
+    """Whether a mount shows what is there without it, like the one of /home in the unit's sandbox (ProtectHome=)."""
     place = os.path.join(parent[3], os.path.relpath(mount[4], parent[4]))
-    # A subvolume of btrfs that is mounted where it is has another subvolid= in the last word. No path is looked at:
-    # what is mounted may hang.
+    # A btrfs subvolume mounted onto itself has another subvolid= in the last word. No path is accessed, because a
+    # mount may hang.
     is_same = mount is not parent and mount[2] == parent[2] and mount[-1] == parent[-1]
     return is_same and mount[3] == os.path.normpath(place)
 
 
 def longest_above(path: str, places: Iterable[str]) -> str:
-    """The innermost of these places that holds the path; nothing if none does."""
+    """The innermost of these directories that contains the path; empty if none does."""
     return max((item for item in places if f"{path}/".startswith(f"{item.rstrip('/')}/")), key=len, default="")
 
 
 def device_directory(name: str) -> str:
-    """Where sysfs describes a device."""
+    """The directory of a device in sysfs."""
     return f"{SYS}/class/block/{name}"
 
 
 def device_link(number: int) -> str:
-    """The link in sysfs to the device with this number; its target ends in the kernel's name of the device."""
+    """The link in sysfs to the device with this number; its target ends in the kernel's name."""
     return f"{SYS}/dev/block/{os.major(number)}:{os.minor(number)}"
 
 
@@ -1744,9 +1744,9 @@ def device_path(name: str) -> str:
     return f"/dev/mapper/{mapped}" if mapped else f"/dev/{name.replace('!', '/')}"
 
 
-# What is there: a device, and everything below it.
+# Devices that exist, and the layers below them.
 def check_device(name: str, facts: StorageFacts) -> Layer:
-    """A block device with everything below it, down to the leaves, and what is wrong with it."""
+    """A block device with all layers below it, and what is wrong with it."""
     below = tuple(map(facts.layer, devices_below(name)))
     bad = tuple(layer for layer in below if layer.cause)
     problem = check_kernel_state(name, facts)
@@ -1763,7 +1763,7 @@ def check_device(name: str, facts: StorageFacts) -> Layer:
 
 
 def devices_below(name: str) -> list[str]:
-    """The devices that this one is built on: in sysfs its slaves, or the disk of a partition."""
+    """The devices that this one is built on: its slaves in sysfs, or the disk of a partition."""
     directory = device_directory(name)
     below = list_names(f"{directory}/slaves")
     # A device-mapper or md device has no slaves while it has no table or member.
@@ -1773,7 +1773,7 @@ def devices_below(name: str) -> list[str]:
 
 
 def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
-    """What else a device is built on: the session of a LUN, the file of a loop device."""
+    """Other layers that a device is built on: the session of a LUN, the file of a loop device."""
     directory = device_directory(name)
     if name.startswith("loop"):
         file = attribute(directory, "loop/backing_file")
@@ -1786,14 +1786,14 @@ def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
 
 
 def iscsi_session(name: str, facts: StorageFacts) -> tuple[str, str, str]:
-    """The target and portal of a SCSI disk that is a LUN of iSCSI, and the state of the session; or nothing."""
+    """The target, portal and session state of a SCSI disk that is an iSCSI LUN; empty for others."""
     # …/host2/session1/target2:0:0/2:0:0:1/block/sda
     session = re.search(r"/(session[0-9]+)/", os.path.realpath(device_directory(name)))
     return facts.iscsi_sessions.get(session[1] if session else "", ("", "", ""))
 
 
 def session_layer(target: str, portal: str, state: str | None, facts: StorageFacts) -> Layer:
-    """The session with an iSCSI target, and what is wrong with it; without a state there is none."""
+    """The session with an iSCSI target, and what is wrong with it; `state` is None if there is no session."""
     what, startup = f"iSCSI target {target} at {portal}", facts.iscsi_nodes.get((target, portal))
     problem = None
     if state is None and startup:
@@ -1808,7 +1808,7 @@ def session_layer(target: str, portal: str, state: str | None, facts: StorageFac
 
 
 def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
-    """What is wrong with a device according to the kernel, whatever lies below it."""
+    """What is wrong with the device itself according to the kernel."""
     directory = device_directory(name)
     size = attribute(directory, "size")
     if not size:
@@ -1824,16 +1824,16 @@ def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
     return None
 
 
-# The kernel's names of devices, an attribute of theirs, the values with which they can be used, else what is wrong.
+# For kernel names of devices: an attribute, its values if the device can be used, and else what is wrong.
 # Sources: the drivers in Linux, and the attributes that systemd's 99-systemd.rules looks at. States considered:
 # SCSI (scsi_sysfs.c: also created, quiesce, offline, cancel, deleted), NVMe (also new, resetting, connecting, deleting,
 # dead), loop (a file that was deleted can be used), nbd (which keeps its pid while it connects anew), bcache (whose
 # device is there while it can be used), rbd, virtio, mmc and ZFS (which show none for a device; but see DRIVERS).
 DEVICE_STATES = (
-    # When the session of an iSCSI disk fails, it is blocked, and later offline; its size stays, udev says nothing.
+    # If the session of an iSCSI disk fails, it is blocked, and later offline; neither its size nor udev shows that.
     ("sd", "device/state", "|running", "SCSI device is {}"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
-    # lvchange --activationmode partial puts one in the place of what is missing; reading it fails (lv_manip.c).
+    # lvchange --activationmode partial creates them for missing volumes; reading them fails (lv_manip.c).
     ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "placeholder for a missing physical volume"),
     ("loop[0-9]+$", "loop/backing_file", ".+", "loop device has no file"),
     ("nbd[0-9]+$", "pid", ".+", "nbd device is not connected to a server"),
@@ -1843,7 +1843,7 @@ DEVICE_STATES = (
 
 
 def check_array(name: str, facts: StorageFacts) -> Problem | None:
-    """An md array that is not active (md.rst), and its members. sysfs does not say then how many it needs."""
+    """An md array that is not active (md.rst), and its members; sysfs does not show how many it needs."""
     state = attribute(device_directory(name), "md/array_state")
     if state not in ("clear", "inactive", "suspended", "broken"):  # read-auto and write-pending can be used
         return None
@@ -1860,7 +1860,7 @@ TOO_FEW = "too few members to start"
 
 
 def when_it_starts(name: str, facts: StorageFacts) -> str:
-    """What becomes of an inactive md array: mdadm's udev rules start mdadm-last-resort@.timer for an unsafe one."""
+    """Whether an inactive md array will start: mdadm's udev rules start mdadm-last-resort@.timer for an unsafe one."""
     found = facts.devices_with(name, "MD_DEVICE")
     members = [item for item in found if item.properties.get("MD_STARTED") == "unsafe"]
     if not members and any(item.properties.get("MD_STARTED") == "no" for item in found):
@@ -1869,7 +1869,7 @@ def when_it_starts(name: str, facts: StorageFacts) -> str:
         return "nothing will start it unless another member appears"
     waits = facts.uptime - max(member.initialized for member in members)
     with suppress(OSError):
-        # udev may have seen them long before in the initramfs; mdadm writes its map when it adds one.
+        # udev may have seen them earlier, in the initramfs; mdadm writes its map when it adds one.
         waits = min(waits, time.time() - os.stat(f"{RUN}/mdadm/map").st_mtime)
     if waits < LAST_RESORT + LATE_TIMER:
         return f"mdadm will start it degraded after {LAST_RESORT:.0f} s"
@@ -1877,7 +1877,7 @@ def when_it_starts(name: str, facts: StorageFacts) -> str:
 
 
 def check_nvme(name: str, _: StorageFacts) -> Problem | None:
-    """An NVMe disk needs a controller that is live, and with several (native multipath) one with a path to it as well.
+    """An NVMe disk without a live controller, or with native multipath, without a usable path.
 
     A path of asymmetric access is named as nvme0c1n1 (multipath.c, nvme_ana_state_names).
     """
@@ -1897,14 +1897,14 @@ def check_nvme(name: str, _: StorageFacts) -> Problem | None:
 
 
 def check_zvol(name: str, facts: StorageFacts) -> Problem | None:
-    """A volume in a pool that cannot be used."""
+    """A ZFS volume whose pool cannot be used."""
     device = facts.udev_device(name)
     pools = [link.split("/")[3] for link in device.links if link.startswith("/dev/zvol/")] if device else []
     return check_pool(pools[0], facts) if pools else None
 
 
 def check_pool(pool: str, facts: StorageFacts) -> Problem | None:
-    """A ZFS pool that lacks too many disks: with failmode=continue it is not SUSPENDED (spa_state_to_name())."""
+    """A ZFS pool that lacks too many disks; with failmode=continue it is not SUSPENDED (spa_state_to_name())."""
     state = facts.text(f"{PROC}/spl/kstat/zfs/{pool}/state").strip()
     if state in ("", "ONLINE", "DEGRADED"):
         return None
@@ -1912,7 +1912,7 @@ def check_pool(pool: str, facts: StorageFacts) -> Problem | None:
 
 
 def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
-    """A DRBD device that has good data neither here nor on its peer, or that has stopped I/O."""
+    """A DRBD device without good data, here or on its peer, or one that has stopped I/O."""
     state = drbd_state(name, facts)
     if state.stopped:
         return Problem(f"DRBD has stopped I/O: {state.stopped}", "drbdadm status")
@@ -1922,19 +1922,19 @@ def check_drbd(name: str, facts: StorageFacts) -> Problem | None:
     return None
 
 
-# What the kernel's names of devices begin with, and what checks the state of their driver.
+# Prefixes of kernel names, and the function that checks the state of the driver.
 DRIVERS = (("md", check_array), ("drbd", check_drbd), ("nvme", check_nvme), ("zd", check_zvol))
 
 
 def drbd_state(name: str, facts: StorageFacts) -> DrbdState:
-    """The state of a DRBD device, or of the one that this is a partition of."""
+    """The state of a DRBD device, also for a partition of it."""
     with facts.lock:
         states = facts.drbd_states
     return states.get(name[len("drbd") :].partition("p")[0], DrbdState())
 
 
 def drbd_states_from_json(text: str) -> dict[str, DrbdState]:
-    """The states in what `drbdsetup status --json` prints."""
+    """The states in the output of `drbdsetup status --json`."""
     import json
 
     states = {}
@@ -1963,7 +1963,7 @@ def has_minor(configuration: str, minor: str) -> bool:
 
 
 def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | None]:
-    """Whether the devices below hold the same data, so not all are needed; and the problem if too few can be used."""
+    """Whether the layers below are redundant, so that not all are needed, and the problem if too few can be used."""
     uuid = attribute(device_directory(name), "dm/uuid") if name.startswith("dm-") else ""
     if uuid.startswith("mpath-"):
         what, usable, needed = "path", len([layer for layer in below if not layer.cause]), 1
@@ -1979,7 +1979,7 @@ def check_members(name: str, below: Sequence[Layer]) -> tuple[bool, Problem | No
 
 
 def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
-    """What the members of an md array are called, how many can be used, and how many are needed: md(4), md.rst."""
+    """What the members of an md array are called, how many are usable, and how many are needed: md(4), md.rst."""
     directory = f"{device_directory(name)}/md"
     if attribute(directory, "degraded") in ("", "0") and not [layer for layer in below if layer.cause]:
         return "member", 1, 1  # none of them has failed
@@ -1995,7 +1995,7 @@ def array_members(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
 
 
 def volume_legs(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
-    """The same for the legs of an LVM mirror or RAID, which needs as many as hold its data: lvmraid(7)."""
+    """Like array_members(), for the legs of an LVM mirror or RAID volume: lvmraid(7)."""
     legs = [(re.search("_[rm]image_([0-9]+)$", device_path(layer.name)), layer) for layer in below]
     good = [int(leg[1]) for leg, layer in legs if leg and not layer.cause]
     names = [layer.name for leg, layer in legs if leg]
@@ -2010,20 +2010,20 @@ def volume_legs(name: str, below: Sequence[Layer]) -> tuple[str, int, int]:
 
 
 def mirrored_sets(slots: Sequence[int], total: int, near: int, copies: int) -> tuple[str, int, int]:
-    """The same for the sets of members that hold the same data: each needs one of them (_enough() in raid10.c)."""
+    """Like array_members(), for sets of members with the same data, each of which needs one (raid10.c, _enough())."""
     starts = {near * number % total for number in range(total)}
     usable = [start for start in starts if any((slot - start) % total < copies for slot in slots)]
     return "mirrored set", len(usable), len(starts)
 
 
 def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem | None:
-    """What is wrong with a device according to udev, which says more about the disk itself."""
+    """What is wrong with a device according to udev; more is checked for the disk itself."""
     device = facts.udev_device(name)
     properties = device.properties if device else {}
     # systemd 256 and newer write the entry early, and keep ID_PROCESSING in it until the programs of the rules have run
     # (udev-worker.c; `udevadm wait` looks at the same).
     if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
-        # Without events left to handle it has given up, for example because a program of a rule hung.
+        # Without pending events, it has given up, for example because a program that a rule runs hung.
         is_busy = os.path.exists(f"{RUN}/udev/queue")
         hint = "udevadm settle" if is_busy else f"udevadm trigger --settle /sys/class/block/{name}"
         return Problem("udev has not finished processing it", hint)
@@ -2039,7 +2039,7 @@ def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem
 
 
 def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
-    """Whether udev calls it not ready for a reason that concerns this host only, and not a guest.
+    """Whether SYSTEMD_READY=0 has a reason that concerns only this host, not a guest.
 
     99-systemd.rules does so for an opened crypt volume without a known content, lest systemd mount it while it is
     being formatted; a guest formats it. 64-btrfs.rules does so while other members of its file system are missing;
@@ -2060,7 +2060,7 @@ def is_ready_for_a_guest(properties: Mapping[str, str]) -> bool:
 
 
 def was_activated_without_udev(device: Device, facts: StorageFacts) -> bool:
-    """Whether an initramfs without udev has set up a device-mapper device.
+    """Whether a device-mapper device was set up by an initramfs without udev.
 
     10-dm.rules then knows neither its name nor its flags, and calls it not ready for ever; xl starts the guest. While
     LVM sets one up it looks the same for some milliseconds, until the event that ends that has been handled.
@@ -2070,9 +2070,9 @@ def was_activated_without_udev(device: Device, facts: StorageFacts) -> bool:
     return is_unknown and device.properties.get("DM_UDEV_DISABLE_OTHER_RULES_FLAG") == "1" and is_settled
 
 
-# What is missing: a function for each kind of path, from evidence in /etc and in udev's database.
+# Devices that are missing: a function for each kind of path, with evidence from /etc and udev's database.
 def explain_missing(path: str, facts: StorageFacts) -> Layer:
-    """A path at which there is nothing, on top of what is known of the layers that should be there. May block."""
+    """A path that does not exist, above what is known of the layers that should be there. May block."""
     if not facts.explains:
         return stacked(path, "path", Problem("does not exist"))
     target, parent = os.path.realpath(path), os.path.dirname(path)
@@ -2085,7 +2085,7 @@ def explain_missing(path: str, facts: StorageFacts) -> Layer:
 
 
 def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
-    """The device at a path; or if there is none, the answer of the first row that knows anything; or nothing."""
+    """The device at a path, else the result of the first row of EXPLANATIONS that has one."""
     if name := facts.device_at(path):
         return (facts.layer(name),)
     for kind, pattern, explain in EXPLANATIONS:
@@ -2096,13 +2096,13 @@ def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
 
 
 def absent(reason: str, hint: str, *below: Layer) -> Layer:
-    """What is missing at a path; for this reason, unless something is wrong with what it needs."""
+    """A layer that is missing, for this reason unless something is wrong with the layers below."""
     layer = stacked("", "", Problem(reason, hint), *below)
     return layer if layer.cause is layer.problem else layer._replace(problem=None)
 
 
 def needed_layer(path: str, facts: StorageFacts) -> Layer:
-    """The device at a path; or if there is none, that it is missing and what is known of that."""
+    """The device at a path, or a layer that explains why it is missing."""
     found = facts.find(path)
     return found[0] if found else stacked(path, "path", Problem(f"{path} does not exist"))
 
@@ -2117,7 +2117,7 @@ def explain_file(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 
 
 def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
-    """A file system that is not mounted, and what is below it."""
+    """A file system that is not mounted, and the layers below it."""
     plan = facts.planned_mounts[where]
     reason = f"{where} is not mounted ({plan.file} mounts {plan.source} there)"
     below = source_layers(plan.source)
@@ -2133,21 +2133,21 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
 
 
 def mounted_device(words: Sequence[str]) -> str:
-    """The kernel's name of the device that is mounted according to this line of mountinfo; nothing if it is none."""
-    # btrfs has a number of its own, and only the source names the device.
+    """The kernel's name of the device in a line of mountinfo; empty if the source is no device."""
+    # btrfs has a device number of its own; only the source names the device.
     link, source = f"{SYS}/dev/block/{words[2]}", words[words.index("-") + 2]
     path = link if os.path.exists(link) else source
     return os.path.basename(os.path.realpath(path)) if path.startswith((SYS, "/dev/")) else ""
 
 
 def source_layers(source: str) -> tuple[Layer, ...]:
-    """The server of a network file system, as mount.nfs(8) and mount.cifs(8) have it."""
+    """The server of a network file system, named as in mount.nfs(8) and mount.cifs(8)."""
     server = re.match("//([^/]+)|([^/]+):/", source)
     return (Layer(server[1] or server[2], "file server"),) if server else ()
 
 
 def path_of(source: str) -> str:
-    """Where udev links UUID=… and the like, in fstab(5) and crypttab(5); nothing if it is not a device."""
+    """The link of udev for UUID=… and the like in fstab(5) and crypttab(5); empty if the source is no device."""
     tag, _, value = source.partition("=")
     if tag in TAGS:
         name = hex_escaped(r"[^\w#+.:=@-]", value.strip('"'))  # encode_devnode_name of udev
@@ -2156,7 +2156,7 @@ def path_of(source: str) -> str:
 
 
 def hex_escaped(pattern: str, text: str) -> str:
-    """The text with each byte of the characters that match the pattern as \\xNN."""
+    """The text, with each byte of characters that match the pattern as \\xNN."""
     return re.sub(pattern, lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text)
 
 
@@ -2166,18 +2166,18 @@ def map_name(group: str, volume: str) -> str:
 
 
 def split_map_name(mapped: str) -> tuple[str, str]:
-    """The volume group and the volume of such a name."""
+    """The volume group and the volume in a name from map_name()."""
     group, _, volume = re.sub("([^-])-([^-])", r"\1/\2", mapped, count=1).partition("/")
     return group.replace("--", "-"), volume.replace("--", "-")
 
 
 def portal_of(address: str, port: str) -> str:
-    """A portal as udev writes it in by-path links, and as iscsiadm accepts it."""
+    """A portal as in udev's by-path links and in the arguments of iscsiadm."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
-    """An md array by its name or its node; one that is inactive has no link with its name yet."""
+    """An md array, by its name or node; an inactive one has no link with its name."""
     name, array, digits = array_name(match["name"]), f"md array {match['name']}", hex_digits(match["name"])
     by_uuid = (keys for keys in facts.arrays.values() if hex_digits(keys.get("uuid", "")) == digits != "")
     listed = facts.arrays.get(name) or next(by_uuid, None)
@@ -2192,7 +2192,7 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
             return absent(reason, f"mdadm --detail /dev/{node}", facts.layer(node))
     if names:
         reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
-        # --scan assembles what mdadm.conf lists, and anything else only if it lists nothing.
+        # --scan assembles the arrays that mdadm.conf lists, or any if it lists none.
         unlisted = f"mdadm --assemble /dev/md/{name} {' '.join(map(device_path, names))}"
         hint = unlisted if facts.arrays and not listed else "mdadm --assemble --scan"
         return absent(reason, hint, *map(facts.layer, names))
@@ -2214,17 +2214,17 @@ def is_member(properties: Mapping[str, str], name: str, uuid: str) -> bool:
 
 
 def array_name(path: str) -> str:
-    """The name of an md array: /dev/md0 is /dev/md/0, and /dev/md/HOST:0 or the label HOST:0 one that HOST has made."""
+    """The name of an md array: 0 for /dev/md0, /dev/md/0, /dev/md/HOST:0 and the label HOST:0."""
     return os.path.basename(path).rpartition(":")[2].removeprefix("md")
 
 
 def hex_digits(uuid: str) -> str:
-    """A UUID without what mdadm and udev put between its digits, each in its own places."""
+    """The digits of a UUID, which mdadm and udev separate in different ways."""
     return re.sub("[^0-9a-f]", "", uuid.lower())
 
 
 def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A map or volume that is there, but has no link."""
+    """A map or volume that is active, but has no link."""
     mapped = match["name"] or map_name(match["group"] or "", match["volume"] or "")
     if not (name := facts.maps.get(mapped)):
         return None
@@ -2236,14 +2236,14 @@ def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | Non
 
 
 def explain_partition(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A partition of a disk, array or map that is there."""
+    """A partition of a disk, array or map that exists."""
     whole, name = match["whole"], facts.device_at(match["whole"])
     hint = f"kpartx -av {whole}" if name.startswith("dm-") else f"lsblk {whole}"
     return absent(f"{whole} has no partition {match['number']}", hint, facts.layer(name)) if name else None
 
 
 def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """What systemd sets up from a table: crypttab(5), integritytab(5), veritytab(5)."""
+    """A volume that systemd sets up from crypttab(5), integritytab(5) or veritytab(5)."""
     name = match["name"]
     for kind in ("crypt", "integrity", "verity"):
         source, options = facts.device_table(kind).get(name, ("", [""]))
@@ -2260,8 +2260,8 @@ def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 
 
 def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A multipath map by its alias, the name it is bound to, or its WWID: multipath.conf(5)."""
-    # kpartx(8) may put the number of a partition after the name alone.
+    """A multipath map, by its alias, its bound name or its WWID: multipath.conf(5)."""
+    # kpartx(8) may append the number of a partition without a separator.
     name = re.sub("^(mpath[a-z]+?)p?[0-9]+$", r"\1", match["name"])
     wwid = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else ""
     for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
@@ -2281,13 +2281,13 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 
 
 def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A logical volume: LVM's backup says what it is built on, and udev which of that is there."""
+    """A logical volume: LVM's backup shows what it is built on, and udev what of that is present."""
     name, volume = match["group"], match["volume"]
     if is_mapped := match[0].startswith("/dev/mapper/"):
         name, volume = split_map_name(f"{name}-{volume}")
     file, group = f"/etc/lvm/backup/{name}", facts.volume_group(name)
     if group is None:
-        # Other devices have names of two parts as well.
+        # Other devices also have names of two parts.
         if is_mapped or not list_names(f"{ETC}/lvm/backup") or os.path.isdir(f"/dev/{name}"):
             return None
         return absent(f"volume group {name} is unknown here (no {file})", "vgs")
@@ -2303,7 +2303,7 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     return absent(reason, hint, group_layer(name, disks_of(volume, group), facts))
 
 
-# What LVM's backup says of a volume or its group that is not activated, and the reason and the command that helps.
+# Patterns in LVM's backup for why a volume or its group is not activated, with the reason and a command that helps.
 INACTIVE = (
     ('"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
     ('lock_type = "(sanlock|dlm)"', "volume group {0} is shared ({2}) and not activated", "vgchange --lockstart {0}"),
@@ -2318,7 +2318,7 @@ INACTIVE = (
 
 
 def disks_of(volume: str, group: VolumeGroup) -> set[str]:
-    """The physical volumes that a logical one is built on, including those of its sub-volumes and its pool."""
+    """The physical volumes below a logical volume, including those of its sub-volumes and its pool."""
     volumes, disks = [volume], set()
     for item in volumes:
         words = set(re.findall('"([^"]+)"', group.volumes[item]))
@@ -2328,14 +2328,14 @@ def disks_of(volume: str, group: VolumeGroup) -> set[str]:
 
 
 def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer:
-    """A volume group with those of its physical volumes that are needed, or with all; and which of them it lacks."""
+    """A volume group with the physical volumes that are needed (or all), and those that it lacks."""
     disks = facts.physical_volumes(name)
     below = [layer for key, layer in disks.items() if key in needed] or [*disks.values()]
     problem = None
     if MISSING in [layer.problem for layer in below]:
         lacking = join_limited([layer.name for layer in disks.values() if layer.problem is MISSING], MAX_LISTED)
         backup = facts.volume_group(name)
-        # At boot LVM waits for all of them, though a RAID may do without.
+        # At boot, LVM waits for all of them, although a RAID may not need them.
         is_raid = backup and re.search('type = "raid[1-9]', "".join(backup.volumes.values()))
         hint = f"vgchange -ay {name}" if is_raid else ""
         problem = Problem(f"volume group {name} lacks physical volume {lacking}", hint)
@@ -2343,16 +2343,16 @@ def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer
 
 
 def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
-    """A physical volume in LVM's backup, on the device that holds it; that it is missing is its group's problem."""
+    """A physical volume in LVM's backup, above the device that holds it; if it is missing, the group is to blame."""
     values = dict(re.findall('^[ \t]*(.+) = "([^"]*)"', text, re.MULTILINE))
     uuid, device = values.get("id", ""), values.get("device", "")
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
     found = facts.devices_with(uuid, "ID_FS_UUID")
-    # All the paths of a multipath device are one disk.
+    # The paths of a multipath device are one disk.
     holders = [item.name for item in found if item.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
     problem = None
     if len(holders) > 1:
-        # Advice to change one of them would do harm where both are the same disk.
+        # Changing one of them would do harm if both are the same disk.
         names = join_limited(holders, MAX_LISTED)
         reason = f"{names} carry the same PV UUID (a LUN and its clone, or paths to one LUN)"
         problem = Problem(reason, f"lsblk -o NAME,SERIAL,WWN {' '.join(map(device_path, holders))}")
@@ -2362,7 +2362,7 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
         problem = Problem(reason, f"lvmdevices --adddev {path}")
     if holders:
         return stacked(uuid, "physical volume", problem, *map(facts.layer, holders))
-    # LVM writes "[unknown]" where it has not seen the device either.
+    # LVM writes "[unknown]" if it has not seen the device either.
     name = f"{uuid} (last seen as {device})" if device.startswith("/") else uuid
     if device.startswith("/dev/sd"):  # which may have another name today
         is_local = re.search("ATA|^eui|^nvme", values.get("device_id", ""))
@@ -2381,7 +2381,7 @@ def has_flag(text: str, flag: str) -> bool:
 
 
 def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
-    """A LUN of an iSCSI target, by its path."""
+    """An iSCSI LUN, by its path."""
     target, portal = match["target"], match["portal"]
     reason = f"iSCSI target {target} at {portal} has no LUN {match['lun']}, though there is a session"
     states = [state for item, at, state in facts.iscsi_sessions.values() if (item, at) == (target, portal)]
@@ -2390,12 +2390,12 @@ def explain_iscsi_disk(match: re.Match[str], facts: StorageFacts) -> Layer:
 
 
 def explain_lun(_: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A SCSI disk, by a name that does not say which target it belongs to."""
+    """A SCSI disk, by a name that does not show its target."""
     return stacked("", "", None, *facts.likely_sessions) if facts.likely_sessions else None
 
 
 def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A DRBD device, by its resource, its number or its lower disk: it is there when the resource is up."""
+    """A DRBD device, by its resource, number or lower disk; it exists when the resource is up."""
     resources, minor, disk = facts.drbd_resources, match["minor"], match["disk"]
     of_disk = rf'disk\s+"?/dev/{re.escape(disk or "")}[";\s]'
     name = match["resource"] or ""
@@ -2418,7 +2418,7 @@ def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
 
 
 def pool_layer(pool: str) -> Layer:
-    """A ZFS pool, which may not be imported: the module keeps a directory for each one that is."""
+    """A ZFS pool, which may not be imported; the kernel module has a directory for each one that is."""
     is_imported = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
     problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {shell_word(pool)}")
     return stacked(pool, "ZFS pool", None if is_imported else problem)
@@ -2437,7 +2437,7 @@ def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
 
 
 def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A bcache device: those whose cache is missing are not there (Documentation/admin-guide/bcache.rst in Linux)."""
+    """A bcache device, which does not exist without its cache (Documentation/admin-guide/bcache.rst in Linux)."""
     backing = [item.name for item in facts.devices_with("bcache", "ID_FS_TYPE")]
     stopped = [item for item in backing if attribute(f"{device_directory(item)}/bcache", "running") == "0"]
     if not stopped:
@@ -2463,7 +2463,7 @@ def explain_fc_disk(match: re.Match[str], _: StorageFacts) -> Layer:
 
 
 def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A link named after what a block device holds or is."""
+    """A link named after the content or identity of a block device."""
     tag, value = match["tag"].upper(), match["value"]
     hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
     for item in facts.devices_with(value, TAGS[tag]):  # a UUID that blkid prints may be that of a member
@@ -2474,7 +2474,7 @@ def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     return absent(f"no block device has {tag} {value}", hint, *below)
 
 
-# The links that udev makes below /dev/disk, and the property that each is made of; by-id is made of many.
+# The kinds of links below /dev/disk, and the udev property in their names; by-id has many.
 TAGS = {
     "ID": "",
     "LABEL": "ID_FS_LABEL_ENC",
@@ -2485,7 +2485,7 @@ TAGS = {
 NOT_LVM = "bcache|cciss|disk|etherd|ida|input|mapper|md|nbd|raw|rbd|zvol"  # directories of other subsystems below /dev
 AT_BOOT = ("automatic", "onboot")  # values of open-iscsi's node.startup
 
-# What may be at a path, the pattern for it, and what knows why it is not there; the first that knows anything counts.
+# Kinds of devices, patterns for their paths, and functions that explain why one is missing; the first result counts.
 EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], Layer | None]]] = (
     ("partition", r"(?P<whole>/dev/([sv]d[a-z]+|md/.*\D|mapper/mpath[a-z]+?))p?(?P<number>\d+)", explain_partition),
     ("partition", "(?P<whole>/dev/(.*[0-9](?=p)|.+(?=-part)))(-part|p)(?P<number>[0-9]+)", explain_partition),
@@ -2512,7 +2512,7 @@ EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], L
 
 # --- Readiness -------------------------------------------------------------------------------------------------------
 class State(Enum):
-    """What was found out about a disk, a configuration or a directory; the values are the words the user reads."""
+    """The state of a disk, a configuration or a directory; the values are the words that users see."""
 
     READY = "ready"
     MISSING = "missing"
@@ -2529,7 +2529,7 @@ FINE = (State.READY, State.SKIPPED)
 
 @record
 class Status(NamedTuple):
-    """What was found out about a path, and if it is not ready, why, and perhaps a command that helps."""
+    """The state of a path; if it is not ready, the reason, and perhaps a command that helps."""
 
     state: State
     reason: str = ""
@@ -2541,7 +2541,7 @@ class Status(NamedTuple):
         return self.state in AWAITED
 
     def is_rejected(self) -> bool:
-        """Whether this will not come up, however long one waits."""
+        """Whether waiting cannot help."""
         return self.state in (State.REFUSED, State.UNREADABLE)
 
 
@@ -2582,7 +2582,7 @@ def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]
         return State.MISSING, explain_missing(path, facts)
     except (OSError, ValueError) as error:
         problem = Problem(f"cannot be checked: {error_text(error)}")
-        # An automount, FUSE or NFS without its server.
+        # An automount, or FUSE or NFS without its server.
         is_gone = isinstance(error, OSError) and error.errno in GONE_ERRORS
         where = longest_above(path, facts.planned_mounts) if is_gone and facts.explains else ""
         if where not in ("", "/"):
@@ -2614,7 +2614,7 @@ def check_block_device(number: int, required: Required, facts: StorageFacts) -> 
 
 
 def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Problem | None:
-    """A DRBD device that is not Primary, and which nothing promotes when a guest starts."""
+    """A DRBD device that is not Primary, and that nothing promotes when a guest starts."""
     state = drbd_state(name, facts) if name.startswith("drbd") else DrbdState()
     if state.role == "Primary":
         return None
@@ -2635,7 +2635,7 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
 
 def check_writable(name: str, required: Required) -> Problem | None:
     """A device that is read-only, if the guest writes to it."""
-    # DRBD 9 is read-only until it is opened to write.
+    # DRBD 9 is read-only until it is opened for writing.
     if not required.writes or name.startswith("drbd") or attribute(device_directory(name), "ro") != "1":
         return None
     hint = f"{device_kind(name)[2]} {device_path(name)}"
@@ -2643,7 +2643,7 @@ def check_writable(name: str, required: Required) -> Problem | None:
 
 
 def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
-    """A disk that this host has mounted, which Xen's block script refuses unless both only read it."""
+    """A disk that is mounted on this host; Xen's block script refuses it unless both only read it."""
     places = facts.mounted.get(name, ()) if required.by_script else ()
     for where, is_written in places:
         if is_written or required.writes:
@@ -2671,7 +2671,7 @@ def check_file(path: str, status: os.stat_result, required: Required, facts: Sto
 
 
 def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
-    """An image and what is behind it: QEMU's docs/interop/qcow2.rst. May block.
+    """An image and its backing files: QEMU's docs/interop/qcow2.rst. May block.
 
     The chain is followed as far as the images say that the next one is qcow2, because a guest can write anything to a
     raw image; one that only its owner may read is taken to be complete.
@@ -2700,7 +2700,7 @@ def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
 
 
 def read_part(path: str, offset: int, length: int) -> bytes:
-    """That many bytes of a file from there on; nothing if only QEMU may read it."""
+    """Bytes of a file; empty if only QEMU may read it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
@@ -2712,20 +2712,20 @@ def read_part(path: str, offset: int, length: int) -> bytes:
 
 
 def storage_of(required: Required, facts: StorageFacts) -> Layer:
-    """The layers of a disk by the names that people know: its path, and what is below that. May block.
+    """The layers of a disk with the names that people know. May block.
 
     The one to blame, if any, is the layer whose problem is the cause of the first.
     """
     layer = named_layer(check_layers(required, facts)[1], facts)
     for item in layer.below:
-        # The same device again, with the path as its name; LVM has two names for a volume.
+        # The device that the path stands for is not shown twice; an LVM volume has two names.
         if item.name == layer.name or item.kind == "LVM volume":
             return item._replace(name=layer.name, problem=item.problem or layer.problem, cause=layer.cause)
     return layer
 
 
 def named_layer(layer: Layer, facts: StorageFacts, above: str = "") -> Layer:
-    """The layer, on those below it, by the names that people know; `above` is the kind of the one above it."""
+    """A layer and those below it with the names that people know; `above` is the kind of the layer above."""
     name, kind, below = layer.name, layer.kind, layer.below
     if not kind:
         name, kind = device_path(layer.name), device_kind(layer.name)[1]
@@ -2748,8 +2748,8 @@ def device_kind(name: str) -> tuple[str, str, str]:
     return (row[0], "partition", row[2]) if is_partition else row
 
 
-# What the kernel's name of a device or device-mapper's UUID begins with, what people call it, and the command that
-# makes it writable or shows why it is not.
+# Prefixes of kernel names or device-mapper UUIDs, what people call such a device, and the command that makes it
+# writable or shows why it is not.
 DEVICE_KINDS = (
     ("md", "md array", "mdadm --readwrite"),
     ("LVM-", "LVM volume", "lvchange -prw"),
