@@ -2178,10 +2178,8 @@ def portal_of(address: str, port: str) -> str:
 
 def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     """An md array, by its name or node; an inactive one has no link with its name."""
-    name, array, digits = array_name(match["name"]), f"md array {match['name']}", hex_digits(match["name"])
-    by_uuid = (keys for keys in facts.arrays.values() if hex_digits(keys.get("uuid", "")) == digits != "")
-    listed = facts.arrays.get(name) or next(by_uuid, None)
-    uuid = hex_digits(listed.get("uuid", "")) if listed else digits
+    name, array, listed = array_name(match["name"]), f"md array {match['name']}", listed_array(match["name"], facts)
+    uuid = hex_digits(listed.get("uuid", match["name"]))
     members = [device for device in facts.devices if is_member(device.properties, name, uuid)]
     names = [device.name for device in members]
     nodes = {device.properties.get("MD_DEVICE", "") for device in members}
@@ -2196,7 +2194,18 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
         unlisted = f"mdadm --assemble /dev/md/{name} {' '.join(map(device_path, names))}"
         hint = unlisted if facts.arrays and not listed else "mdadm --assemble --scan"
         return absent(reason, hint, *map(facts.layer, names))
-    container = listed.get("container", "") if listed else ""  # of firmware RAID, by its path or its UUID
+    return array_without_members(array, listed, facts)
+
+
+def listed_array(name: str, facts: StorageFacts) -> Mapping[str, str]:
+    """The keywords of an array in mdadm.conf(5), by its name or UUID; none if it is not listed."""
+    by_uuid = {hex_digits(keys.get("uuid", "")): keys for keys in facts.arrays.values()}
+    return facts.arrays.get(array_name(name)) or by_uuid.get(hex_digits(name) or name, {})
+
+
+def array_without_members(array: str, listed: Mapping[str, str], facts: StorageFacts) -> Layer:
+    """An md array of which no member is known; one of a firmware RAID may be in a container."""
+    container = listed.get("container", "")  # by its path or its UUID
     for key in (array_name(container), hex_digits(container)):
         if node := facts.running_arrays.get(key, ""):
             return absent(f"{array} is not started in its container {node}", f"mdadm --incremental --run /dev/{node}")
@@ -4630,12 +4639,7 @@ def start_guests(watcher: Watcher, options: Options, journal: Journal, started: 
             sleep_until(min(clock.now() + START_PAUSE, deadline, *ends), clock, events)
     outcomes = starts.outcomes()
     clock.release_signals()
-    status = show_outcomes(outcomes, journal, options)
-    for finding in check_directories(seen):
-        if not options.wait:  # else the reporter has logged it
-            journal.log(ERR, finding.sentence())
-        status = max(status, EXIT_TIMED_OUT)
-    return status
+    return show_outcomes(outcomes, seen, journal, options)
 
 
 class Starter:
@@ -4899,7 +4903,7 @@ def log_outcome(outcome: Outcome, journal: Journal, options: Options) -> None:
         journal.log(INFO if level == DEBUG and not options.wait else level, text.format(name, reason), DOMAIN=name)
 
 
-def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Options) -> int:
+def show_outcomes(outcomes: Sequence[Outcome], snapshot: Snapshot, journal: Journal, options: Options) -> int:
     """Logs the number of guests with each outcome, prints commands or JSON if asked to, and returns the exit status."""
     results = [outcome.result for outcome in outcomes]
     counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
@@ -4921,9 +4925,13 @@ def show_outcomes(outcomes: Sequence[Outcome], journal: Journal, options: Option
         for guest, result, reason, _ in outcomes:
             text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
             show(start_command(guest) if result == "ready" else f"# {text}")
+    unknown = list(check_directories(snapshot))
+    for finding in unknown if not options.wait else ():  # a wait has reported them
+        journal.log(ERR, finding.sentence())
     # The wait at boot has reported guests that can never start; a wait for the others does not fail because of them.
     is_late = options.wait > 0 and not options.guests
-    return max((OUTCOMES[item][0] for item in results if item != "refused" or not is_late), default=EXIT_READY)
+    statuses = [OUTCOMES[item][0] for item in results if item != "refused" or not is_late]
+    return max([EXIT_TIMED_OUT if unknown else EXIT_READY, *statuses])
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
