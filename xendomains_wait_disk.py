@@ -4925,13 +4925,16 @@ def show_outcomes(outcomes: Sequence[Outcome], snapshot: Snapshot, journal: Jour
         for guest, result, reason, _ in outcomes:
             text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
             show(start_command(guest) if result == "ready" else f"# {text}")
-    unknown = list(check_directories(snapshot))
-    for finding in unknown if not options.wait else ():  # a wait has reported them
-        journal.log(ERR, finding.sentence())
-    # The wait at boot has reported guests that can never start; a wait for the others does not fail because of them.
+    if not options.wait:  # which reports them
+        for finding in check_directories(snapshot):
+            journal.log(ERR, finding.sentence())
+    # The wait at boot has reported what can never start; a wait for the others does not fail because of that.
     is_late = options.wait > 0 and not options.guests
     statuses = [OUTCOMES[item][0] for item in results if item != "refused" or not is_late]
-    return max([EXIT_TIMED_OUT if unknown else EXIT_READY, *statuses])
+    for directory in snapshot.directories.values():
+        if directory.status.is_awaited() or (directory.status.is_rejected() and not is_late):
+            statuses.append(EXIT_TIMED_OUT)
+    return max(statuses, default=EXIT_READY)
 
 
 # --- Command line ----------------------------------------------------------------------------------------------------
