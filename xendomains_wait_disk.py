@@ -4904,7 +4904,7 @@ def log_outcome(outcome: Outcome, journal: Journal, options: Options) -> None:
 
 
 def show_outcomes(outcomes: Sequence[Outcome], snapshot: Snapshot, journal: Journal, options: Options) -> int:
-    """Logs the number of guests with each outcome, prints commands or JSON if asked to, and returns the exit status."""
+    """Logs the number of guests with each outcome, prints commands or JSON if asked to; returns the exit status."""
     results = [outcome.result for outcome in outcomes]
     counts = [f"{results.count(result)} {result}" for result in OUTCOMES if result in results]
     journal.log(INFO, f"Guests: {', '.join(counts) or 'none'}.")
@@ -4928,6 +4928,11 @@ def show_outcomes(outcomes: Sequence[Outcome], snapshot: Snapshot, journal: Jour
     if not options.wait:  # which reports them
         for finding in check_directories(snapshot):
             journal.log(ERR, finding.sentence())
+    return status_of_start(results, snapshot, options)
+
+
+def status_of_start(results: Iterable[str], snapshot: Snapshot, options: Options) -> int:
+    """The exit status of start: the highest of the outcomes of guests, and of directories that could not be read."""
     # The wait at boot has reported what can never start; a wait for the others does not fail because of that.
     is_late = options.wait > 0 and not options.guests
     statuses = [OUTCOMES[item][0] for item in results if item != "refused" or not is_late]
