@@ -3465,7 +3465,11 @@ class Journal:
         if self._is_terminal and self.level > ERR:
             from shutil import get_terminal_size
 
-            self._write(wrapped(printable(text), get_terminal_size().columns - 1)[0], MAX_SENDING)
+            columns = get_terminal_size().columns - 1
+            text = printable(text)[:columns]
+            while display_width(text) > columns:
+                text = text[:-1]
+            self._write(text, MAX_SENDING)
             self._shows_progress = True
 
     def _deliver(self, message: Message, seconds: float) -> bool:
