@@ -1689,6 +1689,11 @@ def udev_runs() -> bool:
     return os.path.exists(f"{RUN}/udev/control")
 
 
+def udev_is_busy() -> bool:
+    """Whether udev has events left to handle: udev-manager.c."""
+    return os.path.exists(f"{RUN}/udev/queue")
+
+
 def read_text_file(path: str) -> str:
     """The content of a text file; empty if it cannot be read or is too large."""
     with suppress(OSError, ValueError):
@@ -1851,29 +1856,29 @@ def check_array(name: str, facts: StorageFacts) -> Problem | None:
         return Problem(f"md array is {'empty' if state == 'clear' else state}", f"mdadm --detail /dev/{name}")
     members = list_names(f"{device_directory(name)}/slaves")
     present = f" (only {join_limited(members, MAX_LISTED)} present)" if members else ""
-    starts = f"; {when_it_starts(name, facts)}" if facts.explains else ""
-    hint = f"mdadm --{'detail' if starts.endswith(TOO_FEW) else 'run'} /dev/{name}"
-    return Problem(f"md array is inactive{present}{starts}", hint)
+    starts, is_startable = when_it_starts(name, facts) if facts.explains else ("", True)
+    command = "run" if is_startable else "detail"
+    return Problem(f"md array is inactive{present}{starts}", f"mdadm --{command} /dev/{name}")
 
 
-TOO_FEW = "too few members to start"
+def when_it_starts(name: str, facts: StorageFacts) -> tuple[str, bool]:
+    """Whether an inactive md array will start, and whether it can: its members' MD_STARTED is no, unsafe or yes.
 
-
-def when_it_starts(name: str, facts: StorageFacts) -> str:
-    """Whether an inactive md array will start: mdadm's udev rules start mdadm-last-resort@.timer for an unsafe one."""
+    mdadm's udev rules start mdadm-last-resort@.timer for an unsafe one.
+    """
     found = facts.devices_with(name, "MD_DEVICE")
     members = [item for item in found if item.properties.get("MD_STARTED") == "unsafe"]
     if not members and any(item.properties.get("MD_STARTED") == "no" for item in found):
-        return TOO_FEW
+        return "; too few members to start", False
     if not members:
-        return "nothing will start it unless another member appears"
+        return "; nothing will start it unless another member appears", True
     waits = facts.uptime - max(member.initialized for member in members)
     with suppress(OSError):
         # udev may have seen them earlier, in the initramfs; mdadm writes its map when it adds one.
         waits = min(waits, time.time() - os.stat(f"{RUN}/mdadm/map").st_mtime)
     if waits < LAST_RESORT + LATE_TIMER:
-        return f"mdadm will start it degraded after {LAST_RESORT:.0f} s"
-    return f"mdadm has not started it degraded within {waits:.0f} s"
+        return f"; mdadm will start it degraded after {LAST_RESORT:.0f} s", True
+    return f"; mdadm has not started it degraded within {waits:.0f} s", True
 
 
 def check_nvme(name: str, _: StorageFacts) -> Problem | None:
@@ -2024,8 +2029,7 @@ def check_udev(name: str, facts: StorageFacts, is_disk: bool = False) -> Problem
     # (udev-worker.c; `udevadm wait` looks at the same).
     if properties.get("ID_PROCESSING") == "1" or (is_disk and device is None):
         # Without pending events, it has given up, for example because a program that a rule runs hung.
-        is_busy = os.path.exists(f"{RUN}/udev/queue")
-        hint = "udevadm settle" if is_busy else f"udevadm trigger --settle /sys/class/block/{name}"
+        hint = "udevadm settle" if udev_is_busy() else f"udevadm trigger --settle /sys/class/block/{name}"
         return Problem("udev has not finished processing it", hint)
     if properties.get("MPATH_DEVICE_READY") == "0":  # 56-dm-mpath.rules; paths may be running already
         return Problem("multipathd uses none of its paths", "multipath -ll")
@@ -2066,7 +2070,7 @@ def was_activated_without_udev(device: Device, facts: StorageFacts) -> bool:
     LVM sets one up it looks the same for some milliseconds, until the event that ends that has been handled.
     """
     is_unknown = "DM_UUID" not in device.properties and "DM_NAME" not in device.properties
-    is_settled = facts.uptime - device.initialized > SETTLED and not os.path.exists(f"{RUN}/udev/queue")
+    is_settled = facts.uptime - device.initialized > SETTLED and not udev_is_busy()
     return is_unknown and device.properties.get("DM_UDEV_DISABLE_OTHER_RULES_FLAG") == "1" and is_settled
 
 
@@ -2239,7 +2243,7 @@ def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | Non
         return None
     reason = f"{mapped} is active as {name}, but udev has not created a link to it"
     hint = f"udevadm trigger --action=change /sys/class/block/{name}"
-    if os.path.exists(f"{RUN}/udev/queue"):  # as long as udev has events to handle: udev-manager.c
+    if udev_is_busy():
         reason, hint = f"{reason} yet", "udevadm settle"
     return absent(reason, hint, facts.layer(name))
 
@@ -3749,6 +3753,16 @@ class Cause(NamedTuple):
     hint: str
     needs: Sequence[Need]
 
+    @property
+    def paths(self) -> list[str]:
+        """What is missing, each path once."""
+        return list(dict.fromkeys(need.path for need in self.needs))
+
+    @property
+    def word(self) -> str:
+        """As in "the disks are missing"."""
+        return unready_word(self.needs[0].status)
+
 
 def with_hint(reason: str, hint: str) -> str:
     """The reason, and the command that helps if there is one."""
@@ -3773,10 +3787,9 @@ def messages_by_cause(
         if len(cause.needs) <= MAX_NAMED:
             messages += [(level, about_one(item), {**fields_of(item), **fields}) for item in cause.needs]
             continue
-        paths = list(dict.fromkeys(item.path for item in cause.needs))
-        verb = "is" if len(paths) == 1 else "are"
-        words = about_all.format(counts_of(cause.needs), verb, unready_word(cause.needs[0].status))
-        named = "" if cause.hint else f" ({join_limited(paths, MAX_NAMED)})"
+        verb = "is" if len(cause.paths) == 1 else "are"
+        words = about_all.format(counts_of(cause.needs), verb, cause.word)
+        named = "" if cause.hint else f" ({join_limited(cause.paths, MAX_NAMED)})"
         text = f"{words}: {with_hint(cause.reason, cause.hint)}{named}"
         messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
         entries += [(INFO, about_one(item), fields_of(item)) for item in cause.needs]
@@ -4342,15 +4355,14 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
     suggested = {other: path for path, other in reversed(similar.items()) if isinstance(other, str) and other}
     suggestions = {path: f"correct the path, perhaps to {other}" for other, path in suggested.items()}
     for cause in causes_of(bad):
-        word = unready_word(cause.needs[0].status)
         if not re.match(OWN_REASON, cause.reason) and len(cause.needs) > MAX_NAMED:
-            named = join_limited(list(dict.fromkeys(need.path for need in cause.needs)), MAX_NAMED)
-            problem = f"{counts_of(cause.needs)} {word}: {cause.reason}; disks: {named}"
+            named = join_limited(cause.paths, MAX_NAMED)
+            problem = f"{counts_of(cause.needs)} {cause.word}: {cause.reason}; disks: {named}"
             yield Finding(problem, cause.hint, is_error=True)
             continue
         for need in cause.needs:
             fix = suggestions.get(need.path, cause.hint)
-            yield bad[need].finding(f"{need.path} is {word}: {cause.reason}", fix, is_error=True)
+            yield bad[need].finding(f"{need.path} is {cause.word}: {cause.reason}", fix, is_error=True)
 
 
 # The reasons that are those of one path, though others have the same, and those that a mistyped path may have.
