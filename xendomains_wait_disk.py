@@ -1458,7 +1458,8 @@ class StorageFacts:
     @once
     def table(self, path: str) -> list[list[str]]:
         """The lines of a table such as fstab(5) with two or more words, in which blanks are octal escapes."""
-        lines = [line.split() for line in self.text(path).splitlines() if line and line.lstrip()[:1] != "#"]
+        found = (line for line in self.text(path).splitlines() if len(line) <= MAX_ATTRIBUTE)  # else it is damaged
+        lines = [line.split() for line in found if line and line.lstrip()[:1] != "#"]
         return [[unescaped(word) if "\\" in word else word for word in line] for line in lines if line[1:]]
 
     @cached_property

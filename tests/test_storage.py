@@ -1641,6 +1641,12 @@ def test_corrupt_storage_facts_cause_no_error(data: st.DataObject, spoiled: Path
         assert len(reason) <= 2 * xwd.MAX_ATTRIBUTE
 
 
+def test_line_of_a_table_longer_than_any_name_is_ignored(tmp_path: Path) -> None:
+    table = tmp_path / "bindings"
+    table.write_text(f"mpatha {'0' * xwd.MAX_ATTRIBUTE}\nmpathb 3600\n")
+    assert xwd.StorageFacts().table(str(table)) == [["mpathb", "3600"]]
+
+
 @pytest.mark.promise("Files that would explain a missing disk are truncated, binary, huge, or not regular files")
 @pytest.mark.parametrize("recorded", ALL_HOSTS)
 def test_huge_or_special_files_are_ignored_as_storage_facts(recorded: str, tmp_path: Path) -> None:
