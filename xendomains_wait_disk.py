@@ -3715,7 +3715,7 @@ class Reporter:
         elif self._missing:
             result, level = "timeout", ERR
             messages += limited(missing_messages(self._missing, self._timeout))
-            later = start_later(snapshot.waiting_guests(), patterns)
+            later = " ".join(start_later(snapshot.waiting_guests(), patterns)).strip()
             text = "; ".join([f"These guests will probably not come up: {guests}", *useless])
             text += f" ({later})." if later else "."
             notify(f"STATUS=Timed out waiting for {summary_of(self._missing)}")
@@ -3862,17 +3862,18 @@ def summary_of(needs: Sequence[Need]) -> str:
     return f"{counts_of(needs)}: {join_limited(texts, MAX_NAMED)}"
 
 
-def start_later(names: set[str], patterns: Sequence[str]) -> str:
-    """How these guests start once their disks are ready: by a service, if enabled, or by hand; empty without guests."""
+def start_later(names: set[str], patterns: Sequence[str]) -> tuple[str, str]:
+    """How these guests start once their disks are ready: by a service, if enabled, or by hand, with this command."""
     has_service = is_enabled(LATE_SERVICE)
     by_service = sorted(name for name in names if has_service and matches_any((name,), patterns))
     by_hand = sorted(names.difference(by_service))
     when = "its disk is ready" if len(by_service) == 1 else "their disks are ready"
     once, them = ("its disk is ready", "it") if len(by_hand) == 1 else ("their disks are ready", "them")
-    which = "".join(f" {shell_word(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
     texts = [f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} when {when}"] if by_service else []
-    texts += [f"once {once}, start {them} with: {COMMAND} start{which}"] if by_hand else []
-    return printable(shortened("; ".join(texts), MAX_REASON))
+    texts += [f"once {once}, start {them} with:"] if by_hand else []
+    which = "".join(f" {shell_word(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
+    command = f"{COMMAND} start{which}" if by_hand else ""
+    return printable(shortened("; ".join(texts), MAX_REASON)), printable(shortened(command, MAX_REASON))
 
 
 def plural(number: int, noun: str) -> str:
@@ -4154,11 +4155,10 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
     return format_table(rows, screen)
 
 
-def advice_lines(later: str, screen: Screen) -> list[str]:
+def advice_lines(text: str, command: str, screen: Screen) -> list[str]:
     """What start_later() returns, as sentences; a command is never wrapped."""
-    text, colon, command = later.partition(" with: ")
     text = f"O{text[1:]}" if text.startswith("once ") else text  # a unit's name must not be capitalized
-    lines = wrapped(f"{text}{colon}".rstrip(), screen.columns) if text else []
+    lines = wrapped(text, screen.columns) if text else []
     return [*lines, f"    {command}"] if command else lines
 
 
@@ -5171,7 +5171,7 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
         footer = wrapped(f"{footer_of_list(watcher.known, watcher.xendomains)}.", screen.columns)
         gap = [""] if record["guests"] else []
-        show("\n".join([*picture_of_list(record, screen), *gap, *footer, *advice_lines(later, screen)]))
+        show("\n".join([*picture_of_list(record, screen), *gap, *footer, *advice_lines(*later, screen)]))
 
 
 def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
@@ -5298,7 +5298,7 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             lost = {item["name"] for item in last["guests"] if State(item["state"]) in AWAITED}
             later = start_later(lost, patterns)
-            head = [f"{last['started']}: {last['result']} after {waited} of {timeout}", *advice_lines(later, screen)]
+            head = [f"{last['started']}: {last['result']} after {waited} of {timeout}", *advice_lines(*later, screen)]
             gap = [""] if screen.columns else []
             text = "\n".join([*head, *gap, *picture_of_last(last, screen)])
         is_ready = last["result"] == "ready"

@@ -193,19 +193,21 @@ def test_messages_name_start_command_if_a_disk_is_missing(host: Host) -> None:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (set(), ""),
-        ({"web"}, "xendomains-late.service will start web when its disk is ready"),
-        ({"web", "db"}, "xendomains-late.service will start db, web when their disks are ready"),
+        (set(), ("", "")),
+        ({"web"}, ("xendomains-late.service will start web when its disk is ready", "")),
+        ({"web", "db"}, ("xendomains-late.service will start db, web when their disks are ready", "")),
         (
             {"web", "other's"},
-            "xendomains-late.service will start web when its disk is ready; "
-            """once its disk is ready, start it with: xendomains-wait-disk start 'other'"'"'s'""",
+            (
+                "xendomains-late.service will start web when its disk is ready; once its disk is ready, start it with:",
+                """xendomains-wait-disk start 'other'"'"'s'""",
+            ),
         ),
-        ({"1", "2", "3", "4", "5"}, "once their disks are ready, start them with: xendomains-wait-disk start"),
+        ({"1", "2", "3", "4", "5"}, ("once their disks are ready, start them with:", "xendomains-wait-disk start")),
     ],
 )
 def test_message_names_service_or_command_that_starts_guests_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: set[str], expected: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: set[str], expected: tuple[str, str]
 ) -> None:
     wants = tmp_path / "systemd" / "system" / "xendomains.service.wants"
     wants.mkdir(parents=True)
