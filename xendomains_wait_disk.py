@@ -4704,22 +4704,23 @@ class Starter:
 
     def try_guest(self, guest: Guest, limit: float) -> None:
         """Starts a guest, or if that fails, schedules another try as long as any are left."""
-        name, outcome, pause = guest.domain.name, start_guest(guest, self._watcher, limit), START_PAUSE
+        name, outcome = guest.domain.name, start_guest(guest, self._watcher, limit)
+        now, before = self._watcher.clock.now(), self._next[name][1] if name in self._next else None
         if outcome.result == "failed" and self._options.wait:
             if pause := next(self._pauses.setdefault(name, iter(RETRIES)), 0.0):
                 why = f"another attempt in {format_time_span(pause)}, because {outcome.reason}"
-                outcome = outcome._replace(result="waiting", reason=why)
-            else:
-                outcome = outcome._replace(reason=f"{outcome.reason} (no further attempts)")
-        _, before = self._next.get(name, (0.0, outcome))
-        if outcome.result == "running" and before.is_in_progress:
+                log_outcome(outcome._replace(result="waiting", reason=why), self._journal, self._options)
+                self._next[name] = (now + pause, outcome)
+                return
+            outcome = outcome._replace(reason=f"{outcome.reason} (no further attempts)")
+        if outcome.result == "running" and before and before.is_in_progress:
             outcome = outcome._replace(result="restored" if guest.start.how == "restore" else "started")
         if outcome.result != "waiting":
             self._settle(outcome)
             return
-        if name not in self._next or before != outcome:
+        if outcome != before:
             log_outcome(outcome, self._journal, self._options)
-        self._next[name] = (self._watcher.clock.now() + pause, outcome)
+        self._next[name] = (now + START_PAUSE, outcome)
 
     def outcomes(self) -> list[Outcome]:
         """The final outcomes for all guests."""

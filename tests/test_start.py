@@ -700,9 +700,17 @@ def test_retry_does_not_delay_another_guest(host: StartHost, start: Start) -> No
     host.guest("a", host.image("a"))
     file = host.guest("b", host.image("b"))
     host.let_xl('case "$4" in */a.cfg) exit 1 ;; esac')
-    assert start(wait=20) == xwd.EXIT_TIMED_OUT
+    start(wait=20)
     assert host.calls()[1] == create(file)
     assert "guest a is still waiting for another attempt in 30s, because `xl create " in start.logged
+
+
+def test_guest_has_failed_if_time_is_up_before_the_next_try(host: StartHost, start: Start) -> None:
+    file = host.guest("web", host.image("web"))
+    host.let_xl("exit 3")
+    assert start(wait=20) == xwd.EXIT_USAGE
+    last = f"guest web could not be started: `xl create --quiet --defconfig {file}` failed with status 3: .\n"
+    assert start.logged.endswith(f"{last}Guests: 1 failed.\n")
 
 
 @pytest.mark.promise("xl hangs")
