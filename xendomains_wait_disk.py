@@ -1299,15 +1299,19 @@ def existing_path(path: str) -> str:
     return older if older != path and os.path.exists(older) and not os.path.isdir(older) else path
 
 
+IGNORED_WITH_GUEST = Required(reason="ignored: guest matches [ignore] domains")
+IGNORED = Required(reason="ignored: matches [ignore] disks")
+
+
 def required_unless_ignored(domain: Domain, disk: Disk, settings: Settings) -> Required:
     """What this host must provide for this disk, unless [ignore] matches it."""
     required = required_by(disk)
     if required.path:
         names = (domain.name, os.path.basename(domain.source))
         if matches_any(names, settings.ignored_domains):
-            return Required(reason="ignored: guest matches [ignore] domains")
+            return IGNORED_WITH_GUEST
         if matches_any((required.path, older_path(required.path), disk.target), settings.ignored_disks):
-            return Required(reason="ignored: matches [ignore] disks")
+            return IGNORED
     return required
 
 
@@ -4066,8 +4070,10 @@ def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], in
         found.setdefault(cause_number(disk, numbers), []).append(disk["vdev"])
     if found:
         return "; ".join(f"{', '.join(vdevs)}: see [{number}]" for number, vdevs in found.items())
-    ignored = [f"{disk['vdev']} {disk['reason']}" for disk in disks_in(guest) if "[ignore]" in (disk["reason"] or "")]
-    return f"see [{cause_number(guest, numbers)}]" if is_problem(guest) else guest["reason"] or "; ".join(ignored)
+    if is_problem(guest):
+        return f"see [{cause_number(guest, numbers)}]"
+    ignored = [disk for disk in disks_in(guest) if disk["reason"] in (IGNORED_WITH_GUEST.reason, IGNORED.reason)]
+    return guest["reason"] or "; ".join(f"{disk['vdev']} {disk['reason']}" for disk in ignored)
 
 
 def cause_number(row: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> int:
