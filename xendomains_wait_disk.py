@@ -437,15 +437,20 @@ def advice_on_key(name: str) -> str:
         section, _, key = known.rpartition(".")
         if key == name.rpartition(".")[2]:
             return f"it belongs under [{section}]" if section else "it belongs before the first section"
-    return closest(key_as_written(name), list(map(key_as_written, SETTINGS_KEYS)))
+    return advice_on_name(key_as_written(name), list(map(key_as_written, SETTINGS_KEYS)))
 
 
 def closest(name: str, known: Sequence[str]) -> str:
-    """A suggestion for an unknown name."""
+    """The known name that is most similar to this one; empty if none is similar."""
     from difflib import get_close_matches
 
-    similar = get_close_matches(name, known, 1)
-    return f"did you mean {similar[0]}?" if similar else f"known: {join_limited(known, MAX_NAMES) or 'none'}"
+    return "".join(get_close_matches(name, known, 1))
+
+
+def advice_on_name(name: str, known: Sequence[str]) -> str:
+    """A suggestion for an unknown name."""
+    similar = closest(name, known)
+    return f"did you mean {similar}?" if similar else f"known: {join_limited(known, MAX_NAMES) or 'none'}"
 
 
 # --- Clock: time, pauses, signals and threads ------------------------------------------------------------------------
@@ -4746,7 +4751,7 @@ def select_guests(snapshot: Snapshot, names: Sequence[str]) -> list[Guest]:
     A saved guest comes first even if it cannot be restored, because its state would be lost if it were created afresh.
     """
     if unknown := unknown_name(snapshot, names):
-        raise ConfigError(unknown.rstrip("."))
+        raise ConfigError(unknown)
     selected: set[str] = set()
     for name in names:
         guests = guests_named(snapshot.read, (name,)).values()
@@ -5074,10 +5079,8 @@ def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> 
         return given
     if rest and not rest[0].startswith("-"):
         similar = closest(rest[0], list(COMMANDS))
-        meant = (
-            similar if similar.startswith("did you mean") else f"did you mean: {COMMAND} wait {shell_word(rest[0])}?"
-        )
-        error(f"unknown command '{rest[0]}' ({meant})")
+        meant = f" {similar}" if similar else f": {COMMAND} wait {shell_word(rest[0])}"
+        error(f"unknown command '{rest[0]}' (did you mean{meant}?)")
     if command := next((item for item in rest if item in COMMANDS), ""):
         error(f"options follow the command, as in {COMMAND} {command} {rest[0]}")
     return [*given[:first], "wait", *rest]
@@ -5140,9 +5143,9 @@ def show_guests(watcher: Watcher, options: Options, journal: Journal, findings: 
     watcher.clock.release_signals()
     if unknown := unknown_name(snapshot, watcher.names):
         if options.format == "nagios":
-            show(f"XENDOMAINS UNKNOWN - {printable(unknown).replace('|', '/')}")
+            show(f"XENDOMAINS UNKNOWN - {printable(unknown).replace('|', '/')}.")
             return NAGIOS_UNKNOWN
-        journal.log(ERR, unknown)
+        journal.log(ERR, f"{unknown}.")
         return EXIT_USAGE
     if options.command == "check":
         return show_findings([*findings, *findings_of(snapshot, watcher, options)], snapshot, options)
@@ -5198,7 +5201,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
             wait(watcher, reporter.report, deadline)
         clock.release_signals()
         if unknown := unknown_name(watcher.known, watcher.names):
-            journal.log(ERR, unknown)
+            journal.log(ERR, f"{unknown}.")
             return EXIT_USAGE
     except Stopped as signalled:
         stopped = signalled
@@ -5216,14 +5219,14 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
 
 
 def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
-    """A message about the first name that no guest has; empty if there is none, or not all guests are known yet."""
+    """What is wrong with the first name that no guest has; empty if there is none, or not all guests are known yet."""
     if any(item.status.is_awaited() for item in snapshot.directories.values()):
         return ""
     for name in names:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
             known = {item for domain in domains for item in (domain.name, os.path.basename(domain.source))}
-            return f"'{name}' is not the name of a guest that starts at boot ({closest(name, sorted(known))})."
+            return f"'{name}' is not the name of a guest that starts at boot ({advice_on_name(name, sorted(known))})"
     return ""
 
 
