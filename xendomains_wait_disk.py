@@ -60,7 +60,7 @@ STATE_DIRECTORY = os.environ.get("RUNTIME_DIRECTORY", f"/run/{COMMAND}")
 LAST_WAIT = f"{STATE_DIRECTORY}/last.json"
 LOGS_AT_BOOT = f"{STATE_DIRECTORY}/xl-logs.json"
 LOCKS = f"{STATE_DIRECTORY}/start"
-VIRSH = ("virsh", "--connect", "xen:///system")
+VIRSH = "virsh --connect xen:///system"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 # Where the state of this host's storage is found.
@@ -408,7 +408,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Find
                 changes[field] = tuple(checked) if takes_several else checked[0]
         except ConfigError as error:
             problems.append(f"{place_of_key(name, lines)} {error}; the default is used")
-    return Settings()._replace(**changes), [Finding(problem, "", True, path) for problem in problems]
+    return Settings(**changes), [Finding(problem, "", True, path) for problem in problems]
 
 
 def key_as_written(name: str) -> str:
@@ -1067,7 +1067,7 @@ def disk_from_libvirt_xml(disk: Element) -> Disk:
     parts = {part.tag: part.attrib for part in disk}
     source, driver, target = (parts.get(tag, {}) for tag in ("source", "driver", "target"))
     kind, cdrom = disk.get("type", "file"), disk.get("device") == "cdrom"
-    vdev, path = target.get("dev", ""), source.get({"block": "dev"}.get(kind, "file"), "")
+    vdev, path = target.get("dev", ""), source.get("dev" if kind == "block" else "file", "")
     if not vdev:
         raise ConfigError("has a disk without a target (<target dev=…/>)")
     if kind in ("block", "file") and not path and disk.get("device", "disk") == "disk":
@@ -3087,6 +3087,11 @@ class Watcher:
         calls: dict[str, Call] = {path: partial(check_disk, self.known.needed[path], facts) for path in paths}
         return self.calls.run("explain" if explains else "check", calls, deadline, patience)
 
+    def results(self, purpose: str, calls: Mapping[str, Call]) -> dict[str, Any]:
+        """The results of other calls that may block, by path, without those that failed or were too slow."""
+        answers = self.calls.run(purpose, calls, self.clock.now() + MAX_FIRST_LOOK)
+        return {path: answer for path, answer in answers.items() if not isinstance(answer, Exception)}
+
     def _patience(self, deadline: float) -> float:
         """How long a step may go without an answer: at most a third of what is left, to leave time for the others."""
         return min(STALL_TIMEOUT, (deadline - self.clock.now()) / 3)
@@ -3110,21 +3115,18 @@ class Watcher:
 
     def _list_directories(self, deadline: float, facts: StorageFacts) -> dict[str, Directory]:
         """The directories with their files, in the order in which xendomains starts guests: saved ones first."""
-        auto, save, *_, libvirt = self.xendomains
-        kinds = {path: kind for path, kind in ((save, "saved"), (auto, "auto"), (libvirt, "libvirt")) if path}
-        known = {
-            path: self.known.directories.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items()
-        }
+        given = self.xendomains
+        kinds = {given.save: "saved", given.auto: "auto", given.libvirt: "libvirt"}
+        before = self.known.directories
+        known = {path: before.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items() if path}
         setting = "[paths] auto" if self.settings.auto else "XENDOMAINS_AUTO"
-        calls: dict[str, Call] = {
-            path: partial(list_directory, path, before, setting, facts) for path, before in known.items()
-        }
+        calls: dict[str, Call] = {path: partial(list_directory, path, known[path], setting, facts) for path in known}
         answers = self.calls.run("list", calls, deadline, self._patience(deadline))
         directories = {}
-        for path, before in known.items():
-            answer = answers.get(path, before)
+        for path, directory in known.items():
+            answer = answers.get(path, directory)
             if isinstance(answer, Exception):
-                answer = before._replace(status=status_from_answer(answer))
+                answer = directory._replace(status=status_from_answer(answer))
             if answer is not None:
                 directories[path] = answer
         return directories
@@ -3822,7 +3824,8 @@ def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
 
     def about(need: Need) -> str:
         word = unready_word(need.status)
-        return f"{need.path} for {need.guest} is {still}{word}{after}: {with_hint(*need.status[1:3])}"
+        reason = with_hint(need.status.reason, need.status.hint)
+        return f"{need.path} for {need.guest} is {still}{word}{after}: {reason}"
 
     about_all = f"{{}} {{}} {still}{{}}{after}"
     return messages_by_cause(needs, ERR, about_all, about, MESSAGE_ID=MESSAGE_MISSING)
@@ -3852,13 +3855,14 @@ def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
 
 def fields_of(need: Need) -> dict[str, str]:
     """The fields for the journal about something missing."""
-    state, reason, hint, _ = need.status
-    return {"DISK": need.path, "DOMAIN": need.guest, "STATE": state.value, "REASON": reason, "HINT": hint}
+    status = need.status
+    fields = {"STATE": status.state.value, "REASON": status.reason, "HINT": status.hint}
+    return {"DISK": need.path, "DOMAIN": need.guest, **fields}
 
 
 def counts_of(needs: Sequence[Need]) -> str:
     """The number of disks (or of files that are refused) and guests, as in "2 disks of 1 guest"."""
-    paths, guests = ({need[field] for need in needs} for field in (0, 1))
+    paths, guests = {need.path for need in needs}, {need.guest for need in needs}
     noun = "file" if any(need.status.is_rejected() for need in needs) else "disk"
     return f"{plural(len(paths), noun)} of {plural(len(guests), 'guest')}"
 
@@ -3887,7 +3891,7 @@ def start_later(names: set[str], patterns: Sequence[str]) -> tuple[str, str]:
 
 def plural(number: int, noun: str) -> str:
     """A number and its noun, as in "1 disk" and "2 disks"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def lost_guests(snapshot: Snapshot) -> dict[str, str]:
@@ -3963,14 +3967,15 @@ def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] |
 
 def identity_as_json(guest: Guest) -> dict[str, str]:
     """The fields that identify a guest, and how xendomains starts it."""
-    name, source, kind, *_ = guest.domain
-    return {"name": well_formed(name), "kind": kind, "source": well_formed(source), "start": guest.start.how}
+    domain = guest.domain
+    names = {"name": well_formed(domain.name), "kind": domain.kind, "source": well_formed(domain.source)}
+    return {**names, "start": guest.start.how}
 
 
 def status_as_json(status: Status) -> dict[str, str | None]:
     """The fields of a status."""
-    state, reason, hint, _ = status
-    return {"state": state.value, "reason": well_formed(reason) or None, "hint": well_formed(hint) or None}
+    reason, hint = well_formed(status.reason) or None, well_formed(status.hint) or None
+    return {"state": status.state.value, "reason": reason, "hint": hint}
 
 
 def well_formed(text: str) -> str:
@@ -4052,9 +4057,8 @@ def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
     numbers, lines = picture_of_causes(problems_in(record), screen)
     rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "CAUSE")]
     for guest in record["guests"]:
-        rows.append(
-            (guest["name"], start_words(guest), guest_word(State(guest["state"])), why_not_ready(guest, numbers))
-        )
+        state = guest_word(State(guest["state"]))
+        rows.append((guest["name"], start_words(guest), state, why_not_ready(guest, numbers)))
     return lines + (format_table(rows, screen) if record["guests"] else [])
 
 
@@ -4314,20 +4318,14 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
 
 def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[DiskUse]:
     """The uses of all disks by all guests, even those not asked for, except for disks that do not respond."""
-    devices = resolve_devices(required_paths(snapshot.read), watcher)
+    calls: dict[str, Call] = {path: partial(resolve_device, path) for path in required_paths(snapshot.read)}
+    devices = watcher.results("resolve", calls)
     return [
         DiskUse(guest, disk, required, devices[required.path])
         for guest in snapshot.read.values()
         for disk, required in zip(guest.domain.all_disks(), guest.required)
-        if required.path and required.path in devices
+        if required.path in devices
     ]
-
-
-def resolve_devices(needed: Mapping[str, Required], watcher: Watcher) -> dict[str, str]:
-    """What each of these paths resolves to, see resolve_device(), without those that do not respond."""
-    calls: dict[str, Call] = {path: partial(resolve_device, path) for path in needed}
-    answers = watcher.calls.run("resolve", calls, watcher.clock.now() + MAX_FIRST_LOOK)
-    return {path: device for path, device in answers.items() if isinstance(device, str)}
 
 
 def resolve_device(path: str) -> str:
@@ -4348,7 +4346,7 @@ def check_started_twice(snapshot: Snapshot) -> Iterator[Finding]:
         name = guest.domain.name
         if guest.domain.kind == "libvirt" and name in others:
             problem = f"xendomains also starts a guest with this name, from {others[name]}"
-            fix = f"{' '.join(VIRSH)} autostart --disable {shell_word(name)}"
+            fix = f"{VIRSH} autostart --disable {shell_word(name)}"
             yield Finding(problem, fix, True, file, name)
 
 
@@ -4362,9 +4360,9 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
             bad[Need(use.required.path, use.guest.domain.name, status)] = use
     mistyped = [need.path for need in bad if re.match(MISTYPED, need.status.reason)]
     calls: dict[str, Call] = {path: partial(closest_path, path, taken) for path in mistyped}
-    similar = watcher.calls.run("closest", calls, watcher.clock.now() + MAX_FIRST_LOOK)
+    similar = watcher.results("closest", calls)
     # A path is suggested only once, because two guests must not have the same disk.
-    suggested = {other: path for path, other in reversed(similar.items()) if isinstance(other, str) and other}
+    suggested = {other: path for path, other in reversed(similar.items()) if other}
     suggestions = {path: f"correct the path, perhaps to {other}" for other, path in suggested.items()}
     for cause in causes_of(bad):
         if not re.match(OWN_REASON, cause.reason) and len(cause.needs) > MAX_NAMED:
@@ -4406,13 +4404,12 @@ def check_sharing(uses: Sequence[DiskUse]) -> Iterator[Finding]:
         for use in sharing:
             # A saved guest and its configuration are the same guest.
             others = [item for item in (*sharing, *above) if item.guest.domain.name != use.guest.domain.name]
-            writers, readers = (
-                {item.guest.domain.name for item in others if item.disk.writes is w} for w in (True, False)
-            )
+            users = {item.guest.domain.name for item in others}
+            writers = {item.guest.domain.name for item in others if item.disk.writes}
             if writers:
                 problem = f"{use.required.path} is also written to by {guests_in_words(writers)}"
-            elif readers and use.disk.writes:
-                problem = f"{use.required.path} is also used by {guests_in_words(readers)}"
+            elif users and use.disk.writes:
+                problem = f"{use.required.path} is also used by {guests_in_words(users)}"
             else:
                 continue
             yield use.finding(f"{problem}, and Xen refuses to share it", "give each guest its own disk", is_error=True)
@@ -4577,9 +4574,8 @@ def why_not_activated(mapped: str, facts: StorageFacts) -> Problem | None:
     backup, path = facts.volume_group(group), f"{group}/{volume}"
     of_group, of_volume = (backup.text, backup.volumes.get(volume, "")) if backup else ("", "")
     if has_flag(of_group, "NOAUTOACTIVATE"):
-        return Problem(
-            f"volume group {group} is not activated automatically", f"vgchange --setautoactivation y {group}"
-        )
+        fix = f"vgchange --setautoactivation y {group}"
+        return Problem(f"volume group {group} is not activated automatically", fix)
     if has_flag(of_volume, "NOAUTOACTIVATE"):
         return Problem(f"{path} is not activated automatically", f"lvchange --setautoactivation y {path}")
     if has_flag(of_volume, "ACTIVATION_SKIP"):
@@ -4690,13 +4686,13 @@ class Starter:
         left = [item.domain.kind for item in snapshot.guests.values() if item.domain.name not in self.settled]
         # libvirt does not answer before it has tried to start its guests at this boot.
         if "libvirt" in left and not self._libvirt_is_done:
-            self._libvirt_is_done = ask(self._watcher, *VIRSH, "list", limit=MAX_XL) != ""
+            self._libvirt_is_done = ask(self._watcher, *VIRSH.split(), "list", limit=MAX_XL) != ""
         self.awaits_libvirt = "libvirt" in left and not self._libvirt_is_done
         for name, outcome in outcomes_of(snapshot, self._options, self._watcher.settings, self._running).items():
             if name in self.settled:
                 continue
             if outcome.guest.domain.kind == "libvirt" and outcome.result == "ready" and self.awaits_libvirt:
-                outcome = outcome._replace(result="waiting", reason=f"libvirt (`{' '.join(VIRSH)} list` fails)")
+                outcome = outcome._replace(result="waiting", reason=f"libvirt (`{VIRSH} list` fails)")
             if outcome.result == "waiting":
                 self._next.pop(name, None)  # once a lost disk is back, the next try follows at once
             if outcome.result == "waiting" or (outcome.result == "ready" and not self._options.dry_run):
@@ -4776,7 +4772,7 @@ def outcomes_of(
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
     patterns = ("*",) if options.guests else settings.late_domains
     for guest in select_guests(snapshot, options.guests):
-        name, file, kind, *_ = guest.domain
+        name, file, kind = guest.domain.name, guest.domain.source, guest.domain.kind
         # Until the directories of saved guests have been read, this guest may be in one of them.
         saved = {path: item for path, item in snapshot.directories.items() if (kind, item.kind) == ("auto", "saved")}
         paths = {file, *saved, *(item.path for item in guest.required)}
@@ -4788,10 +4784,8 @@ def outcomes_of(
         elif not matches_any((name, os.path.basename(file)), patterns):
             result, reason = "skipped", "it does not match [late] domains"
         elif name in have_run:
-            result, reason = (
-                "skipped",
-                f"it has already been started since boot (try: {COMMAND} start {shell_word(name)})",
-            )
+            reason = f"it has already been started since boot (try: {COMMAND} start {shell_word(name)})"
+            result = "skipped"
         elif broken:
             result, reason = "refused", broken[0]
         elif kind == "saved" and guest.signature and has_run_since(guest.signature[MODIFIED], logs.get(name)):
@@ -4879,14 +4873,12 @@ def ask(watcher: Watcher, *command: str, limit: float = MAX_PROGRAM) -> str:
 
 def start_command(guest: Guest) -> str:
     """The shell command that starts a guest as at boot; it removes a restored file, which would be restored again."""
-    from shlex import join, quote
-
-    file = quote(guest.domain.source)
     if guest.domain.kind == "libvirt":
-        return join((*VIRSH, "start", guest.domain.name))
-    return (
-        f"xl restore {file} && rm {file}" if guest.start.how == "restore" else f"xl create --quiet --defconfig {file}"
-    )
+        return f"{VIRSH} start {shell_word(guest.domain.name)}"
+    file = shell_word(guest.domain.source)
+    if guest.start.how == "restore":
+        return f"xl restore {file} && rm {file}"
+    return f"xl create --quiet --defconfig {file}"
 
 
 def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
@@ -5172,9 +5164,7 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
     elif options.tree:
         facts = StorageFacts()
         calls: dict[str, Call] = {path: partial(storage_of, item, facts) for path, item in snapshot.needed.items()}
-        layers = watcher.calls.run("tree", calls, watcher.clock.now() + MAX_FIRST_LOOK)
-        found = {path: layer for path, layer in layers.items() if isinstance(layer, Layer)}
-        show("\n".join(picture_of_tree(snapshot, found, screen)))
+        show("\n".join(picture_of_tree(snapshot, watcher.results("tree", calls), screen)))
     elif not screen.columns or options.verbose:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
@@ -5194,7 +5184,7 @@ def wait_for_disks(watcher: Watcher, journal: Journal, started: float) -> int:
         record_logs()
     try:
         # With a timeout of 0, the only look still gets the time of a first look.
-        first = min(deadline if timeout else started + MAX_FIRST_LOOK, started + MAX_FIRST_LOOK)
+        first = started + min(timeout or MAX_FIRST_LOOK, MAX_FIRST_LOOK)
         snapshot = watcher.look(end_of_look(first, clock))
         if not unknown_name(snapshot, watcher.names) and timeout and not snapshot.is_complete():
             reporter.report(snapshot)
@@ -5284,9 +5274,8 @@ def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snap
         status = NAGIOS_UNKNOWN
     ordered = sorted((*errors, *warnings), key=lambda item: item.file not in unreadable)
     first = f": {ordered[0].sentence()}" if ordered else ""
-    text = (
-        f"{('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')[status]} - {ready} of {plural(len(states), 'guest')} ready{first}"
-    )
+    word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[status]
+    text = f"{word} - {ready} of {plural(len(states), 'guest')} ready{first}"
     data = f"ready={ready};;;0;{len(states)} errors={len(errors)};;;0 warnings={len(warnings)};;;0"
     show(f"XENDOMAINS {printable(shortened(text, MAX_REASON)).replace('|', '/')} | {data}")
     return status
