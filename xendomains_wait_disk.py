@@ -663,8 +663,6 @@ def source_xendomains(path: str, clock: Clock, limit: float) -> list[str]:
             printed += data
             if not data:
                 raise ConfigError("makes the shell that sources it exit")
-            if len(printed) > MAX_CONFIGURATION:
-                raise ConfigError(f"makes bash print more than {MAX_CONFIGURATION} bytes")
     finally:
         os.close(reading)
         kill_group(process)
@@ -3627,11 +3625,11 @@ class Reporter:
             self._logged.clear()
             self._lines = 0
             known = [item for item in self._missing if item.key in self._announced or item.status == UNKNOWN]
-            reminders = messages_by_cause(known, WARNING, "still waiting for {}", waiting_message)
+            reminders = messages_by_cause(known, WARNING, "still waiting for {counts}", waiting_message)
             messages += limited([message for message in reminders if message[0] == WARNING])
         if has_changed or is_due:
             new = self._new_problems()
-            new += messages_by_cause(self._new_waits(), WARNING, "waiting for {}", waiting_message)
+            new += messages_by_cause(self._new_waits(), WARNING, "waiting for {counts}", waiting_message)
             messages += limited(new, MAX_LINES - self._lines)
             self._lines += len(new)
         self._journal.log_all(messages, min(now + MAX_SENDING_ALL, self._started + self._timeout))
@@ -3659,9 +3657,8 @@ class Reporter:
 
     def _is_news(self, path: str, what: str) -> bool:
         """Whether this has not been logged since the last reminder; also marks it as logged."""
-        is_new = (path, what) not in self._logged and len(self._logged) < 10 * MAX_LINES
-        if is_new:
-            self._logged.add((path, what))
+        is_new = (path, what) not in self._logged
+        self._logged.add((path, what))
         return is_new
 
     def _new_problems(self) -> list[Message]:
@@ -3800,7 +3797,7 @@ def messages_by_cause(
             messages += [(level, about_one(item), {**fields_of(item), **fields}) for item in cause.needs]
             continue
         verb = "is" if len(cause.paths) == 1 else "are"
-        words = about_all.format(counts_of(cause.needs), verb, cause.word)
+        words = about_all.format(counts=counts_of(cause.needs), verb=verb, word=cause.word)
         named = "" if cause.hint else f" ({join_limited(cause.paths, MAX_NAMED)})"
         text = f"{words}: {with_hint(cause.reason, cause.hint)}{named}"
         messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
@@ -3827,7 +3824,7 @@ def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
         reason = with_hint(need.status.reason, need.status.hint)
         return f"{need.path} for {need.guest} is {still}{word}{after}: {reason}"
 
-    about_all = f"{{}} {{}} {still}{{}}{after}"
+    about_all = "{counts} {verb} " + still + "{word}" + after
     return messages_by_cause(needs, ERR, about_all, about, MESSAGE_ID=MESSAGE_MISSING)
 
 
@@ -4307,11 +4304,10 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     checks += [check_sharing(uses), check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
     checks += [check_started_twice(snapshot)]
     checks += [check_units(snapshot)] if snapshot.guests and not watcher.names else []
-    swaps = {os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")}
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         checks += [check_name(use, facts)]
         if snapshot.disk_status(use.required) == READY:
-            checks += [check_host_use(use, swaps, facts)] + ([check_reboot(use, facts)] if reboot else [])
+            checks += [check_host_use(use, facts)] + ([check_reboot(use, facts)] if reboot else [])
     found = dict.fromkeys(finding for findings in checks for finding in findings)
     return [item for item in found if not watcher.names or item.file in ("", *snapshot.guests, *snapshot.directories)]
 
@@ -4478,8 +4474,9 @@ def check_name(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
         yield use.finding(f"{path} may refer to a different disk after a reboot", fix)
 
 
-def check_host_use(use: DiskUse, swaps: Container[str], facts: StorageFacts) -> Iterator[Finding]:
+def check_host_use(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
     """A disk in use by this host. Xen's block script refuses it if it is mounted, and host or guest write to it."""
+    swaps = [os.path.basename(os.path.realpath(path)) for path, *_ in facts.table(f"{PROC}/swaps")]
     path, fix, writes = use.required.path, "give the guest its own disk", use.disk.writes
     for device in [use.device, *devices_above(use.device)]:
         what = path if device == use.device else f"{device_path(device)} on {path}"
@@ -4934,18 +4931,18 @@ def show_outcomes(outcomes: Sequence[Outcome], snapshot: Snapshot, journal: Jour
 
         rows = [
             {
-                **identity_as_json(guest),
-                "result": result,
-                "reason": well_formed(reason) or None,
-                "command": well_formed(start_command(guest)),
+                **identity_as_json(item.guest),
+                "result": item.result,
+                "reason": well_formed(item.reason) or None,
+                "command": well_formed(start_command(item.guest)),
             }
-            for guest, result, reason, _ in outcomes
+            for item in outcomes
         ]
         show(json.dumps({"version": JSON_VERSION, "guests": rows}, indent=2))
     elif options.dry_run:
-        for guest, result, reason, _ in outcomes:
-            text = printable(OUTCOMES[result][2].format(guest.domain.name, reason))
-            show(start_command(guest) if result == "ready" else f"# {text}")
+        for item in outcomes:
+            text = printable(OUTCOMES[item.result][2].format(item.guest.domain.name, item.reason))
+            show(start_command(item.guest) if item.result == "ready" else f"# {text}")
     if not options.wait:  # which reports them
         for finding in check_directories(snapshot):
             journal.log(ERR, finding.sentence())

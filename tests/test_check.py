@@ -701,7 +701,7 @@ def check_use(host: HostPaths, name: str, path: str) -> list[str]:
     """Return the findings for a guest that writes to this device."""
     host.use()
     facts, one = xwd.StorageFacts(), use(host, name, path)
-    return texts(xwd.check_name(one, facts)) + texts(xwd.check_host_use(one, (), facts))
+    return texts(xwd.check_name(one, facts)) + texts(xwd.check_host_use(one, facts))
 
 
 def texts(findings: Iterable[xwd.Finding]) -> list[str]:

@@ -232,12 +232,6 @@ def test_endless_output_causes_no_delay(host: Host) -> None:
     assert host.run().messages == ""
 
 
-def test_excessive_output_is_reported(sysconfig: Path) -> None:
-    xendomains, problems = read(sysconfig, f"printf -v XENDOMAINS_AUTO '/%0{xwd.MAX_CONFIGURATION}d' 0\n")
-    assert xendomains.auto == xwd.DEFAULT_AUTO
-    assert f"{sysconfig}: makes bash print more than 131072 bytes" in problems
-
-
 def test_oversized_file_is_reported(sysconfig: Path) -> None:
     xendomains, problems = read(sysconfig, ALL + "# \n" * xwd.MAX_CONFIGURATION)
     assert xendomains.auto == xwd.DEFAULT_AUTO
