@@ -5020,9 +5020,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         for name, text in COMMANDS.items()
     )
 
-    wait.add_argument(
-        "--timeout", metavar="TIME", type=time_span, help="wait at most this long (default: 5min); 0: check once"
-    )
+    timeout_help = "wait at most this long (default: 5min); 0: check once"
+    wait.add_argument("--timeout", metavar="TIME", type=time_span, help=timeout_help)
     start.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     wait_help = "also wait for the disks of the other guests; without TIME, as long as it takes"
     start.add_argument("--wait", metavar="=TIME", nargs="?", type=endless_or_time_span, default=0.0, help=wait_help)
@@ -5033,14 +5032,11 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
     check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
     forms = {item: item.add_mutually_exclusive_group() for item in (listing, check, last, start)}
-    for form in forms.values():
-        form.add_argument("--json", dest="format", action="store_const", const="json", default="", help="print JSON")
-    nagios_help = "print one line for Nagios or Icinga, and exit with the status of a plugin"
-    forms[check].add_argument("--nagios", dest="format", action="store_const", const="nagios", help=nagios_help)
-    prometheus_help = "print metrics for the textfile collector of Prometheus"
-    forms[last].add_argument(
-        "--prometheus", dest="format", action="store_const", const="prometheus", help=prometheus_help
-    )
+    formats = [(item, "json", "print JSON") for item in forms]
+    formats.append((check, "nagios", "print one line for Nagios or Icinga, and exit with the status of a plugin"))
+    formats.append((last, "prometheus", "print metrics for the textfile collector of Prometheus"))
+    for item, name, text in formats:
+        forms[item].add_argument(f"--{name}", dest="format", action="store_const", const=name, default="", help=text)
     boot_help = "show the messages of an earlier boot, as in journalctl: -1"
     forms[last].add_argument("-b", "--boot", metavar="OFFSET", default="", help=boot_help)
     forms[last].add_argument("--list", dest="boots", action="store_true", help="show a line for each boot")

@@ -138,8 +138,7 @@ class Start:
         arguments += ["--dry-run"] if dry_run else []
         options = xwd.parse_arguments(arguments)
         settings = xwd.read_settings(str(self.host.conf))[0]
-        watcher = self.host.watcher(self.clock, settings._replace(ignored_domains=()))
-        watcher.min_read_interval, watcher.shares = xwd.START_READ_INTERVAL, bool(guests)
+        watcher = self.host.watcher(self.clock, settings)
         journal = xwd.Journal(xwd.INFO, self.clock.messages, self.clock)
         return xwd.start_guests(watcher, options, journal, self.clock.now())
 
