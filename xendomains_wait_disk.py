@@ -3461,17 +3461,17 @@ class Journal:
         if shown:
             self._log_dropped(end)
         for position, message in enumerate(shown):
-            if self._dropped or not self._deliver(message, end - self._clock.now()):
+            if self._dropped or not self._deliver(message, end):
                 self._dropped += len(shown) - position
                 break
         if summary and (summary[0] <= self.level or self._is_journal):
             end = self._clock.now() + MAX_SENDING
             self._log_dropped(end)
-            self._deliver(summary, end - self._clock.now())
+            self._deliver(summary, end)
 
     def _log_dropped(self, end: float) -> None:
         text = f"{plural(self._dropped, 'message')} dropped here because the reader was too slow."
-        if self._dropped and self._deliver((WARNING, text, {}), end - self._clock.now()):
+        if self._dropped and self._deliver((WARNING, text, {}), end):
             self._dropped = 0
 
     def progress(self, text: str) -> None:
@@ -3483,30 +3483,30 @@ class Journal:
             text = printable(text)[:columns]
             while display_width(text) > columns:
                 text = text[:-1]
-            self._write(text, MAX_SENDING)
+            self._write(text, self._clock.now() + MAX_SENDING)
             self._shows_progress = True
 
-    def _deliver(self, message: Message, seconds: float) -> bool:
-        """Sends a message; returns False if that takes longer than `seconds`, True even if nobody can receive it."""
+    def _deliver(self, message: Message, end: float) -> bool:
+        """Sends a message; returns False if it was not sent by `end`, True even if nobody can receive it."""
         level, text, fields = message
         text = printable(shortened(text, MAX_MESSAGE))
         if not self._is_journal:
-            return self._write(f"{text}\n", seconds)
+            return self._write(f"{text}\n", end)
         with suppress(OSError), closing(connected_socket(JOURNAL_SOCKET)) as journal:
-            if not self._can_write(journal.fileno(), seconds):
+            if not self._can_write(journal.fileno(), end):
                 return False
             journal.send(journal_entry(level, text, fields))
             return True
-        return self._write(f"<{level}>{text}\n", seconds)  # journald is not running; sd-daemon(3)
+        return self._write(f"<{level}>{text}\n", end)  # journald is not running; sd-daemon(3)
 
-    def _write(self, text: str, seconds: float) -> bool:
+    def _write(self, text: str, end: float) -> bool:
         if self._shows_progress:
             text = f"\r\033[K{text}"
             self._shows_progress = False
         data = text.encode(getattr(self._stream, "encoding", None) or "ascii", "backslashreplace")
         try:
             while data and self._descriptor >= 0:
-                if not self._can_write(self._descriptor, seconds):
+                if not self._can_write(self._descriptor, end):
                     return False
                 data = data[os.write(self._descriptor, data[: select.PIPE_BUF]) :]  # as much as fits into any pipe
         except BlockingIOError:
@@ -3515,9 +3515,9 @@ class Journal:
             pass  # nobody listens; the wait goes on
         return True
 
-    def _can_write(self, descriptor: int, seconds: float) -> bool:
+    def _can_write(self, descriptor: int, end: float) -> bool:
         """Whether the reader accepts data soon."""
-        end = self._clock.now() + min(seconds, MAX_SENDING / 2)
+        end = min(end, self._clock.now() + MAX_SENDING / 2)
         while not self._clock.pause(end - self._clock.now(), descriptor, select.POLLOUT):
             if self._clock.now() >= end:
                 return False
@@ -3773,7 +3773,7 @@ class Cause(NamedTuple):
         return unready_word(self.needs[0].status)
 
 
-def with_hint(reason: str, hint: str) -> str:
+def with_hint(reason: str, hint: str | None) -> str:
     """The reason, and the command that helps if there is one."""
     return f"{reason}; try: {hint}" if hint else reason
 
@@ -4151,8 +4151,8 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
     rows: list[Sequence[str]] = [("GUEST", "START", "VDEV", "DISK", "STATE", "REASON")]
 
     def add(guest: str, start: str, vdev: str, path: str, row: Mapping[str, Any]) -> None:
-        reason = with_hint(row["reason"] or "", (with_hints and row["hint"]) or "")
-        rows.append((guest, start, vdev, path, row["state"], reason))
+        hint = row["hint"] if with_hints else ""
+        rows.append((guest, start, vdev, path, row["state"], with_hint(row["reason"] or "", hint)))
 
     for directory in record["directories"]:
         add("-", "-", "-", directory["path"], directory)
@@ -4208,7 +4208,7 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
         seconds = seconds_until_found(disk)
         after = "-" if seconds == float("inf") else f"{seconds:.0f}s"
         bar = "#" * round(min(seconds / longest, 1) * MAX_BAR)
-        text = bar if screen.columns else with_hint(disk["reason"] or "", disk["hint"] or "")
+        text = bar if screen.columns else with_hint(disk["reason"] or "", disk["hint"])
         if screen.columns and is_problem(disk):
             text = f"see [{cause_number(disk, numbers)}]"
         rows.append((after, path, join_limited(disk["guests"], MAX_LISTED), disk["state"], text))
@@ -4915,7 +4915,7 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
 
 def log_outcome(outcome: Outcome, journal: Journal, options: Options) -> None:
     """Logs the outcome for a guest. One that may be normal at every boot is shown only without --wait."""
-    level, text = OUTCOMES[outcome.result][1:]
+    _, level, text = OUTCOMES[outcome.result]
     name, reason = outcome.guest.domain.name, outcome.reason
     if not options.dry_run:  # which prints them
         journal.log(INFO if level == DEBUG and not options.wait else level, text.format(name, reason), DOMAIN=name)
