@@ -375,7 +375,7 @@ def read_settings(path: str, *, must_exist: bool = False) -> tuple[Settings, lis
         problem = str(error)
     except ImportError as error:
         problem = f"cannot be read without Python's configobj ({error}; this is {sys.executable})"
-    return Settings(), [Finding(f"{problem}; the defaults are used", "", True, path)] if problem else []
+    return Settings(), [Finding(f"{problem}; the defaults are used", is_error=True, file=path)] if problem else []
 
 
 def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Finding]]:
@@ -408,7 +408,7 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Find
                 changes[field] = tuple(checked) if takes_several else checked[0]
         except ConfigError as error:
             problems.append(f"{place_of_key(name, lines)} {error}; the default is used")
-    return Settings(**changes), [Finding(problem, "", True, path) for problem in problems]
+    return Settings(**changes), [Finding(problem, is_error=True, file=path) for problem in problems]
 
 
 def key_as_written(name: str) -> str:
@@ -444,7 +444,8 @@ def closest(name: str, known: Sequence[str]) -> str:
     """The known name that is most similar to this one; empty if none is similar."""
     from difflib import get_close_matches
 
-    return "".join(get_close_matches(name, known, 1))
+    similar = get_close_matches(name, known, 1)
+    return similar[0] if similar else ""
 
 
 def advice_on_name(name: str, known: Sequence[str]) -> str:
@@ -602,7 +603,7 @@ def read_xendomains_file(path: str, settings: Settings, clock: Clock, limit: flo
     auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
     if not auto and not save:
         problems.append("sets no guest directory (XENDOMAINS_AUTO), so xendomains starts no guests")
-    findings += [Finding(problem, "", True, path) for problem in problems]
+    findings += [Finding(problem, is_error=True, file=path) for problem in problems]
     return Xendomains(auto, save, is_debian, path), findings
 
 
@@ -3910,9 +3911,9 @@ def check_directories(snapshot: Snapshot, awaited: str = "its guests are unknown
     """Directories that cannot be read; those that are awaited only if there is a text to add about them."""
     for path, directory in snapshot.directories.items():
         if directory.status.is_rejected():
-            yield Finding(directory.status.reason, "", True, path)
+            yield Finding(directory.status.reason, is_error=True, file=path)
         elif awaited and directory.status.is_awaited():
-            yield Finding(f"{directory.status.reason}; {awaited}", "", True, path)
+            yield Finding(f"{directory.status.reason}; {awaited}", is_error=True, file=path)
 
 
 def check_files(snapshot: Snapshot, awaited: str = "") -> Iterator[Finding]:
@@ -3927,12 +3928,13 @@ def check_files(snapshot: Snapshot, awaited: str = "") -> Iterator[Finding]:
     for file, guest in snapshot.guests.items():
         yield from (Finding(warning, file=file) for warning in guest.domain.warnings)
         if awaited and guest.status.is_awaited():
-            yield Finding(f"{guest.status.reason}; {awaited}", "", True, file)
+            yield Finding(f"{guest.status.reason}; {awaited}", is_error=True, file=file)
         if awaited and guest.start.instead == "create":
-            yield Finding(f"duplicate guest name; it {guest.start.reason}", "", True, file, guest.domain.name)
+            problem = f"duplicate guest name; it {guest.start.reason}"
+            yield Finding(problem, is_error=True, file=file, guest=guest.domain.name)
     for file, why in lost_guests(snapshot).items():
         guest = snapshot.guests[file]
-        yield Finding(why, "", True, file, "" if guest.status.is_rejected() else guest.domain.name)
+        yield Finding(why, is_error=True, file=file, guest="" if guest.status.is_rejected() else guest.domain.name)
 
 
 # --- Records: the guests and what they need, in one form for JSON, tables and the record of a wait --------------------
@@ -4343,7 +4345,7 @@ def check_started_twice(snapshot: Snapshot) -> Iterator[Finding]:
         if guest.domain.kind == "libvirt" and name in others:
             problem = f"xendomains also starts a guest with this name, from {others[name]}"
             fix = f"{VIRSH} autostart --disable {shell_word(name)}"
-            yield Finding(problem, fix, True, file, name)
+            yield Finding(problem, fix, is_error=True, file=file, guest=name)
 
 
 def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watcher) -> Iterator[Finding]:
