@@ -4121,13 +4121,12 @@ def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Scr
     for guest in snapshot.guests.values():
         reason = f": {guest.status.reason}" if guest.status.reason else ""
         rows.append((guest.domain.name, "guest", f"{guest_word(snapshot.guest_status(guest).state)}{reason}"))
-        pairs = list(zip(guest.domain.all_disks(), guest.required))
-        for disk, required in pairs:
+        disks = guest.domain.all_disks()
+        for disk, required in zip(disks, guest.required):
             status = snapshot.disk_status(required)
             unknown = Layer(required.path or disk.target or "-", "", Problem(status.reason or status.state.value))
             layer = layers.get(required.path, unknown)
-            is_last = required is pairs[-1][1]
-            rows += rows_of_layer(layer, "", is_last, layer.cause, screen, f"{disk.vdev}  ")
+            rows += rows_of_layer(layer, "", disk is disks[-1], layer.cause, screen, f"{disk.vdev}  ")
     return format_table(rows, screen)
 
 
