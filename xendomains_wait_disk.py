@@ -4502,9 +4502,9 @@ def devices_above(name: str) -> list[str]:
 
 def holders_of(name: str) -> list[str]:
     """What this host has built on a device: not the partitions of a map, nor a guest's LVM volumes on a map."""
-    uuids = {item: attribute(device_directory(item), "dm/uuid") for item in devices_above(name)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
-    return [item for item in list_names(f"{device_directory(name)}/holders") if not uuids[item].startswith(ours)]
+    holders = list_names(f"{device_directory(name)}/holders")
+    return [item for item in holders if not attribute(device_directory(item), "dm/uuid").startswith(ours)]
 
 
 def check_reboot(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
@@ -4766,7 +4766,7 @@ def outcomes_of(
 ) -> dict[str, Outcome]:
     """By name, whether each guest may be started now ("ready"), or why not. If in doubt, it may not."""
     outcomes = {}
-    logs, lost, needs = xl_logs(), lost_guests(snapshot), snapshot.missing()
+    logs, lost, needs = guest_logs(XL_LOGS, "xl-"), lost_guests(snapshot), snapshot.missing()
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
     patterns = ("*",) if options.guests else settings.late_domains
     for guest in select_guests(snapshot, options.guests):
@@ -4817,16 +4817,11 @@ def guest_logs(directory: str, prefix: str) -> dict[str, list[int]]:
     return logs
 
 
-def xl_logs() -> dict[str, list[int]]:
-    """The logs of the guests that xl has started."""
-    return guest_logs(XL_LOGS, "xl-")
-
-
 def record_logs() -> None:
     """Records the state of the guests' logs before xendomains starts them, once per boot. Raises OSError."""
     # Long after the boot, this is not the wait at boot, and guests may have been started before it.
     if not os.path.exists(LOGS_AT_BOOT) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
-        write_record(LOGS_AT_BOOT, xl_logs())
+        write_record(LOGS_AT_BOOT, guest_logs(XL_LOGS, "xl-"))
 
 
 def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
