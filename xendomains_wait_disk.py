@@ -600,7 +600,7 @@ def read_xendomains_file(path: str, settings: Settings, clock: Clock, limit: flo
     restores = restore != "" if is_debian else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
-    auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
+    auto, save = (os.path.join("/", item.rstrip("/")) if item else "" for item in (auto, save))
     if not auto and not save:
         problems.append("sets no guest directory (XENDOMAINS_AUTO), so xendomains starts no guests")
     findings += [Finding(problem, is_error=True, file=path) for problem in problems]
@@ -777,7 +777,8 @@ def xl_tokens(text: str) -> Iterator[Token]:
             break  # xl reports a bad byte together with what follows it, and here nothing follows
         if kind is not None:
             yield Token(kind, match.group(kind), line)
-            line += kind == "newline"
+            if kind == "newline":
+                line += 1
     while True:
         yield Token("end", "", line)
 
@@ -4301,16 +4302,19 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     uses = uses_of(snapshot, watcher)
     # Cluster managers bring up storage themselves.
     reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
-    checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot, "the next boot will wait for this")]
-    checks += [check_sharing(uses), check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
-    checks += [check_started_twice(snapshot)]
-    checks += [check_units(snapshot)] if snapshot.guests and not watcher.names else []
+    found = [*check_disks_now(snapshot, uses, watcher), *check_files(snapshot, "the next boot will wait for this")]
+    found += [*check_sharing(uses), *check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
+    found += check_started_twice(snapshot)
+    if snapshot.guests and not watcher.names:
+        found += check_units(snapshot)
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        checks += [check_name(use, facts)]
+        found += check_name(use, facts)
         if snapshot.disk_status(use.required) == READY:
-            checks += [check_host_use(use, facts)] + ([check_reboot(use, facts)] if reboot else [])
-    found = dict.fromkeys(finding for findings in checks for finding in findings)
-    return [item for item in found if not watcher.names or item.file in ("", *snapshot.guests, *snapshot.directories)]
+            found += check_host_use(use, facts)
+            if reboot:
+                found += check_reboot(use, facts)
+    files = ("", *snapshot.guests, *snapshot.directories)
+    return [item for item in dict.fromkeys(found) if not watcher.names or item.file in files]
 
 
 def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[DiskUse]:
