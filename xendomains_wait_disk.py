@@ -437,21 +437,15 @@ def advice_on_key(name: str) -> str:
         section, _, key = known.rpartition(".")
         if key == name.rpartition(".")[2]:
             return f"it belongs under [{section}]" if section else "it belongs before the first section"
-    return advice_on_name(key_as_written(name), list(map(key_as_written, SETTINGS_KEYS)))
+    return closest(key_as_written(name), list(map(key_as_written, SETTINGS_KEYS)))
 
 
 def closest(name: str, known: Sequence[str]) -> str:
-    """The known name that is most similar to this one; empty if none is similar."""
+    """A suggestion for an unknown name."""
     from difflib import get_close_matches
 
     similar = get_close_matches(name, known, 1)
-    return similar[0] if similar else ""
-
-
-def advice_on_name(name: str, known: Sequence[str]) -> str:
-    """A suggestion for an unknown name."""
-    similar = closest(name, known)
-    return f"did you mean {similar}?" if similar else f"known: {join_limited(known, MAX_NAMES) or 'none'}"
+    return f"did you mean {similar[0]}?" if similar else f"known: {join_limited(known, MAX_NAMES) or 'none'}"
 
 
 # --- Clock: time, pauses, signals and threads ------------------------------------------------------------------------
@@ -3444,9 +3438,9 @@ class Journal:
         self._stream = stream
         self._clock = clock
         self._dropped = 0
-        self._is_journal = is_journal(stream)
-        self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._descriptor = descriptor_for(stream)
+        self._is_journal = is_journal(self._descriptor)
+        self._is_terminal = os.isatty(self._descriptor)
         self._shows_progress = False
 
     def log(self, level: int, text: str, **fields: str) -> None:
@@ -3541,10 +3535,10 @@ def descriptor_for(stream: IO[str] | None) -> int:
     return descriptor
 
 
-def is_journal(stream: IO[str] | None) -> bool:
-    """Whether the stream is connected to the journal: $JOURNAL_STREAM in systemd.exec(5)."""
-    with suppress(OSError, ValueError):
-        status = os.fstat(stream.fileno() if stream is not None else -1)
+def is_journal(descriptor: int) -> bool:
+    """Whether a descriptor is connected to the journal: $JOURNAL_STREAM in systemd.exec(5)."""
+    with suppress(OSError):
+        status = os.fstat(descriptor)
         return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     return False
 
@@ -3822,8 +3816,7 @@ def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
     still, after = ("still ", f" after {format_time_span(timeout)}") if timeout else ("", "")
 
     def about(need: Need) -> str:
-        word = unready_word(need.status)
-        reason = with_hint(need.status.reason, need.status.hint)
+        word, reason = unready_word(need.status), with_hint(need.status.reason, need.status.hint)
         return f"{need.path} for {need.guest} is {still}{word}{after}: {reason}"
 
     about_all = "{counts} {verb} " + still + "{word}" + after
@@ -3854,9 +3847,8 @@ def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
 
 def fields_of(need: Need) -> dict[str, str]:
     """The fields for the journal about something missing."""
-    status = need.status
-    fields = {"STATE": status.state.value, "REASON": status.reason, "HINT": status.hint}
-    return {"DISK": need.path, "DOMAIN": need.guest, **fields}
+    state, reason, hint = need.status.state.value, need.status.reason, need.status.hint
+    return {"DISK": need.path, "DOMAIN": need.guest, "STATE": state, "REASON": reason, "HINT": hint}
 
 
 def counts_of(needs: Sequence[Need]) -> str:
@@ -3967,9 +3959,8 @@ def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] |
 
 def identity_as_json(guest: Guest) -> dict[str, str]:
     """The fields that identify a guest, and how xendomains starts it."""
-    domain = guest.domain
-    names = {"name": well_formed(domain.name), "kind": domain.kind, "source": well_formed(domain.source)}
-    return {**names, "start": guest.start.how}
+    name, source = well_formed(guest.domain.name), well_formed(guest.domain.source)
+    return {"name": name, "kind": guest.domain.kind, "source": source, "start": guest.start.how}
 
 
 def status_as_json(status: Status) -> dict[str, str | None]:
@@ -5063,8 +5054,10 @@ def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> 
     if rest and (rest[0] in COMMANDS or rest[0] in ("-h", "--help", "--version")):
         return given
     if rest and not rest[0].startswith("-"):
-        similar = closest(rest[0], list(COMMANDS))
-        meant = f" {similar}" if similar else f": {COMMAND} wait {shell_word(rest[0])}"
+        from difflib import get_close_matches
+
+        similar = get_close_matches(rest[0], COMMANDS, 1)
+        meant = f" {similar[0]}" if similar else f": {COMMAND} wait {shell_word(rest[0])}"
         error(f"unknown command '{rest[0]}' (did you mean{meant}?)")
     if command := next((item for item in rest if item in COMMANDS), ""):
         error(f"options follow the command, as in {COMMAND} {command} {rest[0]}")
@@ -5209,7 +5202,7 @@ def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
             known = {item for domain in domains for item in (domain.name, os.path.basename(domain.source))}
-            return f"'{name}' is not the name of a guest that starts at boot ({advice_on_name(name, sorted(known))})"
+            return f"'{name}' is not the name of a guest that starts at boot ({closest(name, sorted(known))})"
     return ""
 
 
