@@ -3120,7 +3120,7 @@ class Watcher:
         for path, directory in known.items():
             answer = answers.get(path, directory)
             if isinstance(answer, Exception):
-                answer = directory._replace(status=status_from_answer(answer))
+                answer = directory._replace(status=Status(State.NOT_READY, error_text(answer)))
             if answer is not None:
                 directories[path] = answer
         return directories
@@ -3140,7 +3140,7 @@ class Watcher:
             answer = answers.get(file, guest)
             if isinstance(answer, NoResponse):
                 # Its disks, if they are known, are still needed.
-                answer = guest._replace(status=status_from_answer(answer), signature=())
+                answer = guest._replace(status=Status(State.NOT_READY, error_text(answer)), signature=())
             elif isinstance(answer, Exception):
                 answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
             if answer is not None:
@@ -3174,16 +3174,14 @@ def absent_devices(paths: Iterable[str]) -> set[str]:
     return {path for path in paths if path.startswith("/dev/") and look_at(path) == "nothing"}
 
 
-def status_from_answer(answer: Status | Exception) -> Status:
-    """The status that a call has found; an exception becomes the reason for its path, and affects no other."""
-    return Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
-
-
 def updated_status(before: Status, answer: Status | Exception, *, is_last: bool) -> Status:
-    """The status of a disk after this answer; `is_last` in the last look."""
+    """The status of a disk after this answer; an exception becomes its reason, and affects no other disk.
+
+    `is_last` in the last look.
+    """
     if is_last and isinstance(answer, NoResponse) and before.state in (State.MISSING, State.NOT_READY):
         return before  # there may have been too little time, and `before` says more
-    status = status_from_answer(answer)
+    status = Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
     return status if status.state is not before.state else before  # `before` may have a better reason
 
 
