@@ -335,20 +335,20 @@ def check_pattern(text: str) -> str:
     return text
 
 
-# For each key in the file: its field in Settings, its check, and whether it takes several values.
-SETTINGS_KEYS: Mapping[str, tuple[str, Callable[[str], Any], bool]] = {
-    "timeout": ("timeout", parse_time_span, False),
-    "log_level": ("log_level", parse_log_level, False),
-    "paths.xendomains": ("xendomains", check_path, True),
-    "paths.auto": ("auto", check_path, False),
-    "paths.save": ("save", check_path, False),
-    "paths.libvirt": ("libvirt", check_path, False),
-    "polling.first": ("first", partial(parse_time_span, least=MIN_PAUSE), False),
-    "polling.longest": ("longest", partial(parse_time_span, least=MIN_PAUSE), False),
-    "polling.factor": ("factor", check_factor, False),
-    "ignore.domains": ("ignored_domains", check_pattern, True),
-    "ignore.disks": ("ignored_disks", check_pattern, True),
-    "late.domains": ("late_domains", check_pattern, True),
+# For each section and key in the file: its field in Settings, its check, and whether it takes several values.
+SETTINGS_KEYS: Mapping[tuple[str, str], tuple[str, Callable[[str], Any], bool]] = {
+    ("", "timeout"): ("timeout", parse_time_span, False),
+    ("", "log_level"): ("log_level", parse_log_level, False),
+    ("paths", "xendomains"): ("xendomains", check_path, True),
+    ("paths", "auto"): ("auto", check_path, False),
+    ("paths", "save"): ("save", check_path, False),
+    ("paths", "libvirt"): ("libvirt", check_path, False),
+    ("polling", "first"): ("first", partial(parse_time_span, least=MIN_PAUSE), False),
+    ("polling", "longest"): ("longest", partial(parse_time_span, least=MIN_PAUSE), False),
+    ("polling", "factor"): ("factor", check_factor, False),
+    ("ignore", "domains"): ("ignored_domains", check_pattern, True),
+    ("ignore", "disks"): ("ignored_disks", check_pattern, True),
+    ("late", "domains"): ("late_domains", check_pattern, True),
 }
 
 
@@ -390,9 +390,9 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Find
             f"{str(problem).rstrip('.')}; this line is ignored" for problem in getattr(error, "errors", [error])
         ]
         config = error.config
-    given = {key: config[key] for key in config.scalars}
+    given = {("", key): config[key] for key in config.scalars}
     for section in config.sections:
-        given.update((f"{section}.{key}", value) for key, value in config[section].items())
+        given.update(((section, key), value) for key, value in config[section].items())
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in SETTINGS_KEYS or isinstance(value, dict):
@@ -411,33 +411,31 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Find
     return Settings(**changes), [Finding(problem, is_error=True, file=path) for problem in problems]
 
 
-def key_as_written(name: str) -> str:
-    """A key as it appears in the file: paths.auto is [paths] auto."""
-    section, _, key = name.rpartition(".")
+def key_as_written(section: str, key: str) -> str:
+    """A key for a message, as in [paths] auto."""
     return f"[{section}] {key}" if section else key
 
 
-def place_of_key(name: str, lines: Sequence[str]) -> str:
+def place_of_key(name: tuple[str, str], lines: Sequence[str]) -> str:
     """A key, and the line that sets it, for a message."""
     found, section = 0, ""
     for number, line in enumerate(lines, 1):
         words = line.strip()
         if words.startswith("["):
             section = words.strip("[] \t")
-        elif f"{section}.{words.partition('=')[0].strip()}".lstrip(".") == name:
+        elif (section, words.partition("=")[0].strip()) == name:
             found = number
-    return f"line {found}: {key_as_written(name)}" if found else key_as_written(name)
+    return f"line {found}: {key_as_written(*name)}" if found else key_as_written(*name)
 
 
-def advice_on_key(name: str) -> str:
+def advice_on_key(name: tuple[str, str]) -> str:
     """A suggestion for an unknown key: the same key in another section, or a similar one."""
     if name in SETTINGS_KEYS:
         return "it is a key, not a section"
-    for known in SETTINGS_KEYS:
-        section, _, key = known.rpartition(".")
-        if key == name.rpartition(".")[2]:
+    for section, key in SETTINGS_KEYS:
+        if key == name[1]:
             return f"it belongs under [{section}]" if section else "it belongs before the first section"
-    return closest(key_as_written(name), list(map(key_as_written, SETTINGS_KEYS)))
+    return closest(key_as_written(*name), [key_as_written(*known) for known in SETTINGS_KEYS])
 
 
 def closest(name: str, known: Sequence[str]) -> str:
@@ -4515,7 +4513,7 @@ def is_enabled(names: str) -> bool:
     scripts = list_names(f"{ETC}/rc3.d", "S.*")
     for directory in list_names(f"{ETC}/systemd/system", r".*\.(wants|requires)"):
         scripts += list_names(f"{ETC}/systemd/system/{directory}")
-    return re.search(names, " ".join(scripts)) is not None
+    return any(re.search(names, script) for script in scripts)
 
 
 def why_device_not_persistent(name: str, facts: StorageFacts) -> Problem | None:

@@ -78,13 +78,13 @@ def test_shipped_file_shows_every_key_at_its_default(tmp_path: Path) -> None:
     assert read(tmp_path, uncommented) == (xwd.Settings(), "")
 
 
-def keys_in(text: str) -> list[str]:
+def keys_in(text: str) -> list[tuple[str, str]]:
     keys, section = [], ""
     for line in text.splitlines():
         if line.startswith("["):
-            section = line.strip("[]") + "."
+            section = line.strip("[]")
         elif match := re.match(r"(\w+) *=", line):
-            keys.append(section + match.group(1))
+            keys.append((section, match.group(1)))
     return keys
 
 
