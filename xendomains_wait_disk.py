@@ -386,9 +386,8 @@ def parse_settings(path: str, lines: Sequence[str]) -> tuple[Settings, list[Find
     try:
         config = ConfigObj(list(lines), interpolation=False)
     except ConfigObjError as error:
-        problems += [
-            f"{str(problem).rstrip('.')}; this line is ignored" for problem in getattr(error, "errors", [error])
-        ]
+        errors = getattr(error, "errors", [error])
+        problems += [f"{str(problem).rstrip('.')}; this line is ignored" for problem in errors]
         config = error.config
     given = {("", key): config[key] for key in config.scalars}
     for section in config.sections:
@@ -3929,11 +3928,8 @@ def check_files(snapshot: Snapshot, awaited: str = "") -> Iterator[Finding]:
 # --- Records: the guests and what they need, in one form for JSON, tables and the record of a wait --------------------
 def as_record(snapshot: Snapshot, found: Mapping[str, float] | None = None) -> dict[str, Any]:
     """The guests, and directories that are not ready, for JSON; `found` has the seconds until each path was found."""
-    directories = [
-        {"path": well_formed(path), "kind": item.kind, **status_as_json(item.status)}
-        for path, item in snapshot.directories.items()
-        if item.status != READY
-    ]
+    bad = [(well_formed(path), item) for path, item in snapshot.directories.items() if item.status != READY]
+    directories = [{"path": path, "kind": item.kind, **status_as_json(item.status)} for path, item in bad]
     guests = [guest_as_json(guest, snapshot, found) for guest in snapshot.guests.values()]
     return {"guests": guests, "directories": directories}
 
@@ -5221,16 +5217,16 @@ def show_findings(findings: Sequence[Finding], snapshot: Snapshot, options: Opti
         ]
         show(json.dumps({"version": JSON_VERSION, "ok": not errors, "findings": rows}, indent=2))
     else:
-        counts = f"{plural(len(errors), 'error')}, {plural(len(warnings), 'warning')} in {size_of(snapshot)}."
-        lines = [counts if findings else f"No problems found ({size_of(snapshot)})."]
+        lines: list[str] = []
         by_file: dict[str, list[str]] = {}
         screen = screen_of(sys.stdout)
         for finding in (*errors, *warnings):
             by_file.setdefault(finding.file, []).extend(lines_of_finding(finding, screen))
-        for file, about in reversed(by_file.items()):
-            head = [screen.paint(line, "1") for line in wrapped(printable(f"{file or 'This host'}:"), screen.columns)]
-            lines[:0] = head + about
-        show("\n".join(lines))
+        for file, about in by_file.items():
+            head = wrapped(printable(f"{file or 'This host'}:"), screen.columns)
+            lines += [*(screen.paint(line, "1") for line in head), *about]
+        counts = f"{plural(len(errors), 'error')}, {plural(len(warnings), 'warning')} in {size_of(snapshot)}."
+        show("\n".join([*lines, counts if findings else f"No problems found ({size_of(snapshot)})."]))
     return EXIT_USAGE if errors else EXIT_READY
 
 
