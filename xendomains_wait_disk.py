@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 from _thread import RLock, allocate_lock, start_new_thread
-from collections import deque, namedtuple
+from collections import Counter, deque, namedtuple
 from contextlib import closing, suppress
 from enum import Enum
 from functools import cached_property, partial
@@ -4163,10 +4163,7 @@ def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
     """The number of guests in each state, and the directories that they were read from."""
     states = [snapshot.guest_status(guest).state for guest in snapshot.guests.values()]
     words = {State.MISSING: "waiting for disks", State.NOT_READY: "waiting for disks", State.UNKNOWN: "not checked yet"}
-    counts: dict[str, int] = {}
-    for state in states:
-        word = words.get(state, state.value)
-        counts[word] = counts.get(word, 0) + 1
+    counts = Counter(words.get(state, state.value) for state in states)
     parts = ", ".join(f"{count} {word}" for word, count in counts.items())
     places = [place for place in (xendomains.auto, xendomains.save, xendomains.libvirt) if place]
     first = f"{', '.join(places[:-1])} and " if places[1:] else ""
@@ -4192,10 +4189,12 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
     for path, disk in ordered:
         seconds = seconds_until_found(disk)
         after = "-" if seconds == float("inf") else f"{seconds:.0f}s"
-        bar = "#" * round(min(seconds / longest, 1) * MAX_BAR)
-        text = bar if screen.columns else with_hint(disk["reason"] or "", disk["hint"])
-        if screen.columns and is_problem(disk):
+        if not screen.columns:
+            text = with_hint(disk["reason"] or "", disk["hint"])
+        elif is_problem(disk):
             text = f"see [{cause_number(disk, numbers)}]"
+        else:
+            text = "#" * round(min(seconds / longest, 1) * MAX_BAR)
         rows.append((after, path, join_limited(disk["guests"], MAX_LISTED), disk["state"], text))
     return (lines if screen.columns else []) + format_table(rows, screen)
 
