@@ -2817,7 +2817,7 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
     `listing` has the names in the directory of saved guests, separated by blanks. Sources:
     tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
     """
-    planned = {}
+    starts = {}
     taken: dict[str, Start] = {}  # by guest name: why no other file starts it
     for path, guest in guests.items():
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
@@ -2837,7 +2837,13 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
             if is_saved and xendomains.is_debian:
                 failed = Start("none", f"Debian's xendomains does not create it, because it fails to restore {path}")
                 taken[file] = started if comes_up else failed
+        starts[path] = start
+    planned = {}
+    for path, guest in guests.items():
+        start = starts[path]
         if start.how == "none":
+            if guest.domain.kind != "saved":
+                start = taken.get(guest.domain.name, start)  # a later file may start the guest
             guest = guest._replace(status=Status(State.SKIPPED, start.reason), required=())
         planned[path] = guest if start == guest.start else guest._replace(start=start)
     return planned
@@ -4710,7 +4716,11 @@ class Starter:
 
     def try_guest(self, guest: Guest, limit: float) -> None:
         """Starts a guest, or if that fails, schedules another try as long as any are left."""
-        name, outcome = guest.domain.name, start_guest(guest, self._watcher, limit)
+        name = guest.domain.name
+        try:
+            outcome = start_guest(guest, self._watcher, limit)
+        except OSError as error:
+            outcome = Outcome(guest, "failed", f"its lock {error.filename} cannot be opened ({error_text(error)})")
         now, before = self._watcher.clock.now(), self._next[name][1] if name in self._next else None
         if outcome.result == "failed" and self._options.wait:
             if pause := next(self._pauses.setdefault(name, iter(RETRIES)), 0.0):
@@ -4775,7 +4785,7 @@ def outcomes_of(
         # Until the directories of saved guests have been read, this guest may be in one of them.
         saved = {path: item for path, item in snapshot.directories.items() if (kind, item.kind) == ("auto", "saved")}
         paths = {file, *saved, *(item.path for item in guest.required)}
-        missing = [f"{item.path} ({item.status.reason})" for item in needs if item.path in paths]
+        missing = list(dict.fromkeys(f"{item.path} ({item.status.reason})" for item in needs if item.path in paths))
         broken = [f"{file}: {lost[file]}"] if file in lost else []
         broken += [f"{path}: {item.status.reason}" for path, item in saved.items() if item.status.is_rejected()]
         if name in running:
@@ -4885,6 +4895,7 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
 
     xl keeps running after that, even when this program exits: it has its own session, and prints to a file. That file
     is also the guest's lock, which is held until xl has exited; the daemon that xl leaves running has closed it.
+    Raises OSError if there can be no such file.
     """
     from fcntl import LOCK_EX, LOCK_NB, flock
     from subprocess import DEVNULL, CompletedProcess, run

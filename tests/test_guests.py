@@ -128,6 +128,15 @@ def test_guest_with_a_blank_in_its_file_name_does_not_start(host: Host) -> None:
     assert f"{host.auto}/my web.cfg:\n  error: guest my web: {reason}\n" in host.run("check").output
 
 
+def test_copy_with_a_blank_in_its_file_name_does_not_keep_its_guest_down(host: Host) -> None:
+    file = host.guest("web", host.image("a"))
+    file.with_name("web copy.cfg").write_text(file.read_text())
+    assert host.run("-v").messages.endswith("Everything is ready for 1 guest with 1 disk.\n")
+    assert f"{host.auto}/web copy.cfg:\n  error: guest web: duplicate guest name; it is created from {file}" in (
+        host.run("check").output
+    )
+
+
 def test_file_that_is_not_a_guest_is_named_by_its_path(host: Host) -> None:
     host.guest("web", host.images / "a")
     (host.auto / "README").write_text("Guests that start at boot\n")

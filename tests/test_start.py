@@ -371,6 +371,23 @@ def test_guest_that_xendomains_would_not_start_is_not_started(host: StartHost, s
     assert "xendomains cannot start it, because its file name contains a blank" in start.logged
 
 
+def test_copy_with_a_blank_in_its_file_name_does_not_keep_its_guest_down(host: StartHost, start: Start) -> None:
+    file = host.guest("web", host.image("web"))
+    file.with_name("web copy.cfg").write_text(file.read_text())
+    assert start() == xwd.EXIT_READY
+    assert host.calls() == [create(file)]
+
+
+def test_guest_waits_only_for_its_own_disks(host: StartHost, start: Start) -> None:
+    shared = host.images / "shared.iso"
+    for name in ("a", "b", "c", "d"):
+        host.guest(name, shared, host.images / name)
+    assert start() == xwd.EXIT_TIMED_OUT
+    assert (
+        f"guest d is still waiting for {shared} (does not exist), {host.images}/d (does not exist).\n" in start.logged
+    )
+
+
 # Saved guests
 
 
@@ -821,6 +838,16 @@ def test_lock_works_for_names_that_are_not_valid_file_names(host: StartHost, sta
     (host.auto / "web").write_text('name = "a/../b c"\n')
     assert start() == xwd.EXIT_READY
     assert os.listdir(host.state / "start") == ["a_.._b c"]
+
+
+def test_guest_whose_lock_cannot_be_opened_does_not_keep_others_down(host: StartHost, start: Start) -> None:
+    host.guest("a", host.image("a"))
+    file = host.guest("b", host.image("b"))
+    (host.state / "start" / "a").mkdir(parents=True)
+    assert start() == xwd.EXIT_USAGE
+    assert host.calls() == [create(file)]
+    problem = f"its lock {host.state}/start/a cannot be opened (Is a directory)"
+    assert f"guest a could not be started: {problem}.\n" in start.logged
 
 
 # Signals
