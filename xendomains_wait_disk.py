@@ -176,10 +176,13 @@ def quoted(text: str) -> str:
 
 
 def shell_word(text: str) -> str:
-    """The text as one word of a shell command."""
+    """The text as one word of a bash command; characters that cannot be printed are escaped, as in $'\\n'."""
     from shlex import quote
 
-    return quote(text)
+    if text.isprintable():
+        return quote(text)
+    in_octal = re.sub(rb"[^a-zA-Z0-9/._-]", lambda match: b"\\%03o" % match[0][0], os.fsencode(text))
+    return f"$'{in_octal.decode()}'"
 
 
 def join_limited(texts: Sequence[str], most: int) -> str:
@@ -567,7 +570,8 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     status 6, and Debian's starts no guests.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
-    libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
+    is_unused = settings.libvirt == Settings().libvirt and is_absent(settings.libvirt)
+    libvirt = "" if is_unused else settings.libvirt
     if path is not None:
         xendomains, findings = read_xendomains_file(path, settings, clock, limit)
         return xendomains._replace(libvirt=libvirt), findings
@@ -3124,8 +3128,13 @@ class Watcher:
         kinds = {given.save: "saved", given.auto: "auto", given.libvirt: "libvirt"}
         before = self.known.directories
         known = {path: before.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items() if path}
+        # The default directories exist once they are needed; xendomains creates the one for saved guests.
         setting = "[paths] auto" if self.settings.auto else "XENDOMAINS_AUTO"
-        calls: dict[str, Call] = {path: partial(list_directory, path, known[path], setting, facts) for path in known}
+        settings = {given.auto: setting, given.libvirt: "[paths] libvirt", DEFAULT_AUTO: "", Settings().libvirt: ""}
+        calls: dict[str, Call] = {
+            path: partial(list_directory, path, directory, settings.get(path, ""), facts)
+            for path, directory in known.items()
+        }
         answers = self.calls.run("list", calls, deadline, self._patience(deadline))
         directories = {}
         for path, directory in known.items():
@@ -3219,7 +3228,7 @@ def is_named(name: str, pattern: str) -> bool:
 def list_directory(path: str, before: Directory, setting: str, facts: StorageFacts) -> Directory | None:
     """The files in a directory that the shell's * matches, sorted; None if it does not exist and need not.
 
-    `setting` is the setting that names the directory.
+    `setting` is the setting that names the directory; empty if it need not exist.
     """
     try:
         with os.scandir(path) as found:
@@ -3228,8 +3237,7 @@ def list_directory(path: str, before: Directory, setting: str, facts: StorageFac
             is_crowded = next(names, None) is not None
     except OSError as error:
         status = status_of_unreadable(path, error, before.status, facts)
-        # Xen's default directories exist once they are needed; xendomains creates the one for saved guests.
-        if status is None and path != DEFAULT_AUTO and before.kind == "auto":
+        if status is None and setting:
             status = Status(State.UNREADABLE, f"does not exist; correct {setting}, or create it")
         return Directory(before.kind, status=status) if status else None
     warning = f"contains more than {MAX_FILES} files; only {MAX_FILES} of them are read" if is_crowded else ""
@@ -3879,15 +3887,25 @@ def summary_of(needs: Sequence[Need]) -> str:
     return f"{counts_of(needs)}: {join_limited(texts, MAX_NAMED)}"
 
 
+def late_service_runs() -> bool:
+    """Whether the service that starts late guests runs; in the wait at boot, whether it is about to."""
+    # systemd has this link while a unit is active: unit_export_invocation_id() in its src/core/unit.c.
+    is_active = not is_absent(f"{RUN}/systemd/units/invocation:{LATE_SERVICE}")
+    return is_active or ("RUNTIME_DIRECTORY" in os.environ and is_enabled(LATE_SERVICE))
+
+
 def start_later(names: set[str], patterns: Sequence[str]) -> tuple[str, str]:
-    """How these guests start once their disks are ready: by a service, if enabled, or by hand, with this command."""
-    has_service = is_enabled(LATE_SERVICE)
+    """How these guests start once their disks are ready: by a service, or by hand, with this command."""
+    has_service = late_service_runs()
     by_service = sorted(name for name in names if has_service and matches_any((name,), patterns))
     by_hand = sorted(names.difference(by_service))
-    when = "its disk is ready" if len(by_service) == 1 else "their disks are ready"
-    once, them = ("its disk is ready", "it") if len(by_hand) == 1 else ("their disks are ready", "them")
-    texts = [f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} when {when}"] if by_service else []
-    texts += [f"once {once}, start {them} with:"] if by_hand else []
+    texts = []
+    if by_service:
+        texts.append(f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} once the disks are ready")
+    if by_hand:
+        one, more = ("the other", "the others") if by_service else ("it", "them")
+        once = "" if by_service else "once the disks are ready, "
+        texts.append(f"{once}start {one if len(by_hand) == 1 else more} with:")
     which = "".join(f" {shell_word(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
     command = f"{COMMAND} start{which}" if by_hand else ""
     return printable(shortened("; ".join(texts), MAX_REASON)), printable(shortened(command, MAX_REASON))
@@ -4178,7 +4196,7 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
 def advice_lines(text: str, command: str, screen: Screen) -> list[str]:
     """What start_later() returns, as sentences; a command is never wrapped."""
     text = f"O{text[1:]}" if text.startswith("once ") else text  # a unit's name must not be capitalized
-    lines = wrapped(text, screen.columns) if text else []
+    lines = wrapped(text if command else f"{text}.", screen.columns) if text else []
     return [*lines, f"    {command}"] if command else lines
 
 
@@ -4912,7 +4930,8 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
 
         def call() -> CompletedProcess[bytes]:
             lock.truncate(0)
-            return run(command, shell=True, cwd="/", start_new_session=True, stdin=DEVNULL, stdout=lock, stderr=lock)
+            arguments = [BASH, "-c", command]  # for sh, $'...' may be two words
+            return run(arguments, cwd="/", start_new_session=True, stdin=DEVNULL, stdout=lock, stderr=lock)
 
         # If an earlier call was still running after its limit, this is its answer.
         answers = watcher.calls.run(f"start {guest.domain.name}", {command: call}, now + limit, limit)
@@ -4968,8 +4987,10 @@ def status_of_start(results: Iterable[str], snapshot: Snapshot, options: Options
     is_late = options.wait > 0 and not options.guests
     statuses = [OUTCOMES[item][0] for item in results if item != "refused" or not is_late]
     for directory in snapshot.directories.values():
-        if directory.status.is_awaited() or (directory.status.is_rejected() and not is_late):
+        if directory.status.is_awaited():
             statuses.append(EXIT_TIMED_OUT)
+        elif directory.status.is_rejected() and not is_late:
+            statuses.append(EXIT_USAGE)
     return max(statuses, default=EXIT_READY)
 
 
@@ -5041,7 +5062,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     for item in (wait, start):
         verbosity = item.add_mutually_exclusive_group()
         verbosity.add_argument("-v", "--verbose", action="count", default=0, help="print more; twice: print everything")
-        verbosity.add_argument("-q", "--quiet", action="store_true", help="print only what is still missing at the end")
+        verbosity.add_argument("-q", "--quiet", action="store_true", help="print only what is missing or not started")
     listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
     check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
     forms = {item: item.add_mutually_exclusive_group() for item in (listing, check, last, start)}
@@ -5097,7 +5118,7 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
     if options.command == "start":
         level = max(level, INFO)  # to show the outcomes
     if options.quiet:
-        level = ERR
+        level = WARNING if options.command == "start" else ERR  # WARNING: guests that are still waiting
     elif options.verbose:
         level = max(level, INFO if options.verbose == 1 else DEBUG)
     return level, findings
@@ -5130,8 +5151,9 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
     if options.command == "start":
-        return start_guests(watcher, options, journal, started)
-    status = show_guests(watcher, options, journal, findings)
+        status = start_guests(watcher, options, journal, started)
+    else:
+        status = show_guests(watcher, options, journal, findings)
     return EXIT_NO_XENDOMAINS if xendomains is None and options.format != "nagios" else status
 
 
@@ -5175,7 +5197,7 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
-        footer = wrapped(f"{footer_of_list(watcher.known, watcher.xendomains)}.", screen.columns)
+        footer = wrapped(printable(f"{footer_of_list(watcher.known, watcher.xendomains)}."), screen.columns)
         gap = [""] if record["guests"] else []
         show("\n".join([*picture_of_list(record, screen), *gap, *footer, *advice_lines(*later, screen)]))
 
@@ -5276,6 +5298,7 @@ def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snap
     ready = states.count(State.READY)
     status = 2 if errors else 1 if warnings else 0
     unreadable = [path for path, item in snapshot.directories.items() if item.status.is_rejected()]
+    unreadable += [file for file, item in snapshot.guests.items() if item.status.state is State.UNREADABLE]
     if unreadable:
         status = NAGIOS_UNKNOWN
     ordered = sorted((*errors, *warnings), key=lambda item: item.file not in unreadable)

@@ -428,6 +428,14 @@ def test_nagios_does_not_know_if_a_directory_cannot_be_read(host: Host) -> None:
     )
 
 
+def test_nagios_does_not_know_if_a_file_cannot_be_read(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    file = host.configuration("large", "#" * (xwd.MAX_CONFIGURATION + 1))
+    status, text, _ = nagios(host)
+    assert status == 3
+    assert text.startswith(f"XENDOMAINS UNKNOWN - 1 of 2 guests ready: {file}: is too large for a configuration")
+
+
 def test_nagios_reports_wrong_usage_as_unknown(host: Host) -> None:
     assert host.run("check", "--nagios", "--tree").status == 3
 

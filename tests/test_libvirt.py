@@ -233,8 +233,10 @@ class LibvirtHost(StartHost):
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(root, monkeypatch)
         self.managed = root / "managed"
+        self.libvirt: Path = root / "autostart"
         for directory in (self.libvirt, self.managed, root / "libvirt-log"):
             directory.mkdir()
+        self.configure("")
         self.places["LIBVIRT_SAVES"] = self.managed
         monkeypatch.setattr(xwd, "LIBVIRT_SAVES", str(self.managed))
         virsh = root / "bin" / "virsh"
@@ -297,9 +299,15 @@ def test_exit_status_is_6_without_xendomains_settings_and_libvirt(host: Host) ->
     assert host.run("--timeout=0").status == xwd.EXIT_NO_XENDOMAINS
 
 
+def test_libvirt_setting_that_names_no_directory_is_an_error(libvirt_host: LibvirtHost) -> None:
+    libvirt_host.libvirt.rename(libvirt_host.root / "other")
+    assert f"{libvirt_host.libvirt}:\n  error: does not exist; correct [paths] libvirt, or create it\n" in (
+        check(libvirt_host)
+    )
+
+
 def test_empty_libvirt_setting_disables_libvirt_guests(libvirt_host: LibvirtHost) -> None:
     libvirt_host.libvirt_guest("web", libvirt_host.images / "web")
-    libvirt_host.libvirt = Path()
     libvirt_host.conf.write_text(f"[paths]\nxendomains = {libvirt_host.settings}\nlibvirt =\n")
     assert guests_of(libvirt_host) == []
 

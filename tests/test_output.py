@@ -215,7 +215,7 @@ def test_quiet_prints_only_what_is_missing_at_the_end(host: Host) -> None:
     assert host.run("-q", "--timeout", "0").messages == (
         f"{host.images}/a for web is missing: does not exist\n"
         "These guests will probably not come up: web "
-        "(once its disk is ready, start it with: xendomains-wait-disk start web).\n"
+        "(once the disks are ready, start it with: xendomains-wait-disk start web).\n"
     )
 
 
@@ -239,7 +239,7 @@ def test_journal_gets_messages_with_fields(host: Host, journald: Journald) -> No
         },
         {
             "MESSAGE": "These guests will probably not come up: web "
-            "(once its disk is ready, start it with: xendomains-wait-disk start web).",
+            "(once the disks are ready, start it with: xendomains-wait-disk start web).",
             "PRIORITY": "3",
             **always,
             "MESSAGE_ID": xwd.MESSAGE_SUMMARY,

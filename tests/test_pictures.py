@@ -88,20 +88,20 @@ def test_footer_names_the_directories_read_if_no_guest_starts_at_boot(host: Host
 def test_footer_counts_guests_by_state_and_gives_the_start_command(incident: Host) -> None:
     footer = blocks(incident.show("list", columns=500))[-1].splitlines()
     assert footer[0].startswith("8 guests: 1 refused, 6 waiting for disks, 1 ready; read from ")
-    assert footer[1:] == ["Once their disks are ready, start them with:", "    xendomains-wait-disk start"]
+    assert footer[1:] == ["Once the disks are ready, start them with:", "    xendomains-wait-disk start"]
 
 
 def test_footer_names_the_service_that_starts_guests_later(
     incident: Host, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    wants = tmp_path_factory.mktemp("etc") / "systemd" / "system" / "xendomains.service.wants"
-    wants.mkdir(parents=True)
-    (wants / xwd.LATE_SERVICE).symlink_to("/nowhere")
-    program = program_with(f"xwd.ETC = '{wants.parents[2]}'")
+    units = tmp_path_factory.mktemp("run") / "systemd" / "units"
+    units.mkdir(parents=True)
+    (units / f"invocation:{xwd.LATE_SERVICE}").symlink_to("c0ffee")
+    program = program_with(f"xwd.RUN = '{units.parents[1]}'")
     footer = blocks(incident.show("list", columns=500, program=program))[-1].splitlines()
     assert (
         footer[1]
-        == "xendomains-late.service will start db, web-1, web-2, web-3, web-4, web-5 when their disks are ready"
+        == "xendomains-late.service will start db, web-1, web-2, web-3, web-4, web-5 once the disks are ready."
     )
 
 
@@ -228,7 +228,7 @@ def last(host: Host) -> list[str]:
 def test_last_shows_the_causes_of_what_was_missing_first(waited: Host) -> None:
     head, cause, _ = last(waited)
     assert head.endswith(
-        ": timeout after 40s of 40s\nOnce its disk is ready, start it with:\n    xendomains-wait-disk start db"
+        ": timeout after 40s of 40s\nOnce the disks are ready, start it with:\n    xendomains-wait-disk start db"
     )
     assert cause.splitlines() == [
         "[1] ZFS pool tank is not imported",

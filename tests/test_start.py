@@ -973,9 +973,31 @@ def test_dry_run_prints_shell_commands_and_starts_nothing(host: StartHost) -> No
         f"xl create --quiet --defconfig {shlex.quote(str(first))}",
         f"# guest c\\n is still waiting for {host.images}/c (does not exist).",
     ]
-    subprocess.run(["sh", "-e"], input=result.output, text=True, check=True)
+    subprocess.run(["bash", "-e"], input=result.output, text=True, check=True)
     assert host.calls() == [f"restore {saved}", create(first)]
     assert not saved.exists()
+
+
+@pytest.mark.parametrize("name", ["a\033[31m", "line\nbreak", "back\\slash\n'", os.fsdecode(b"\xff"), "日本\u202e"])
+def test_command_can_be_printed_and_starts_any_file(host: StartHost, name: str) -> None:
+    file = host.guest("web", host.image("a")).rename(host.save.parent / name)
+    guest = xwd.Guest(xwd.Domain("web", str(file), "auto"))
+    command = xwd.start_command(guest)
+    assert command.isprintable()
+    subprocess.run(["bash", "-c", command], check=True)
+    assert (host.root / "calls").read_bytes() == os.fsencode(f"{create(file)}\n")
+
+
+def test_quiet_start_prints_only_guests_that_are_not_started(host: StartHost) -> None:
+    host.guest("a", host.image("a"))
+    host.guest("b", host.images / "b")
+    result = host.start_process("--quiet").end()
+    assert result.messages == f"guest b is still waiting for {host.images}/b (does not exist).\n"
+
+
+def test_start_without_settings_of_xendomains_is_no_success(host: StartHost) -> None:
+    host.settings.unlink()
+    assert host.start_process("--json").end().status == xwd.EXIT_NO_XENDOMAINS
 
 
 def test_json_has_one_record_per_guest(host: StartHost) -> None:

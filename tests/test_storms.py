@@ -362,7 +362,7 @@ def test_many_reasons_give_a_thousand_lines_and_the_number_of_the_rest(host: Hos
     lines = host.run("--timeout", "0").messages.splitlines()
     assert sum("is missing: does not exist, nor does the directory" in line for line in lines) == 1000
     assert lines[-2] == "100 similar messages were left out; see `xendomains-wait-disk list`."
-    assert ", 1080 more (once their disks are ready, start them with: " in lines[-1]
+    assert ", 1080 more (once the disks are ready, start them with: " in lines[-1]
 
 
 def test_overlong_message_is_cut_in_the_middle(host: Host) -> None:
