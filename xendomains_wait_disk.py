@@ -3626,6 +3626,7 @@ class Reporter:
         self._lines = 0  # sent since the last reminder, except those about what was found
         self._announced: set[tuple[str, str]] = set()  # paths and guests that were reported as missing
         self._status = ""
+        self._summary = ""  # of what is missing
         self._problems: dict[str, list[Finding]] = {}  # those reported, by file or directory
         self._found: dict[str, float] = {}  # seconds after which each path was found
 
@@ -3655,6 +3656,7 @@ class Reporter:
         if snapshot is self._snapshot:
             return []
         before, self._missing, self._snapshot = self._missing, snapshot.missing(), snapshot
+        self._summary = summary_of(self._missing) if self._missing else ""
         paths = {item.path for item in self._missing}
         messages: list[Message] = [(DEBUG, f"Checked {size_of(snapshot)}; still missing: {len(paths)}.", {})]
         seconds = round(self._clock.now() - self._started, 3)
@@ -3710,7 +3712,7 @@ class Reporter:
         status = "All disks are ready." if self._status else ""
         if self._missing:
             seconds = self._clock.now() - self._started
-            status = f"Waiting for {summary_of(self._missing)}"
+            status = f"Waiting for {self._summary}"
             limit = f" of {format_time_span(self._timeout)}" if self._timeout < FOREVER else ""
             self._journal.progress(f"{seconds:.0f}s{limit}: {status}")
         if status != self._status:
@@ -3733,7 +3735,7 @@ class Reporter:
         useless = [f"no guest starts from {join_limited(files, MAX_NAMES)}"] if files else []
         if stopped_by:
             result, level = "stopped", WARNING
-            waiting = f", still waiting for {summary_of(self._missing)}" if self._missing else ""
+            waiting = f", still waiting for {self._summary}" if self._missing else ""
             text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
         elif self._missing:
             result, level = "timeout", ERR
@@ -3741,7 +3743,7 @@ class Reporter:
             later = " ".join(start_later(snapshot.waiting_guests(), patterns)).strip()
             text = "; ".join([f"These guests will probably not come up: {guests}", *useless])
             text += f" ({later})." if later else "."
-            notify(f"STATUS=Timed out waiting for {summary_of(self._missing)}")
+            notify(f"STATUS=Timed out waiting for {self._summary}")
         else:
             result, level = "ready", INFO
             text = f"Everything is ready for {size_of(snapshot)}."
@@ -3787,6 +3789,17 @@ class Cause(NamedTuple):
         """As in "the disks are missing"."""
         return unready_word(self.needs[0].status)
 
+    @property
+    def differs_by_path(self) -> bool:
+        """Whether each path has a cause of its own, even if all of them read the same."""
+        statuses = {need.status for need in self.needs}
+        return len(statuses) > 1 or re.match("does not exist|is ", self.reason) is not None
+
+    def sentence(self) -> str:
+        """The reason, and a command that helps, or without one, the first paths."""
+        named = "" if self.hint else f" ({join_limited(self.paths, MAX_NAMED)})"
+        return f"{with_hint(self.reason, self.hint)}{named}"
+
 
 def with_hint(reason: str, hint: str | None) -> str:
     """The reason, and the command that helps if there is one."""
@@ -3794,11 +3807,30 @@ def with_hint(reason: str, hint: str | None) -> str:
 
 
 def causes_of(needs: Iterable[Need]) -> list[Cause]:
-    """What is missing, by cause; the most frequent cause comes first."""
-    groups: dict[tuple[str, str], list[Need]] = {}
+    """What is missing, by cause; the most frequent cause comes first. Many that differ only in names are one."""
+    same: dict[tuple[str, str], list[Need]] = {}
     for need in needs:
-        groups.setdefault((need.status.reason, need.status.hint), []).append(need)
-    return sorted((Cause(*why, group) for why, group in groups.items()), key=lambda cause: -len(cause.needs))
+        same.setdefault((need.status.reason, need.status.hint), []).append(need)
+    similar: dict[tuple[str, ...], list[Cause]] = {}
+    for (reason, hint), group in same.items():
+        similar.setdefault(without_names(group[0]), []).append(Cause(reason, hint, group))
+    causes: list[Cause] = []
+    for alike in similar.values():
+        if len(alike) > MAX_NAMED:
+            reason = f"{alike[0].reason} ({len(alike) - 1} more like this)"
+            alike = [Cause(reason, alike[0].hint, [need for cause in alike for need in cause.needs])]
+        causes += alike
+    return sorted(causes, key=lambda cause: -len(cause.needs))
+
+
+def without_names(need: Need) -> tuple[str, ...]:
+    """The state, reason and command, without the words in which those of similar disks differ."""
+    names = set(re.split("[/:]", need.path))
+
+    def general(text: str) -> str:
+        return " ".join(word for word in text.split() if not re.search("[0-9/]", word) and word not in names)
+
+    return need.status.state.value, general(need.status.reason), general(need.status.hint)
 
 
 def messages_by_cause(
@@ -3813,8 +3845,7 @@ def messages_by_cause(
             continue
         verb = "is" if len(cause.paths) == 1 else "are"
         words = about_all.format(counts=counts_of(cause.needs), verb=verb, word=cause.word)
-        named = "" if cause.hint else f" ({join_limited(cause.paths, MAX_NAMED)})"
-        text = f"{words}: {with_hint(cause.reason, cause.hint)}{named}"
+        text = f"{words}: {cause.sentence()}"
         messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
         entries += [(INFO, about_one(item), fields_of(item)) for item in cause.needs]
     return messages + entries
@@ -3883,7 +3914,7 @@ def summary_of(needs: Sequence[Need]) -> str:
     """The number of disks and guests, and the first causes or disks, on one line."""
     texts = [f"{item.path} for {item.guest} ({item.status.reason})" for item in needs]
     if len(needs) > MAX_NAMED:
-        texts = [cause.reason for cause in causes_of(needs)]
+        texts = [cause.sentence() for cause in causes_of(needs)]
     return f"{counts_of(needs)}: {join_limited(texts, MAX_NAMED)}"
 
 
@@ -4077,11 +4108,11 @@ def screen_of(stream: IO[str] | None) -> Screen:
 
 def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
     """The causes, the guests and their state, for a terminal."""
-    numbers, lines = picture_of_causes(problems_in(record), screen)
+    causes, lines = picture_of_causes(problems_in(record), screen)
     rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "CAUSE")]
     for guest in record["guests"]:
         state = guest_word(State(guest["state"]))
-        rows.append((guest["name"], start_words(guest), state, why_not_ready(guest, numbers)))
+        rows.append((guest["name"], start_words(guest), state, why_not_ready(guest, causes)))
     return lines + (format_table(rows, screen) if record["guests"] else [])
 
 
@@ -4095,31 +4126,36 @@ def guest_word(state: State) -> str:
     return "waiting" if state in AWAITED else state.value
 
 
-def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> str:
+def why_not_ready(guest: Mapping[str, Any], causes: Mapping[tuple[str, str], tuple[int, Cause]]) -> str:
     """The disks of a guest that are not ready, with the numbers of their causes; or what is skipped and why."""
     found: dict[int, list[str]] = {}
     for disk in filter(is_problem, disks_in(guest)):
-        found.setdefault(cause_number(disk, numbers), []).append(disk["vdev"])
+        number, cause = causes[why_of(disk)]
+        is_named = not cause.differs_by_path or len(cause.paths) <= MAX_NAMED  # with the cause
+        found.setdefault(number, []).append(disk["vdev"] if is_named else disk["path"])
     if found:
-        return "; ".join(f"{', '.join(vdevs)}: see [{number}]" for number, vdevs in found.items())
+        return "; ".join(f"{', '.join(disks)}: see [{number}]" for number, disks in found.items())
     if is_problem(guest):
-        return f"see [{cause_number(guest, numbers)}]"
+        return f"see [{causes[why_of(guest)][0]}]"
     ignored = [disk for disk in disks_in(guest) if disk["reason"] in (IGNORED_WITH_GUEST.reason, IGNORED.reason)]
     return guest["reason"] or "; ".join(f"{disk['vdev']} {disk['reason']}" for disk in ignored)
 
 
-def cause_number(row: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> int:
-    """The number of the cause of a row's state."""
-    return numbers[row["reason"] or "", row["hint"] or ""]
+def why_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The reason for a row's state, and a command that helps."""
+    return row["reason"] or "", row["hint"] or ""
 
 
-def picture_of_causes(needs: Iterable[Need], screen: Screen) -> tuple[dict[tuple[str, str], int], list[str]]:
-    """The numbers of the causes, by reason and hint, and lines about each of them."""
-    numbers, lines = {}, []
+def picture_of_causes(
+    needs: Iterable[Need], screen: Screen
+) -> tuple[dict[tuple[str, str], tuple[int, Cause]], list[str]]:
+    """The causes with their numbers, by what why_of() returns for a row, and lines about each of them."""
+    causes: dict[tuple[str, str], tuple[int, Cause]] = {}
+    lines = []
     for number, cause in enumerate(causes_of(needs), 1):
-        numbers[cause.reason, cause.hint] = number
+        causes.update(((need.status.reason, need.status.hint), (number, cause)) for need in cause.needs)
         lines += [*picture_of_cause(cause, number, screen), ""]
-    return numbers, lines
+    return causes, lines
 
 
 def picture_of_cause(cause: Cause, number: int, screen: Screen) -> list[str]:
@@ -4219,7 +4255,7 @@ def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
 def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
     """How a wait went: why disks are missing, and after how long each one was found, the slowest first."""
     problems = problems_in(record)
-    numbers, lines = picture_of_causes(problems, screen)
+    causes, lines = picture_of_causes(problems, screen)
     disks: dict[str, dict[str, Any]] = {}
     for guest in record["guests"]:
         for disk in (item for item in disks_in(guest) if item["path"]):
@@ -4236,7 +4272,7 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
         bar = "#" * round(min(seconds / longest, 1) * MAX_BAR)
         text = bar if screen.columns else with_hint(disk["reason"] or "", disk["hint"])
         if screen.columns and is_problem(disk):
-            text = f"see [{cause_number(disk, numbers)}]"
+            text = f"see [{causes[why_of(disk)][0]}]"
         rows.append((after, path, join_limited(disk["guests"], MAX_LISTED), disk["state"], text))
     return (lines if screen.columns else []) + format_table(rows, screen)
 
@@ -4387,18 +4423,17 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
     suggested = {other: path for path, other in reversed(similar.items()) if other}
     suggestions = {path: f"correct the path, perhaps to {other}" for other, path in suggested.items()}
     for cause in causes_of(bad):
-        if not re.match(OWN_REASON, cause.reason) and len(cause.needs) > MAX_NAMED:
+        if len(cause.needs) > MAX_NAMED and not (cause.differs_by_path and suggestions.keys() & cause.paths):
             named = join_limited(cause.paths, MAX_NAMED)
             problem = f"{counts_of(cause.needs)} {cause.word}: {cause.reason}; disks: {named}"
             yield Finding(problem, cause.hint, is_error=True)
             continue
         for need in cause.needs:
-            fix = suggestions.get(need.path, cause.hint)
-            yield bad[need].finding(f"{need.path} is {cause.word}: {cause.reason}", fix, is_error=True)
+            fix = suggestions.get(need.path, need.status.hint)
+            yield bad[need].finding(f"{need.path} is {cause.word}: {need.status.reason}", fix, is_error=True)
 
 
-# The reasons that are those of one path, though others have the same, and those that a mistyped path may have.
-OWN_REASON = "does not exist|is "
+# The reasons that a mistyped path may have.
 MISTYPED = (
     "does not exist|no block device has|no DRBD resource|no member of|(volume group|ZFS pool) .* (has no|is unknown)"
 )

@@ -179,6 +179,17 @@ def test_text_width_is_measured_in_terminal_columns(text: str, columns: int) -> 
     assert xwd.display_width(text) == columns
 
 
+def test_causes_that_differ_only_in_names_are_one_block_and_the_table_names_the_paths(host: Host) -> None:
+    for number in range(5):
+        host.guest(f"web-{number}", f"/dev/drbd/by-res/r{number}/0")
+    causes, table, _ = blocks(host.show("list", columns=200))
+    assert causes.splitlines()[0].startswith("[1] no DRBD resource r0 in ")
+    assert causes.splitlines()[0].endswith(" (4 more like this)")
+    assert [line.split(maxsplit=3)[3] for line in table.splitlines()[1:]] == [
+        f"/dev/drbd/by-res/r{number}/0: see [1]" for number in range(5)
+    ]
+
+
 # Colours
 
 
