@@ -4196,13 +4196,14 @@ def rows_of_layer(
 ) -> Iterator[Sequence[str]]:
     """The rows of a layer and the layers below it; `is_last` if it is the last branch at its level."""
     branch, last_branch, trunk = screen.branches
-    problem, state = layer.problem, State.READY.value
+    problem, state, hint = layer.problem, State.READY.value, ""
     if problem is not None:
         state = problem.reason.removeprefix(f"{layer.name}: ").removeprefix(f"{layer.name} ")
-        state = f"<-- {with_hint(state, problem.hint)}" if problem == cause else state
+        if problem == cause:
+            state, hint = f"<-- {state}", problem.hint
     elif layer.cause is not None or layer.kind == "file server":  # which is never queried
         state = "-"
-    yield f"{indent}{last_branch if is_last else branch}{label}{layer.name}", layer.kind, state
+    yield f"{indent}{last_branch if is_last else branch}{label}{layer.name}", layer.kind, state, hint
     indent += "  " if is_last else trunk
     for item in layer.below:
         yield from rows_of_layer(item, indent, item is layer.below[-1], cause, screen)
@@ -4213,8 +4214,8 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
     rows: list[Sequence[str]] = [("GUEST", "START", "VDEV", "DISK", "STATE", "REASON")]
 
     def add(guest: str, start: str, vdev: str, path: str, row: Mapping[str, Any]) -> None:
-        hint = row["hint"] if with_hints else ""
-        rows.append((guest, start, vdev, path, row["state"], with_hint(row["reason"] or "", hint)))
+        hint = row["hint"] or "" if with_hints else ""
+        rows.append((guest, start, vdev, path, row["state"], row["reason"] or "", hint))
 
     for directory in record["directories"]:
         add("-", "-", "-", directory["path"], directory)
@@ -4285,24 +4286,32 @@ def seconds_until_found(disk: Mapping[str, Any]) -> float:
 def format_table(rows: Sequence[Sequence[str]], screen: Screen) -> list[str]:
     """The lines of a table, each column as wide as its cells, but the table no wider than the terminal.
 
-    Cells that do not fit are cut in the middle; those in the last column are wrapped.
+    Cells that do not fit are cut in the middle; those in the last column are wrapped. A row may have one cell more, for
+    a command that helps, which is never wrapped: the first line of one may do something else.
     """
     cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
-    widths = [max(display_width(row[column]) for row in cells) for column in range(len(cells[0]))]
+    size = len(cells[0])
+    commands = ["".join(row[size:]) for row in cells]
+    widths = [max(display_width(row[column]) for row in cells) for column in range(size)]
     last = widths.pop()
     while screen.columns and max(widths) > 8 and head_width(widths) + min(last, MIN_LAST_COLUMN) > screen.columns:
         widths[widths.index(max(widths))] -= 1
     room = max(screen.columns - head_width(widths), 8) if screen.columns else 0
     lines = []
-    for row in cells:
+    for row, command in zip(cells, commands):
         head = ""
         for title, cell, width in zip(cells[0], row, widths):
             cell = cut(cell, width)
             colour = STATE_COLOURS.get(cell, "") if title == "STATE" else ""
             head += screen.paint(cell, colour) + " " * (width - display_width(cell) + 2)
-        first, *more = wrapped(row[-1], room)
+        text = with_hint(row[size - 1], command)
+        fits = not room or display_width(text) <= room
+        first, *more = [text] if fits else wrapped(row[size - 1], room)
         lines.append(f"{head}{first}".rstrip())
         lines += [" " * head_width(widths) + line for line in more]
+        if command and not fits:
+            advice = f"try: {command}"
+            lines.append(" " * min(head_width(widths), screen.columns - display_width(advice)) + advice)
     return lines
 
 

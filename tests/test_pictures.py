@@ -167,8 +167,17 @@ def test_shortened_name_keeps_its_beginning_and_end(host: Host) -> None:
 
 def test_long_reason_is_wrapped_within_its_column(host: Host) -> None:
     host.guest("web", "/dev/zvol/a-pool-with-a-long-name-that-nobody-has-imported/web")
-    _, first, *more = without_colours(host.show("list", "-v")).splitlines()
+    _, first, *more, command = without_colours(host.show("list", "-v")).splitlines()
     assert more and {len(line) - len(line.lstrip()) for line in more} == {first.index("ZFS pool")}
+    assert command.lstrip() == "try: zpool import a-pool-with-a-long-name-that-nobody-has-imported"
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "-v"], ["list", "--tree"], ["check"]], ids=" ".join)
+@pytest.mark.parametrize("columns", [60, 80, 100, 120])
+def test_command_is_never_wrapped(host: Host, arguments: list[str], columns: int) -> None:
+    host.guest("web", "/dev/zvol/a-pool-with-a-long-name/web")
+    lines = without_colours(host.show(*arguments, columns=columns)).splitlines()
+    assert any(line.endswith(": zpool import a-pool-with-a-long-name") for line in lines)
 
 
 @pytest.mark.parametrize(
