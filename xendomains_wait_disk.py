@@ -4373,7 +4373,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
     checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot, "the next boot will wait for this")]
     checks += [check_sharing(uses), check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
-    checks += [check_started_twice(snapshot)]
+    checks += [check_started_twice(snapshot), check_saved(snapshot)]
     checks += [check_units(snapshot)] if snapshot.guests and not watcher.names else []
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
         checks += [check_name(use, facts)]
@@ -4415,6 +4415,22 @@ def check_started_twice(snapshot: Snapshot) -> Iterator[Finding]:
             problem = f"xendomains also starts a guest with this name, from {others[name]}"
             fix = f"{VIRSH} autostart --disable {shell_word(name)}"
             yield Finding(problem, fix, is_error=True, file=file, guest=name)
+
+
+def check_saved(snapshot: Snapshot) -> Iterator[Finding]:
+    """Saved guests whose memory no longer fits their disks, and guests that have been saved twice."""
+    logs = xl_logs()
+    files: dict[str, str] = {}
+    for file, guest in snapshot.guests.items():
+        name = guest.domain.name
+        if guest.domain.kind != "saved" or guest.status != READY:
+            continue
+        if is_outdated(guest, logs):
+            problem = "is older than the guest's last start, so restoring it would damage the guest's disks"
+            yield Finding(problem, f"rm {shell_word(file)}", is_error=True, file=file, guest=name)
+        elif files.setdefault(name, file) != file:
+            problem = f"{files[name]} is the same guest, which can be restored only once"
+            yield Finding(problem, "remove the older file", is_error=True, file=file, guest=name)
 
 
 def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watcher) -> Iterator[Finding]:
@@ -4859,7 +4875,7 @@ def outcomes_of(
             result = "skipped"
         elif broken:
             result, reason = "refused", broken[0]
-        elif kind == "saved" and guest.signature and has_run_since(guest.signature[MODIFIED], logs.get(name)):
+        elif is_outdated(guest, logs):
             reason = f"{file} is older than the guest's last start (to discard it: rm {shell_word(file)})"
             result = "refused"
         else:
@@ -4868,10 +4884,12 @@ def outcomes_of(
     return outcomes
 
 
-def has_run_since(saved: int, log: Sequence[int] | None) -> bool:
-    """Whether, according to its log, a guest has run since it was saved at this time (in ns)."""
+def is_outdated(guest: Guest, logs: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a saved guest has run since it was saved, according to xl's logs: its memory no longer fits its disks."""
+    if guest.domain.kind != "saved" or not guest.signature or guest.domain.name not in logs:
+        return False
     # After saving a guest, xl logs that it was destroyed.
-    return log is not None and saved + MAX_SAVE_END * 1e9 < log[-1]
+    return guest.signature[MODIFIED] + MAX_SAVE_END * 1e9 < logs[guest.domain.name][-1]
 
 
 def guest_logs(directory: str, prefix: str) -> dict[str, list[int]]:

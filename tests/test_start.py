@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import shlex
@@ -444,6 +445,25 @@ def test_saved_guest_older_than_its_last_start_is_not_used(host: StartHost, star
         f"guest web was not started: {file} is older than the guest's last start (to discard it: rm {file}).\n"
         in start.logged
     )
+
+
+def test_check_reports_saved_guest_older_than_its_last_start(host: StartHost) -> None:
+    file = host.saved("web", host.image("a"))
+    host.saved("db", host.image("b"))
+    os.utime(file, (time.time() - AGES, time.time() - AGES))
+    host.log("web")
+    (finding,) = xwd.check_saved(host.watcher().look(math.inf))
+    problem = "is older than the guest's last start, so restoring it would damage the guest's disks"
+    assert (finding.file, finding.problem, finding.fix) == (str(file), problem, f"rm {file}")
+
+
+def test_check_reports_guest_that_was_saved_twice(host: StartHost) -> None:
+    first = host.saved("web", host.image("a"))
+    second = first.with_name("web-2")
+    second.write_bytes(first.read_bytes())
+    (finding,) = xwd.check_saved(host.watcher().look(math.inf))
+    assert (finding.file, finding.guest) == (str(second), "web")
+    assert finding.problem == f"{first} is the same guest, which can be restored only once"
 
 
 def test_saved_guest_whose_end_was_logged_just_after_saving_is_used(host: StartHost, start: Start) -> None:
