@@ -440,21 +440,15 @@ def advice_on_key(name: str) -> str:
         section, _, key = known.rpartition(".")
         if key == name.rpartition(".")[2]:
             return f"it belongs under [{section}]" if section else "it belongs before the first section"
-    return advice_on_name(key_as_written(name), list(map(key_as_written, SETTINGS_KEYS)))
+    return closest(key_as_written(name), list(map(key_as_written, SETTINGS_KEYS)))
 
 
 def closest(name: str, known: Sequence[str]) -> str:
-    """The known name that is most similar to this one; empty if none is similar."""
+    """A suggestion for an unknown name."""
     from difflib import get_close_matches
 
     similar = get_close_matches(name, known, 1)
-    return similar[0] if similar else ""
-
-
-def advice_on_name(name: str, known: Sequence[str]) -> str:
-    """A suggestion for an unknown name."""
-    similar = closest(name, known)
-    return f"did you mean {similar}?" if similar else f"known: {join_limited(known, MAX_NAMES) or 'none'}"
+    return f"did you mean {similar[0]}?" if similar else f"known: {join_limited(known, MAX_NAMES) or 'none'}"
 
 
 # --- Clock: time, pauses, signals and threads ------------------------------------------------------------------------
@@ -604,7 +598,7 @@ def read_xendomains_file(path: str, settings: Settings, clock: Clock, limit: flo
     restores = restore != "" if is_debian else restore == "true"
     auto, save = settings.auto or auto, (settings.save or save) if restores else ""
     # systemd runs xendomains in /.
-    auto, save = (directory and os.path.join("/", directory.rstrip("/")) for directory in (auto, save))
+    auto, save = (os.path.join("/", item.rstrip("/")) if item else "" for item in (auto, save))
     if not auto and not save:
         problems.append("sets no guest directory (XENDOMAINS_AUTO), so xendomains starts no guests")
     findings += [Finding(problem, is_error=True, file=path) for problem in problems]
@@ -781,7 +775,8 @@ def xl_tokens(text: str) -> Iterator[Token]:
             break  # xl reports a bad byte together with what follows it, and here nothing follows
         if kind is not None:
             yield Token(kind, match.group(kind), line)
-            line += kind == "newline"
+            if kind == "newline":
+                line += 1
     while True:
         yield Token("end", "", line)
 
@@ -3140,7 +3135,7 @@ class Watcher:
         for path, directory in known.items():
             answer = answers.get(path, directory)
             if isinstance(answer, Exception):
-                answer = directory._replace(status=status_from_answer(answer))
+                answer = directory._replace(status=Status(State.NOT_READY, error_text(answer)))
             if answer is not None:
                 directories[path] = answer
         return directories
@@ -3160,7 +3155,7 @@ class Watcher:
             answer = answers.get(file, guest)
             if isinstance(answer, NoResponse):
                 # Its disks, if they are known, are still needed.
-                answer = guest._replace(status=status_from_answer(answer), signature=())
+                answer = guest._replace(status=Status(State.NOT_READY, error_text(answer)), signature=())
             elif isinstance(answer, Exception):
                 answer = unread_guest(file, files[file])._replace(status=status_of_rejected(answer))
             if answer is not None:
@@ -3194,16 +3189,14 @@ def absent_devices(paths: Iterable[str]) -> set[str]:
     return {path for path in paths if path.startswith("/dev/") and look_at(path) == "nothing"}
 
 
-def status_from_answer(answer: Status | Exception) -> Status:
-    """The status that a call has found; an exception becomes the reason for its path, and affects no other."""
-    return Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
-
-
 def updated_status(before: Status, answer: Status | Exception, *, is_last: bool) -> Status:
-    """The status of a disk after this answer; `is_last` in the last look."""
+    """The status of a disk after this answer; an exception becomes its reason, and affects no other disk.
+
+    `is_last` in the last look.
+    """
     if is_last and isinstance(answer, NoResponse) and before.state in (State.MISSING, State.NOT_READY):
         return before  # there may have been too little time, and `before` says more
-    status = status_from_answer(answer)
+    status = Status(State.NOT_READY, error_text(answer)) if isinstance(answer, Exception) else answer
     return status if status.state is not before.state else before  # `before` may have a better reason
 
 
@@ -3457,9 +3450,9 @@ class Journal:
         self._stream = stream
         self._clock = clock
         self._dropped = 0
-        self._is_journal = is_journal(stream)
-        self._is_terminal = not self._is_journal and stream is not None and stream.isatty()
         self._descriptor = descriptor_for(stream)
+        self._is_journal = is_journal(self._descriptor)
+        self._is_terminal = os.isatty(self._descriptor)
         self._shows_progress = False
 
     def log(self, level: int, text: str, **fields: str) -> None:
@@ -3554,10 +3547,10 @@ def descriptor_for(stream: IO[str] | None) -> int:
     return descriptor
 
 
-def is_journal(stream: IO[str] | None) -> bool:
-    """Whether the stream is connected to the journal: $JOURNAL_STREAM in systemd.exec(5)."""
-    with suppress(OSError, ValueError):
-        status = os.fstat(stream.fileno() if stream is not None else -1)
+def is_journal(descriptor: int) -> bool:
+    """Whether a descriptor is connected to the journal: $JOURNAL_STREAM in systemd.exec(5)."""
+    with suppress(OSError):
+        status = os.fstat(descriptor)
         return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     return False
 
@@ -3866,8 +3859,7 @@ def missing_messages(needs: Sequence[Need], timeout: float) -> list[Message]:
     still, after = ("still ", f" after {format_time_span(timeout)}") if timeout else ("", "")
 
     def about(need: Need) -> str:
-        word = unready_word(need.status)
-        reason = with_hint(need.status.reason, need.status.hint)
+        word, reason = unready_word(need.status), with_hint(need.status.reason, need.status.hint)
         return f"{need.path} for {need.guest} is {still}{word}{after}: {reason}"
 
     about_all = "{counts} {verb} " + still + "{word}" + after
@@ -3898,9 +3890,8 @@ def limited(messages: list[Message], most: int = MAX_LINES) -> list[Message]:
 
 def fields_of(need: Need) -> dict[str, str]:
     """The fields for the journal about something missing."""
-    status = need.status
-    fields = {"STATE": status.state.value, "REASON": status.reason, "HINT": status.hint}
-    return {"DISK": need.path, "DOMAIN": need.guest, **fields}
+    state, reason, hint = need.status.state.value, need.status.reason, need.status.hint
+    return {"DISK": need.path, "DOMAIN": need.guest, "STATE": state, "REASON": reason, "HINT": hint}
 
 
 def counts_of(needs: Sequence[Need]) -> str:
@@ -4021,9 +4012,8 @@ def guest_as_json(guest: Guest, snapshot: Snapshot, found: Mapping[str, float] |
 
 def identity_as_json(guest: Guest) -> dict[str, str]:
     """The fields that identify a guest, and how xendomains starts it."""
-    domain = guest.domain
-    names = {"name": well_formed(domain.name), "kind": domain.kind, "source": well_formed(domain.source)}
-    return {**names, "start": guest.start.how}
+    name, source = well_formed(guest.domain.name), well_formed(guest.domain.source)
+    return {"name": name, "kind": guest.domain.kind, "source": source, "start": guest.start.how}
 
 
 def status_as_json(status: Status) -> dict[str, str | None]:
@@ -4181,13 +4171,12 @@ def picture_of_tree(snapshot: Snapshot, layers: Mapping[str, Layer], screen: Scr
     for guest in snapshot.guests.values():
         reason = f": {guest.status.reason}" if guest.status.reason else ""
         rows.append((guest.domain.name, "guest", f"{guest_word(snapshot.guest_status(guest).state)}{reason}"))
-        pairs = list(zip(guest.domain.all_disks(), guest.required))
-        for disk, required in pairs:
+        disks = guest.domain.all_disks()
+        for disk, required in zip(disks, guest.required):
             status = snapshot.disk_status(required)
             unknown = Layer(required.path or disk.target or "-", "", Problem(status.reason or status.state.value))
             layer = layers.get(required.path, unknown)
-            is_last = required is pairs[-1][1]
-            rows += rows_of_layer(layer, "", is_last, layer.cause, screen, f"{disk.vdev}  ")
+            rows += rows_of_layer(layer, "", disk is disks[-1], layer.cause, screen, f"{disk.vdev}  ")
     return format_table(rows, screen)
 
 
@@ -4371,16 +4360,19 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     uses = uses_of(snapshot, watcher)
     # Cluster managers bring up storage themselves.
     reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
-    checks = [check_disks_now(snapshot, uses, watcher), check_files(snapshot, "the next boot will wait for this")]
-    checks += [check_sharing(uses), check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
-    checks += [check_started_twice(snapshot), check_saved(snapshot)]
-    checks += [check_units(snapshot)] if snapshot.guests and not watcher.names else []
+    found = [*check_disks_now(snapshot, uses, watcher), *check_files(snapshot, "the next boot will wait for this")]
+    found += [*check_sharing(uses), *check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
+    found += [*check_started_twice(snapshot), *check_saved(snapshot)]
+    if snapshot.guests and not watcher.names:
+        found += check_units(snapshot)
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
-        checks += [check_name(use, facts)]
+        found += check_name(use, facts)
         if snapshot.disk_status(use.required) == READY:
-            checks += [check_host_use(use, facts)] + ([check_reboot(use, facts)] if reboot else [])
-    found = dict.fromkeys(finding for findings in checks for finding in findings)
-    return [item for item in found if not watcher.names or item.file in ("", *snapshot.guests, *snapshot.directories)]
+            found += check_host_use(use, facts)
+            if reboot:
+                found += check_reboot(use, facts)
+    files = ("", *snapshot.guests, *snapshot.directories)
+    return [item for item in dict.fromkeys(found) if not watcher.names or item.file in files]
 
 
 def uses_of(snapshot: Snapshot, watcher: Watcher) -> list[DiskUse]:
@@ -4419,7 +4411,7 @@ def check_started_twice(snapshot: Snapshot) -> Iterator[Finding]:
 
 def check_saved(snapshot: Snapshot) -> Iterator[Finding]:
     """Saved guests whose memory no longer fits their disks, and guests that have been saved twice."""
-    logs = xl_logs()
+    logs = guest_logs(XL_LOGS, "xl-")
     files: dict[str, str] = {}
     for file, guest in snapshot.guests.items():
         name = guest.domain.name
@@ -4587,9 +4579,9 @@ def devices_above(name: str) -> list[str]:
 
 def holders_of(name: str) -> list[str]:
     """What this host has built on a device: not the partitions of a map, nor a guest's LVM volumes on a map."""
-    uuids = {item: attribute(device_directory(item), "dm/uuid") for item in devices_above(name)}
     ours = ("part", "LVM-") if name.startswith("dm-") else ("part",)
-    return [item for item in list_names(f"{device_directory(name)}/holders") if not uuids[item].startswith(ours)]
+    holders = list_names(f"{device_directory(name)}/holders")
+    return [item for item in holders if not attribute(device_directory(item), "dm/uuid").startswith(ours)]
 
 
 def check_reboot(use: DiskUse, facts: StorageFacts) -> Iterator[Finding]:
@@ -4855,7 +4847,7 @@ def outcomes_of(
 ) -> dict[str, Outcome]:
     """By name, whether each guest may be started now ("ready"), or why not. If in doubt, it may not."""
     outcomes = {}
-    logs, lost, needs = xl_logs(), lost_guests(snapshot), snapshot.missing()
+    logs, lost, needs = guest_logs(XL_LOGS, "xl-"), lost_guests(snapshot), snapshot.missing()
     have_run: set[str] = set() if options.guests else started_since_boot(logs)
     patterns = ("*",) if options.guests else settings.late_domains
     for guest in select_guests(snapshot, options.guests):
@@ -4908,16 +4900,11 @@ def guest_logs(directory: str, prefix: str) -> dict[str, list[int]]:
     return logs
 
 
-def xl_logs() -> dict[str, list[int]]:
-    """The logs of the guests that xl has started."""
-    return guest_logs(XL_LOGS, "xl-")
-
-
 def record_logs() -> None:
     """Records the state of the guests' logs before xendomains starts them, once per boot. Raises OSError."""
     # Long after the boot, this is not the wait at boot, and guests may have been started before it.
     if not os.path.exists(LOGS_AT_BOOT) and time.clock_gettime(time.CLOCK_BOOTTIME) < MAX_BOOT:
-        write_record(LOGS_AT_BOOT, xl_logs())
+        write_record(LOGS_AT_BOOT, guest_logs(XL_LOGS, "xl-"))
 
 
 def started_since_boot(logs: Mapping[str, Sequence[int]]) -> set[str]:
@@ -5159,8 +5146,10 @@ def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> 
     if rest and (rest[0] in COMMANDS or rest[0] in ("-h", "--help", "--version")):
         return given
     if rest and not rest[0].startswith("-"):
-        similar = closest(rest[0], list(COMMANDS))
-        meant = f" {similar}" if similar else f": {COMMAND} wait {shell_word(rest[0])}"
+        from difflib import get_close_matches
+
+        similar = get_close_matches(rest[0], COMMANDS, 1)
+        meant = f" {similar[0]}" if similar else f": {COMMAND} wait {shell_word(rest[0])}"
         error(f"unknown command '{rest[0]}' (did you mean{meant}?)")
     if command := next((item for item in rest if item in COMMANDS), ""):
         error(f"options follow the command, as in {COMMAND} {command} {rest[0]}")
@@ -5306,7 +5295,7 @@ def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
             known = {item for domain in domains for item in (domain.name, os.path.basename(domain.source))}
-            return f"'{name}' is not the name of a guest that starts at boot ({advice_on_name(name, sorted(known))})"
+            return f"'{name}' is not the name of a guest that starts at boot ({closest(name, sorted(known))})"
     return ""
 
 

@@ -287,3 +287,10 @@ def test_tampered_record_sends_no_escape_sequences_to_the_terminal(waited: Host)
 def test_wide_and_combining_characters_in_one_text_do_not_widen_a_line() -> None:
     """Together they occupy as many columns as there are characters."""
     assert max(map(xwd.display_width, xwd.wrapped("\ub71c\u059c" * 40, 20))) <= 20
+
+
+def test_last_disk_of_a_guest_has_the_last_branch(host: Host) -> None:
+    host.configure("[ignore]\ndisks = *")
+    host.guest("web", host.images / "a", host.images / "b")
+    _, _, *disks = host.run("list", "--tree", PYTHONIOENCODING="utf-8").output.splitlines()
+    assert [line[:6] for line in disks] == ["├─xvda", "└─xvdb"]
