@@ -802,7 +802,7 @@ def xl_value(tokens: Iterator[Token]) -> tuple[str | list[Any], int]:
         elif token.kind == "newline" and lists:
             continue
         else:
-            raise syntax_error(token, ", or ]" if after_value else "a string, a number or [")
+            raise syntax_error(token, ", or ]" if after_value else "a string, a number or '['")
         if not lists:
             return value, token.line
         lists[-1].append(value)
@@ -1033,8 +1033,11 @@ def read_libvirt_domain(path: str) -> Domain:
     try:
         with open_regular_file(saved) as file:
             return domain_from_libvirt_xml(saved_by_libvirt(file), path)._replace(saved=saved)
+    except Unsupported as error:
+        raise Unsupported(f"its managed save {saved} {error}") from None
     except ConfigError as error:
-        raise type(error)(f"its managed save {saved} {error}") from None
+        discard = f"{VIRSH} managedsave-remove {shell_word(os.path.basename(saved)[: -len('.save')])}"
+        raise ConfigError(f"its managed save {saved} {error} (to discard it: {discard})") from None
 
 
 def domain_from_libvirt_xml(text: str, source: str) -> Domain:
@@ -1047,7 +1050,7 @@ def domain_from_libvirt_xml(text: str, source: str) -> Domain:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         problem = str(error).partition(":")[0]
-        raise ConfigError(f"line {error.position[0]}: {problem} (see virt-xml-validate FILE)") from None
+        raise ConfigError(f"is not valid XML: line {error.position[0]}: {problem}") from None
     except UnicodeEncodeError:
         raise ConfigError("is not UTF-8") from None
     name = root.findtext("name")
@@ -3729,7 +3732,7 @@ class Reporter:
         if stopped_by:
             result, level = "stopped", WARNING
             waiting = f", still waiting for {self._summary}" if self._missing else ""
-            text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
+            text = f"Stopped by {signal.Signals(stopped_by).name} after {plural(round(seconds), 'second')}{waiting}."
         elif self._missing:
             result, level = "timeout", ERR
             messages += limited(missing_messages(self._missing, self._timeout))
@@ -3946,10 +3949,10 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
         gone = [f"{path} {status.reason}" for path, status in statuses if status.is_rejected()]
         if guest.status.is_rejected():
             effect = f"{'libvirt' if guest.domain.kind == 'libvirt' else 'xl'} will reject it"
-            effect = effect if guest.status.state is State.REFUSED else "it is ignored"
+            effect = effect if guest.status.state is State.REFUSED else "its disks are not waited for"
             lost[file] = f"{guest.status.reason}; {effect}"
         elif gone or (guest.start.how == "none" and not guest.start.instead):
-            lost[file] = guest.start.reason or join_limited(gone, MAX_LISTED)
+            lost[file] = guest.start.reason or "; ".join(gone)
     return lost
 
 
@@ -5140,9 +5143,14 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> list[str]:
     """The arguments with the default command, if they name none, and with TIME after --wait, if it is left out."""
     # argparse would take a guest after --wait for its TIME.
+    for argument, following in zip(arguments, arguments[1:]):
+        if argument == "--wait" and re.fullmatch(r"[0-9.]+[a-z]*", following):
+            error(f"write the time behind =, as in --wait={following}")
     given = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
     first = 2 if given[0] == "--config" else int(given[0].startswith("--config="))
     rest = given[first:]
+    if any(item == "--config" or item.startswith("--config=") for item in rest):
+        error(f"--config precedes the command, as in {COMMAND} --config FILE list")
     if rest and (rest[0] in COMMANDS or rest[0] in ("-h", "--help", "--version")):
         return given
     if rest and not rest[0].startswith("-"):
@@ -5295,7 +5303,8 @@ def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
             known = {item for domain in domains for item in (domain.name, os.path.basename(domain.source))}
-            return f"'{name}' is not the name of a guest that starts at boot ({closest(name, sorted(known))})"
+            which = "matches no guest" if re.search(r"[*?[]", name) else "is not the name of a guest"
+            return f"'{name}' {which} that starts at boot ({closest(name, sorted(known))})"
     return ""
 
 
@@ -5377,7 +5386,8 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             lost = {item["name"] for item in last["guests"] if State(item["state"]) in AWAITED}
             later = start_later(lost, patterns)
-            head = [f"{last['started']}: {last['result']} after {waited} of {timeout}", *advice_lines(*later, screen)]
+            head = wrapped(f"{last['started']}: {last['result']} after {waited} of {timeout}", screen.columns)
+            head += advice_lines(*later, screen)
             gap = [""] if screen.columns else []
             text = "\n".join([*head, *gap, *picture_of_last(last, screen)])
         is_ready = last["result"] == "ready"
@@ -5426,8 +5436,10 @@ def journal_entries(*matches: str) -> list[dict[str, Any]]:
 
 def metrics_of(last: Mapping[str, Any]) -> Iterator[str]:
     """The record of a wait in Prometheus' text-based exposition format."""
-    disks = {disk["path"]: disk for guest in last["guests"] for disk in disks_in(guest) if disk["path"]}
-    states = {"guest": [item["state"] for item in last["guests"]], "disk": [item["state"] for item in disks.values()]}
+    rows = [disk for guest in last["guests"] for disk in disks_in(guest)]
+    disks = {disk["path"]: disk for disk in rows if disk["path"]}
+    counted = [*disks.values(), *(disk for disk in rows if not disk["path"])]  # without a path: skipped
+    states = {"guest": [item["state"] for item in last["guests"]], "disk": [item["state"] for item in counted]}
     values = {
         "waited_seconds": last["waited"],
         "timeout_seconds": last["timeout"],

@@ -176,7 +176,7 @@ def test_directory_behind_dangling_link_is_an_error(host: Host) -> None:
 def test_configuration_rejected_by_xl_is_an_error(host: Host) -> None:
     (host.auto / "web.cfg").write_text("name=web\n")
     assert check(host) == [
-        "web.cfg: error: line 1: syntax error near 'web', expected a string, a number or [; xl will reject it"
+        "web.cfg: error: line 1: syntax error near 'web', expected a string, a number or '['; xl will reject it"
     ]
 
 

@@ -156,15 +156,15 @@ def test_boot_files_of_a_guest_are_required(xml: str, files: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: no element found"),
-        ("<domain>\n<name>web</nam>\n</domain>", "line 2: mismatched tag"),
-        ("<domain>\n<name>&web;</name>\n</domain>", "line 2: undefined entity"),
-        ("<domain><name>a\0b</name></domain>", "line 1: not well-formed"),
+        ("", "is not valid XML: line 1: no element found"),
+        ("<domain>\n<name>web</nam>\n</domain>", "is not valid XML: line 2: mismatched tag"),
+        ("<domain>\n<name>&web;</name>\n</domain>", "is not valid XML: line 2: undefined entity"),
+        ("<domain><name>a\0b</name></domain>", "is not valid XML: line 1: not well-formed"),
         ("<domain><name>\udcff</name></domain>", "is not UTF-8"),
         ("<!DOCTYPE domain [<!ENTITY a 'b'>]><domain><name>&a;</name></domain>", "has a DOCTYPE"),
         ("<domain/>", "describes no guest"),
         ("<network><name>web</name></network>", "describes no guest"),
-        ("<a>" * 40_000, "line 1: no element found"),
+        ("<a>" * 40_000, "is not valid XML: line 1: no element found"),
     ],
 )
 def test_xml_that_is_not_a_guest_is_refused_with_its_line(text: str, message: str) -> None:
@@ -325,7 +325,7 @@ def test_file_that_is_not_xml_is_refused_with_its_line(libvirt_host: LibvirtHost
     (guest,) = guests_of(libvirt_host)
     assert (guest["state"], guest["reason"]) == (
         "refused",
-        "line 2: mismatched tag (see virt-xml-validate FILE)",
+        "is not valid XML: line 2: mismatched tag",
     )
 
 

@@ -507,7 +507,7 @@ def test_signal_ends_the_wait_within_a_second_though_messages_are_slow(host: Hos
     assert clock.seconds <= 2
     reader.read()
     last = reader.messages.splitlines()[-1]
-    assert last.startswith("Stopped by SIGTERM after 1 seconds, still waiting for 1 disk of 1 guest")
+    assert last.startswith("Stopped by SIGTERM after 1 second, still waiting for 1 disk of 1 guest")
 
 
 @pytest.mark.parametrize("command", ["check", "list"])
