@@ -4802,8 +4802,11 @@ class Starter:
                 self._next[name] = (now + pause, outcome)
                 return
             outcome = outcome._replace(reason=f"{outcome.reason} (no further attempts)")
-        if outcome.result == "running" and before and before.is_in_progress:
-            outcome = outcome._replace(result="restored" if guest.start.how == "restore" else "started")
+        if before and before.is_in_progress:
+            if outcome.result == "waiting":
+                outcome = before  # our own xl holds the lock
+            elif outcome.result == "running":
+                outcome = outcome._replace(result="restored" if guest.start.how == "restore" else "started")
         if outcome.result != "waiting":
             self._settle(outcome)
             return

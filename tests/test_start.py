@@ -781,6 +781,19 @@ def test_late_success_of_xl_is_reported(host: StartHost) -> None:
     assert "guest web has been started.\n" in result.messages
 
 
+def test_success_is_reported_however_often_xl_was_still_running(
+    host: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.guest("web", host.image("web"))
+    in_progress = ("waiting", "xl, which is still running", True)
+    held = ("waiting", "another process, which is starting it", False)
+    answers = iter([in_progress, held, held, ("running", "", False)])
+    monkeypatch.setattr(xwd, "start_guest", lambda guest, *others: xwd.Outcome(guest, *next(answers)))
+    assert start(wait=600) == xwd.EXIT_READY
+    assert "guest web has been started.\n" in start.logged
+    assert "another process" not in start.logged
+
+
 def test_late_failure_of_xl_is_reported(host: StartHost) -> None:
     host.guest("web", host.image("web"))
     host.let_xl(f"while [ ! -e {host.root}/done ]; do sleep 0.05; done; echo no memory; exit 5")
