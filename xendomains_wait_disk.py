@@ -176,10 +176,13 @@ def quoted(text: str) -> str:
 
 
 def shell_word(text: str) -> str:
-    """The text as one word of a shell command."""
+    """The text as one word of a bash command; characters that cannot be printed are escaped, as in $'\\n'."""
     from shlex import quote
 
-    return quote(text)
+    if text.isprintable():
+        return quote(text)
+    in_octal = re.sub(rb"[^a-zA-Z0-9/._-]", lambda match: b"\\%03o" % match[0][0], os.fsencode(text))
+    return f"$'{in_octal.decode()}'"
 
 
 def join_limited(texts: Sequence[str], most: int) -> str:
@@ -558,7 +561,8 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     status 6, and Debian's starts no guests.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
-    libvirt = "" if is_absent(settings.libvirt) else settings.libvirt
+    is_unused = settings.libvirt == Settings().libvirt and is_absent(settings.libvirt)
+    libvirt = "" if is_unused else settings.libvirt
     if path is not None:
         xendomains, findings = read_xendomains_file(path, settings, clock, limit)
         return xendomains._replace(libvirt=libvirt), findings
@@ -795,7 +799,7 @@ def xl_value(tokens: Iterator[Token]) -> tuple[str | list[Any], int]:
         elif token.kind == "newline" and lists:
             continue
         else:
-            raise syntax_error(token, ", or ]" if after_value else "a string, a number or [")
+            raise syntax_error(token, ", or ]" if after_value else "a string, a number or '['")
         if not lists:
             return value, token.line
         lists[-1].append(value)
@@ -1026,8 +1030,11 @@ def read_libvirt_domain(path: str) -> Domain:
     try:
         with open_regular_file(saved) as file:
             return domain_from_libvirt_xml(saved_by_libvirt(file), path)._replace(saved=saved)
+    except Unsupported as error:
+        raise Unsupported(f"its managed save {saved} {error}") from None
     except ConfigError as error:
-        raise type(error)(f"its managed save {saved} {error}") from None
+        discard = f"{VIRSH} managedsave-remove {shell_word(os.path.basename(saved)[: -len('.save')])}"
+        raise ConfigError(f"its managed save {saved} {error} (to discard it: {discard})") from None
 
 
 def domain_from_libvirt_xml(text: str, source: str) -> Domain:
@@ -1040,7 +1047,7 @@ def domain_from_libvirt_xml(text: str, source: str) -> Domain:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         problem = str(error).partition(":")[0]
-        raise ConfigError(f"line {error.position[0]}: {problem} (see virt-xml-validate FILE)") from None
+        raise ConfigError(f"is not valid XML: line {error.position[0]}: {problem}") from None
     except UnicodeEncodeError:
         raise ConfigError("is not UTF-8") from None
     name = root.findtext("name")
@@ -2809,7 +2816,7 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
     `listing` has the names in the directory of saved guests, separated by blanks. Sources:
     tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
     """
-    planned = {}
+    starts = {}
     taken: dict[str, Start] = {}  # by guest name: why no other file starts it
     for path, guest in guests.items():
         name, is_saved, file = guest.domain.name, guest.domain.kind == "saved", os.path.basename(path)
@@ -2829,7 +2836,13 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
             if is_saved and xendomains.is_debian:
                 failed = Start("none", f"Debian's xendomains does not create it, because it fails to restore {path}")
                 taken[file] = started if comes_up else failed
+        starts[path] = start
+    planned = {}
+    for path, guest in guests.items():
+        start = starts[path]
         if start.how == "none":
+            if guest.domain.kind != "saved":
+                start = taken.get(guest.domain.name, start)  # a later file may start the guest
             guest = guest._replace(status=Status(State.SKIPPED, start.reason), required=())
         planned[path] = guest if start == guest.start else guest._replace(start=start)
     return planned
@@ -3110,8 +3123,13 @@ class Watcher:
         kinds = {given.save: "saved", given.auto: "auto", given.libvirt: "libvirt"}
         before = self.known.directories
         known = {path: before.get(path, Directory(kind, status=UNKNOWN)) for path, kind in kinds.items() if path}
+        # The default directories exist once they are needed; xendomains creates the one for saved guests.
         setting = "[paths] auto" if self.settings.auto else "XENDOMAINS_AUTO"
-        calls: dict[str, Call] = {path: partial(list_directory, path, known[path], setting, facts) for path in known}
+        settings = {given.auto: setting, given.libvirt: "[paths] libvirt", DEFAULT_AUTO: "", Settings().libvirt: ""}
+        calls: dict[str, Call] = {
+            path: partial(list_directory, path, directory, settings.get(path, ""), facts)
+            for path, directory in known.items()
+        }
         answers = self.calls.run("list", calls, deadline, self._patience(deadline))
         directories = {}
         for path, directory in known.items():
@@ -3203,7 +3221,7 @@ def is_named(name: str, pattern: str) -> bool:
 def list_directory(path: str, before: Directory, setting: str, facts: StorageFacts) -> Directory | None:
     """The files in a directory that the shell's * matches, sorted; None if it does not exist and need not.
 
-    `setting` is the setting that names the directory.
+    `setting` is the setting that names the directory; empty if it need not exist.
     """
     try:
         with os.scandir(path) as found:
@@ -3212,8 +3230,7 @@ def list_directory(path: str, before: Directory, setting: str, facts: StorageFac
             is_crowded = next(names, None) is not None
     except OSError as error:
         status = status_of_unreadable(path, error, before.status, facts)
-        # Xen's default directories exist once they are needed; xendomains creates the one for saved guests.
-        if status is None and path != DEFAULT_AUTO and before.kind == "auto":
+        if status is None and setting:
             status = Status(State.UNREADABLE, f"does not exist; correct {setting}, or create it")
         return Directory(before.kind, status=status) if status else None
     warning = f"contains more than {MAX_FILES} files; only {MAX_FILES} of them are read" if is_crowded else ""
@@ -3602,6 +3619,7 @@ class Reporter:
         self._lines = 0  # sent since the last reminder, except those about what was found
         self._announced: set[tuple[str, str]] = set()  # paths and guests that were reported as missing
         self._status = ""
+        self._summary = ""  # of what is missing
         self._problems: dict[str, list[Finding]] = {}  # those reported, by file or directory
         self._found: dict[str, float] = {}  # seconds after which each path was found
 
@@ -3631,6 +3649,7 @@ class Reporter:
         if snapshot is self._snapshot:
             return []
         before, self._missing, self._snapshot = self._missing, snapshot.missing(), snapshot
+        self._summary = summary_of(self._missing) if self._missing else ""
         paths = {item.path for item in self._missing}
         messages: list[Message] = [(DEBUG, f"Checked {size_of(snapshot)}; still missing: {len(paths)}.", {})]
         seconds = round(self._clock.now() - self._started, 3)
@@ -3686,7 +3705,7 @@ class Reporter:
         status = "All disks are ready." if self._status else ""
         if self._missing:
             seconds = self._clock.now() - self._started
-            status = f"Waiting for {summary_of(self._missing)}"
+            status = f"Waiting for {self._summary}"
             limit = f" of {format_time_span(self._timeout)}" if self._timeout < FOREVER else ""
             self._journal.progress(f"{seconds:.0f}s{limit}: {status}")
         if status != self._status:
@@ -3709,15 +3728,15 @@ class Reporter:
         useless = [f"no guest starts from {join_limited(files, MAX_NAMES)}"] if files else []
         if stopped_by:
             result, level = "stopped", WARNING
-            waiting = f", still waiting for {summary_of(self._missing)}" if self._missing else ""
-            text = f"Stopped by {signal.Signals(stopped_by).name} after {seconds:.0f} seconds{waiting}."
+            waiting = f", still waiting for {self._summary}" if self._missing else ""
+            text = f"Stopped by {signal.Signals(stopped_by).name} after {plural(round(seconds), 'second')}{waiting}."
         elif self._missing:
             result, level = "timeout", ERR
             messages += limited(missing_messages(self._missing, self._timeout))
             later = " ".join(start_later(snapshot.waiting_guests(), patterns)).strip()
             text = "; ".join([f"These guests will probably not come up: {guests}", *useless])
             text += f" ({later})." if later else "."
-            notify(f"STATUS=Timed out waiting for {summary_of(self._missing)}")
+            notify(f"STATUS=Timed out waiting for {self._summary}")
         else:
             result, level = "ready", INFO
             text = f"Everything is ready for {size_of(snapshot)}."
@@ -3763,6 +3782,17 @@ class Cause(NamedTuple):
         """As in "the disks are missing"."""
         return unready_word(self.needs[0].status)
 
+    @property
+    def differs_by_path(self) -> bool:
+        """Whether each path has a cause of its own, even if all of them read the same."""
+        statuses = {need.status for need in self.needs}
+        return len(statuses) > 1 or re.match("does not exist|is ", self.reason) is not None
+
+    def sentence(self) -> str:
+        """The reason, and a command that helps, or without one, the first paths."""
+        named = "" if self.hint else f" ({join_limited(self.paths, MAX_NAMED)})"
+        return f"{with_hint(self.reason, self.hint)}{named}"
+
 
 def with_hint(reason: str, hint: str | None) -> str:
     """The reason, and the command that helps if there is one."""
@@ -3770,11 +3800,30 @@ def with_hint(reason: str, hint: str | None) -> str:
 
 
 def causes_of(needs: Iterable[Need]) -> list[Cause]:
-    """What is missing, by cause; the most frequent cause comes first."""
-    groups: dict[tuple[str, str], list[Need]] = {}
+    """What is missing, by cause; the most frequent cause comes first. Many that differ only in names are one."""
+    same: dict[tuple[str, str], list[Need]] = {}
     for need in needs:
-        groups.setdefault((need.status.reason, need.status.hint), []).append(need)
-    return sorted((Cause(*why, group) for why, group in groups.items()), key=lambda cause: -len(cause.needs))
+        same.setdefault((need.status.reason, need.status.hint), []).append(need)
+    similar: dict[tuple[str, ...], list[Cause]] = {}
+    for (reason, hint), group in same.items():
+        similar.setdefault(without_names(group[0]), []).append(Cause(reason, hint, group))
+    causes: list[Cause] = []
+    for alike in similar.values():
+        if len(alike) > MAX_NAMED:
+            reason = f"{alike[0].reason} ({len(alike) - 1} more like this)"
+            alike = [Cause(reason, alike[0].hint, [need for cause in alike for need in cause.needs])]
+        causes += alike
+    return sorted(causes, key=lambda cause: -len(cause.needs))
+
+
+def without_names(need: Need) -> tuple[str, ...]:
+    """The state, reason and command, without the words in which those of similar disks differ."""
+    names = set(re.split("[/:]", need.path))
+
+    def general(text: str) -> str:
+        return " ".join(word for word in text.split() if not re.search("[0-9/]", word) and word not in names)
+
+    return need.status.state.value, general(need.status.reason), general(need.status.hint)
 
 
 def messages_by_cause(
@@ -3789,8 +3838,7 @@ def messages_by_cause(
             continue
         verb = "is" if len(cause.paths) == 1 else "are"
         words = about_all.format(counts=counts_of(cause.needs), verb=verb, word=cause.word)
-        named = "" if cause.hint else f" ({join_limited(cause.paths, MAX_NAMED)})"
-        text = f"{words}: {with_hint(cause.reason, cause.hint)}{named}"
+        text = f"{words}: {cause.sentence()}"
         messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
         entries += [(INFO, about_one(item), fields_of(item)) for item in cause.needs]
     return messages + entries
@@ -3857,19 +3905,29 @@ def summary_of(needs: Sequence[Need]) -> str:
     """The number of disks and guests, and the first causes or disks, on one line."""
     texts = [f"{item.path} for {item.guest} ({item.status.reason})" for item in needs]
     if len(needs) > MAX_NAMED:
-        texts = [cause.reason for cause in causes_of(needs)]
+        texts = [cause.sentence() for cause in causes_of(needs)]
     return f"{counts_of(needs)}: {join_limited(texts, MAX_NAMED)}"
 
 
+def late_service_runs() -> bool:
+    """Whether the service that starts late guests runs; in the wait at boot, whether it is about to."""
+    # systemd has this link while a unit is active: unit_export_invocation_id() in its src/core/unit.c.
+    is_active = not is_absent(f"{RUN}/systemd/units/invocation:{LATE_SERVICE}")
+    return is_active or ("RUNTIME_DIRECTORY" in os.environ and is_enabled(LATE_SERVICE))
+
+
 def start_later(names: set[str], patterns: Sequence[str]) -> tuple[str, str]:
-    """How these guests start once their disks are ready: by a service, if enabled, or by hand, with this command."""
-    has_service = is_enabled(LATE_SERVICE)
+    """How these guests start once their disks are ready: by a service, or by hand, with this command."""
+    has_service = late_service_runs()
     by_service = sorted(name for name in names if has_service and matches_any((name,), patterns))
     by_hand = sorted(names.difference(by_service))
-    when = "its disk is ready" if len(by_service) == 1 else "their disks are ready"
-    once, them = ("its disk is ready", "it") if len(by_hand) == 1 else ("their disks are ready", "them")
-    texts = [f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} when {when}"] if by_service else []
-    texts += [f"once {once}, start {them} with:"] if by_hand else []
+    texts = []
+    if by_service:
+        texts.append(f"{LATE_SERVICE} will start {join_limited(by_service, MAX_NAMES)} once the disks are ready")
+    if by_hand:
+        one, more = ("the other", "the others") if by_service else ("it", "them")
+        once = "" if by_service else "once the disks are ready, "
+        texts.append(f"{once}start {one if len(by_hand) == 1 else more} with:")
     which = "".join(f" {shell_word(name)}" for name in by_hand) if len(by_hand) <= MAX_LISTED else ""
     command = f"{COMMAND} start{which}" if by_hand else ""
     return printable(shortened("; ".join(texts), MAX_REASON)), printable(shortened(command, MAX_REASON))
@@ -3888,10 +3946,10 @@ def lost_guests(snapshot: Snapshot) -> dict[str, str]:
         gone = [f"{path} {status.reason}" for path, status in statuses if status.is_rejected()]
         if guest.status.is_rejected():
             effect = f"{'libvirt' if guest.domain.kind == 'libvirt' else 'xl'} will reject it"
-            effect = effect if guest.status.state is State.REFUSED else "it is ignored"
+            effect = effect if guest.status.state is State.REFUSED else "its disks are not waited for"
             lost[file] = f"{guest.status.reason}; {effect}"
         elif gone or (guest.start.how == "none" and not guest.start.instead):
-            lost[file] = guest.start.reason or join_limited(gone, MAX_LISTED)
+            lost[file] = guest.start.reason or "; ".join(gone)
     return lost
 
 
@@ -4037,11 +4095,11 @@ def screen_of(stream: IO[str] | None) -> Screen:
 
 def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
     """The causes, the guests and their state, for a terminal."""
-    numbers, lines = picture_of_causes(problems_in(record), screen)
+    causes, lines = picture_of_causes(problems_in(record), screen)
     rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "CAUSE")]
     for guest in record["guests"]:
         state = guest_word(State(guest["state"]))
-        rows.append((guest["name"], start_words(guest), state, why_not_ready(guest, numbers)))
+        rows.append((guest["name"], start_words(guest), state, why_not_ready(guest, causes)))
     return lines + (format_table(rows, screen) if record["guests"] else [])
 
 
@@ -4055,31 +4113,36 @@ def guest_word(state: State) -> str:
     return "waiting" if state in AWAITED else state.value
 
 
-def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> str:
+def why_not_ready(guest: Mapping[str, Any], causes: Mapping[tuple[str, str], tuple[int, Cause]]) -> str:
     """The disks of a guest that are not ready, with the numbers of their causes; or what is skipped and why."""
     found: dict[int, list[str]] = {}
     for disk in filter(is_problem, disks_in(guest)):
-        found.setdefault(cause_number(disk, numbers), []).append(disk["vdev"])
+        number, cause = causes[why_of(disk)]
+        is_named = not cause.differs_by_path or len(cause.paths) <= MAX_NAMED  # with the cause
+        found.setdefault(number, []).append(disk["vdev"] if is_named else disk["path"])
     if found:
-        return "; ".join(f"{', '.join(vdevs)}: see [{number}]" for number, vdevs in found.items())
+        return "; ".join(f"{', '.join(disks)}: see [{number}]" for number, disks in found.items())
     if is_problem(guest):
-        return f"see [{cause_number(guest, numbers)}]"
+        return f"see [{causes[why_of(guest)][0]}]"
     ignored = [disk for disk in disks_in(guest) if disk["reason"] in (IGNORED_WITH_GUEST.reason, IGNORED.reason)]
     return guest["reason"] or "; ".join(f"{disk['vdev']} {disk['reason']}" for disk in ignored)
 
 
-def cause_number(row: Mapping[str, Any], numbers: Mapping[tuple[str, str], int]) -> int:
-    """The number of the cause of a row's state."""
-    return numbers[row["reason"] or "", row["hint"] or ""]
+def why_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The reason for a row's state, and a command that helps."""
+    return row["reason"] or "", row["hint"] or ""
 
 
-def picture_of_causes(needs: Iterable[Need], screen: Screen) -> tuple[dict[tuple[str, str], int], list[str]]:
-    """The numbers of the causes, by reason and hint, and lines about each of them."""
-    numbers, lines = {}, []
+def picture_of_causes(
+    needs: Iterable[Need], screen: Screen
+) -> tuple[dict[tuple[str, str], tuple[int, Cause]], list[str]]:
+    """The causes with their numbers, by what why_of() returns for a row, and lines about each of them."""
+    causes: dict[tuple[str, str], tuple[int, Cause]] = {}
+    lines = []
     for number, cause in enumerate(causes_of(needs), 1):
-        numbers[cause.reason, cause.hint] = number
+        causes.update(((need.status.reason, need.status.hint), (number, cause)) for need in cause.needs)
         lines += [*picture_of_cause(cause, number, screen), ""]
-    return numbers, lines
+    return causes, lines
 
 
 def picture_of_cause(cause: Cause, number: int, screen: Screen) -> list[str]:
@@ -4119,13 +4182,14 @@ def rows_of_layer(
 ) -> Iterator[Sequence[str]]:
     """The rows of a layer and the layers below it; `is_last` if it is the last branch at its level."""
     branch, last_branch, trunk = screen.branches
-    problem, state = layer.problem, State.READY.value
+    problem, state, hint = layer.problem, State.READY.value, ""
     if problem is not None:
         state = problem.reason.removeprefix(f"{layer.name}: ").removeprefix(f"{layer.name} ")
-        state = f"<-- {with_hint(state, problem.hint)}" if problem == cause else state
+        if problem == cause:
+            state, hint = f"<-- {state}", problem.hint
     elif layer.cause is not None or layer.kind == "file server":  # which is never queried
         state = "-"
-    yield f"{indent}{last_branch if is_last else branch}{label}{layer.name}", layer.kind, state
+    yield f"{indent}{last_branch if is_last else branch}{label}{layer.name}", layer.kind, state, hint
     indent += "  " if is_last else trunk
     for item in layer.below:
         yield from rows_of_layer(item, indent, item is layer.below[-1], cause, screen)
@@ -4136,8 +4200,8 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
     rows: list[Sequence[str]] = [("GUEST", "START", "VDEV", "DISK", "STATE", "REASON")]
 
     def add(guest: str, start: str, vdev: str, path: str, row: Mapping[str, Any]) -> None:
-        hint = row["hint"] if with_hints else ""
-        rows.append((guest, start, vdev, path, row["state"], with_hint(row["reason"] or "", hint)))
+        hint = row["hint"] or "" if with_hints else ""
+        rows.append((guest, start, vdev, path, row["state"], row["reason"] or "", hint))
 
     for directory in record["directories"]:
         add("-", "-", "-", directory["path"], directory)
@@ -4155,7 +4219,7 @@ def table_of_disks(record: Mapping[str, Any], screen: Screen, *, with_hints: boo
 def advice_lines(text: str, command: str, screen: Screen) -> list[str]:
     """What start_later() returns, as sentences; a command is never wrapped."""
     text = f"O{text[1:]}" if text.startswith("once ") else text  # a unit's name must not be capitalized
-    lines = wrapped(text, screen.columns) if text else []
+    lines = wrapped(text if command else f"{text}.", screen.columns) if text else []
     return [*lines, f"    {command}"] if command else lines
 
 
@@ -4175,7 +4239,7 @@ def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
 def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
     """How a wait went: why disks are missing, and after how long each one was found, the slowest first."""
     problems = problems_in(record)
-    numbers, lines = picture_of_causes(problems, screen)
+    causes, lines = picture_of_causes(problems, screen)
     disks: dict[str, dict[str, Any]] = {}
     for guest in record["guests"]:
         for disk in (item for item in disks_in(guest) if item["path"]):
@@ -4192,7 +4256,7 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
         if not screen.columns:
             text = with_hint(disk["reason"] or "", disk["hint"])
         elif is_problem(disk):
-            text = f"see [{cause_number(disk, numbers)}]"
+            text = f"see [{causes[why_of(disk)][0]}]"
         else:
             text = "#" * round(min(seconds / longest, 1) * MAX_BAR)
         rows.append((after, path, join_limited(disk["guests"], MAX_LISTED), disk["state"], text))
@@ -4207,24 +4271,32 @@ def seconds_until_found(disk: Mapping[str, Any]) -> float:
 def format_table(rows: Sequence[Sequence[str]], screen: Screen) -> list[str]:
     """The lines of a table, each column as wide as its cells, but the table no wider than the terminal.
 
-    Cells that do not fit are cut in the middle; those in the last column are wrapped.
+    Cells that do not fit are cut in the middle; those in the last column are wrapped. A row may have one cell more, for
+    a command that helps, which is never wrapped: the first line of one may do something else.
     """
     cells = [[printable(shortened(cell, MAX_CELL)) for cell in row] for row in rows]
-    widths = [max(display_width(row[column]) for row in cells) for column in range(len(cells[0]))]
+    size = len(cells[0])
+    commands = ["".join(row[size:]) for row in cells]
+    widths = [max(display_width(row[column]) for row in cells) for column in range(size)]
     last = widths.pop()
     while screen.columns and max(widths) > 8 and head_width(widths) + min(last, MIN_LAST_COLUMN) > screen.columns:
         widths[widths.index(max(widths))] -= 1
     room = max(screen.columns - head_width(widths), 8) if screen.columns else 0
     lines = []
-    for row in cells:
+    for row, command in zip(cells, commands):
         head = ""
         for title, cell, width in zip(cells[0], row, widths):
             cell = cut(cell, width)
             colour = STATE_COLOURS.get(cell, "") if title == "STATE" else ""
             head += screen.paint(cell, colour) + " " * (width - display_width(cell) + 2)
-        first, *more = wrapped(row[-1], room)
+        text = with_hint(row[size - 1], command)
+        fits = not room or display_width(text) <= room
+        first, *more = [text] if fits else wrapped(row[size - 1], room)
         lines.append(f"{head}{first}".rstrip())
         lines += [" " * head_width(widths) + line for line in more]
+        if command and not fits:
+            advice = f"try: {command}"
+            lines.append(" " * min(head_width(widths), screen.columns - display_width(advice)) + advice)
     return lines
 
 
@@ -4286,7 +4358,7 @@ def findings_of(snapshot: Snapshot, watcher: Watcher, options: Options) -> list[
     reboot = options.reboot and not is_enabled("pacemaker|linstor|ganeti")
     found = [*check_disks_now(snapshot, uses, watcher), *check_files(snapshot, "the next boot will wait for this")]
     found += [*check_sharing(uses), *check_patterns(snapshot, watcher.settings, options.config or CONFFILE)]
-    found += check_started_twice(snapshot)
+    found += [*check_started_twice(snapshot), *check_saved(snapshot)]
     if snapshot.guests and not watcher.names:
         found += check_units(snapshot)
     for use in (use for use in uses if use.guest.domain.source in snapshot.guests):
@@ -4333,6 +4405,22 @@ def check_started_twice(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(problem, fix, is_error=True, file=file, guest=name)
 
 
+def check_saved(snapshot: Snapshot) -> Iterator[Finding]:
+    """Saved guests whose memory no longer fits their disks, and guests that have been saved twice."""
+    logs = guest_logs(XL_LOGS, "xl-")
+    files: dict[str, str] = {}
+    for file, guest in snapshot.guests.items():
+        name = guest.domain.name
+        if guest.domain.kind != "saved" or guest.status != READY:
+            continue
+        if is_outdated(guest, logs):
+            problem = "is older than the guest's last start, so restoring it would damage the guest's disks"
+            yield Finding(problem, f"rm {shell_word(file)}", is_error=True, file=file, guest=name)
+        elif files.setdefault(name, file) != file:
+            problem = f"{files[name]} is the same guest, which can be restored only once"
+            yield Finding(problem, "remove the older file", is_error=True, file=file, guest=name)
+
+
 def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watcher) -> Iterator[Finding]:
     """Disks that are missing or not ready now, and if the path may be mistyped, the closest one that exists."""
     taken = {use.device for use in uses}
@@ -4348,18 +4436,17 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
     suggested = {other: path for path, other in reversed(similar.items()) if other}
     suggestions = {path: f"correct the path, perhaps to {other}" for other, path in suggested.items()}
     for cause in causes_of(bad):
-        if not re.match(OWN_REASON, cause.reason) and len(cause.needs) > MAX_NAMED:
+        if len(cause.needs) > MAX_NAMED and not (cause.differs_by_path and suggestions.keys() & cause.paths):
             named = join_limited(cause.paths, MAX_NAMED)
             problem = f"{counts_of(cause.needs)} {cause.word}: {cause.reason}; disks: {named}"
             yield Finding(problem, cause.hint, is_error=True)
             continue
         for need in cause.needs:
-            fix = suggestions.get(need.path, cause.hint)
-            yield bad[need].finding(f"{need.path} is {cause.word}: {cause.reason}", fix, is_error=True)
+            fix = suggestions.get(need.path, need.status.hint)
+            yield bad[need].finding(f"{need.path} is {cause.word}: {need.status.reason}", fix, is_error=True)
 
 
-# The reasons that are those of one path, though others have the same, and those that a mistyped path may have.
-OWN_REASON = "does not exist|is "
+# The reasons that a mistyped path may have.
 MISTYPED = (
     "does not exist|no block device has|no DRBD resource|no member of|(volume group|ZFS pool) .* (has no|is unknown)"
 )
@@ -4695,7 +4782,11 @@ class Starter:
 
     def try_guest(self, guest: Guest, limit: float) -> None:
         """Starts a guest, or if that fails, schedules another try as long as any are left."""
-        name, outcome = guest.domain.name, start_guest(guest, self._watcher, limit)
+        name = guest.domain.name
+        try:
+            outcome = start_guest(guest, self._watcher, limit)
+        except OSError as error:
+            outcome = Outcome(guest, "failed", f"its lock {error.filename} cannot be opened ({error_text(error)})")
         now, before = self._watcher.clock.now(), self._next[name][1] if name in self._next else None
         if outcome.result == "failed" and self._options.wait:
             if pause := next(self._pauses.setdefault(name, iter(RETRIES)), 0.0):
@@ -4704,8 +4795,11 @@ class Starter:
                 self._next[name] = (now + pause, outcome)
                 return
             outcome = outcome._replace(reason=f"{outcome.reason} (no further attempts)")
-        if outcome.result == "running" and before and before.is_in_progress:
-            outcome = outcome._replace(result="restored" if guest.start.how == "restore" else "started")
+        if before and before.is_in_progress:
+            if outcome.result == "waiting":
+                outcome = before  # our own xl holds the lock
+            elif outcome.result == "running":
+                outcome = outcome._replace(result="restored" if guest.start.how == "restore" else "started")
         if outcome.result != "waiting":
             self._settle(outcome)
             return
@@ -4760,7 +4854,7 @@ def outcomes_of(
         # Until the directories of saved guests have been read, this guest may be in one of them.
         saved = {path: item for path, item in snapshot.directories.items() if (kind, item.kind) == ("auto", "saved")}
         paths = {file, *saved, *(item.path for item in guest.required)}
-        missing = [f"{item.path} ({item.status.reason})" for item in needs if item.path in paths]
+        missing = list(dict.fromkeys(f"{item.path} ({item.status.reason})" for item in needs if item.path in paths))
         broken = [f"{file}: {lost[file]}"] if file in lost else []
         broken += [f"{path}: {item.status.reason}" for path, item in saved.items() if item.status.is_rejected()]
         if name in running:
@@ -4772,7 +4866,7 @@ def outcomes_of(
             result = "skipped"
         elif broken:
             result, reason = "refused", broken[0]
-        elif kind == "saved" and guest.signature and has_run_since(guest.signature[MODIFIED], logs.get(name)):
+        elif is_outdated(guest, logs):
             reason = f"{file} is older than the guest's last start (to discard it: rm {shell_word(file)})"
             result = "refused"
         else:
@@ -4781,10 +4875,12 @@ def outcomes_of(
     return outcomes
 
 
-def has_run_since(saved: int, log: Sequence[int] | None) -> bool:
-    """Whether, according to its log, a guest has run since it was saved at this time (in ns)."""
+def is_outdated(guest: Guest, logs: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a saved guest has run since it was saved, according to xl's logs: its memory no longer fits its disks."""
+    if guest.domain.kind != "saved" or not guest.signature or guest.domain.name not in logs:
+        return False
     # After saving a guest, xl logs that it was destroyed.
-    return log is not None and saved + MAX_SAVE_END * 1e9 < log[-1]
+    return guest.signature[MODIFIED] + MAX_SAVE_END * 1e9 < logs[guest.domain.name][-1]
 
 
 def guest_logs(directory: str, prefix: str) -> dict[str, list[int]]:
@@ -4865,6 +4961,7 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
 
     xl keeps running after that, even when this program exits: it has its own session, and prints to a file. That file
     is also the guest's lock, which is held until xl has exited; the daemon that xl leaves running has closed it.
+    Raises OSError if there can be no such file.
     """
     from fcntl import LOCK_EX, LOCK_NB, flock
     from subprocess import DEVNULL, CompletedProcess, run
@@ -4881,7 +4978,8 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
 
         def call() -> CompletedProcess[bytes]:
             lock.truncate(0)
-            return run(command, shell=True, cwd="/", start_new_session=True, stdin=DEVNULL, stdout=lock, stderr=lock)
+            arguments = [BASH, "-c", command]  # for sh, $'...' may be two words
+            return run(arguments, cwd="/", start_new_session=True, stdin=DEVNULL, stdout=lock, stderr=lock)
 
         # If an earlier call was still running after its limit, this is its answer.
         answers = watcher.calls.run(f"start {guest.domain.name}", {command: call}, now + limit, limit)
@@ -4937,8 +5035,10 @@ def status_of_start(results: Iterable[str], snapshot: Snapshot, options: Options
     is_late = options.wait > 0 and not options.guests
     statuses = [OUTCOMES[item][0] for item in results if item != "refused" or not is_late]
     for directory in snapshot.directories.values():
-        if directory.status.is_awaited() or (directory.status.is_rejected() and not is_late):
+        if directory.status.is_awaited():
             statuses.append(EXIT_TIMED_OUT)
+        elif directory.status.is_rejected() and not is_late:
+            statuses.append(EXIT_USAGE)
     return max(statuses, default=EXIT_READY)
 
 
@@ -5010,7 +5110,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     for item in (wait, start):
         verbosity = item.add_mutually_exclusive_group()
         verbosity.add_argument("-v", "--verbose", action="count", default=0, help="print more; twice: print everything")
-        verbosity.add_argument("-q", "--quiet", action="store_true", help="print only what is still missing at the end")
+        verbosity.add_argument("-q", "--quiet", action="store_true", help="print only what is missing or not started")
     listing.add_argument("--problems", action="store_true", help="show only guests that are not ready")
     check.add_argument("--reboot", action="store_true", help="also report what would not come up at the next boot")
     forms = {item: item.add_mutually_exclusive_group() for item in (listing, check, last, start)}
@@ -5039,9 +5139,14 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
 def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> list[str]:
     """The arguments with the default command, if they name none, and with TIME after --wait, if it is left out."""
     # argparse would take a guest after --wait for its TIME.
+    for argument, following in zip(arguments, arguments[1:]):
+        if argument == "--wait" and re.fullmatch(r"[0-9.]+[a-z]*", following):
+            error(f"write the time behind =, as in --wait={following}")
     given = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
     first = 2 if given[0] == "--config" else int(given[0].startswith("--config="))
     rest = given[first:]
+    if any(item == "--config" or item.startswith("--config=") for item in rest):
+        error(f"--config precedes the command, as in {COMMAND} --config FILE list")
     if rest and (rest[0] in COMMANDS or rest[0] in ("-h", "--help", "--version")):
         return given
     if rest and not rest[0].startswith("-"):
@@ -5068,7 +5173,7 @@ def log_level(settings: Settings, options: Options, environment: Mapping[str, st
     if options.command == "start":
         level = max(level, INFO)  # to show the outcomes
     if options.quiet:
-        level = ERR
+        level = WARNING if options.command == "start" else ERR  # WARNING: guests that are still waiting
     elif options.verbose:
         level = max(level, INFO if options.verbose == 1 else DEBUG)
     return level, findings
@@ -5101,8 +5206,9 @@ def main(clock: Clock, arguments: Sequence[str] | None = None) -> int:
     if options.command == "wait":
         return wait_for_disks(watcher, journal, started)
     if options.command == "start":
-        return start_guests(watcher, options, journal, started)
-    status = show_guests(watcher, options, journal, findings)
+        status = start_guests(watcher, options, journal, started)
+    else:
+        status = show_guests(watcher, options, journal, findings)
     return EXIT_NO_XENDOMAINS if xendomains is None and options.format != "nagios" else status
 
 
@@ -5146,7 +5252,7 @@ def show_list(snapshot: Snapshot, watcher: Watcher, options: Options) -> None:
         show("\n".join(table_of_disks(record, screen, with_hints=options.verbose > 0)))
     else:
         later = start_later(snapshot.waiting_guests(), watcher.settings.late_domains)
-        footer = wrapped(f"{footer_of_list(watcher.known, watcher.xendomains)}.", screen.columns)
+        footer = wrapped(printable(f"{footer_of_list(watcher.known, watcher.xendomains)}."), screen.columns)
         gap = [""] if record["guests"] else []
         show("\n".join([*picture_of_list(record, screen), *gap, *footer, *advice_lines(*later, screen)]))
 
@@ -5193,7 +5299,8 @@ def unknown_name(snapshot: Snapshot, names: Iterable[str]) -> str:
         if not guests_named(snapshot.read, (name,)):
             domains = [guest.domain for guest in snapshot.read.values()]
             known = {item for domain in domains for item in (domain.name, os.path.basename(domain.source))}
-            return f"'{name}' is not the name of a guest that starts at boot ({closest(name, sorted(known))})"
+            which = "matches no guest" if re.search(r"[*?[]", name) else "is not the name of a guest"
+            return f"'{name}' {which} that starts at boot ({closest(name, sorted(known))})"
     return ""
 
 
@@ -5247,6 +5354,7 @@ def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snap
     ready = states.count(State.READY)
     status = 2 if errors else 1 if warnings else 0
     unreadable = [path for path, item in snapshot.directories.items() if item.status.is_rejected()]
+    unreadable += [file for file, item in snapshot.guests.items() if item.status.state is State.UNREADABLE]
     if unreadable:
         status = NAGIOS_UNKNOWN
     ordered = sorted((*errors, *warnings), key=lambda item: item.file not in unreadable)
@@ -5274,7 +5382,8 @@ def show_last_wait(journal: Journal, patterns: Sequence[str], options: Options) 
             waited, timeout = map(format_time_span, (last["waited"], last["timeout"]))
             lost = {item["name"] for item in last["guests"] if State(item["state"]) in AWAITED}
             later = start_later(lost, patterns)
-            head = [f"{last['started']}: {last['result']} after {waited} of {timeout}", *advice_lines(*later, screen)]
+            head = wrapped(f"{last['started']}: {last['result']} after {waited} of {timeout}", screen.columns)
+            head += advice_lines(*later, screen)
             gap = [""] if screen.columns else []
             text = "\n".join([*head, *gap, *picture_of_last(last, screen)])
         is_ready = last["result"] == "ready"
@@ -5323,8 +5432,10 @@ def journal_entries(*matches: str) -> list[dict[str, Any]]:
 
 def metrics_of(last: Mapping[str, Any]) -> Iterator[str]:
     """The record of a wait in Prometheus' text-based exposition format."""
-    disks = {disk["path"]: disk for guest in last["guests"] for disk in disks_in(guest) if disk["path"]}
-    states = {"guest": [item["state"] for item in last["guests"]], "disk": [item["state"] for item in disks.values()]}
+    rows = [disk for guest in last["guests"] for disk in disks_in(guest)]
+    disks = {disk["path"]: disk for disk in rows if disk["path"]}
+    counted = [*disks.values(), *(disk for disk in rows if not disk["path"])]  # without a path: skipped
+    states = {"guest": [item["state"] for item in last["guests"]], "disk": [item["state"] for item in counted]}
     values = {
         "waited_seconds": last["waited"],
         "timeout_seconds": last["timeout"],

@@ -171,7 +171,7 @@ class Host:
         self.auto = root / "auto"
         self.save = root / "save"
         self.images = root / "images"
-        self.libvirt = root / "autostart"  # does not exist unless a test creates it
+        self.libvirt: Path | None = None
         self.settings = root / "sysconfig" / "xendomains"
         self.conf = root / "xen-wait-disk.conf"
         self._started: list[Running] = []
@@ -184,7 +184,7 @@ class Host:
 
     def configure(self, text: str) -> None:
         """Set the content of /etc/xen-wait-disk.conf, apart from [paths]."""
-        self.conf.write_text(f"{text}\n[paths]\nxendomains = {self.settings}\nlibvirt = {self.libvirt}\n")
+        self.conf.write_text(f"{text}\n[paths]\nxendomains = {self.settings}\nlibvirt = {self.libvirt or ''}\n")
 
     def guest(self, name: str, *disks: str | Path) -> Path:
         """Create a configuration in the auto directory; a disk is a path or a complete specification."""
@@ -268,7 +268,7 @@ class Host:
 
     def xendomains(self) -> xwd.Xendomains:
         """Return the settings of xendomains on this host."""
-        libvirt = str(self.libvirt) if self.libvirt.exists() else ""
+        libvirt = str(self.libvirt) if self.libvirt else ""
         return xwd.Xendomains(str(self.auto), str(self.save), libvirt=libvirt)
 
     def watcher(

@@ -131,7 +131,7 @@ def check_problem(guest: xwd.Guest, file: str, error: str) -> None:
     assert error in guest.status.reason
     if error.startswith(OURS):
         assert guest.status.state is xwd.State.UNREADABLE
-        assert problem_of(guest) == f"{file}: {guest.status.reason}; it is ignored."
+        assert problem_of(guest) == f"{file}: {guest.status.reason}; its disks are not waited for."
     else:
         assert guest.status.state is xwd.State.REFUSED
         assert problem_of(guest) == f"{file}: {guest.status.reason}; xl will reject it."

@@ -176,7 +176,7 @@ def test_directory_behind_dangling_link_is_an_error(host: Host) -> None:
 def test_configuration_rejected_by_xl_is_an_error(host: Host) -> None:
     (host.auto / "web.cfg").write_text("name=web\n")
     assert check(host) == [
-        "web.cfg: error: line 1: syntax error near 'web', expected a string, a number or [; xl will reject it"
+        "web.cfg: error: line 1: syntax error near 'web', expected a string, a number or '['; xl will reject it"
     ]
 
 
@@ -426,6 +426,14 @@ def test_nagios_does_not_know_if_a_directory_cannot_be_read(host: Host) -> None:
         3,
         f"XENDOMAINS UNKNOWN - 0 of 0 guests ready: {host.auto}: cannot be read: Not a directory.",
     )
+
+
+def test_nagios_does_not_know_if_a_file_cannot_be_read(host: Host) -> None:
+    host.guest("web", host.image("a"))
+    file = host.configuration("large", "#" * (xwd.MAX_CONFIGURATION + 1))
+    status, text, _ = nagios(host)
+    assert status == 3
+    assert text.startswith(f"XENDOMAINS UNKNOWN - 1 of 2 guests ready: {file}: is too large for a configuration")
 
 
 def test_nagios_reports_wrong_usage_as_unknown(host: Host) -> None:

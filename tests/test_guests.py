@@ -92,7 +92,7 @@ def test_upstream_creates_guest_whose_saved_file_is_incomplete(host: Host) -> No
     result = host.run("--timeout", "0")
     assert f"{saved}: {INCOMPLETE}; xl will reject it.\n" in result.messages
     assert (
-        f"will probably not come up: web; no guest starts from {saved} (once its disk is ready, start it with: "
+        f"will probably not come up: web; no guest starts from {saved} (once the disks are ready, start it with: "
         in result.messages
     )
     assert [row[:2] for row in rows(host)] == [["web", "restore"], ["web", "create"]]
@@ -126,6 +126,15 @@ def test_guest_with_a_blank_in_its_file_name_does_not_start(host: Host) -> None:
     reason = "xendomains cannot start it, because its file name contains a blank"
     assert host.run("-v").messages.endswith("No disk is missing, but these guests will not come up: my web.\n")
     assert f"{host.auto}/my web.cfg:\n  error: guest my web: {reason}\n" in host.run("check").output
+
+
+def test_copy_with_a_blank_in_its_file_name_does_not_keep_its_guest_down(host: Host) -> None:
+    file = host.guest("web", host.image("a"))
+    file.with_name("web copy.cfg").write_text(file.read_text())
+    assert host.run("-v").messages.endswith("Everything is ready for 1 guest with 1 disk.\n")
+    assert f"{host.auto}/web copy.cfg:\n  error: guest web: duplicate guest name; it is created from {file}" in (
+        host.run("check").output
+    )
 
 
 def test_file_that_is_not_a_guest_is_named_by_its_path(host: Host) -> None:
@@ -180,7 +189,7 @@ def test_unreadable_configuration_is_not_ready(host: Host, closed: Callable[[Hos
 def test_messages_name_start_command_if_a_disk_is_missing(host: Host) -> None:
     host.guest("web", host.images / "a")
     host.guest("it's", host.image("b"))
-    later = "nce its disk is ready, start it with: xendomains-wait-disk start web"
+    later = "nce the disks are ready, start it with: xendomains-wait-disk start web"
     assert host.run("--timeout", "0", RUNTIME_DIRECTORY=str(host.root)).messages.endswith(f" (o{later}).\n")
     text, _, command = later.partition(" with: ")
     assert host.show("list").endswith(f"\nO{text} with:\n    {command}\n")
@@ -194,16 +203,16 @@ def test_messages_name_start_command_if_a_disk_is_missing(host: Host) -> None:
     ("names", "expected"),
     [
         (set(), ("", "")),
-        ({"web"}, ("xendomains-late.service will start web when its disk is ready", "")),
-        ({"web", "db"}, ("xendomains-late.service will start db, web when their disks are ready", "")),
+        ({"web"}, ("xendomains-late.service will start web once the disks are ready", "")),
+        ({"web", "db"}, ("xendomains-late.service will start db, web once the disks are ready", "")),
         (
             {"web", "other's"},
             (
-                "xendomains-late.service will start web when its disk is ready; once its disk is ready, start it with:",
+                "xendomains-late.service will start web once the disks are ready; start the other with:",
                 """xendomains-wait-disk start 'other'"'"'s'""",
             ),
         ),
-        ({"1", "2", "3", "4", "5"}, ("once their disks are ready, start them with:", "xendomains-wait-disk start")),
+        ({"1", "2", "3", "4", "5"}, ("once the disks are ready, start them with:", "xendomains-wait-disk start")),
     ],
 )
 def test_message_names_service_or_command_that_starts_guests_later(
@@ -213,7 +222,17 @@ def test_message_names_service_or_command_that_starts_guests_later(
     wants.mkdir(parents=True)
     (wants / xwd.LATE_SERVICE).symlink_to("/nowhere")
     monkeypatch.setattr(xwd, "ETC", str(tmp_path))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     assert xwd.start_later(names, ("web", "db")) == expected
+
+
+def test_service_that_is_enabled_but_not_running_starts_nothing_before_the_next_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xwd, "is_enabled", lambda names: True)
+    monkeypatch.setattr(xwd, "RUN", str(tmp_path))
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    assert xwd.start_later({"web"}, ("*",))[1] == "xendomains-wait-disk start web"
 
 
 def test_no_start_command_while_guests_are_unknown(host: Host) -> None:

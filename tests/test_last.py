@@ -179,7 +179,7 @@ def test_last_shows_the_record_as_a_table(host: Host, clock: FakeClock, record_p
     rows = result.output.splitlines()[3:]
     assert result.status == xwd.EXIT_TIMED_OUT
     assert head.endswith(": timeout after 1min 30s of 1min 30s")
-    assert later == ["Once its disk is ready, start it with:", "    xendomains-wait-disk start web"]
+    assert later == ["Once the disks are ready, start it with:", "    xendomains-wait-disk start web"]
     assert rows[-1].startswith(("7s", "8s"))
     assert [re.split("  +", row) for row in rows] == [
         ["AFTER", "DISK", "GUESTS", "STATE"],
@@ -461,7 +461,7 @@ def test_journal_gets_number_of_missing_disks(host: Host, journald: Journald) ->
         "MISSING": "2",
         "PRIORITY": "3",
         "MESSAGE": "These guests will probably not come up: web "
-        "(once its disk is ready, start it with: xendomains-wait-disk start web).",
+        "(once the disks are ready, start it with: xendomains-wait-disk start web).",
     }
 
 

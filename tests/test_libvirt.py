@@ -156,15 +156,15 @@ def test_boot_files_of_a_guest_are_required(xml: str, files: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: no element found"),
-        ("<domain>\n<name>web</nam>\n</domain>", "line 2: mismatched tag"),
-        ("<domain>\n<name>&web;</name>\n</domain>", "line 2: undefined entity"),
-        ("<domain><name>a\0b</name></domain>", "line 1: not well-formed"),
+        ("", "is not valid XML: line 1: no element found"),
+        ("<domain>\n<name>web</nam>\n</domain>", "is not valid XML: line 2: mismatched tag"),
+        ("<domain>\n<name>&web;</name>\n</domain>", "is not valid XML: line 2: undefined entity"),
+        ("<domain><name>a\0b</name></domain>", "is not valid XML: line 1: not well-formed"),
         ("<domain><name>\udcff</name></domain>", "is not UTF-8"),
         ("<!DOCTYPE domain [<!ENTITY a 'b'>]><domain><name>&a;</name></domain>", "has a DOCTYPE"),
         ("<domain/>", "describes no guest"),
         ("<network><name>web</name></network>", "describes no guest"),
-        ("<a>" * 40_000, "line 1: no element found"),
+        ("<a>" * 40_000, "is not valid XML: line 1: no element found"),
     ],
 )
 def test_xml_that_is_not_a_guest_is_refused_with_its_line(text: str, message: str) -> None:
@@ -233,8 +233,10 @@ class LibvirtHost(StartHost):
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(root, monkeypatch)
         self.managed = root / "managed"
+        self.libvirt: Path = root / "autostart"
         for directory in (self.libvirt, self.managed, root / "libvirt-log"):
             directory.mkdir()
+        self.configure("")
         self.places["LIBVIRT_SAVES"] = self.managed
         monkeypatch.setattr(xwd, "LIBVIRT_SAVES", str(self.managed))
         virsh = root / "bin" / "virsh"
@@ -297,9 +299,15 @@ def test_exit_status_is_6_without_xendomains_settings_and_libvirt(host: Host) ->
     assert host.run("--timeout=0").status == xwd.EXIT_NO_XENDOMAINS
 
 
+def test_libvirt_setting_that_names_no_directory_is_an_error(libvirt_host: LibvirtHost) -> None:
+    libvirt_host.libvirt.rename(libvirt_host.root / "other")
+    assert f"{libvirt_host.libvirt}:\n  error: does not exist; correct [paths] libvirt, or create it\n" in (
+        check(libvirt_host)
+    )
+
+
 def test_empty_libvirt_setting_disables_libvirt_guests(libvirt_host: LibvirtHost) -> None:
     libvirt_host.libvirt_guest("web", libvirt_host.images / "web")
-    libvirt_host.libvirt = Path()
     libvirt_host.conf.write_text(f"[paths]\nxendomains = {libvirt_host.settings}\nlibvirt =\n")
     assert guests_of(libvirt_host) == []
 
@@ -317,7 +325,7 @@ def test_file_that_is_not_xml_is_refused_with_its_line(libvirt_host: LibvirtHost
     (guest,) = guests_of(libvirt_host)
     assert (guest["state"], guest["reason"]) == (
         "refused",
-        "line 2: mismatched tag (see virt-xml-validate FILE)",
+        "is not valid XML: line 2: mismatched tag",
     )
 
 

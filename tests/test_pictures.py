@@ -88,20 +88,20 @@ def test_footer_names_the_directories_read_if_no_guest_starts_at_boot(host: Host
 def test_footer_counts_guests_by_state_and_gives_the_start_command(incident: Host) -> None:
     footer = blocks(incident.show("list", columns=500))[-1].splitlines()
     assert footer[0].startswith("8 guests: 1 refused, 6 waiting for disks, 1 ready; read from ")
-    assert footer[1:] == ["Once their disks are ready, start them with:", "    xendomains-wait-disk start"]
+    assert footer[1:] == ["Once the disks are ready, start them with:", "    xendomains-wait-disk start"]
 
 
 def test_footer_names_the_service_that_starts_guests_later(
     incident: Host, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    wants = tmp_path_factory.mktemp("etc") / "systemd" / "system" / "xendomains.service.wants"
-    wants.mkdir(parents=True)
-    (wants / xwd.LATE_SERVICE).symlink_to("/nowhere")
-    program = program_with(f"xwd.ETC = '{wants.parents[2]}'")
+    units = tmp_path_factory.mktemp("run") / "systemd" / "units"
+    units.mkdir(parents=True)
+    (units / f"invocation:{xwd.LATE_SERVICE}").symlink_to("c0ffee")
+    program = program_with(f"xwd.RUN = '{units.parents[1]}'")
     footer = blocks(incident.show("list", columns=500, program=program))[-1].splitlines()
     assert (
         footer[1]
-        == "xendomains-late.service will start db, web-1, web-2, web-3, web-4, web-5 when their disks are ready"
+        == "xendomains-late.service will start db, web-1, web-2, web-3, web-4, web-5 once the disks are ready."
     )
 
 
@@ -167,8 +167,17 @@ def test_shortened_name_keeps_its_beginning_and_end(host: Host) -> None:
 
 def test_long_reason_is_wrapped_within_its_column(host: Host) -> None:
     host.guest("web", "/dev/zvol/a-pool-with-a-long-name-that-nobody-has-imported/web")
-    _, first, *more = without_colours(host.show("list", "-v")).splitlines()
+    _, first, *more, command = without_colours(host.show("list", "-v")).splitlines()
     assert more and {len(line) - len(line.lstrip()) for line in more} == {first.index("ZFS pool")}
+    assert command.lstrip() == "try: zpool import a-pool-with-a-long-name-that-nobody-has-imported"
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "-v"], ["list", "--tree"], ["check"]], ids=" ".join)
+@pytest.mark.parametrize("columns", [60, 80, 100, 120])
+def test_command_is_never_wrapped(host: Host, arguments: list[str], columns: int) -> None:
+    host.guest("web", "/dev/zvol/a-pool-with-a-long-name/web")
+    lines = without_colours(host.show(*arguments, columns=columns)).splitlines()
+    assert any(line.endswith(": zpool import a-pool-with-a-long-name") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +186,17 @@ def test_long_reason_is_wrapped_within_its_column(host: Host) -> None:
 )
 def test_text_width_is_measured_in_terminal_columns(text: str, columns: int) -> None:
     assert xwd.display_width(text) == columns
+
+
+def test_causes_that_differ_only_in_names_are_one_block_and_the_table_names_the_paths(host: Host) -> None:
+    for number in range(5):
+        host.guest(f"web-{number}", f"/dev/drbd/by-res/r{number}/0")
+    causes, table, _ = blocks(host.show("list", columns=200))
+    assert causes.splitlines()[0].startswith("[1] no DRBD resource r0 in ")
+    assert causes.splitlines()[0].endswith(" (4 more like this)")
+    assert [line.split(maxsplit=3)[3] for line in table.splitlines()[1:]] == [
+        f"/dev/drbd/by-res/r{number}/0: see [1]" for number in range(5)
+    ]
 
 
 # Colours
@@ -228,7 +248,7 @@ def last(host: Host) -> list[str]:
 def test_last_shows_the_causes_of_what_was_missing_first(waited: Host) -> None:
     head, cause, _ = last(waited)
     assert head.endswith(
-        ": timeout after 40s of 40s\nOnce its disk is ready, start it with:\n    xendomains-wait-disk start db"
+        ": timeout after 40s of 40s\nOnce the disks are ready, start it with:\n    xendomains-wait-disk start db"
     )
     assert cause.splitlines() == [
         "[1] ZFS pool tank is not imported",

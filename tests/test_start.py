@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import shlex
@@ -371,6 +372,23 @@ def test_guest_that_xendomains_would_not_start_is_not_started(host: StartHost, s
     assert "xendomains cannot start it, because its file name contains a blank" in start.logged
 
 
+def test_copy_with_a_blank_in_its_file_name_does_not_keep_its_guest_down(host: StartHost, start: Start) -> None:
+    file = host.guest("web", host.image("web"))
+    file.with_name("web copy.cfg").write_text(file.read_text())
+    assert start() == xwd.EXIT_READY
+    assert host.calls() == [create(file)]
+
+
+def test_guest_waits_only_for_its_own_disks(host: StartHost, start: Start) -> None:
+    shared = host.images / "shared.iso"
+    for name in ("a", "b", "c", "d"):
+        host.guest(name, shared, host.images / name)
+    assert start() == xwd.EXIT_TIMED_OUT
+    assert (
+        f"guest d is still waiting for {shared} (does not exist), {host.images}/d (does not exist).\n" in start.logged
+    )
+
+
 # Saved guests
 
 
@@ -427,6 +445,25 @@ def test_saved_guest_older_than_its_last_start_is_not_used(host: StartHost, star
         f"guest web was not started: {file} is older than the guest's last start (to discard it: rm {file}).\n"
         in start.logged
     )
+
+
+def test_check_reports_saved_guest_older_than_its_last_start(host: StartHost) -> None:
+    file = host.saved("web", host.image("a"))
+    host.saved("db", host.image("b"))
+    os.utime(file, (time.time() - AGES, time.time() - AGES))
+    host.log("web")
+    (finding,) = xwd.check_saved(host.watcher().look(math.inf))
+    problem = "is older than the guest's last start, so restoring it would damage the guest's disks"
+    assert (finding.file, finding.problem, finding.fix) == (str(file), problem, f"rm {file}")
+
+
+def test_check_reports_guest_that_was_saved_twice(host: StartHost) -> None:
+    first = host.saved("web", host.image("a"))
+    second = first.with_name("web-2")
+    second.write_bytes(first.read_bytes())
+    (finding,) = xwd.check_saved(host.watcher().look(math.inf))
+    assert (finding.file, finding.guest) == (str(second), "web")
+    assert finding.problem == f"{first} is the same guest, which can be restored only once"
 
 
 def test_saved_guest_whose_end_was_logged_just_after_saving_is_used(host: StartHost, start: Start) -> None:
@@ -744,6 +781,19 @@ def test_late_success_of_xl_is_reported(host: StartHost) -> None:
     assert "guest web has been started.\n" in result.messages
 
 
+def test_success_is_reported_however_often_xl_was_still_running(
+    host: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.guest("web", host.image("web"))
+    in_progress = ("waiting", "xl, which is still running", True)
+    held = ("waiting", "another process, which is starting it", False)
+    answers = iter([in_progress, held, held, ("running", "", False)])
+    monkeypatch.setattr(xwd, "start_guest", lambda guest, *others: xwd.Outcome(guest, *next(answers)))
+    assert start(wait=600) == xwd.EXIT_READY
+    assert "guest web has been started.\n" in start.logged
+    assert "another process" not in start.logged
+
+
 def test_late_failure_of_xl_is_reported(host: StartHost) -> None:
     host.guest("web", host.image("web"))
     host.let_xl(f"while [ ! -e {host.root}/done ]; do sleep 0.05; done; echo no memory; exit 5")
@@ -821,6 +871,16 @@ def test_lock_works_for_names_that_are_not_valid_file_names(host: StartHost, sta
     (host.auto / "web").write_text('name = "a/../b c"\n')
     assert start() == xwd.EXIT_READY
     assert os.listdir(host.state / "start") == ["a_.._b c"]
+
+
+def test_guest_whose_lock_cannot_be_opened_does_not_keep_others_down(host: StartHost, start: Start) -> None:
+    host.guest("a", host.image("a"))
+    file = host.guest("b", host.image("b"))
+    (host.state / "start" / "a").mkdir(parents=True)
+    assert start() == xwd.EXIT_USAGE
+    assert host.calls() == [create(file)]
+    problem = f"its lock {host.state}/start/a cannot be opened (Is a directory)"
+    assert f"guest a could not be started: {problem}.\n" in start.logged
 
 
 # Signals
@@ -946,9 +1006,31 @@ def test_dry_run_prints_shell_commands_and_starts_nothing(host: StartHost) -> No
         f"xl create --quiet --defconfig {shlex.quote(str(first))}",
         f"# guest c\\n is still waiting for {host.images}/c (does not exist).",
     ]
-    subprocess.run(["sh", "-e"], input=result.output, text=True, check=True)
+    subprocess.run(["bash", "-e"], input=result.output, text=True, check=True)
     assert host.calls() == [f"restore {saved}", create(first)]
     assert not saved.exists()
+
+
+@pytest.mark.parametrize("name", ["a\033[31m", "line\nbreak", "back\\slash\n'", os.fsdecode(b"\xff"), "日本\u202e"])
+def test_command_can_be_printed_and_starts_any_file(host: StartHost, name: str) -> None:
+    file = host.guest("web", host.image("a")).rename(host.save.parent / name)
+    guest = xwd.Guest(xwd.Domain("web", str(file), "auto"))
+    command = xwd.start_command(guest)
+    assert command.isprintable()
+    subprocess.run(["bash", "-c", command], check=True)
+    assert (host.root / "calls").read_bytes() == os.fsencode(f"{create(file)}\n")
+
+
+def test_quiet_start_prints_only_guests_that_are_not_started(host: StartHost) -> None:
+    host.guest("a", host.image("a"))
+    host.guest("b", host.images / "b")
+    result = host.start_process("--quiet").end()
+    assert result.messages == f"guest b is still waiting for {host.images}/b (does not exist).\n"
+
+
+def test_start_without_settings_of_xendomains_is_no_success(host: StartHost) -> None:
+    host.settings.unlink()
+    assert host.start_process("--json").end().status == xwd.EXIT_NO_XENDOMAINS
 
 
 def test_json_has_one_record_per_guest(host: StartHost) -> None:

@@ -77,7 +77,7 @@ def test_timeout_names_each_disk_with_its_reason_and_gives_status_1(host: Host, 
     assert f"{host.images}/a for web is still missing after 5min: does not exist\n" in result.messages
     assert f"{host.images} for mail is still not ready after 5min: is a directory, neither" in result.messages
     assert f"{host.images}/b" not in result.messages
-    later = "once their disks are ready, start them with: xendomains-wait-disk start mail web"
+    later = "once the disks are ready, start them with: xendomains-wait-disk start mail web"
     assert result.messages.endswith(f"\nThese guests will probably not come up: mail, web ({later}).\n")
 
 
@@ -316,7 +316,7 @@ def test_single_look_finds_other_disks_while_a_file_system_hangs(host: Host) -> 
     assert result.status == xwd.EXIT_TIMED_OUT
     assert result.messages.endswith(
         "These guests will probably not come up: hung "
-        "(once its disk is ready, start it with: xendomains-wait-disk start hung).\n"
+        "(once the disks are ready, start it with: xendomains-wait-disk start hung).\n"
     )
 
 

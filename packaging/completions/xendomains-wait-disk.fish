@@ -36,6 +36,6 @@ $option -n '__fish_seen_subcommand_from last' -l prometheus -d 'print metrics fo
 $option -n '__fish_seen_subcommand_from start' -l dry-run -d 'print the commands without running them'
 $option -n '__fish_seen_subcommand_from start' -l wait -d 'also wait for the disks of the other guests (--wait=TIME: at most)'
 $option -n '__fish_seen_subcommand_from wait start' -s v -l verbose -d 'print more; twice: print everything'
-$option -n '__fish_seen_subcommand_from wait start' -s q -l quiet -d 'print only what is still missing at the end'
+$option -n '__fish_seen_subcommand_from wait start' -s q -l quiet -d 'print only what is missing or not started'
 $option -n '__fish_seen_subcommand_from list check last start' -l json -d 'print JSON'
 $option -n '__fish_seen_subcommand_from wait list check start' -a '(__xendomains_wait_disk_guests)' -d guest

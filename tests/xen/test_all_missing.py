@@ -45,7 +45,7 @@ class Row(NamedTuple):
         return f"; try: {self.hint}" if self.hint else ""
 
 
-LATER = "(once their disks are ready, start them with: xendomains-wait-disk start)"
+LATER = "(once the disks are ready, start them with: xendomains-wait-disk start)"
 
 # By guest, in the order of the files: md-absent.cfg comes before md.cfg.
 ROWS = {
@@ -123,6 +123,9 @@ HOST = Host(
         # The group was last seen on a loop device, which must exist.
         "/etc/modules-load.d/loop.conf": "loop\n",
         "/etc/xen-wait-disk.conf": "timeout = 20s\n",
+        # The first messages must not depend on how far udev is.
+        "/etc/systemd/system/xendomains-wait-disk.service.d/settled.conf": "[Unit]\n"
+        "Wants=systemd-udev-settle.service\nAfter=systemd-udev-settle.service\n",
         "/etc/fstab": "/dev/vda / ext4 defaults 0 1\n192.0.2.1:/srv/export /srv/images nfs noauto 0 0\n",
         # Like systemd.mount-extra= on the kernel command line in systemd 254 and newer.
         "/etc/systemd/system-generators/more": "#!/bin/sh\n"

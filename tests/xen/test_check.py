@@ -165,7 +165,7 @@ def test_records_are_readable_only_by_root(boot: Boot) -> None:
 
 def test_boot_ends_with_a_summary(boot: Boot) -> None:
     useless = "no guest starts from /etc/xen/auto/broken"
-    later = re.escape("(once its disk is ready, start it with: xendomains-wait-disk start gone)")
+    later = re.escape("(once the disks are ready, start it with: xendomains-wait-disk start gone)")
     entry = boot.entry(f"These guests will probably not come up: gone; {useless} {later}\\.")
     assert (entry["RESULT"], entry["MISSING"]) == ("timeout", "1")
     assert 19 < float(entry["WAITED_SEC"]) < 30

@@ -49,7 +49,7 @@ HOST = Host(
         # libvirt refuses a host whose CPU matches none of its models; under Xen, QEMU's CPU lacks this one feature.
         sed -i "/'sep'/d" /usr/share/libvirt/cpu_map/x86_kvm64.xml
         systemctl --quiet disable xendomains.service
-        systemctl --quiet enable libvirtd.service virtlogd.socket virtlockd.socket xendomains-late.service
+        systemctl --quiet enable libvirtd.service xendomains-late.service
     """,
     after=f"""
         state() {{ systemctl show -p ActiveState,Result,StatusText {UNIT} >"$report/$1"; }}

@@ -54,6 +54,6 @@ def test_reason_is_logged(boot: Boot) -> None:
     assert boot.logged(
         rf"/dev/md127 for broken is still not ready after 30s: {pattern}; try: mdadm --detail /dev/md127"
     )
-    later = re.escape("(once its disk is ready, start it with: xendomains-wait-disk start broken)")
+    later = re.escape("(once the disks are ready, start it with: xendomains-wait-disk start broken)")
     assert boot.logged(f"These guests will probably not come up: broken {later}.")
     assert boot.wait["StatusText"] == f"Timed out waiting for 1 disk of 1 guest: /dev/md127 for broken ({reason})"

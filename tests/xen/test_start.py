@@ -104,7 +104,10 @@ def test_boot_finishes_while_the_service_waits(boot: Boot) -> None:
 
 
 def test_wait_at_boot_names_the_service_that_starts_guests_later(boot: Boot) -> None:
-    assert boot.logged(r"These guests .*\(xendomains-late.service will start one, two when their disks are ready\).")
+    # On a slow machine, the disk of the guest "ran" may be late as well.
+    assert boot.logged(
+        r"These guests .*\(xendomains-late.service will start one, (ran, )?two once the disks are ready\)."
+    )
 
 
 def test_guest_that_was_shut_down_stays_down(boot: Boot) -> None:

@@ -40,7 +40,7 @@ HOST = Host(
 
 
 def test_last_message_gives_the_start_command(boot: Boot) -> None:
-    assert boot.logged(r"These guests .*\(once their disks are ready, start them with: xendomains-wait-disk start\).")
+    assert boot.logged(r"These guests .*\(once the disks are ready, start them with: xendomains-wait-disk start\).")
 
 
 def test_dry_run_prints_the_commands_and_starts_nothing(boot: Boot) -> None:
