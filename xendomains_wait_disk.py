@@ -185,10 +185,10 @@ def shell_word(text: str) -> str:
     return f"$'{in_octal.decode()}'"
 
 
-def join_limited(texts: Sequence[str], most: int) -> str:
+def join_limited(texts: Sequence[str], most: int, separator: str = ", ") -> str:
     """The first `most` texts, and how many more there are."""
     more = [f"{len(texts) - most} more"] if len(texts) > most else []
-    return ", ".join([*texts[:most], *more])
+    return separator.join([*texts[:most], *more])
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
@@ -3788,10 +3788,10 @@ class Cause(NamedTuple):
         statuses = {need.status for need in self.needs}
         return len(statuses) > 1 or re.match("does not exist|is ", self.reason) is not None
 
-    def sentence(self) -> str:
-        """The reason, and a command that helps, or without one, the first paths."""
-        named = "" if self.hint else f" ({join_limited(self.paths, MAX_NAMED)})"
-        return f"{with_hint(self.reason, self.hint)}{named}"
+    @property
+    def text(self) -> str:
+        """The reason, and unless there is a command that helps, the first paths."""
+        return self.reason if self.hint else f"{self.reason} ({join_limited(self.paths, MAX_NAMED)})"
 
 
 def with_hint(reason: str, hint: str | None) -> str:
@@ -3838,7 +3838,7 @@ def messages_by_cause(
             continue
         verb = "is" if len(cause.paths) == 1 else "are"
         words = about_all.format(counts=counts_of(cause.needs), verb=verb, word=cause.word)
-        text = f"{words}: {cause.sentence()}"
+        text = f"{words}: {with_hint(cause.text, cause.hint)}"
         messages.append((level, text, {"REASON": cause.reason, "HINT": cause.hint, **fields}))
         entries += [(INFO, about_one(item), fields_of(item)) for item in cause.needs]
     return messages + entries
@@ -3905,8 +3905,8 @@ def summary_of(needs: Sequence[Need]) -> str:
     """The number of disks and guests, and the first causes or disks, on one line."""
     texts = [f"{item.path} for {item.guest} ({item.status.reason})" for item in needs]
     if len(needs) > MAX_NAMED:
-        texts = [cause.sentence() for cause in causes_of(needs)]
-    return f"{counts_of(needs)}: {join_limited(texts, MAX_NAMED)}"
+        texts = [cause.text for cause in causes_of(needs)]
+    return f"{counts_of(needs)}: {join_limited(texts, MAX_NAMED, '; ')}"
 
 
 def late_service_runs() -> bool:

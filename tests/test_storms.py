@@ -352,9 +352,25 @@ def test_signal_ends_the_wait_while_it_reads_a_crowded_directory(crowded: Host) 
 def test_many_disks_missing_for_one_reason_give_one_line(host: Host) -> None:
     host.guest("web", *(host.images / str(number) for number in range(1100)))
     first, last = host.run("--timeout", "0").messages.splitlines()
+    assert first.startswith("1100 disks of 1 guest are missing: does not exist (")
+    assert last.startswith("These guests will probably not come up: web (")
+
+
+def test_many_paths_that_differ_only_in_names_give_one_line(host: Host) -> None:
+    for number in range(1100):
+        host.guest(f"web{number}", host.images / str(number) / "a")
+    first, last = host.run("--timeout", "0").messages.splitlines()
     assert first.startswith("1100 disks of 1100 guests are missing: does not exist, nor does the directory ")
     assert " (1099 more like this) (" in first and first.endswith(", 1097 more)")
     assert ", 1080 more (once the disks are ready, start them with: " in last
+
+
+def test_many_problems_give_a_thousand_lines_and_the_number_of_the_rest(host: Host) -> None:
+    for number in range(1100):
+        host.configuration(f"web{number}", "bad")
+    lines = host.run("--timeout", "0").messages.splitlines()
+    assert sum("line 1: syntax error" in line for line in lines) == 1000
+    assert lines[1000] == "100 similar messages were left out; see `xendomains-wait-disk list`."
 
 
 def test_overlong_message_is_cut_in_the_middle(host: Host) -> None:
