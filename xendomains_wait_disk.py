@@ -2813,8 +2813,26 @@ class Guest(NamedTuple):
 def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: str) -> dict[str, Guest]:
     """The guests by file, in xendomains' order (saved ones first), and how each starts; those that do not are skipped.
 
-    `listing` has the names in the directory of saved guests, separated by blanks. Sources:
-    tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's package xen-utils-common.
+    `listing` has the names in the directory of saved guests, separated by blanks.
+    """
+    starts, taken = starts_of(guests, xendomains, listing)
+    planned = {}
+    for path, guest in guests.items():
+        start = starts[path]
+        if start.how == "none":
+            if guest.domain.kind != "saved":
+                start = taken.get(guest.domain.name, start)  # a later file may start the guest
+            guest = guest._replace(status=Status(State.SKIPPED, start.reason), required=())
+        planned[path] = guest if start == guest.start else guest._replace(start=start)
+    return planned
+
+
+def starts_of(
+    guests: Mapping[str, Guest], xendomains: Xendomains, listing: str
+) -> tuple[dict[str, Start], dict[str, Start]]:
+    """How xendomains treats each file, and by the names of the guests that start, why no other file starts them.
+
+    Sources: tools/hotplug/Linux/xendomains.in in Xen, and /etc/init.d/xendomains in Debian's xen-utils-common.
     """
     starts = {}
     taken: dict[str, Start] = {}  # by guest name: why no other file starts it
@@ -2837,15 +2855,7 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
                 failed = Start("none", f"Debian's xendomains does not create it, because it fails to restore {path}")
                 taken[file] = started if comes_up else failed
         starts[path] = start
-    planned = {}
-    for path, guest in guests.items():
-        start = starts[path]
-        if start.how == "none":
-            if guest.domain.kind != "saved":
-                start = taken.get(guest.domain.name, start)  # a later file may start the guest
-            guest = guest._replace(status=Status(State.SKIPPED, start.reason), required=())
-        planned[path] = guest if start == guest.start else guest._replace(start=start)
-    return planned
+    return starts, taken
 
 
 def word_in(listing: str, name: str) -> str:
