@@ -4105,11 +4105,11 @@ def screen_of(stream: IO[str] | None) -> Screen:
 
 def picture_of_list(record: Mapping[str, Any], screen: Screen) -> list[str]:
     """The causes, the guests and their state, for a terminal."""
-    causes, lines = picture_of_causes(problems_in(record), screen)
+    numbers, lines = picture_of_causes(problems_in(record), screen)
     rows: list[Sequence[str]] = [("GUEST", "START", "STATE", "CAUSE")]
     for guest in record["guests"]:
         state = guest_word(State(guest["state"]))
-        rows.append((guest["name"], start_words(guest), state, why_not_ready(guest, causes)))
+        rows.append((guest["name"], start_words(guest), state, why_not_ready(guest, numbers)))
     return lines + (format_table(rows, screen) if record["guests"] else [])
 
 
@@ -4123,17 +4123,16 @@ def guest_word(state: State) -> str:
     return "waiting" if state in AWAITED else state.value
 
 
-def why_not_ready(guest: Mapping[str, Any], causes: Mapping[tuple[str, str], tuple[int, Cause]]) -> str:
+def why_not_ready(guest: Mapping[str, Any], numbers: Mapping[tuple[str, str], tuple[int, bool]]) -> str:
     """The disks of a guest that are not ready, with the numbers of their causes; or what is skipped and why."""
     found: dict[int, list[str]] = {}
     for disk in filter(is_problem, disks_in(guest)):
-        number, cause = causes[why_of(disk)]
-        is_named = not cause.differs_by_path or len(cause.paths) <= MAX_NAMED  # with the cause
+        number, is_named = numbers[why_of(disk)]
         found.setdefault(number, []).append(disk["vdev"] if is_named else disk["path"])
     if found:
         return "; ".join(f"{', '.join(disks)}: see [{number}]" for number, disks in found.items())
     if is_problem(guest):
-        return f"see [{causes[why_of(guest)][0]}]"
+        return f"see [{numbers[why_of(guest)][0]}]"
     ignored = [disk for disk in disks_in(guest) if disk["reason"] in (IGNORED_WITH_GUEST.reason, IGNORED.reason)]
     return guest["reason"] or "; ".join(f"{disk['vdev']} {disk['reason']}" for disk in ignored)
 
@@ -4145,14 +4144,18 @@ def why_of(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def picture_of_causes(
     needs: Iterable[Need], screen: Screen
-) -> tuple[dict[tuple[str, str], tuple[int, Cause]], list[str]]:
-    """The causes with their numbers, by what why_of() returns for a row, and lines about each of them."""
-    causes: dict[tuple[str, str], tuple[int, Cause]] = {}
+) -> tuple[dict[tuple[str, str], tuple[int, bool]], list[str]]:
+    """The numbers of the causes, by what why_of() returns for a row, and lines about each of them.
+
+    With each number, whether the lines tell which disk it is: they name all, or it does not matter.
+    """
+    numbers: dict[tuple[str, str], tuple[int, bool]] = {}
     lines = []
     for number, cause in enumerate(causes_of(needs), 1):
-        causes.update(((need.status.reason, need.status.hint), (number, cause)) for need in cause.needs)
+        is_named = not cause.differs_by_path or len(cause.paths) <= MAX_NAMED
+        numbers.update(((need.status.reason, need.status.hint), (number, is_named)) for need in cause.needs)
         lines += [*picture_of_cause(cause, number, screen), ""]
-    return causes, lines
+    return numbers, lines
 
 
 def picture_of_cause(cause: Cause, number: int, screen: Screen) -> list[str]:
@@ -4249,7 +4252,7 @@ def footer_of_list(snapshot: Snapshot, xendomains: Xendomains) -> str:
 def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
     """How a wait went: why disks are missing, and after how long each one was found, the slowest first."""
     problems = problems_in(record)
-    causes, lines = picture_of_causes(problems, screen)
+    numbers, lines = picture_of_causes(problems, screen)
     disks: dict[str, dict[str, Any]] = {}
     for guest in record["guests"]:
         for disk in (item for item in disks_in(guest) if item["path"]):
@@ -4266,7 +4269,7 @@ def picture_of_last(record: Mapping[str, Any], screen: Screen) -> list[str]:
         if not screen.columns:
             text = with_hint(disk["reason"] or "", disk["hint"])
         elif is_problem(disk):
-            text = f"see [{causes[why_of(disk)][0]}]"
+            text = f"see [{numbers[why_of(disk)][0]}]"
         else:
             text = "#" * round(min(seconds / longest, 1) * MAX_BAR)
         rows.append((after, path, join_limited(disk["guests"], MAX_LISTED), disk["state"], text))
