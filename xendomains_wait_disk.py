@@ -1377,6 +1377,7 @@ class PlannedMount(NamedTuple):
 
     source: str
     file: str
+    kind: str  # of file system; empty if it is not given
     at_boot: bool
 
 
@@ -1504,17 +1505,17 @@ class StorageFacts:
         words = next((words for words in reversed(self.mounts) if words[4] == where), [])
         if not words:
             return Layer(where, "mount")
-        problem = None
+        kind, source = words[words.index("-") + 1 :][:2]
+        name, problem, below = mounted_device(words), None, source_layers(source)
         # In the unit's sandbox every mount is read-only, but the file system itself is not. Since Linux 6.15, ext4 uses
         # another word after an error.
         if not {"ro", "emergency_ro"}.isdisjoint(words[-1].split(",")):
             reason = f"{where} is mounted read-only, but the guest writes to it"
-            problem = Problem(reason, f"mount -o remount,rw {shell_word(where)}", is_readable=True)
-        kind, source = words[words.index("-") + 1 :][:2]
-        below = source_layers(source)
+            hint = hint_if_read_only(name) or f"mount -o remount,rw {shell_word(where)}"
+            problem = Problem(reason, hint, is_readable=True)
         if kind == "zfs":
             below = (stacked(source, "ZFS dataset", check_pool(source.partition("/")[0], self)),)
-        elif (name := mounted_device(words)) and os.path.exists(device_directory(name)):  # /dev/fuse is none
+        elif name:
             below = (self.layer(name),)
         layer = stacked(where, "mount", problem, *below)
         # Such a file system may have several devices, and not need all of them.
@@ -1536,19 +1537,21 @@ class StorageFacts:
         for directory in unit_directories():
             texts.update({unit: self.text(f"{directory}/{unit}") for unit in list_names(directory, r".*\.mount")})
         for unit, text in texts.items():
-            keys = dict(re.findall("^(What|Where)=(.+)", text, re.MULTILINE))
+            keys = dict(re.findall(r"^(What|Where|Type)[ \t]*=[ \t]*(.+)", text, re.MULTILINE))
             if "Where" in keys:  # one that is masked has nothing
                 at_boot = "\nCondition" not in text and unit.removesuffix(".mount") in self.wanted_mounts
-                plans[os.path.normpath(keys["Where"])] = PlannedMount(keys.get("What", ""), unit, at_boot)
+                plan = PlannedMount(keys.get("What", ""), unit, keys.get("Type", ""), at_boot)
+                plans[os.path.normpath(keys["Where"])] = plan
         for pool in list_names(f"{ETC}/zfs/zfs-list.cache"):
             for source, where, *more in self.table(f"{ETC}/zfs/zfs-list.cache/{pool}"):
-                plans[where] = PlannedMount(source, f"/etc/zfs/zfs-list.cache/{pool}", more[:1] == ["on"])
+                plans[where] = PlannedMount(source, f"/etc/zfs/zfs-list.cache/{pool}", "zfs", more[:1] == ["on"])
         for source, where, *more in self.table(f"{ETC}/fstab"):
-            options = ",".join(more[1:2]).split(",")
-            at_boot = "noauto" not in options or "x-systemd.automount" in options
-            plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
+            kind, options = (*more, "", "")[:2]
+            is_wanted = re.search(r"systemd\.(automount|wanted-by|required-by)", options) is not None
+            at_boot = "noauto" not in options.split(",") or is_wanted
+            plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", kind, at_boot)
         # A tmpfs (tmp.mount) never holds an image at boot, and a directory bound to itself has the same files.
-        return {where: plan for where, plan in plans.items() if os.path.normpath(plan.source) not in ("tmpfs", where)}
+        return {at: plan for at, plan in plans.items() if plan.kind != "tmpfs" and os.path.normpath(plan.source) != at}
 
     @cached_property
     def wanted_mounts(self) -> set[str]:
@@ -1675,9 +1678,9 @@ class StorageFacts:
 
 
 def unit_directories() -> tuple[str, ...]:
-    """The directories of systemd's units; of units with the same name, the last one counts."""
-    late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
-    return late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"
+    """The directories of systemd's units; of units with the same name, the last one counts: systemd.unit(5)."""
+    packaged, local, own = (f"{item}/systemd/system" for item in (f"{USR}/lib", f"{USR}/local/lib", ETC))
+    return f"{RUN}/systemd/generator.late", packaged, local, f"{RUN}/systemd/generator", own
 
 
 def unescaped(word: str) -> str:
@@ -2128,7 +2131,7 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
     below = source_layers(plan.source)
     if not facts.explains:
         below = ()
-    elif "zfs-list.cache" in plan.file:
+    elif plan.kind == "zfs":
         below = (pool_layer(plan.source.partition("/")[0]),)
     elif path := path_of(plan.source):
         below = (needed_layer(path, facts),)
@@ -2142,7 +2145,8 @@ def mounted_device(words: Sequence[str]) -> str:
     # btrfs has a device number of its own; only the source names the device.
     link, source = f"{SYS}/dev/block/{words[2]}", words[words.index("-") + 2]
     path = link if os.path.exists(link) else source
-    return os.path.basename(os.path.realpath(path)) if path.startswith((SYS, "/dev/")) else ""
+    name = os.path.basename(os.path.realpath(path)) if path.startswith((SYS, "/dev/")) else ""
+    return name if os.path.exists(device_directory(name)) else ""  # /dev/fuse is no block device
 
 
 def source_layers(source: str) -> tuple[Layer, ...]:
@@ -2649,11 +2653,15 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
 
 def check_writable(name: str, required: Required) -> Problem | None:
     """A device that is read-only, if the guest writes to it."""
+    hint = hint_if_read_only(name) if required.writes else ""
+    return Problem("is read-only, but the guest writes to it", hint, is_readable=True) if hint else None
+
+
+def hint_if_read_only(name: str) -> str:
+    """The command that makes a read-only device writable, or shows why it is not; empty if it is writable."""
     # DRBD 9 is read-only until it is opened for writing.
-    if not required.writes or name.startswith("drbd") or attribute(device_directory(name), "ro") != "1":
-        return None
-    hint = f"{device_kind(name)[2]} {device_path(name)}"
-    return Problem("is read-only, but the guest writes to it", hint, is_readable=True)
+    is_read_only = not name.startswith("drbd") and attribute(device_directory(name), "ro") == "1"
+    return device_kind(name)[2].format(device_path(name)) if is_read_only else ""
 
 
 def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
@@ -2763,22 +2771,22 @@ def device_kind(name: str) -> tuple[str, str, str]:
 
 
 # Prefixes of kernel names or device-mapper UUIDs, what people call such a device, and the command that makes it
-# writable or shows why it is not.
+# writable or shows why it is not. Since Linux 5.12, blockdev only reverts what it has set itself.
 DEVICE_KINDS = (
-    ("md", "md array", "mdadm --readwrite"),
-    ("LVM-", "LVM volume", "lvchange -prw"),
-    ("mpath-", "multipath map", "blockdev --setrw"),
-    ("part[0-9]+-", "partition", "blockdev --setrw"),
-    ("CRYPT-", "crypt volume", "cryptsetup status"),
-    ("dm-", "device-mapper device", "blockdev --setrw"),
-    ("loop", "loop device", "blockdev --setrw"),
-    ("drbd", "DRBD device", "blockdev --setrw"),
-    ("nbd", "nbd device", "blockdev --setrw"),
-    ("bcache", "bcache device", "blockdev --setrw"),
-    ("zd", "ZFS volume", "zfs get readonly"),
-    ("rbd", "Ceph image", "rbd device unmap"),
-    ("sr", "CD drive", "blockdev --setrw"),
-    ("", "disk", "blockdev --setrw"),
+    ("md", "md array", "mdadm --readwrite {}"),
+    ("LVM-", "LVM volume", "lvchange -prw {}"),
+    ("mpath-", "multipath map", "lsblk -s -o NAME,RO {}"),
+    ("part[0-9]+-", "partition", "lsblk -s -o NAME,RO {}"),
+    ("CRYPT-", "crypt volume", "cryptsetup status {}"),
+    ("dm-", "device-mapper device", "lsblk -s -o NAME,RO {}"),
+    ("loop", "loop device", "losetup --list {}"),
+    ("drbd", "DRBD device", "drbdadm status"),
+    ("nbd", "nbd device", "lsblk -s -o NAME,RO {}"),
+    ("bcache", "bcache device", "lsblk -s -o NAME,RO {}"),
+    ("zd", "ZFS volume", "zfs get -t volume readonly"),
+    ("rbd", "Ceph image", "rbd device list"),
+    ("sr", "CD drive", "lsblk -s -o NAME,RO {}"),
+    ("", "disk", "blockdev --setrw {}"),
 )
 
 

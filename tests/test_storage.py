@@ -822,6 +822,12 @@ def test_image_in_a_dataset_names_the_pool_that_is_not_imported(tmp_path: Path) 
     assert missing(here, "/srv/images/web.img")[0] == reason
 
 
+def test_legacy_dataset_in_fstab_names_the_pool_that_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/fstab").write_text("tank/images /srv/images zfs zfsutil 0 0\n")
+    assert missing(paths_below(tmp_path), "/srv/images/web.img")[0] == "ZFS pool tank is not imported"
+
+
 @pytest.mark.parametrize("number", [errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, errno.ETIMEDOUT])
 def test_a_mount_whose_server_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     (tmp_path / "etc").mkdir()
@@ -1349,13 +1355,13 @@ def test_zvol_has_the_state_of_its_pool(tmp_path: Path, state: str, reason: str)
     assert look(here, "zd0", READS) == (reason, "zpool clear tank" if reason else "")
 
 
-def image_status(root: Path, mount: str) -> xwd.Status:
-    """The status of an image on what is mounted according to the end of a line of mountinfo."""
+def image_status(root: Path, mount: str, options: str = "rw") -> xwd.Status:
+    """The status of an image on what is mounted according to the end of a line of mountinfo, for a guest that reads."""
     (root / "images").mkdir()
     (root / "images/web.img").write_text("content")
     (root / "proc/self").mkdir(parents=True, exist_ok=True)
     number, _, source = mount.partition(" ")
-    (root / "proc/self/mountinfo").write_text(f"40 1 {number} / {root}/images rw - {source} rw\n")
+    (root / "proc/self/mountinfo").write_text(f"40 1 {number} / {root}/images rw - {source} {options}\n")
     paths_below(root).use()
     return xwd.check_disk(Required(f"{root}/images/web.img"), xwd.StorageFacts(explains=False))
 
@@ -1365,6 +1371,14 @@ def test_image_needs_the_device_below_its_file_system(tmp_path: Path) -> None:
     made_up(tmp_path, sda={"device/state": "transport-offline"}, dm_0={"dm/name": "images", "slaves": "sda"})
     status = image_status(tmp_path, "7:1 ext4 /dev/mapper/images")
     assert (status.state, status.reason) == (xwd.State.NOT_READY, "/dev/sda: SCSI device is transport-offline")
+
+
+def test_image_on_read_only_device_names_the_command_for_the_device(tmp_path: Path) -> None:
+    """mount(8) refuses to remount its file system for writing."""
+    made_up(tmp_path, sda={"ro": "1"})
+    writes = Required(f"{tmp_path}/images/web.img", writes=True)
+    assert image_status(tmp_path, "7:0 ext4 /dev/sda", "ro") == xwd.READY
+    assert xwd.check_disk(writes, xwd.StorageFacts(explains=False)).hint == "blockdev --setrw /dev/sda"
 
 
 @pytest.mark.parametrize("mount", ["btrfs /dev/sda", "bcachefs /dev/sdb:/dev/sda"])
@@ -1468,16 +1482,18 @@ def test_command_that_makes_a_device_writable_depends_on_its_type(tmp_path: Path
         sda={"ro": "1"},
         sdb={},
         zd0={"ro": "1"},
+        loop0={"ro": "1", "loop/backing_file": "/srv/web.img"},
     )
-    names = ("md0", "vg-lv", "secret", "mpatha-part1", "sda", "zd0")
+    names = ("md0", "vg-lv", "secret", "mpatha-part1", "sda", "zd0", "loop0")
     hints = {name: look(here, name, WRITES)[1] for name in names}
     assert hints == {
         "md0": "mdadm --readwrite /dev/md0",
         "vg-lv": "lvchange -prw /dev/mapper/vg-lv",
         "secret": "cryptsetup status /dev/mapper/secret",
-        "mpatha-part1": "blockdev --setrw /dev/mapper/mpatha-part1",
-        "zd0": "zfs get readonly /dev/zd0",
+        "mpatha-part1": "lsblk -s -o NAME,RO /dev/mapper/mpatha-part1",
+        "zd0": "zfs get -t volume readonly",
         "sda": "blockdev --setrw /dev/sda",
+        "loop0": "losetup --list /dev/loop0",
     }
 
 
