@@ -2244,9 +2244,12 @@ def hex_digits(uuid: str) -> str:
 def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A map or volume that is active, but has no link."""
     mapped = match["name"] or map_name(match["group"] or "", match["volume"] or "")
-    if not (name := facts.maps.get(mapped)):
-        return None
-    reason = f"{mapped} is active as {name}, but udev has not created a link to it"
+    return without_link(mapped, facts.maps[mapped], facts) if mapped in facts.maps else None
+
+
+def without_link(what: str, name: str, facts: StorageFacts) -> Layer:
+    """A device that exists, but not under the name that is looked for."""
+    reason = f"{what} is active as {name}, but udev has not created a link to it"
     hint = f"udevadm trigger --action=change /sys/class/block/{name}"
     if udev_is_busy():
         reason, hint = f"{reason} yet", "udevadm settle"
@@ -2281,7 +2284,8 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A multipath map, by its alias, its bound name or its WWID: multipath.conf(5)."""
     # kpartx(8) may append the number of a partition without a separator.
     name = re.sub("^(mpath[a-z]+?)p?[0-9]+$", r"\1", match["name"])
-    wwid = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else ""
+    is_known = f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") or facts.devices_with(name, "ID_SERIAL")
+    wwid = name if is_known else ""
     for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
         wwid = bound if alias == name else wwid
     files = ["multipath.conf", *(f"multipath/conf.d/{item}" for item in list_names(f"{ETC}/multipath/conf.d"))]
@@ -2423,14 +2427,18 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     if name not in resources:
         reason = f"no DRBD resource {name or 'for this device'} in /etc/drbd.conf or the files it includes"
         return absent(reason, "drbdadm dump")
-    if any(has_minor(resources[name], item[len("drbd") :]) for item in list_names(f"{SYS}/class/block", "drbd.*")):
-        return None
+    for item in list_names(f"{SYS}/class/block", "drbd.*"):
+        if has_minor(resources[name], item[len("drbd") :]):
+            return None if minor else without_link(f"DRBD resource {name}", item, facts)
     return absent(f"DRBD resource {name} is not up", f"drbdadm up {name}")
 
 
-def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
-    """A ZFS volume."""
+def explain_zvol(match: re.Match[str], facts: StorageFacts) -> Layer | None:
+    """A ZFS volume; before OpenZFS 2, it is also linked as /dev/POOL/VOLUME, which looks like LVM."""
     pool, volume = match["pool"], match["volume"]
+    is_known = pool_layer(pool).cause is None or pool in facts.text(f"{ETC}/zfs/zpool.cache")
+    if not match[0].startswith("/dev/zvol/") and (facts.volume_group(pool) or not is_known):
+        return None
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
     return absent(reason, f"zfs list -r -o name,keystatus {shell_word(pool)}", pool_layer(pool))
 
@@ -2510,12 +2518,13 @@ EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], L
     ("LUN", "/dev/disk/by-path/.*?ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+).*", explain_iscsi_disk),
     ("LUN", "/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
     ("md array", "/dev/disk/by-id/md-(name|uuid)-(?P<name>.+?)(-part[0-9]+)?", explain_array),
-    ("multipath map", "/dev/disk/by-id/dm-uuid-mpath-(?P<name>.+)", explain_map),
+    ("multipath map", "/dev/disk/by-id/dm-uuid-(part[0-9]+-)?mpath-(?P<name>.+)", explain_map),
     ("link", "/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
     ("md array", "/dev/md/(?P<name>.+)", explain_array),
     ("md array", "/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
     ("DRBD device", r"/dev/drbd(/by-res/(?P<resource>[^/]+)(/.+)?|/by-disk/(?P<disk>.+)|(?P<minor>\d+))", explain_drbd),
     ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+?)(-part[0-9]+)?", explain_zvol),
+    ("ZFS volume", rf"/dev/(?!({NOT_LVM})/)(?P<pool>[^/]+)/(?P<volume>.+?)(-part[0-9]+)?", explain_zvol),
     ("Ceph image", "/dev/rbd/(?P<image>.+?)(-part[0-9]+)?", explain_rbd),
     ("bcache device", "/dev/bcache([0-9]+(p[0-9]+)?|/by-.+)", explain_bcache),
     ("link", r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),

@@ -376,8 +376,11 @@ def test_map_without_paths_and_paths_without_a_map_are_named(host: Callable[[str
         f"no multipath map for {wwid}, though paths are present: sda, sdb",
         "multipath -v2",
     )
-    names = ("mapper/mpatha-part1", "mapper/mpatha1", f"mapper/{wwid}-part1", f"disk/by-id/dm-uuid-mpath-{wwid}")
-    assert reasons(here, *(f"/dev/{name}" for name in names)) == {missing(here, "/dev/mapper/mpatha")}
+    names = ("mapper/mpatha-part1", "mapper/mpatha1", f"mapper/{wwid}-part1")
+    by_id = (f"disk/by-id/dm-uuid-{part}mpath-{wwid}" for part in ("", "part1-"))
+    assert reasons(here, *(f"/dev/{name}" for name in (*names, *by_id))) == {missing(here, "/dev/mapper/mpatha")}
+    (Path(here.etc) / "multipath" / "wwids").unlink()  # multipathd has not seen it yet
+    assert missing(here, f"/dev/mapper/{wwid}") == missing(here, "/dev/mapper/mpatha")
     here = host("multipath/no-path")
     assert missing(here, "/dev/mapper/mpatha") == (f"multipath map mpatha has no path to {wwid}", "multipath -v2")
     reason = missing(logs_in_at_boot(here), "/dev/mapper/mpatha")[0]
@@ -607,8 +610,11 @@ def test_drbd_include_with_a_nul_is_ignored(host: Callable[[str], HostPaths]) ->
     assert missing(here, "/dev/drbd/by-res/one/0") == ("DRBD resource one is not up", "drbdadm up one")
 
 
-def test_drbd_resource_up_under_another_name_is_named(host: Callable[[str], HostPaths]) -> None:
-    assert missing(host("drbd/one-secondary"), "/dev/drbd/by-res/one")[1] == ""
+def test_drbd_resource_that_is_up_without_a_link_is_named(host: Callable[[str], HostPaths]) -> None:
+    here = host("drbd/one-secondary")
+    reason = "DRBD resource one is active as drbd1, but udev has not created a link to it"
+    hint = "udevadm trigger --action=change /sys/class/block/drbd1"
+    assert missing(here, "/dev/drbd/by-res/one") == (reason, hint)
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
@@ -708,6 +714,18 @@ def test_missing_zvol_names_its_pool(host: Callable[[str], HostPaths]) -> None:
     here = host("zfs/imported")
     assert missing(here, "/dev/zvol/spare/web") == ("ZFS pool spare is not imported", "zpool import spare")
     assert missing(here, "/dev/zvol/tank/vm/web")[0] == "ZFS pool tank has no volume vm/web, or its key is not loaded"
+
+
+def test_zvol_is_known_by_its_older_name_on_a_host_with_lvm(host: Callable[[str], HostPaths]) -> None:
+    here = host("lvm/active")
+    zfs = Path(here.etc, "zfs")
+    zfs.mkdir()
+    (zfs / "zpool.cache").write_bytes(b"\0\0\0\4tank\0\0\0\x13\0\0\0\x1c/dev/mapper/crypt-vdb")
+    assert missing(here, "/dev/tank/web") == ("ZFS pool tank is not imported", "zpool import tank")
+    Path(here.proc, "spl/kstat/zfs/tank").mkdir(parents=True)
+    assert missing(here, "/dev/tank/vm/web-part1")[0] == "ZFS pool tank has no volume vm/web, or its key is not loaded"
+    for path in ("/dev/vg/typo", "/dev/mapper/typo", "/dev/typo/lv"):
+        assert "ZFS" not in missing(here, path)[0]
 
 
 def test_link_that_no_device_has_is_named(host: Callable[[str], HostPaths]) -> None:
