@@ -1599,7 +1599,7 @@ class StorageFacts:
     def physical_volumes(self, group: str) -> dict[str, Layer]:
         """The physical volumes of a volume group, by their names in its backup."""
         backup = self.volume_group(group)
-        return {key: physical_volume_layer(text, self) for key, text in backup.disks.items()} if backup else {}
+        return {key: physical_volume_layer(group, text, self) for key, text in backup.disks.items()} if backup else {}
 
     @cached_property
     def uptime(self) -> float:
@@ -2320,7 +2320,7 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     for pattern, why, command in INACTIVE:
         found = re.search(pattern, group.text + group.volumes[volume])
         if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
-            reason, hint = (text.format(name, volume, found[1]) for text in (why, command))
+            reason, hint = (text.format(name, volume, *found.groups()) for text in (why, command))
             break
     return absent(reason, hint, group_layer(name, disks_of(volume, group), facts))
 
@@ -2329,6 +2329,11 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 INACTIVE = (
     ('"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
     ('lock_type = "(sanlock|dlm)"', "volume group {0} is shared ({2}) and not activated", "vgchange --lockstart {0}"),
+    (
+        r'creation_host = "(.*)"(?s:.*)\n\tsystem_id = "(?!\1")(.+)"',  # lvmsystemid(7)
+        "volume group {0} is activated only by the host with system ID {3}",
+        "lvm systemid",
+    ),
     ('"(ACTIVATION_SKIP)"', "LVM volume {0}/{1} has the activation skip flag", "lvchange -ay -K {0}/{1}"),
     ('"(NOAUTOACTIVATE)"', "LVM volume {0}/{1} or its group is not activated automatically", "lvchange -ay {0}/{1}"),
     (
@@ -2364,7 +2369,7 @@ def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer
     return stacked(name, "volume group", problem, *below)
 
 
-def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
+def physical_volume_layer(group: str, text: str, facts: StorageFacts) -> Layer:
     """A physical volume in LVM's backup, above the device that holds it; if it is missing, the group is to blame."""
     values = dict(re.findall('^[ \t]*(.+) = "([^"]*)"', text, re.MULTILINE))
     uuid, device = values.get("id", ""), values.get("device", "")
@@ -2372,16 +2377,18 @@ def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
     found = facts.devices_with(uuid, "ID_FS_UUID")
     # The paths of a multipath device are one disk.
     holders = [item.name for item in found if item.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
-    problem = None
+    path, problem = device_path(holders[0]) if holders else "", None
     if len(holders) > 1:
         # Changing one of them would do harm if both are the same disk.
         names = join_limited(holders, MAX_LISTED)
         reason = f"{names} carry the same PV UUID (a LUN and its clone, or paths to one LUN)"
         problem = Problem(reason, f"lsblk -o NAME,SERIAL,WWN {' '.join(map(device_path, holders))}")
     elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
-        path = device_path(holders[0])
         reason = f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)"
         problem = Problem(reason, f"lvmdevices --adddev {path}")
+    elif holders and has_flag(text, "MISSING"):
+        reason = f"{path} was missing when volume group {group} was changed, so LVM does not use it"
+        problem = Problem(reason, f"vgextend --restoremissing {group} {path}")
     if holders:
         return stacked(uuid, "physical volume", problem, *map(facts.layer, holders))
     # LVM writes "[unknown]" if it has not seen the device either.

@@ -286,6 +286,13 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
         ('status = ["RESIZEABLE"', 'status = ["EXPORTED", "RESIZEABLE"', "volume group vg is exported", "vgimport vg"),
         (
             "\tflags = []",
+            '\tflags = []\n\tsystem_id = "dom1"',
+            "volume group vg is activated only by the host with system ID dom1",
+            "lvm systemid",
+        ),
+        ("\tflags = []", '\tflags = []\n\tsystem_id = "dom0"', INACTIVE, "vgchange -ay vg"),  # its own
+        (
+            "\tflags = []",
             '\tflags = []\n\tlock_type = "sanlock"',
             "volume group vg is shared (sanlock) and not activated",
             "vgchange --lockstart vg",
@@ -315,6 +322,14 @@ def test_physical_volume_hidden_from_lvm_is_named(host: Callable[[str], HostPath
     assert missing(here, "/dev/vg/lv") == (reason, "lvmdevices --adddev /dev/sda")
     devices.write_text(f"IDTYPE=sys_wwid IDNAME=naa.5000 DEVNAME=/dev/sda PVID={pv_of(here, 'vg').replace('-', '')}\n")
     assert missing(here, "/dev/vg/lv")[0] == INACTIVE
+
+
+def test_physical_volume_that_has_come_back_is_named(host: Callable[[str], HostPaths]) -> None:
+    """LVM has marked it as missing, and refuses to activate what lies on it: vgextend(8)."""
+    here = host("lvm/not-activated")
+    edit_backup(here, 'status = ["ALLOCATABLE"]\n\t\t\tflags = []', 'status = []\n\t\t\tflags = ["MISSING"]')
+    reason = "/dev/sda was missing when volume group vg was changed, so LVM does not use it"
+    assert missing(here, "/dev/vg/lv") == (reason, "vgextend --restoremissing vg /dev/sda")
 
 
 def test_volume_not_on_the_missing_disk_can_be_activated(host: Callable[[str], HostPaths]) -> None:
