@@ -1650,7 +1650,7 @@ class StorageFacts:
             return tuple(session_layer(target, portal, None, self) for target, portal in absent.items())
         targets = join_limited(sorted(absent), MAX_LISTED)
         reason = f"no session with iSCSI targets {targets}, one of which probably has the LUN"
-        return (stacked(targets, "iSCSI session", Problem(reason, "iscsiadm -m node --login")),)
+        return (stacked(targets, "iSCSI session", Problem(reason, "iscsiadm -m node --loginall=automatic")),)
 
     @cached_property
     def drbd_states(self) -> dict[str, DrbdState]:
@@ -1840,7 +1840,7 @@ def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
 # device is there while it can be used), rbd, virtio, mmc and ZFS (which show none for a device; but see DRIVERS).
 DEVICE_STATES = (
     # If the session of an iSCSI disk fails, it is blocked, and later offline; neither its size nor udev shows that.
-    ("sd", "device/state", "|running", "SCSI device is {}"),
+    ("s[dr]", "device/state", "|running", "SCSI device is {}"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
     # lvchange --activationmode partial creates them for missing volumes; reading them fails (lv_manip.c).
     ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "placeholder for a missing physical volume"),
@@ -2709,7 +2709,7 @@ def check_file(path: str, status: os.stat_result, required: Required, facts: Sto
 
 
 def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
-    """An image and its backing files: QEMU's docs/interop/qcow2.rst. May block.
+    """An image, its backing files and its external data file: QEMU's docs/interop/qcow2.rst. May block.
 
     The chain is followed as far as the images say that the next one is qcow2, because a guest can write anything to a
     raw image; one that only its owner may read is taken to be complete.
@@ -2721,20 +2721,30 @@ def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
     version, offset, length = (int.from_bytes(header[start:end], "big") for start, end in ((4, 8), (8, 16), (16, 20)))
     if not header.startswith(b"QFI\xfb") or version not in versions:
         return stacked(path, "file", Problem(f"is not a {required.format} image"))
-    if required.writes and version == 3 and int.from_bytes(header[72:80], "big") & 2:
+    features = int.from_bytes(header[72:80], "big") if version == 3 else 0
+    if required.writes and features & 2:
         reason = "is marked as corrupt, so QEMU does not open it for writing"
         return stacked(path, "file", Problem(reason, f"qemu-img check -r all {shell_word(path)}", is_readable=True))
     name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
-    # "json:…" and "nbd://…" are not files.
-    if not name or re.match("(?!file:)[a-z+]+:", name):
-        return Layer(path, "file")
-    next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
-    next_path = os.path.join(os.path.dirname(path), name.removeprefix("file:"))
-    behind = check_layers(Required(next_path, format=next_format, depth=required.depth + 1), facts)[1]
-    if problem := behind.problem:
-        told = Problem(f"backing file {next_path} {problem.reason}", problem.hint)
-        behind = behind._replace(problem=told, cause=told if behind.cause is problem else behind.cause)
-    return stacked(path, "file", None, behind._replace(kind="backing file"))
+    behind = []
+    if name and not re.match("(?!file:)[^/:]*:", name):  # "json:…" and "nbd://…" are not files
+        next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
+        next_path = os.path.join(os.path.dirname(path), name.removeprefix("file:"))
+        following = Required(next_path, format=next_format, depth=required.depth + 1)
+        behind.append(image_part("backing", following, facts))
+    if features & 4 and (data := re.search(b"DATA\0\0(..)", header, re.DOTALL)):
+        data_path = os.path.join("/", os.fsdecode(header[data.end() :][: int.from_bytes(data[1], "big")]))
+        behind.append(image_part("data", Required(data_path, writes=required.writes), facts))
+    return stacked(path, "file", None, *behind)
+
+
+def image_part(kind: str, required: Required, facts: StorageFacts) -> Layer:
+    """A file that an image needs. May block."""
+    layer = check_layers(required, facts)[1]
+    if problem := layer.problem:
+        told = Problem(f"{kind} file {required.path} {problem.reason}", problem.hint, problem.is_readable)
+        layer = layer._replace(problem=told, cause=told if layer.cause is problem else layer.cause)
+    return layer._replace(kind=f"{kind} file")
 
 
 def read_part(path: str, offset: int, length: int) -> bytes:

@@ -154,7 +154,7 @@ def test_missing_persistent_name_hints_at_targets_without_a_session(
 ) -> None:
     here = logs_in_at_boot(host("iscsi/no-session"))
     for name in ("id/scsi-36001405", "id/wwn-0x6001405", "uuid/1234", "label/data"):
-        assert missing(here, f"/dev/disk/by-{name}") == (NO_SESSIONS, "iscsiadm -m node --login")
+        assert missing(here, f"/dev/disk/by-{name}") == (NO_SESSIONS, "iscsiadm -m node --loginall=automatic")
     assert "target" not in missing(here, "/dev/disk/by-id/ata-disk")[0]
 
 
@@ -212,7 +212,7 @@ def test_group_without_its_lun_names_the_target(host: Callable[[str], HostPaths]
 
 def test_group_without_one_of_many_luns_blames_no_target(host: Callable[[str], HostPaths]) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
-    assert missing(here, "/dev/vg/lv") == (NO_SESSIONS, "iscsiadm -m node --login")
+    assert missing(here, "/dev/vg/lv") == (NO_SESSIONS, "iscsiadm -m node --loginall=automatic")
 
 
 def test_missing_physical_volume_is_named_with_its_last_device(host: Callable[[str], HostPaths]) -> None:
@@ -1248,6 +1248,7 @@ def test_mirror_needs_one_leg_and_stripe_needs_all(tmp_path: Path) -> None:
         ("nbd0", {}, "nbd device is not connected to a server"),
         ("vda", {"size": "0"}, "has size 0"),
         ("sr0", {"size": "0"}, ""),
+        ("sr0", {"size": "0", "device/state": "offline"}, "SCSI device is offline"),
     ],
 )
 def test_kernel_state_decides_whether_a_device_is_usable(
