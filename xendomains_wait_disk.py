@@ -2218,6 +2218,11 @@ def array_without_members(array: str, listed: Mapping[str, str], facts: StorageF
     for key in (array_name(container), hex_digits(container)):
         if node := facts.running_arrays.get(key, ""):
             return absent(f"{array} is not started in its container {node}", f"mdadm --incremental --run /dev/{node}")
+    disks = [item for kind in ("isw", "ddf") for item in facts.devices_with(f"{kind}_raid_member", "ID_FS_TYPE")]
+    if container and disks:
+        names = [item.name for item in disks]
+        reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
+        return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
     below = [needed_layer(container, facts)] if container.startswith("/") else []
     listing = "though mdadm.conf lists it" if listed else "and mdadm.conf does not list it"
     return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *below)
@@ -2274,9 +2279,9 @@ def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
             unit = hex_escaped("[^a-zA-Z0-9:_./]", name).replace("/", "-")
             reason = f"{kind} volume {name} is not open (it is in /etc/{kind}tab{noauto})"
             below = [needed_layer(path_of(source), facts)] if path_of(source) else []
-            return absent(
-                reason, f"systemctl start {shell_word(f'systemd-{kind}setup@{unit}')}", *below, *facts.find(options[0])
-            )
+            key = path_of(options[0].rpartition(":")[2]) or options[0]  # FILE:DEVICE, or the hashes of a verity volume
+            hint = f"systemctl start {shell_word(f'systemd-{kind}setup@{unit}')}"
+            return absent(reason, hint, *below, *facts.find(key))
     return None
 
 
@@ -2394,7 +2399,7 @@ def physical_volume_layer(group: str, text: str, facts: StorageFacts) -> Layer:
     # LVM writes "[unknown]" if it has not seen the device either.
     name = f"{uuid} (last seen as {device})" if device.startswith("/") else uuid
     if device.startswith("/dev/sd"):  # which may have another name today
-        is_local = re.search("ATA|^eui|^nvme", values.get("device_id", ""))
+        is_local = re.search(r"ATA|^eui|^naa\.5|^nvme", values.get("device_id", ""))
         below = () if is_local else facts.likely_sessions
     else:
         below = tuple(item for item in facts.find(device) if item.cause)  # what is there now may be another disk
@@ -2501,7 +2506,8 @@ def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
     for item in facts.devices_with(value, TAGS[tag]):  # a UUID that blkid prints may be that of a member
         return absent(f"{item.name} has {tag} {value}, but udev creates no such link for it", f"{hint},FSTYPE")
-    below = facts.likely_sessions if tag != "ID" or value.startswith(("scsi-", "wwn-")) else ()
+    # A local disk has an ID of ATA, or one that begins with 5: its maker's (NAA).
+    below = facts.likely_sessions if tag != "ID" or re.match("wwn-0x(?!5)|scsi-(?!35|.?ATA)", value) else ()
     if value.startswith("dm-name-"):
         below = facts.find(f"/dev/mapper/{value[len('dm-name-') :]}")
     return absent(f"no block device has {tag} {value}", hint, *below)
@@ -2529,7 +2535,7 @@ EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], L
     ("link", "/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
     ("md array", "/dev/md/(?P<name>.+)", explain_array),
     ("md array", "/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
-    ("DRBD device", r"/dev/drbd(/by-res/(?P<resource>[^/]+)(/.+)?|/by-disk/(?P<disk>.+)|(?P<minor>\d+))", explain_drbd),
+    ("DRBD device", r"/dev/drbd(/by-res/(?P<resource>[^/]+).*|/by-disk/(?P<disk>.+)|(?P<minor>\d+).*)", explain_drbd),
     ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+?)(-part[0-9]+)?", explain_zvol),
     ("ZFS volume", rf"/dev/(?!({NOT_LVM})/)(?P<pool>[^/]+)/(?P<volume>.+?)(-part[0-9]+)?", explain_zvol),
     ("Ceph image", "/dev/rbd/(?P<image>.+?)(-part[0-9]+)?", explain_rbd),

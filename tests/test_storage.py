@@ -155,7 +155,8 @@ def test_missing_persistent_name_hints_at_targets_without_a_session(
     here = logs_in_at_boot(host("iscsi/no-session"))
     for name in ("id/scsi-36001405", "id/wwn-0x6001405", "uuid/1234", "label/data"):
         assert missing(here, f"/dev/disk/by-{name}") == (NO_SESSIONS, "iscsiadm -m node --loginall=automatic")
-    assert "target" not in missing(here, "/dev/disk/by-id/ata-disk")[0]
+    for name in ("ata-disk", "scsi-0ATA_disk", "scsi-35000c500a1b2c3d4", "wwn-0x5000c500a1b2c3d4"):
+        assert "target" not in missing(here, f"/dev/disk/by-id/{name}")[0]
 
 
 def test_target_without_automatic_login_is_not_blamed(host: Callable[[str], HostPaths]) -> None:
@@ -350,7 +351,7 @@ def test_group_with_a_raid_can_be_activated_without_a_disk(host: Callable[[str],
     assert missing(here, "/dev/vg/lv")[1] == "vgchange -ay vg"
 
 
-@pytest.mark.parametrize("ident", ["t10.ATA_Samsung_SSD", "eui.0025385"])
+@pytest.mark.parametrize("ident", ["t10.ATA_Samsung_SSD", "eui.0025385", "naa.5000c500a1b2c3d4"])
 def test_no_target_is_blamed_for_a_disk_that_was_no_lun(host: Callable[[str], HostPaths], ident: str) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
     assert "targets" in missing(here, "/dev/vg/lv")[0]
@@ -540,6 +541,16 @@ def test_volume_in_a_container_has_the_reason_of_its_container(tmp_path: Path) -
     )
 
 
+def test_volume_of_a_container_that_is_not_assembled_names_its_disks(tmp_path: Path) -> None:
+    here = udev_entry(tmp_path, "ID_FS_TYPE=isw_raid_member")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/mdadm.conf").write_text("ARRAY /dev/md/Volume0 container=1:2:3:4 member=0 UUID=5:6:7:8\n")
+    assert missing(here, "/dev/md/Volume0") == (
+        "md array Volume0 is not assembled (members present: sda)",
+        "mdadm --assemble --scan",
+    )
+
+
 @pytest.mark.parametrize("container", ["/dev/md/imsm0", "5ed2d4a1:22222222:33333333:44444444"])
 def test_volume_not_started_in_its_container_is_named(tmp_path: Path, container: str) -> None:
     """`mdadm --examine --scan` gives the UUID of the container."""
@@ -612,7 +623,7 @@ def test_closed_crypt_volume_is_named(host: Callable[[str], HostPaths]) -> None:
 
 def test_drbd_resource_that_is_down_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("drbd/down")
-    for path in ("/dev/drbd/by-res/one/0", "/dev/drbd/by-res/one", "/dev/drbd1"):
+    for path in ("/dev/drbd/by-res/one/0", "/dev/drbd/by-res/one", "/dev/drbd1", "/dev/drbd1p1"):
         assert missing(here, path) == ("DRBD resource one is not up", "drbdadm up one")
     reason = "no DRBD resource typo in /etc/drbd.conf or the files it includes"
     assert missing(here, "/dev/drbd/by-res/typo/0") == (reason, "drbdadm dump")
@@ -786,6 +797,15 @@ def test_crypt_volume_needs_the_file_system_with_its_key(tmp_path: Path) -> None
     (tmp_path / "etc/crypttab").write_text("secret /dev/sda /mnt/keys/web.key luks\n")
     (tmp_path / "etc/fstab").write_text("LABEL=KEYS /mnt/keys ext4 nofail 0 0\n")
     assert missing(here, "/dev/mapper/secret")[0] == "no block device has LABEL KEYS"
+    (tmp_path / "etc/crypttab").write_text("secret /dev/sda /web.key:LABEL=KEYS luks\n")
+    assert missing(here, "/dev/mapper/secret")[0] == "no block device has LABEL KEYS"
+
+
+def test_verity_volume_needs_the_device_with_its_hashes(tmp_path: Path) -> None:
+    here = udev_entry(tmp_path)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/veritytab").write_text("web /dev/sda PARTUUID=4 c0ffee\n")
+    assert missing(here, "/dev/mapper/web")[0] == "no block device has PARTUUID 4"
 
 
 def test_linstor_resource_is_found(tmp_path: Path) -> None:
