@@ -1530,6 +1530,12 @@ class StorageFacts:
         return found
 
     @cached_property
+    def mounted_images(self) -> dict[str, str]:
+        """The loop devices that are mounted, by their files."""
+        loops = [name for name in self.mounted if name.startswith("loop")]
+        return {attribute(device_directory(name), "loop/backing_file"): name for name in loops}
+
+    @cached_property
     def planned_mounts(self) -> dict[str, PlannedMount]:
         """The mounts that are configured, by mount point: systemd.mount(5), and fstab(5)."""
         plans: dict[str, PlannedMount] = {}
@@ -2132,7 +2138,7 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
     if not facts.explains:
         below = ()
     elif plan.kind == "zfs":
-        below = (pool_layer(plan.source.partition("/")[0]),)
+        below = (pool_layer(plan.source.partition("/")[0], facts),)
     elif path := path_of(plan.source):
         below = (needed_layer(path, facts),)
     else:
@@ -2448,18 +2454,18 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 def explain_zvol(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A ZFS volume; before OpenZFS 2, it is also linked as /dev/POOL/VOLUME, which looks like LVM."""
     pool, volume = match["pool"], match["volume"]
-    is_known = pool_layer(pool).cause is None or pool in facts.text(f"{ETC}/zfs/zpool.cache")
+    is_known = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}") or pool in facts.text(f"{ETC}/zfs/zpool.cache")
     if not match[0].startswith("/dev/zvol/") and (facts.volume_group(pool) or not is_known):
         return None
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
-    return absent(reason, f"zfs list -r -o name,keystatus {shell_word(pool)}", pool_layer(pool))
+    return absent(reason, f"zfs list -r -o name,keystatus {shell_word(pool)}", pool_layer(pool, facts))
 
 
-def pool_layer(pool: str) -> Layer:
+def pool_layer(pool: str, facts: StorageFacts) -> Layer:
     """A ZFS pool, which may not be imported; the kernel module has a directory for each one that is."""
     is_imported = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
     problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {shell_word(pool)}")
-    return stacked(pool, "ZFS pool", None if is_imported else problem)
+    return stacked(pool, "ZFS pool", check_pool(pool, facts) if is_imported else problem)
 
 
 def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
@@ -2469,9 +2475,8 @@ def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     if image in listed or image.removeprefix("rbd/") in listed:
         reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
         return absent(reason, "rbdmap map")
-    return absent(
-        f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap", f"rbd device map {shell_word(image)}"
-    )
+    reason = f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap"
+    return absent(reason, f"rbd device map {shell_word(image)}")
 
 
 def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2688,7 +2693,7 @@ def hint_if_read_only(name: str) -> str:
 
 def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
     """A disk that is mounted on this host; Xen's block script refuses it unless both only read it."""
-    places = facts.mounted.get(name, ()) if required.by_script else ()
+    places = facts.mounted.get(name, ()) if name and required.by_script else ()
     for where, is_written in places:
         if is_written or required.writes:
             reason = f"is mounted on {where} on this host, and Xen refuses to share it"
@@ -2707,9 +2712,10 @@ def check_file(path: str, status: os.stat_result, required: Required, facts: Sto
     if status.st_size == 0:
         problem = Problem("is empty (0 bytes)")
     elif required.by_script and required.writes and not status.st_mode & 0o222:  # see Xen's tools/hotplug/Linux/block
-        problem = Problem(
-            "has no write permission, but the guest writes to it", f"chmod u+w {shell_word(path)}", is_readable=True
-        )
+        hint = f"chmod u+w {shell_word(path)}"
+        problem = Problem("has no write permission, but the guest writes to it", hint, is_readable=True)
+    elif required.by_script and facts.mounted_images:
+        problem = check_mounted(facts.mounted_images.get(os.path.realpath(path), ""), required, facts)
     image = stacked(path, "file", problem) if problem else image_layer(path, required, facts)
     return image._replace(below=(mount, *image.below))
 

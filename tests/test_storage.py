@@ -740,6 +740,8 @@ def test_missing_zvol_names_its_pool(host: Callable[[str], HostPaths]) -> None:
     here = host("zfs/imported")
     assert missing(here, "/dev/zvol/spare/web") == ("ZFS pool spare is not imported", "zpool import spare")
     assert missing(here, "/dev/zvol/tank/vm/web")[0] == "ZFS pool tank has no volume vm/web, or its key is not loaded"
+    Path(here.proc, "spl/kstat/zfs/tank/state").write_text("SUSPENDED\n")
+    assert missing(here, "/dev/zvol/tank/vm/web") == ("ZFS pool tank is SUSPENDED", "zpool clear tank")
 
 
 def test_zvol_is_known_by_its_older_name_on_a_host_with_lvm(host: Callable[[str], HostPaths]) -> None:
@@ -1433,6 +1435,26 @@ def test_image_on_read_only_device_names_the_command_for_the_device(tmp_path: Pa
     writes = Required(f"{tmp_path}/images/web.img", writes=True)
     assert image_status(tmp_path, "7:0 ext4 /dev/sda", "ro") == xwd.READY
     assert xwd.check_disk(writes, xwd.StorageFacts(explains=False)).hint == "blockdev --setrw /dev/sda"
+
+
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
+def test_image_mounted_on_this_host_is_not_ready_for_xens_script(tmp_path: Path) -> None:
+    """Xen's tools/hotplug/Linux/block: "File … is loopback-mounted through 7:0"."""
+    image = tmp_path / "images/web.img"
+    made_up(tmp_path, sda={}, loop0={"loop/backing_file": str(image)})
+    image_status(tmp_path, "7:0 ext4 /dev/sda")
+    with open(tmp_path / "proc/self/mountinfo", "a") as file:
+        file.write("41 1 7:1 / /mnt rw - ext4 /dev/loop0 rw\n")
+    required = Required(str(image), by_script=True)
+    status = xwd.check_disk(required, xwd.StorageFacts(explains=False))
+    assert (status.reason, status.hint) == (
+        "is mounted on /mnt on this host, and Xen refuses to share it",
+        "umount /mnt",
+    )
+    assert xwd.check_disk(required._replace(by_script=False), xwd.StorageFacts(explains=False)) == xwd.READY
+    image.with_name("db.img").write_text("content")
+    other = required._replace(path=str(image.with_name("db.img")))
+    assert xwd.check_disk(other, xwd.StorageFacts(explains=False)) == xwd.READY
 
 
 @pytest.mark.parametrize("mount", ["btrfs /dev/sda", "bcachefs /dev/sdb:/dev/sda"])
