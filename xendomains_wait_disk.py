@@ -2333,7 +2333,7 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
             reason, hint = (text.format(name, volume, *found.groups()) for text in (why, command))
             break
-    return absent(reason, hint, group_layer(name, disks_of(volume, group), facts))
+    return absent(reason, hint, group_layer(name, parts_of(volume, group), facts))
 
 
 # Patterns in LVM's backup for why a volume or its group is not activated, with the reason and a command that helps.
@@ -2355,26 +2355,27 @@ INACTIVE = (
 )
 
 
-def disks_of(volume: str, group: VolumeGroup) -> set[str]:
-    """The physical volumes below a logical volume, including those of its sub-volumes and its pool."""
+def parts_of(volume: str, group: VolumeGroup) -> set[str]:
+    """A logical volume with its sub-volumes and its pool, and the physical volumes that they lie on."""
     volumes, disks = [volume], set()
     for item in volumes:
         words = set(re.findall('"([^"]+)"', group.volumes[item]))
         disks.update(words.intersection(group.disks))
         volumes += words.intersection(group.volumes).difference(volumes)
-    return disks
+    return disks.union(volumes)
 
 
-def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer:
-    """A volume group with the physical volumes that are needed (or all), and those that it lacks."""
+def group_layer(name: str, parts: Container[str], facts: StorageFacts) -> Layer:
+    """A volume group with the physical volumes of these parts of it (or all), and those that it lacks."""
     disks = facts.physical_volumes(name)
-    below = [layer for key, layer in disks.items() if key in needed] or [*disks.values()]
+    below = [layer for key, layer in disks.items() if key in parts] or [*disks.values()]
     problem = None
     if MISSING in [layer.problem for layer in below]:
         lacking = join_limited([layer.name for layer in disks.values() if layer.problem is MISSING], MAX_LISTED)
         backup = facts.volume_group(name)
         # At boot, LVM waits for all of them, although a RAID may not need them.
-        is_raid = backup and re.search('type = "raid[1-9]', "".join(backup.volumes.values()))
+        volumes = [text for key, text in backup.volumes.items() if key in parts] if backup else []
+        is_raid = re.search('type = "raid[1-9]', "".join(volumes))
         hint = f"vgchange -ay {name}" if is_raid else ""
         problem = Problem(f"volume group {name} lacks physical volume {lacking}", hint)
     return stacked(name, "volume group", problem, *below)
@@ -2475,8 +2476,8 @@ def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     if image in listed or image.removeprefix("rbd/") in listed:
         reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
         return absent(reason, "rbdmap map")
-    reason = f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap"
-    return absent(reason, f"rbd device map {shell_word(image)}")
+    unlisted = f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap"
+    return absent(unlisted, f"rbd device map {shell_word(image)}")
 
 
 def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:

@@ -347,8 +347,10 @@ def test_group_with_a_raid_can_be_activated_without_a_disk(host: Callable[[str],
     """LVM does not do it at boot, where it waits until a group is complete."""
     here = host("lvm/never-seen")
     assert missing(here, "/dev/vg/lv")[1] == ""
+    add_volume(here, "raid")
     edit_backup(here, 'type = "striped"', 'type = "raid1"')
-    assert missing(here, "/dev/vg/lv")[1] == "vgchange -ay vg"
+    assert missing(here, "/dev/vg/raid")[1] == "vgchange -ay vg"
+    assert missing(here, "/dev/vg/lv")[1] == ""  # it needs the disk
 
 
 @pytest.mark.parametrize("ident", ["t10.ATA_Samsung_SSD", "eui.0025385", "naa.5000c500a1b2c3d4"])
