@@ -2455,7 +2455,9 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 def explain_zvol(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A ZFS volume; before OpenZFS 2, it is also linked as /dev/POOL/VOLUME, which looks like LVM."""
     pool, volume = match["pool"], match["volume"]
-    is_known = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}") or pool in facts.text(f"{ETC}/zfs/zpool.cache")
+    # The cache has each name after its length, in four bytes (XDR).
+    cached = f"???{chr(len(pool))}{pool}" in facts.text(f"{ETC}/zfs/zpool.cache")
+    is_known = cached or os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
     if not match[0].startswith("/dev/zvol/") and (facts.volume_group(pool) or not is_known):
         return None
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"

@@ -750,7 +750,7 @@ def test_zvol_is_known_by_its_older_name_on_a_host_with_lvm(host: Callable[[str]
     here = host("lvm/active")
     zfs = Path(here.etc, "zfs")
     zfs.mkdir()
-    (zfs / "zpool.cache").write_bytes(b"\0\0\0\4tank\0\0\0\x13\0\0\0\x1c/dev/mapper/crypt-vdb")
+    (zfs / "zpool.cache").write_bytes(b"\0\0\0\4tank\0\0\0\x13\0\0\0\x11/dev/typo/lv-part1")
     assert missing(here, "/dev/tank/web") == ("ZFS pool tank is not imported", "zpool import tank")
     Path(here.proc, "spl/kstat/zfs/tank").mkdir(parents=True)
     assert missing(here, "/dev/tank/vm/web-part1")[0] == "ZFS pool tank has no volume vm/web, or its key is not loaded"
