@@ -2201,8 +2201,7 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     nodes.update(facts.running_arrays.get(key, "") for key in (name, uuid))
     for node in list_names(f"{SYS}/class/block", "md[0-9]+"):
         if node in nodes or not set(names).isdisjoint(list_names(f"{device_directory(node)}/slaves")):
-            reason = f"{array} is running as {node}"
-            return absent(reason, f"mdadm --detail /dev/{node}", facts.layer(node))
+            return absent(f"{array} is running as {node}", f"mdadm --detail /dev/{node}", facts.layer(node))
     if names:
         reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
         # --scan assembles the arrays that mdadm.conf lists, or any if it lists none.
@@ -2398,6 +2397,9 @@ def physical_volume_layer(group: str, text: str, facts: StorageFacts) -> Layer:
     elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
         reason = f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)"
         problem = Problem(reason, f"lvmdevices --adddev {path}")
+    elif holders and is_filtered(found[0], facts):
+        reason = f"{path} is hidden from LVM (by a filter in /etc/lvm/lvm.conf)"
+        problem = Problem(reason, "lvmconfig devices/filter devices/global_filter")
     elif holders and has_flag(text, "MISSING"):
         reason = f"{path} was missing when volume group {group} was changed, so LVM does not use it"
         problem = Problem(reason, f"vgextend --restoremissing {group} {path}")
@@ -2411,6 +2413,20 @@ def physical_volume_layer(group: str, text: str, facts: StorageFacts) -> Layer:
     else:
         below = tuple(item for item in facts.find(device) if item.cause)  # what is there now may be another disk
     return stacked(name, "physical volume", None, *below)._replace(problem=MISSING)
+
+
+def is_filtered(device: Device, facts: StorageFacts) -> bool:
+    """Whether a filter in lvm.conf(5) rejects a device: of the patterns that match a name, the first one counts."""
+    text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
+    for patterns in re.findall(r'filter\s*=((?:[\[\s,]*"[^"]*")+)', text):
+        rules = re.findall(r'"([ar])(.)([^"]*)\2"', patterns)
+        verdicts = []
+        with suppress(re.error):
+            for name in (device_path(device.name), *device.links):
+                verdicts += [verdict for verdict, _, pattern in rules if re.search(pattern, name)][:1]
+        if "r" in verdicts and "a" not in verdicts:
+            return True
+    return False
 
 
 MISSING = Problem("is missing")
@@ -2476,10 +2492,9 @@ def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     image = match["image"]
     listed = re.findall(r"^\s*([^\s#]+)", facts.text(f"{ETC}/ceph/rbdmap"), re.MULTILINE)
     if image in listed or image.removeprefix("rbd/") in listed:
-        reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
-        return absent(reason, "rbdmap map")
-    unlisted = f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap"
-    return absent(unlisted, f"rbd device map {shell_word(image)}")
+        return absent(f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it", "rbdmap map")
+    reason = f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap"
+    return absent(reason, f"rbd device map {shell_word(image)}")
 
 
 def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2724,7 +2739,7 @@ def check_file(path: str, status: os.stat_result, required: Required, facts: Sto
 
 
 def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
-    """An image, its backing files and its external data file: QEMU's docs/interop/qcow2.rst. May block.
+    """An image and its backing files: QEMU's docs/interop/qcow2.rst. May block.
 
     The chain is followed as far as the images say that the next one is qcow2, because a guest can write anything to a
     raw image; one that only its owner may read is taken to be complete.
@@ -2736,30 +2751,20 @@ def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
     version, offset, length = (int.from_bytes(header[start:end], "big") for start, end in ((4, 8), (8, 16), (16, 20)))
     if not header.startswith(b"QFI\xfb") or version not in versions:
         return stacked(path, "file", Problem(f"is not a {required.format} image"))
-    features = int.from_bytes(header[72:80], "big") if version == 3 else 0
-    if required.writes and features & 2:
+    if required.writes and version == 3 and int.from_bytes(header[72:80], "big") & 2:
         reason = "is marked as corrupt, so QEMU does not open it for writing"
         return stacked(path, "file", Problem(reason, f"qemu-img check -r all {shell_word(path)}", is_readable=True))
     name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
-    behind = []
-    if name and not re.match("(?!file:)[^/:]*:", name):  # "json:…" and "nbd://…" are not files
-        next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
-        next_path = os.path.join(os.path.dirname(path), name.removeprefix("file:"))
-        following = Required(next_path, format=next_format, depth=required.depth + 1)
-        behind.append(image_part("backing", following, facts))
-    if features & 4 and (data := re.search(b"DATA\0\0(..)", header, re.DOTALL)):
-        data_path = os.path.join("/", os.fsdecode(header[data.end() :][: int.from_bytes(data[1], "big")]))
-        behind.append(image_part("data", Required(data_path, writes=required.writes), facts))
-    return stacked(path, "file", None, *behind)
-
-
-def image_part(kind: str, required: Required, facts: StorageFacts) -> Layer:
-    """A file that an image needs. May block."""
-    layer = check_layers(required, facts)[1]
-    if problem := layer.problem:
-        told = Problem(f"{kind} file {required.path} {problem.reason}", problem.hint, problem.is_readable)
-        layer = layer._replace(problem=told, cause=told if layer.cause is problem else layer.cause)
-    return layer._replace(kind=f"{kind} file")
+    # "json:…" and "nbd://…" are not files.
+    if not name or re.match("(?!file:)[^/:]*:", name):
+        return Layer(path, "file")
+    next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
+    next_path = os.path.join(os.path.dirname(path), name.removeprefix("file:"))
+    behind = check_layers(Required(next_path, format=next_format, depth=required.depth + 1), facts)[1]
+    if problem := behind.problem:
+        told = Problem(f"backing file {next_path} {problem.reason}", problem.hint)
+        behind = behind._replace(problem=told, cause=told if behind.cause is problem else behind.cause)
+    return stacked(path, "file", None, behind._replace(kind="backing file"))
 
 
 def read_part(path: str, offset: int, length: int) -> bytes:

@@ -321,18 +321,6 @@ def test_image_that_qemu_has_marked_as_corrupt_is_ready_only_for_reading(tmp_pat
     assert image(tmp_path / "web.qcow2") == xwd.READY
 
 
-@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
-def test_image_needs_its_external_data_file(tmp_path: Path) -> None:
-    web, data = qcow2(tmp_path / "web.qcow2", features=4), tmp_path / "web.raw"
-    name = os.fsencode(data)
-    with web.open("r+b") as file:
-        file.seek(104)
-        file.write(b"DATA" + struct.pack(">I", len(name)) + name)
-    assert image(web) == not_ready(f"data file {data} does not exist")
-    fill(data)
-    assert image(web) == xwd.READY
-
-
 @pytest.mark.parametrize("backing", ["nbd://server/base", 'json:{"driver":"rbd"}', "host_device:/dev/vg/web"])
 def test_backing_that_is_not_a_file_is_left_to_qemu(tmp_path: Path, backing: str) -> None:
     assert image(qcow2(tmp_path / "web.qcow2", backing)) == xwd.READY

@@ -325,6 +325,19 @@ def test_physical_volume_hidden_from_lvm_is_named(host: Callable[[str], HostPath
     assert missing(here, "/dev/vg/lv")[0] == INACTIVE
 
 
+FILTERS = ('[ "a|/dev/(sd[b-z]|vd.)|", "r|.*|" ]', '["r/./"]', '["r|^/dev/sda$|", "r|/dev/disk/|"]')
+NO_FILTERS = ('[ "a|/dev/disk/by-id/|", "r|.*|" ]', '["r|^/dev/sda$|", "a|.*|"]', '["r|drbd|"]', '["a|sda|","r|.*|"]')
+
+
+@pytest.mark.parametrize("patterns", [*FILTERS, *NO_FILTERS])
+def test_physical_volume_rejected_by_a_filter_is_named(host: Callable[[str], HostPaths], patterns: str) -> None:
+    """The device is accepted if one of its names is: lvm.conf(5)."""
+    here = host("lvm/not-activated")
+    Path(here.etc, "lvm/lvm.conf").write_text(f'devices {{\n\t# filter = ["r|.*|"]\n\tglobal_filter = {patterns}\n}}\n')
+    reason = "/dev/sda is hidden from LVM (by a filter in /etc/lvm/lvm.conf)"
+    assert missing(here, "/dev/vg/lv")[0] == (reason if patterns in FILTERS else INACTIVE)
+
+
 def test_physical_volume_that_has_come_back_is_named(host: Callable[[str], HostPaths]) -> None:
     """LVM has marked it as missing, and refuses to activate what lies on it: vgextend(8)."""
     here = host("lvm/not-activated")
