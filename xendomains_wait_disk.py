@@ -1795,7 +1795,8 @@ def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
         return (Layer(file, "file"),) if file else ()
     if name.startswith("dm-"):
         group, volume = split_map_name(attribute(directory, "dm/name"))
-        return (group_layer(group, (), facts),) if "-missing_" in volume and facts.volume_group(group) else ()
+        backup = facts.volume_group(group)
+        return (group_layer(group, backup, (), facts),) if "-missing_" in volume and backup else ()
     target, portal, state = iscsi_session(name, facts) if name.startswith("sd") else ("", "", "")
     return (session_layer(target, portal, state, facts),) if target else ()
 
@@ -2294,21 +2295,19 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A multipath map, by its alias, its bound name or its WWID: multipath.conf(5)."""
     # kpartx(8) may append the number of a partition without a separator.
     name = re.sub("^(mpath[a-z]+?)p?[0-9]+$", r"\1", match["name"])
-    is_known = f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") or facts.devices_with(name, "ID_SERIAL")
-    wwid = name if is_known else ""
-    for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
-        wwid = bound if alias == name else wwid
+    wwids = {alias: wwid for alias, wwid, *_ in facts.table(f"{ETC}/multipath/bindings")}
     files = ["multipath.conf", *(f"multipath/conf.d/{item}" for item in list_names(f"{ETC}/multipath/conf.d"))]
     for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", "\n".join(facts.text(f"{ETC}/{file}") for file in files)):
         keys = dict(re.findall(r'^\s*(wwid|alias)\s+"?([^"\s]+)', entry, re.MULTILINE))
-        wwid = keys.get("wwid", "") if keys.get("alias") == name else wwid
-    if not wwid:
-        return None
+        wwids[keys.get("alias", "")] = keys.get("wwid", "")
+    wwid = wwids.get(name, name)
     found = facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN")
     paths = [item for item in found if not item.name.startswith("dm-")]
     if names := [item.name for item in paths if "ID_PART_ENTRY_NUMBER" not in item.properties]:
         reason = f"no multipath map for {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
         return absent(reason, "multipath -v2", *map(facts.layer, names))
+    if wwid == name and f"/{name}/\n" not in facts.text(f"{ETC}/multipath/wwids"):
+        return None
     return absent(f"multipath map {name} has no path to {wwid}", "multipath -v2", *facts.likely_sessions)
 
 
@@ -2332,7 +2331,7 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
             reason, hint = (text.format(name, volume, *found.groups()) for text in (why, command))
             break
-    return absent(reason, hint, group_layer(name, parts_of(volume, group), facts))
+    return absent(reason, hint, group_layer(name, group, parts_of(volume, group), facts))
 
 
 # Patterns in LVM's backup for why a volume or its group is not activated, with the reason and a command that helps.
@@ -2364,16 +2363,15 @@ def parts_of(volume: str, group: VolumeGroup) -> set[str]:
     return disks.union(volumes)
 
 
-def group_layer(name: str, parts: Container[str], facts: StorageFacts) -> Layer:
+def group_layer(name: str, group: VolumeGroup, parts: Container[str], facts: StorageFacts) -> Layer:
     """A volume group with the physical volumes of these parts of it (or all), and those that it lacks."""
     disks = facts.physical_volumes(name)
     below = [layer for key, layer in disks.items() if key in parts] or [*disks.values()]
     problem = None
     if MISSING in [layer.problem for layer in below]:
         lacking = join_limited([layer.name for layer in disks.values() if layer.problem is MISSING], MAX_LISTED)
-        backup = facts.volume_group(name)
         # At boot, LVM waits for all of them, although a RAID may not need them.
-        volumes = [text for key, text in backup.volumes.items() if key in parts] if backup else []
+        volumes = [text for key, text in group.volumes.items() if key in parts]
         is_raid = re.search('type = "raid[1-9]', "".join(volumes))
         hint = f"vgchange -ay {name}" if is_raid else ""
         problem = Problem(f"volume group {name} lacks physical volume {lacking}", hint)
@@ -2421,9 +2419,8 @@ def is_filtered(device: Device, facts: StorageFacts) -> bool:
     for patterns in re.findall(r'filter\s*=((?:[\[\s,]*"[^"]*")+)', text):
         rules = re.findall(r'"([ar])(.)([^"]*)\2"', patterns)
         verdicts = []
-        with suppress(re.error):
-            for name in (device_path(device.name), *device.links):
-                verdicts += [verdict for verdict, _, pattern in rules if re.search(pattern, name)][:1]
+        for name in (device_path(device.name), *device.links):
+            verdicts += [verdict for verdict, _, pattern in rules if re.search(pattern, name)][:1]
         if "r" in verdicts and "a" not in verdicts:
             return True
     return False
