@@ -2397,7 +2397,7 @@ def physical_volume_layer(group: str, text: str, facts: StorageFacts) -> Layer:
         problem = Problem(reason, f"lvmdevices --adddev {path}")
     elif holders and is_filtered(found[0], facts):
         reason = f"{path} is hidden from LVM (by a filter in /etc/lvm/lvm.conf)"
-        problem = Problem(reason, "lvmconfig devices/filter devices/global_filter")
+        problem = Problem(reason, "grep filter /etc/lvm/lvm.conf")
     elif holders and has_flag(text, "MISSING"):
         reason = f"{path} was missing when volume group {group} was changed, so LVM does not use it"
         problem = Problem(reason, f"vgextend --restoremissing {group} {path}")
