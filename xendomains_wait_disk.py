@@ -2224,9 +2224,8 @@ def array_without_members(array: str, listed: Mapping[str, str], facts: StorageF
     for key in (array_name(container), hex_digits(container)):
         if node := facts.running_arrays.get(key, ""):
             return absent(f"{array} is not started in its container {node}", f"mdadm --incremental --run /dev/{node}")
-    disks = [item for kind in ("isw", "ddf") for item in facts.devices_with(f"{kind}_raid_member", "ID_FS_TYPE")]
-    if container and disks:
-        names = [item.name for item in disks]
+    disks = (item for kind in ("isw", "ddf") for item in facts.devices_with(f"{kind}_raid_member", "ID_FS_TYPE"))
+    if container and (names := [item.name for item in disks]):
         reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
         return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
     below = [needed_layer(container, facts)] if container.startswith("/") else []
@@ -2385,7 +2384,8 @@ def physical_volume_layer(group: str, text: str, facts: StorageFacts) -> Layer:
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
     found = facts.devices_with(uuid, "ID_FS_UUID")
     # The paths of a multipath device are one disk.
-    holders = [item.name for item in found if item.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
+    found = [item for item in found if item.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
+    holders = [item.name for item in found]
     path, problem = device_path(holders[0]) if holders else "", None
     if len(holders) > 1:
         # Changing one of them would do harm if both are the same disk.
