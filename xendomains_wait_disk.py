@@ -2681,10 +2681,11 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
     resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
     resource = next((item for item, text in resources.items() if has_minor(text, minor)), "RESOURCE")
     text = resources.get(resource, "")
-    words = re.findall(r'allow-two-primaries(?:\s+"?(\w+)"?)?\s*;', text)  # the last one counts
+    # Of several settings, the last one counts.
+    words = re.findall(r'allow-two-primaries(?:\s+"?(\w+)"?)?\s*;', text)
     is_shared = facts.shares and words[-1:] in ([""], ["yes"])
     # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
-    promotes = state.is_version_9 and not re.search(r'auto-promote\s+"?no\b', text)
+    promotes = state.is_version_9 and re.findall(r'auto-promote\s+"?(\w+)', text)[-1:] != ["no"]
     if (promotes or required.promotes) and (state.peer_role != "Primary" or is_shared):
         return None
     if state.peer_role == "Primary":

@@ -1561,6 +1561,9 @@ def test_drbd_9_without_auto_promote_is_unusable(
     Path(here.etc, "drbd.conf").write_text(resource)
     assert look(here, "drbd1", READS) == ("DRBD is Secondary", "drbdadm primary r0")
     assert usable(here, "drbd1", PROMOTES) == ""
+    common = f"common {{ options {{ auto-promote {no}; }} }}\n"
+    Path(here.etc, "drbd.conf").write_text(common + resource.replace(f"auto-promote {no}", "auto-promote yes"))
+    assert usable(here, "drbd1", READS) == ""
 
 
 def test_command_that_makes_a_device_writable_depends_on_its_type(tmp_path: Path) -> None:
