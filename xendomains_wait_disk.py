@@ -2327,8 +2327,9 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     reason, hint = f"volume group {name} is complete, but not all of its volumes are active", f"vgchange -ay {name}"
     for pattern, why, command in INACTIVE:
         found = re.search(pattern, group.text + group.volumes[volume])
-        if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
-            reason, hint = (text.format(name, volume, *found.groups()) for text in (why, command))
+        what = found[found.lastindex or 0] if found else ""
+        if found and f"{map_name(name, what)}-tpool" not in facts.maps:  # an active pool is no reason
+            reason, hint = (text.format(name, volume, what) for text in (why, command))
             break
     return absent(reason, hint, group_layer(name, group, parts_of(volume, group), facts))
 
@@ -2338,8 +2339,9 @@ INACTIVE = (
     ('"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
     ('lock_type = "(sanlock|dlm)"', "volume group {0} is shared ({2}) and not activated", "vgchange --lockstart {0}"),
     (
-        r'creation_host = "(.*)"(?s:.*)\n\tsystem_id = "(?!\1")(.+)"',  # lvmsystemid(7)
-        "volume group {0} is activated only by the host with system ID {3}",
+        # lvmsystemid(7); the first one is that of this host, if it has one
+        r'creation_host = .*\n(creation_host_system_id = "(.*)"|creation_time)(?s:.*)\n\tsystem_id = "(?!\2")(.+)"',
+        "volume group {0} is activated only by the host with system ID {2}",
         "lvm systemid",
     ),
     ('"(ACTIVATION_SKIP)"', "LVM volume {0}/{1} has the activation skip flag", "lvchange -ay -K {0}/{1}"),

@@ -291,7 +291,6 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
             "volume group vg is activated only by the host with system ID dom1",
             "lvm systemid",
         ),
-        ("\tflags = []", '\tflags = []\n\tsystem_id = "dom0"', INACTIVE, "vgchange -ay vg"),  # its own
         (
             "\tflags = []",
             '\tflags = []\n\tlock_type = "sanlock"',
@@ -323,6 +322,15 @@ def test_physical_volume_hidden_from_lvm_is_named(host: Callable[[str], HostPath
     assert missing(here, "/dev/vg/lv") == (reason, "lvmdevices --adddev /dev/sda")
     devices.write_text(f"IDTYPE=sys_wwid IDNAME=naa.5000 DEVNAME=/dev/sda PVID={pv_of(here, 'vg').replace('-', '')}\n")
     assert missing(here, "/dev/vg/lv")[0] == INACTIVE
+
+
+def test_group_with_the_system_id_of_this_host_is_activated_here(host: Callable[[str], HostPaths]) -> None:
+    here = host("lvm/not-activated")
+    edit_backup(here, "creation_time", 'creation_host_system_id = "own"\ncreation_time')
+    edit_backup(here, "\tflags = []", '\tflags = []\n\tsystem_id = "own"')
+    assert missing(here, "/dev/vg/lv")[0] == INACTIVE
+    edit_backup(here, '\tsystem_id = "own"', '\tsystem_id = "dom1"')
+    assert missing(here, "/dev/vg/lv")[0] == "volume group vg is activated only by the host with system ID dom1"
 
 
 FILTERS = ('[ "a|/dev/(sd[b-z]|vd.)|", "r|.*|" ]', '["r/./"]', '["r|^/dev/sda$|", "r|/dev/disk/|"]')
