@@ -2468,7 +2468,7 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
 
 
 def explain_zvol(match: re.Match[str], facts: StorageFacts) -> Layer | None:
-    """A ZFS volume; before OpenZFS 2, it is also linked as /dev/POOL/VOLUME, which looks like LVM."""
+    """A ZFS volume; older udev rules of ZFS also link it as /dev/POOL/VOLUME, which looks like LVM."""
     pool, volume = match["pool"], match["volume"]
     # The cache has each name after its length, in four bytes (XDR).
     cached = f"???{chr(len(pool))}{pool}" in facts.text(f"{ETC}/zfs/zpool.cache")
