@@ -1384,6 +1384,7 @@ class PlannedMount(NamedTuple):
 
     source: str
     file: str
+    kind: str  # of file system; empty if it is not given
     at_boot: bool
 
 
@@ -1511,17 +1512,17 @@ class StorageFacts:
         words = next((words for words in reversed(self.mounts) if words[4] == where), [])
         if not words:
             return Layer(where, "mount")
-        problem = None
+        kind, source = words[words.index("-") + 1 :][:2]
+        name, problem, below = mounted_device(words), None, source_layers(source)
         # In the unit's sandbox every mount is read-only, but the file system itself is not. Since Linux 6.15, ext4 uses
         # another word after an error.
         if not {"ro", "emergency_ro"}.isdisjoint(words[-1].split(",")):
             reason = f"{where} is mounted read-only, but the guest writes to it"
-            problem = Problem(reason, f"mount -o remount,rw {shell_word(where)}", is_readable=True)
-        kind, source = words[words.index("-") + 1 :][:2]
-        below = source_layers(source)
+            hint = hint_if_read_only(name) or f"mount -o remount,rw {shell_word(where)}"
+            problem = Problem(reason, hint, is_readable=True)
         if kind == "zfs":
             below = (stacked(source, "ZFS dataset", check_pool(source.partition("/")[0], self)),)
-        elif (name := mounted_device(words)) and os.path.exists(device_directory(name)):  # /dev/fuse is none
+        elif name:
             below = (self.layer(name),)
         layer = stacked(where, "mount", problem, *below)
         # Such a file system may have several devices, and not need all of them.
@@ -1536,6 +1537,12 @@ class StorageFacts:
         return found
 
     @cached_property
+    def mounted_images(self) -> dict[str, str]:
+        """The loop devices that are mounted, by their files."""
+        loops = [name for name in self.mounted if name.startswith("loop")]
+        return {attribute(device_directory(name), "loop/backing_file"): name for name in loops}
+
+    @cached_property
     def planned_mounts(self) -> dict[str, PlannedMount]:
         """The mounts that are configured, by mount point: systemd.mount(5), and fstab(5)."""
         plans: dict[str, PlannedMount] = {}
@@ -1543,19 +1550,21 @@ class StorageFacts:
         for directory in unit_directories():
             texts.update({unit: self.text(f"{directory}/{unit}") for unit in list_names(directory, r".*\.mount")})
         for unit, text in texts.items():
-            keys = dict(re.findall("^(What|Where)=(.+)", text, re.MULTILINE))
+            keys = dict(re.findall(r"^(What|Where|Type)[ \t]*=[ \t]*(.+)", text, re.MULTILINE))
             if "Where" in keys:  # one that is masked has nothing
                 at_boot = "\nCondition" not in text and unit.removesuffix(".mount") in self.wanted_mounts
-                plans[os.path.normpath(keys["Where"])] = PlannedMount(keys.get("What", ""), unit, at_boot)
+                plan = PlannedMount(keys.get("What", ""), unit, keys.get("Type", ""), at_boot)
+                plans[os.path.normpath(keys["Where"])] = plan
         for pool in list_names(f"{ETC}/zfs/zfs-list.cache"):
             for source, where, *more in self.table(f"{ETC}/zfs/zfs-list.cache/{pool}"):
-                plans[where] = PlannedMount(source, f"/etc/zfs/zfs-list.cache/{pool}", more[:1] == ["on"])
+                plans[where] = PlannedMount(source, f"/etc/zfs/zfs-list.cache/{pool}", "zfs", more[:1] == ["on"])
         for source, where, *more in self.table(f"{ETC}/fstab"):
-            options = ",".join(more[1:2]).split(",")
-            at_boot = "noauto" not in options or "x-systemd.automount" in options
-            plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", at_boot)
+            kind, options = (*more, "", "")[:2]
+            is_wanted = re.search(r"systemd\.(automount|wanted-by|required-by)", options) is not None
+            at_boot = "noauto" not in options.split(",") or is_wanted
+            plans[os.path.normpath(where)] = PlannedMount(source, "/etc/fstab", kind, at_boot)
         # A tmpfs (tmp.mount) never holds an image at boot, and a directory bound to itself has the same files.
-        return {where: plan for where, plan in plans.items() if os.path.normpath(plan.source) not in ("tmpfs", where)}
+        return {at: plan for at, plan in plans.items() if plan.kind != "tmpfs" and os.path.normpath(plan.source) != at}
 
     @cached_property
     def wanted_mounts(self) -> set[str]:
@@ -1603,7 +1612,7 @@ class StorageFacts:
     def physical_volumes(self, group: str) -> dict[str, Layer]:
         """The physical volumes of a volume group, by their names in its backup."""
         backup = self.volume_group(group)
-        return {key: physical_volume_layer(text, self) for key, text in backup.disks.items()} if backup else {}
+        return {key: physical_volume_layer(group, text, self) for key, text in backup.disks.items()} if backup else {}
 
     @cached_property
     def uptime(self) -> float:
@@ -1654,7 +1663,7 @@ class StorageFacts:
             return tuple(session_layer(target, portal, None, self) for target, portal in absent.items())
         targets = join_limited(sorted(absent), MAX_LISTED)
         reason = f"no session with iSCSI targets {targets}, one of which probably has the LUN"
-        return (stacked(targets, "iSCSI session", Problem(reason, "iscsiadm -m node --login")),)
+        return (stacked(targets, "iSCSI session", Problem(reason, "iscsiadm -m node --loginall=automatic")),)
 
     @cached_property
     def drbd_states(self) -> dict[str, DrbdState]:
@@ -1682,9 +1691,9 @@ class StorageFacts:
 
 
 def unit_directories() -> tuple[str, ...]:
-    """The directories of systemd's units; of units with the same name, the last one counts."""
-    late, early = (f"{RUN}/systemd/generator{late}" for late in (".late", ""))
-    return late, f"{USR}/lib/systemd/system", early, f"{ETC}/systemd/system"
+    """The directories of systemd's units; of units with the same name, the last one counts: systemd.unit(5)."""
+    packaged, local, own = (f"{item}/systemd/system" for item in (f"{USR}/lib", f"{USR}/local/lib", ETC))
+    return f"{RUN}/systemd/generator.late", packaged, local, f"{RUN}/systemd/generator", own
 
 
 def unescaped(word: str) -> str:
@@ -1793,7 +1802,8 @@ def other_layers_below(name: str, facts: StorageFacts) -> tuple[Layer, ...]:
         return (Layer(file, "file"),) if file else ()
     if name.startswith("dm-"):
         group, volume = split_map_name(attribute(directory, "dm/name"))
-        return (group_layer(group, (), facts),) if "-missing_" in volume and facts.volume_group(group) else ()
+        backup = facts.volume_group(group)
+        return (group_layer(group, backup, (), facts),) if "-missing_" in volume and backup else ()
     target, portal, state = iscsi_session(name, facts) if name.startswith("sd") else ("", "", "")
     return (session_layer(target, portal, state, facts),) if target else ()
 
@@ -1844,7 +1854,7 @@ def check_kernel_state(name: str, facts: StorageFacts) -> Problem | None:
 # device is there while it can be used), rbd, virtio, mmc and ZFS (which show none for a device; but see DRIVERS).
 DEVICE_STATES = (
     # If the session of an iSCSI disk fails, it is blocked, and later offline; neither its size nor udev shows that.
-    ("sd", "device/state", "|running", "SCSI device is {}"),
+    ("s[dr]", "device/state", "|running", "SCSI device is {}"),
     ("dm-", "dm/suspended", "0?", "device-mapper device is suspended"),
     # lvchange --activationmode partial creates them for missing volumes; reading them fails (lv_manip.c).
     ("dm-", "dm/name", "(?!.*-missing_[0-9]+_[0-9]+$).*", "placeholder for a missing physical volume"),
@@ -2135,8 +2145,8 @@ def unmounted_layer(where: str, facts: StorageFacts) -> Layer:
     below = source_layers(plan.source)
     if not facts.explains:
         below = ()
-    elif "zfs-list.cache" in plan.file:
-        below = (pool_layer(plan.source.partition("/")[0]),)
+    elif plan.kind == "zfs":
+        below = (pool_layer(plan.source.partition("/")[0], facts),)
     elif path := path_of(plan.source):
         below = (needed_layer(path, facts),)
     else:
@@ -2149,7 +2159,8 @@ def mounted_device(words: Sequence[str]) -> str:
     # btrfs has a device number of its own; only the source names the device.
     link, source = f"{SYS}/dev/block/{words[2]}", words[words.index("-") + 2]
     path = link if os.path.exists(link) else source
-    return os.path.basename(os.path.realpath(path)) if path.startswith((SYS, "/dev/")) else ""
+    name = os.path.basename(os.path.realpath(path)) if path.startswith((SYS, "/dev/")) else ""
+    return name if os.path.exists(device_directory(name)) else ""  # /dev/fuse is no block device
 
 
 def source_layers(source: str) -> tuple[Layer, ...]:
@@ -2198,8 +2209,7 @@ def explain_array(match: re.Match[str], facts: StorageFacts) -> Layer:
     nodes.update(facts.running_arrays.get(key, "") for key in (name, uuid))
     for node in list_names(f"{SYS}/class/block", "md[0-9]+"):
         if node in nodes or not set(names).isdisjoint(list_names(f"{device_directory(node)}/slaves")):
-            reason = f"{array} is running as {node}"
-            return absent(reason, f"mdadm --detail /dev/{node}", facts.layer(node))
+            return absent(f"{array} is running as {node}", f"mdadm --detail /dev/{node}", facts.layer(node))
     if names:
         reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
         # --scan assembles the arrays that mdadm.conf lists, or any if it lists none.
@@ -2221,6 +2231,10 @@ def array_without_members(array: str, listed: Mapping[str, str], facts: StorageF
     for key in (array_name(container), hex_digits(container)):
         if node := facts.running_arrays.get(key, ""):
             return absent(f"{array} is not started in its container {node}", f"mdadm --incremental --run /dev/{node}")
+    disks = (item for kind in ("isw", "ddf") for item in facts.devices_with(f"{kind}_raid_member", "ID_FS_TYPE"))
+    if container and (names := [item.name for item in disks]):
+        reason = f"{array} is not assembled (members present: {join_limited(names, MAX_LISTED)})"
+        return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
     below = [needed_layer(container, facts)] if container.startswith("/") else []
     listing = "though mdadm.conf lists it" if listed else "and mdadm.conf does not list it"
     return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *below)
@@ -2247,9 +2261,12 @@ def hex_digits(uuid: str) -> str:
 def explain_active_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A map or volume that is active, but has no link."""
     mapped = match["name"] or map_name(match["group"] or "", match["volume"] or "")
-    if not (name := facts.maps.get(mapped)):
-        return None
-    reason = f"{mapped} is active as {name}, but udev has not created a link to it"
+    return without_link(mapped, facts.maps[mapped], facts) if mapped in facts.maps else None
+
+
+def without_link(what: str, name: str, facts: StorageFacts) -> Layer:
+    """A device that exists, but not under the name that is looked for."""
+    reason = f"{what} is active as {name}, but udev has not created a link to it"
     hint = f"udevadm trigger --action=change /sys/class/block/{name}"
     if udev_is_busy():
         reason, hint = f"{reason} yet", "udevadm settle"
@@ -2274,9 +2291,9 @@ def explain_crypt(match: re.Match[str], facts: StorageFacts) -> Layer | None:
             unit = hex_escaped("[^a-zA-Z0-9:_./]", name).replace("/", "-")
             reason = f"{kind} volume {name} is not open (it is in /etc/{kind}tab{noauto})"
             below = [needed_layer(path_of(source), facts)] if path_of(source) else []
-            return absent(
-                reason, f"systemctl start {shell_word(f'systemd-{kind}setup@{unit}')}", *below, *facts.find(options[0])
-            )
+            key = path_of(options[0].rpartition(":")[2]) or options[0]  # FILE:DEVICE, or the hashes of a verity volume
+            hint = f"systemctl start {shell_word(f'systemd-{kind}setup@{unit}')}"
+            return absent(reason, hint, *below, *facts.find(key))
     return None
 
 
@@ -2284,20 +2301,19 @@ def explain_map(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     """A multipath map, by its alias, its bound name or its WWID: multipath.conf(5)."""
     # kpartx(8) may append the number of a partition without a separator.
     name = re.sub("^(mpath[a-z]+?)p?[0-9]+$", r"\1", match["name"])
-    wwid = name if f"/{name}/\n" in facts.text(f"{ETC}/multipath/wwids") else ""
-    for alias, bound, *_ in facts.table(f"{ETC}/multipath/bindings"):
-        wwid = bound if alias == name else wwid
+    wwids = {alias: wwid for alias, wwid, *_ in facts.table(f"{ETC}/multipath/bindings")}
     files = ["multipath.conf", *(f"multipath/conf.d/{item}" for item in list_names(f"{ETC}/multipath/conf.d"))]
     for entry in re.findall(r"\bmultipath\s*{([^{}]*)}", "\n".join(facts.text(f"{ETC}/{file}") for file in files)):
         keys = dict(re.findall(r'^\s*(wwid|alias)\s+"?([^"\s]+)', entry, re.MULTILINE))
-        wwid = keys.get("wwid", "") if keys.get("alias") == name else wwid
-    if not wwid:
-        return None
+        wwids[keys.get("alias", "")] = keys.get("wwid", "")
+    wwid = wwids.get(name, name)
     found = facts.devices_with(wwid, "ID_SERIAL", "ID_UID", "ID_WWN")
     paths = [item for item in found if not item.name.startswith("dm-")]
     if names := [item.name for item in paths if "ID_PART_ENTRY_NUMBER" not in item.properties]:
         reason = f"no multipath map for {wwid}, though paths are present: {join_limited(names, MAX_LISTED)}"
         return absent(reason, "multipath -v2", *map(facts.layer, names))
+    if wwid == name and f"/{name}/\n" not in facts.text(f"{ETC}/multipath/wwids"):
+        return None
     return absent(f"multipath map {name} has no path to {wwid}", "multipath -v2", *facts.likely_sessions)
 
 
@@ -2318,16 +2334,23 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     reason, hint = f"volume group {name} is complete, but not all of its volumes are active", f"vgchange -ay {name}"
     for pattern, why, command in INACTIVE:
         found = re.search(pattern, group.text + group.volumes[volume])
-        if found and f"{map_name(name, found[1])}-tpool" not in facts.maps:  # an active pool is no reason
-            reason, hint = (text.format(name, volume, found[1]) for text in (why, command))
+        what = found[found.lastindex or 0] if found else ""
+        if found and f"{map_name(name, what)}-tpool" not in facts.maps:  # an active pool is no reason
+            reason, hint = (text.format(name, volume, what) for text in (why, command))
             break
-    return absent(reason, hint, group_layer(name, disks_of(volume, group), facts))
+    return absent(reason, hint, group_layer(name, group, parts_of(volume, group), facts))
 
 
 # Patterns in LVM's backup for why a volume or its group is not activated, with the reason and a command that helps.
 INACTIVE = (
     ('"(EXPORTED)"', "volume group {0} is exported", "vgimport {0}"),
     ('lock_type = "(sanlock|dlm)"', "volume group {0} is shared ({2}) and not activated", "vgchange --lockstart {0}"),
+    (
+        # lvmsystemid(7); the first one is that of this host, if it has one
+        r'creation_host = .*\n(creation_host_system_id = "(.*)"|creation_time)(?s:.*)\n\tsystem_id = "(?!\2")(.+)"',
+        "volume group {0} is activated only by the host with system ID {2}",
+        "lvm systemid",
+    ),
     ('"(ACTIVATION_SKIP)"', "LVM volume {0}/{1} has the activation skip flag", "lvchange -ay -K {0}/{1}"),
     ('"(NOAUTOACTIVATE)"', "LVM volume {0}/{1} or its group is not activated automatically", "lvchange -ay {0}/{1}"),
     (
@@ -2338,59 +2361,78 @@ INACTIVE = (
 )
 
 
-def disks_of(volume: str, group: VolumeGroup) -> set[str]:
-    """The physical volumes below a logical volume, including those of its sub-volumes and its pool."""
+def parts_of(volume: str, group: VolumeGroup) -> set[str]:
+    """A logical volume with its sub-volumes and its pool, and the physical volumes that they lie on."""
     volumes, disks = [volume], set()
     for item in volumes:
         words = set(re.findall('"([^"]+)"', group.volumes[item]))
         disks.update(words.intersection(group.disks))
         volumes += words.intersection(group.volumes).difference(volumes)
-    return disks
+    return disks.union(volumes)
 
 
-def group_layer(name: str, needed: Container[str], facts: StorageFacts) -> Layer:
-    """A volume group with the physical volumes that are needed (or all), and those that it lacks."""
+def group_layer(name: str, group: VolumeGroup, parts: Container[str], facts: StorageFacts) -> Layer:
+    """A volume group with the physical volumes of these parts of it (or all), and those that it lacks."""
     disks = facts.physical_volumes(name)
-    below = [layer for key, layer in disks.items() if key in needed] or [*disks.values()]
+    below = [layer for key, layer in disks.items() if key in parts] or [*disks.values()]
     problem = None
     if MISSING in [layer.problem for layer in below]:
         lacking = join_limited([layer.name for layer in disks.values() if layer.problem is MISSING], MAX_LISTED)
-        backup = facts.volume_group(name)
         # At boot, LVM waits for all of them, although a RAID may not need them.
-        is_raid = backup and re.search('type = "raid[1-9]', "".join(backup.volumes.values()))
+        volumes = [text for key, text in group.volumes.items() if key in parts]
+        is_raid = re.search('type = "raid[1-9]', "".join(volumes))
         hint = f"vgchange -ay {name}" if is_raid else ""
         problem = Problem(f"volume group {name} lacks physical volume {lacking}", hint)
     return stacked(name, "volume group", problem, *below)
 
 
-def physical_volume_layer(text: str, facts: StorageFacts) -> Layer:
+def physical_volume_layer(group: str, text: str, facts: StorageFacts) -> Layer:
     """A physical volume in LVM's backup, above the device that holds it; if it is missing, the group is to blame."""
     values = dict(re.findall('^[ \t]*(.+) = "([^"]*)"', text, re.MULTILINE))
     uuid, device = values.get("id", ""), values.get("device", "")
     shown = facts.text(f"{ETC}/lvm/devices/system.devices")
     found = facts.devices_with(uuid, "ID_FS_UUID")
     # The paths of a multipath device are one disk.
-    holders = [item.name for item in found if item.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
-    problem = None
+    found = [item for item in found if item.properties.get("DM_MULTIPATH_DEVICE_PATH") != "1"]
+    holders = [item.name for item in found]
+    path, problem = device_path(holders[0]) if holders else "", None
     if len(holders) > 1:
         # Changing one of them would do harm if both are the same disk.
         names = join_limited(holders, MAX_LISTED)
         reason = f"{names} carry the same PV UUID (a LUN and its clone, or paths to one LUN)"
         problem = Problem(reason, f"lsblk -o NAME,SERIAL,WWN {' '.join(map(device_path, holders))}")
     elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
-        path = device_path(holders[0])
         reason = f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)"
         problem = Problem(reason, f"lvmdevices --adddev {path}")
+    elif holders and is_filtered(found[0], facts):
+        reason = f"{path} is hidden from LVM (by a filter in /etc/lvm/lvm.conf)"
+        problem = Problem(reason, "grep filter /etc/lvm/lvm.conf")
+    elif holders and has_flag(text, "MISSING"):
+        reason = f"{path} was missing when volume group {group} was changed, so LVM does not use it"
+        problem = Problem(reason, f"vgextend --restoremissing {group} {path}")
     if holders:
         return stacked(uuid, "physical volume", problem, *map(facts.layer, holders))
     # LVM writes "[unknown]" if it has not seen the device either.
     name = f"{uuid} (last seen as {device})" if device.startswith("/") else uuid
     if device.startswith("/dev/sd"):  # which may have another name today
-        is_local = re.search("ATA|^eui|^nvme", values.get("device_id", ""))
+        is_local = re.search(r"ATA|^eui|^naa\.5|^nvme", values.get("device_id", ""))
         below = () if is_local else facts.likely_sessions
     else:
         below = tuple(item for item in facts.find(device) if item.cause)  # what is there now may be another disk
     return stacked(name, "physical volume", None, *below)._replace(problem=MISSING)
+
+
+def is_filtered(device: Device, facts: StorageFacts) -> bool:
+    """Whether a filter in lvm.conf(5) rejects a device: of the patterns that match a name, the first one counts."""
+    text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
+    for patterns in re.findall(r'filter\s*=((?:[\[\s,]*"[^"]*")+)', text):
+        rules = re.findall(r'"([ar])(.)([^"]*)\2"', patterns)
+        verdicts = []
+        for name in (device_path(device.name), *device.links):
+            verdicts += [verdict for verdict, _, pattern in rules if re.search(pattern, name)][:1]
+        if "r" in verdicts and "a" not in verdicts:
+            return True
+    return False
 
 
 MISSING = Problem("is missing")
@@ -2426,23 +2468,29 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     if name not in resources:
         reason = f"no DRBD resource {name or 'for this device'} in /etc/drbd.conf or the files it includes"
         return absent(reason, "drbdadm dump")
-    if any(has_minor(resources[name], item[len("drbd") :]) for item in list_names(f"{SYS}/class/block", "drbd.*")):
-        return None
+    for item in list_names(f"{SYS}/class/block", "drbd.*"):
+        if has_minor(resources[name], item[len("drbd") :]):
+            return None if minor else without_link(f"DRBD resource {name}", item, facts)
     return absent(f"DRBD resource {name} is not up", f"drbdadm up {name}")
 
 
-def explain_zvol(match: re.Match[str], _: StorageFacts) -> Layer:
-    """A ZFS volume."""
+def explain_zvol(match: re.Match[str], facts: StorageFacts) -> Layer | None:
+    """A ZFS volume; older udev rules of ZFS also link it as /dev/POOL/VOLUME, which looks like LVM."""
     pool, volume = match["pool"], match["volume"]
+    # The cache has each name after its length, in four bytes (XDR).
+    cached = f"???{chr(len(pool))}{pool}" in facts.text(f"{ETC}/zfs/zpool.cache")
+    is_known = cached or os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
+    if not match[0].startswith("/dev/zvol/") and (facts.volume_group(pool) or not is_known):
+        return None
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
-    return absent(reason, f"zfs list -r -o name,keystatus {shell_word(pool)}", pool_layer(pool))
+    return absent(reason, f"zfs list -r -o name,keystatus {shell_word(pool)}", pool_layer(pool, facts))
 
 
-def pool_layer(pool: str) -> Layer:
+def pool_layer(pool: str, facts: StorageFacts) -> Layer:
     """A ZFS pool, which may not be imported; the kernel module has a directory for each one that is."""
     is_imported = os.path.isdir(f"{PROC}/spl/kstat/zfs/{pool}")
     problem = Problem(f"ZFS pool {pool} is not imported", f"zpool import {shell_word(pool)}")
-    return stacked(pool, "ZFS pool", None if is_imported else problem)
+    return stacked(pool, "ZFS pool", check_pool(pool, facts) if is_imported else problem)
 
 
 def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
@@ -2450,11 +2498,9 @@ def explain_rbd(match: re.Match[str], facts: StorageFacts) -> Layer:
     image = match["image"]
     listed = re.findall(r"^\s*([^\s#]+)", facts.text(f"{ETC}/ceph/rbdmap"), re.MULTILINE)
     if image in listed or image.removeprefix("rbd/") in listed:
-        reason = f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it"
-        return absent(reason, "rbdmap map")
-    return absent(
-        f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap", f"rbd device map {shell_word(image)}"
-    )
+        return absent(f"Ceph image {image} is not mapped, though /etc/ceph/rbdmap lists it", "rbdmap map")
+    reason = f"Ceph image {image} is not mapped, and not listed in /etc/ceph/rbdmap"
+    return absent(reason, f"rbd device map {shell_word(image)}")
 
 
 def explain_bcache(_: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2489,7 +2535,8 @@ def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     hint = f"lsblk -o NAME,{tag}" if TAGS[tag] else "ls /dev/disk/by-id"
     for item in facts.devices_with(value, TAGS[tag]):  # a UUID that blkid prints may be that of a member
         return absent(f"{item.name} has {tag} {value}, but udev creates no such link for it", f"{hint},FSTYPE")
-    below = facts.likely_sessions if tag != "ID" or value.startswith(("scsi-", "wwn-")) else ()
+    # A local disk has an ID of ATA, or one that begins with 5: its maker's (NAA).
+    below = facts.likely_sessions if tag != "ID" or re.match("wwn-0x(?!5)|scsi-(?!35|.?ATA)", value) else ()
     if value.startswith("dm-name-"):
         below = facts.find(f"/dev/mapper/{value[len('dm-name-') :]}")
     return absent(f"no block device has {tag} {value}", hint, *below)
@@ -2513,12 +2560,13 @@ EXPLANATIONS: Sequence[tuple[str, str, Callable[[re.Match[str], StorageFacts], L
     ("LUN", "/dev/disk/by-path/.*?ip-(?P<portal>.+?)-iscsi-(?P<target>.+)-lun-(?P<lun>[^-]+).*", explain_iscsi_disk),
     ("LUN", "/dev/disk/by-path/.*-fc-(?P<port>0x[0-9a-f]+)-lun-(?P<lun>[^-]+)(-part[0-9]+)?", explain_fc_disk),
     ("md array", "/dev/disk/by-id/md-(name|uuid)-(?P<name>.+?)(-part[0-9]+)?", explain_array),
-    ("multipath map", "/dev/disk/by-id/dm-uuid-mpath-(?P<name>.+)", explain_map),
+    ("multipath map", "/dev/disk/by-id/dm-uuid-(part[0-9]+-)?mpath-(?P<name>.+)", explain_map),
     ("link", "/dev/disk/by-(?P<tag>id|label|partlabel|partuuid|uuid)/(?P<value>.+)", explain_link),
     ("md array", "/dev/md/(?P<name>.+)", explain_array),
     ("md array", "/dev/(?P<name>md_?d?[0-9]+)(p[0-9]+)?", explain_array),
-    ("DRBD device", r"/dev/drbd(/by-res/(?P<resource>[^/]+)(/.+)?|/by-disk/(?P<disk>.+)|(?P<minor>\d+))", explain_drbd),
+    ("DRBD device", r"/dev/drbd(/by-res/(?P<resource>[^/]+).*|/by-disk/(?P<disk>.+)|(?P<minor>\d+).*)", explain_drbd),
     ("ZFS volume", "/dev/zvol/(?P<pool>[^/]+)/(?P<volume>.+?)(-part[0-9]+)?", explain_zvol),
+    ("ZFS volume", rf"/dev/(?!({NOT_LVM})/)(?P<pool>[^/]+)/(?P<volume>.+?)(-part[0-9]+)?", explain_zvol),
     ("Ceph image", "/dev/rbd/(?P<image>.+?)(-part[0-9]+)?", explain_rbd),
     ("bcache device", "/dev/bcache([0-9]+(p[0-9]+)?|/by-.+)", explain_bcache),
     ("link", r"/dev/(mapper/(?P<name>.+)|(?P<group>[\w.+-]+)/(?P<volume>[\w.+-]+))", explain_active_map),
@@ -2642,10 +2690,11 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
     resources, minor = facts.drbd_resources, name[len("drbd") :].partition("p")[0]
     resource = next((item for item, text in resources.items() if has_minor(text, minor)), "RESOURCE")
     text = resources.get(resource, "")
-    words = re.findall(r'allow-two-primaries(?:\s+"?(\w+)"?)?\s*;', text)  # the last one counts
+    # Of several settings, the last one counts.
+    words = re.findall(r'allow-two-primaries(?:\s+"?(\w+)"?)?\s*;', text)
     is_shared = facts.shares and words[-1:] in ([""], ["yes"])
     # Version 9 becomes Primary by itself when it is opened, unless drbd.conf forbids that.
-    promotes = state.is_version_9 and not re.search(r'auto-promote\s+"?no\b', text)
+    promotes = state.is_version_9 and re.findall(r'auto-promote\s+"?(\w+)', text)[-1:] != ["no"]
     if (promotes or required.promotes) and (state.peer_role != "Primary" or is_shared):
         return None
     if state.peer_role == "Primary":
@@ -2656,16 +2705,20 @@ def check_drbd_role(name: str, required: Required, facts: StorageFacts) -> Probl
 
 def check_writable(name: str, required: Required) -> Problem | None:
     """A device that is read-only, if the guest writes to it."""
+    hint = hint_if_read_only(name) if required.writes else ""
+    return Problem("is read-only, but the guest writes to it", hint, is_readable=True) if hint else None
+
+
+def hint_if_read_only(name: str) -> str:
+    """The command that makes a read-only device writable, or shows why it is not; empty if it is writable."""
     # DRBD 9 is read-only until it is opened for writing.
-    if not required.writes or name.startswith("drbd") or attribute(device_directory(name), "ro") != "1":
-        return None
-    hint = f"{device_kind(name)[2]} {device_path(name)}"
-    return Problem("is read-only, but the guest writes to it", hint, is_readable=True)
+    is_read_only = not name.startswith("drbd") and attribute(device_directory(name), "ro") == "1"
+    return device_kind(name)[2].format(device_path(name)) if is_read_only else ""
 
 
 def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
     """A disk that is mounted on this host; Xen's block script refuses it unless both only read it."""
-    places = facts.mounted.get(name, ()) if required.by_script else ()
+    places = facts.mounted.get(name, ()) if name and required.by_script else ()
     for where, is_written in places:
         if is_written or required.writes:
             reason = f"is mounted on {where} on this host, and Xen refuses to share it"
@@ -2684,9 +2737,10 @@ def check_file(path: str, status: os.stat_result, required: Required, facts: Sto
     if status.st_size == 0:
         problem = Problem("is empty (0 bytes)")
     elif required.by_script and required.writes and not status.st_mode & 0o222:  # see Xen's tools/hotplug/Linux/block
-        problem = Problem(
-            "has no write permission, but the guest writes to it", f"chmod u+w {shell_word(path)}", is_readable=True
-        )
+        hint = f"chmod u+w {shell_word(path)}"
+        problem = Problem("has no write permission, but the guest writes to it", hint, is_readable=True)
+    elif required.by_script and facts.mounted_images:
+        problem = check_mounted(facts.mounted_images.get(os.path.realpath(path), ""), required, facts)
     image = stacked(path, "file", problem) if problem else image_layer(path, required, facts)
     return image._replace(below=(mount, *image.below))
 
@@ -2709,7 +2763,7 @@ def image_layer(path: str, required: Required, facts: StorageFacts) -> Layer:
         return stacked(path, "file", Problem(reason, f"qemu-img check -r all {shell_word(path)}", is_readable=True))
     name = os.fsdecode(read_part(path, offset, length)) if 0 < offset < 1 << 48 and length < QCOW_HEADER else ""
     # "json:…" and "nbd://…" are not files.
-    if not name or re.match("(?!file:)[a-z+]+:", name):
+    if not name or re.match("(?!file:)[^/:]*:", name):
         return Layer(path, "file")
     next_format = "qcow2" if b"\xe2\x79\x2a\xca\0\0\0\5qcow2" in header else "raw"
     next_path = os.path.join(os.path.dirname(path), name.removeprefix("file:"))
@@ -2770,22 +2824,22 @@ def device_kind(name: str) -> tuple[str, str, str]:
 
 
 # Prefixes of kernel names or device-mapper UUIDs, what people call such a device, and the command that makes it
-# writable or shows why it is not.
+# writable or shows why it is not. Since Linux 5.12, blockdev only reverts what it has set itself.
 DEVICE_KINDS = (
-    ("md", "md array", "mdadm --readwrite"),
-    ("LVM-", "LVM volume", "lvchange -prw"),
-    ("mpath-", "multipath map", "blockdev --setrw"),
-    ("part[0-9]+-", "partition", "blockdev --setrw"),
-    ("CRYPT-", "crypt volume", "cryptsetup status"),
-    ("dm-", "device-mapper device", "blockdev --setrw"),
-    ("loop", "loop device", "blockdev --setrw"),
-    ("drbd", "DRBD device", "blockdev --setrw"),
-    ("nbd", "nbd device", "blockdev --setrw"),
-    ("bcache", "bcache device", "blockdev --setrw"),
-    ("zd", "ZFS volume", "zfs get readonly"),
-    ("rbd", "Ceph image", "rbd device unmap"),
-    ("sr", "CD drive", "blockdev --setrw"),
-    ("", "disk", "blockdev --setrw"),
+    ("md", "md array", "mdadm --readwrite {}"),
+    ("LVM-", "LVM volume", "lvchange -prw {}"),
+    ("mpath-", "multipath map", "lsblk -s -o NAME,RO {}"),
+    ("part[0-9]+-", "partition", "lsblk -s -o NAME,RO {}"),
+    ("CRYPT-", "crypt volume", "cryptsetup status {}"),
+    ("dm-", "device-mapper device", "lsblk -s -o NAME,RO {}"),
+    ("loop", "loop device", "losetup --list {}"),
+    ("drbd", "DRBD device", "drbdadm status"),
+    ("nbd", "nbd device", "lsblk -s -o NAME,RO {}"),
+    ("bcache", "bcache device", "lsblk -s -o NAME,RO {}"),
+    ("zd", "ZFS volume", "zfs get -t volume readonly"),
+    ("rbd", "Ceph image", "rbd device list"),
+    ("sr", "CD drive", "lsblk -s -o NAME,RO {}"),
+    ("", "disk", "blockdev --setrw {}"),
 )
 
 

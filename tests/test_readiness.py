@@ -93,8 +93,11 @@ class Mounts:
     def plan(self, where: Path, options: str = "defaults") -> None:
         self._write("etc/fstab", f"nas:/images {where} nfs {options} 0 0\n")
 
-    def unit(self, where: Path, wanted_by: str = "", more: str = "", what: str = "nas:/images") -> None:
-        self._write("etc/systemd/system/images.mount", f"[Unit]\n{more}\n[Mount]\nWhat={what}\nWhere={where}\n")
+    def unit(
+        self, where: Path, wanted_by: str = "", more: str = "", what: str = "nas:/images", directory: str = "etc"
+    ) -> None:
+        text = f"[Unit]\n{more}\n[Mount]\nWhat = {what}\nWhere = {where}\n"
+        self._write(f"{directory}/systemd/system/images.mount", text)
         if wanted_by:
             self._write(f"etc/systemd/system/{wanted_by}.wants/images.mount", "")
 
@@ -135,14 +138,15 @@ def test_image_is_not_ready_until_its_file_system_is_mounted(mounts: Mounts, tmp
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
-def test_mount_unit_started_at_boot_is_waited_for(mounts: Mounts, tmp_path: Path) -> None:
-    mounts.unit(tmp_path / "images", "multi-user.target")
+@pytest.mark.parametrize("directory", ["etc", "usr/lib", "usr/local/lib"])
+def test_mount_unit_started_at_boot_is_waited_for(mounts: Mounts, tmp_path: Path, directory: str) -> None:
+    mounts.unit(tmp_path / "images", "multi-user.target", directory=directory)
     assert "(images.mount mounts nas:/images there)" in image_status(mounts, tmp_path).reason
 
 
 def test_tmpfs_mount_unit_is_not_waited_for(mounts: Mounts, tmp_path: Path) -> None:
     """In a container, tmp.mount exists but has no effect."""
-    mounts.unit(tmp_path / "images", "multi-user.target", what="tmpfs")
+    mounts.unit(tmp_path / "images", "multi-user.target", what="tmpfs\nType=tmpfs")
     assert image_status(mounts, tmp_path) == xwd.READY
 
 
@@ -150,6 +154,12 @@ def test_tmpfs_mount_unit_is_not_waited_for(mounts: Mounts, tmp_path: Path) -> N
 def test_noauto_file_system_is_not_waited_for(mounts: Mounts, tmp_path: Path, options: str) -> None:
     mounts.plan(tmp_path / "images", options)
     assert image_status(mounts, tmp_path) == xwd.READY
+
+
+@pytest.mark.parametrize("option", ["x-systemd.automount", "x-systemd.wanted-by=xendomains.service"])
+def test_noauto_file_system_that_systemd_mounts_is_waited_for(mounts: Mounts, tmp_path: Path, option: str) -> None:
+    mounts.plan(tmp_path / "images", f"noauto,{option}")
+    assert "(/etc/fstab mounts nas:/images there)" in image_status(mounts, tmp_path).reason
 
 
 @pytest.mark.parametrize(("wanted_by", "more"), [("", ""), ("multi-user.target", "ConditionPathExists=/nowhere")])
@@ -311,7 +321,7 @@ def test_image_that_qemu_has_marked_as_corrupt_is_ready_only_for_reading(tmp_pat
     assert image(tmp_path / "web.qcow2") == xwd.READY
 
 
-@pytest.mark.parametrize("backing", ["nbd://server/base", 'json:{"driver":"rbd"}'])
+@pytest.mark.parametrize("backing", ["nbd://server/base", 'json:{"driver":"rbd"}', "host_device:/dev/vg/web"])
 def test_backing_that_is_not_a_file_is_left_to_qemu(tmp_path: Path, backing: str) -> None:
     assert image(qcow2(tmp_path / "web.qcow2", backing)) == xwd.READY
 

@@ -154,8 +154,9 @@ def test_missing_persistent_name_hints_at_targets_without_a_session(
 ) -> None:
     here = logs_in_at_boot(host("iscsi/no-session"))
     for name in ("id/scsi-36001405", "id/wwn-0x6001405", "uuid/1234", "label/data"):
-        assert missing(here, f"/dev/disk/by-{name}") == (NO_SESSIONS, "iscsiadm -m node --login")
-    assert "target" not in missing(here, "/dev/disk/by-id/ata-disk")[0]
+        assert missing(here, f"/dev/disk/by-{name}") == (NO_SESSIONS, "iscsiadm -m node --loginall=automatic")
+    for name in ("ata-disk", "scsi-0ATA_disk", "scsi-35000c500a1b2c3d4", "wwn-0x5000c500a1b2c3d4"):
+        assert "target" not in missing(here, f"/dev/disk/by-id/{name}")[0]
 
 
 def test_target_without_automatic_login_is_not_blamed(host: Callable[[str], HostPaths]) -> None:
@@ -212,7 +213,7 @@ def test_group_without_its_lun_names_the_target(host: Callable[[str], HostPaths]
 
 def test_group_without_one_of_many_luns_blames_no_target(host: Callable[[str], HostPaths]) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
-    assert missing(here, "/dev/vg/lv") == (NO_SESSIONS, "iscsiadm -m node --login")
+    assert missing(here, "/dev/vg/lv") == (NO_SESSIONS, "iscsiadm -m node --loginall=automatic")
 
 
 def test_missing_physical_volume_is_named_with_its_last_device(host: Callable[[str], HostPaths]) -> None:
@@ -286,6 +287,12 @@ def edit_backup(host: HostPaths, text: str, instead: str) -> None:
         ('status = ["RESIZEABLE"', 'status = ["EXPORTED", "RESIZEABLE"', "volume group vg is exported", "vgimport vg"),
         (
             "\tflags = []",
+            '\tflags = []\n\tsystem_id = "dom1"',
+            "volume group vg is activated only by the host with system ID dom1",
+            "lvm systemid",
+        ),
+        (
+            "\tflags = []",
             '\tflags = []\n\tlock_type = "sanlock"',
             "volume group vg is shared (sanlock) and not activated",
             "vgchange --lockstart vg",
@@ -317,6 +324,36 @@ def test_physical_volume_hidden_from_lvm_is_named(host: Callable[[str], HostPath
     assert missing(here, "/dev/vg/lv")[0] == INACTIVE
 
 
+def test_group_with_the_system_id_of_this_host_is_activated_here(host: Callable[[str], HostPaths]) -> None:
+    here = host("lvm/not-activated")
+    edit_backup(here, "creation_time", 'creation_host_system_id = "own"\ncreation_time')
+    edit_backup(here, "\tflags = []", '\tflags = []\n\tsystem_id = "own"')
+    assert missing(here, "/dev/vg/lv")[0] == INACTIVE
+    edit_backup(here, '\tsystem_id = "own"', '\tsystem_id = "dom1"')
+    assert missing(here, "/dev/vg/lv")[0] == "volume group vg is activated only by the host with system ID dom1"
+
+
+FILTERS = ('[ "a|/dev/(sd[b-z]|vd.)|", "r|.*|" ]', '["r/./"]', '["r|^/dev/sda$|", "r|/dev/disk/|"]')
+NO_FILTERS = ('[ "a|/dev/disk/by-id/|", "r|.*|" ]', '["r|^/dev/sda$|", "a|.*|"]', '["r|drbd|"]', '["a|sda|","r|.*|"]')
+
+
+@pytest.mark.parametrize("patterns", [*FILTERS, *NO_FILTERS])
+def test_physical_volume_rejected_by_a_filter_is_named(host: Callable[[str], HostPaths], patterns: str) -> None:
+    """The device is accepted if one of its names is: lvm.conf(5)."""
+    here = host("lvm/not-activated")
+    Path(here.etc, "lvm/lvm.conf").write_text(f'devices {{\n\t# filter = ["r|.*|"]\n\tglobal_filter = {patterns}\n}}\n')
+    reason = "/dev/sda is hidden from LVM (by a filter in /etc/lvm/lvm.conf)"
+    assert missing(here, "/dev/vg/lv")[0] == (reason if patterns in FILTERS else INACTIVE)
+
+
+def test_physical_volume_that_has_come_back_is_named(host: Callable[[str], HostPaths]) -> None:
+    """LVM has marked it as missing, and refuses to activate what lies on it: vgextend(8)."""
+    here = host("lvm/not-activated")
+    edit_backup(here, 'status = ["ALLOCATABLE"]\n\t\t\tflags = []', 'status = []\n\t\t\tflags = ["MISSING"]')
+    reason = "/dev/sda was missing when volume group vg was changed, so LVM does not use it"
+    assert missing(here, "/dev/vg/lv") == (reason, "vgextend --restoremissing vg /dev/sda")
+
+
 def test_volume_not_on_the_missing_disk_can_be_activated(host: Callable[[str], HostPaths]) -> None:
     here = host("lvm/not-activated")
     edit_backup(here, "\t\tpv0 {", '\t\tpv1 {\n\t\t\tid = "gone"\n\t\t\tdevice = "/dev/sdq"\n\t\t}\n\n\t\tpv0 {')
@@ -331,11 +368,13 @@ def test_group_with_a_raid_can_be_activated_without_a_disk(host: Callable[[str],
     """LVM does not do it at boot, where it waits until a group is complete."""
     here = host("lvm/never-seen")
     assert missing(here, "/dev/vg/lv")[1] == ""
+    add_volume(here, "raid")
     edit_backup(here, 'type = "striped"', 'type = "raid1"')
-    assert missing(here, "/dev/vg/lv")[1] == "vgchange -ay vg"
+    assert missing(here, "/dev/vg/raid")[1] == "vgchange -ay vg"
+    assert missing(here, "/dev/vg/lv")[1] == ""  # it needs the disk
 
 
-@pytest.mark.parametrize("ident", ["t10.ATA_Samsung_SSD", "eui.0025385"])
+@pytest.mark.parametrize("ident", ["t10.ATA_Samsung_SSD", "eui.0025385", "naa.5000c500a1b2c3d4"])
 def test_no_target_is_blamed_for_a_disk_that_was_no_lun(host: Callable[[str], HostPaths], ident: str) -> None:
     here = logs_in_at_boot(host("lvm/lacks-pv"))
     assert "targets" in missing(here, "/dev/vg/lv")[0]
@@ -376,8 +415,11 @@ def test_map_without_paths_and_paths_without_a_map_are_named(host: Callable[[str
         f"no multipath map for {wwid}, though paths are present: sda, sdb",
         "multipath -v2",
     )
-    names = ("mapper/mpatha-part1", "mapper/mpatha1", f"mapper/{wwid}-part1", f"disk/by-id/dm-uuid-mpath-{wwid}")
-    assert reasons(here, *(f"/dev/{name}" for name in names)) == {missing(here, "/dev/mapper/mpatha")}
+    names = ("mapper/mpatha-part1", "mapper/mpatha1", f"mapper/{wwid}-part1")
+    by_id = (f"disk/by-id/dm-uuid-{part}mpath-{wwid}" for part in ("", "part1-"))
+    assert reasons(here, *(f"/dev/{name}" for name in (*names, *by_id))) == {missing(here, "/dev/mapper/mpatha")}
+    (Path(here.etc) / "multipath" / "wwids").unlink()  # multipathd has not seen it yet
+    assert missing(here, f"/dev/mapper/{wwid}") == missing(here, "/dev/mapper/mpatha")
     here = host("multipath/no-path")
     assert missing(here, "/dev/mapper/mpatha") == (f"multipath map mpatha has no path to {wwid}", "multipath -v2")
     reason = missing(logs_in_at_boot(here), "/dev/mapper/mpatha")[0]
@@ -522,6 +564,16 @@ def test_volume_in_a_container_has_the_reason_of_its_container(tmp_path: Path) -
     )
 
 
+def test_volume_of_a_container_that_is_not_assembled_names_its_disks(tmp_path: Path) -> None:
+    here = udev_entry(tmp_path, "ID_FS_TYPE=isw_raid_member")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/mdadm.conf").write_text("ARRAY /dev/md/Volume0 container=1:2:3:4 member=0 UUID=5:6:7:8\n")
+    assert missing(here, "/dev/md/Volume0") == (
+        "md array Volume0 is not assembled (members present: sda)",
+        "mdadm --assemble --scan",
+    )
+
+
 @pytest.mark.parametrize("container", ["/dev/md/imsm0", "5ed2d4a1:22222222:33333333:44444444"])
 def test_volume_not_started_in_its_container_is_named(tmp_path: Path, container: str) -> None:
     """`mdadm --examine --scan` gives the UUID of the container."""
@@ -594,7 +646,7 @@ def test_closed_crypt_volume_is_named(host: Callable[[str], HostPaths]) -> None:
 
 def test_drbd_resource_that_is_down_is_named(host: Callable[[str], HostPaths]) -> None:
     here = host("drbd/down")
-    for path in ("/dev/drbd/by-res/one/0", "/dev/drbd/by-res/one", "/dev/drbd1"):
+    for path in ("/dev/drbd/by-res/one/0", "/dev/drbd/by-res/one", "/dev/drbd1", "/dev/drbd1p1"):
         assert missing(here, path) == ("DRBD resource one is not up", "drbdadm up one")
     reason = "no DRBD resource typo in /etc/drbd.conf or the files it includes"
     assert missing(here, "/dev/drbd/by-res/typo/0") == (reason, "drbdadm dump")
@@ -607,8 +659,11 @@ def test_drbd_include_with_a_nul_is_ignored(host: Callable[[str], HostPaths]) ->
     assert missing(here, "/dev/drbd/by-res/one/0") == ("DRBD resource one is not up", "drbdadm up one")
 
 
-def test_drbd_resource_up_under_another_name_is_named(host: Callable[[str], HostPaths]) -> None:
-    assert missing(host("drbd/one-secondary"), "/dev/drbd/by-res/one")[1] == ""
+def test_drbd_resource_that_is_up_without_a_link_is_named(host: Callable[[str], HostPaths]) -> None:
+    here = host("drbd/one-secondary")
+    reason = "DRBD resource one is active as drbd1, but udev has not created a link to it"
+    hint = "udevadm trigger --action=change /sys/class/block/drbd1"
+    assert missing(here, "/dev/drbd/by-res/one") == (reason, hint)
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
@@ -708,6 +763,20 @@ def test_missing_zvol_names_its_pool(host: Callable[[str], HostPaths]) -> None:
     here = host("zfs/imported")
     assert missing(here, "/dev/zvol/spare/web") == ("ZFS pool spare is not imported", "zpool import spare")
     assert missing(here, "/dev/zvol/tank/vm/web")[0] == "ZFS pool tank has no volume vm/web, or its key is not loaded"
+    Path(here.proc, "spl/kstat/zfs/tank/state").write_text("SUSPENDED\n")
+    assert missing(here, "/dev/zvol/tank/vm/web") == ("ZFS pool tank is SUSPENDED", "zpool clear tank")
+
+
+def test_zvol_is_known_by_its_older_name_on_a_host_with_lvm(host: Callable[[str], HostPaths]) -> None:
+    here = host("lvm/active")
+    zfs = Path(here.etc, "zfs")
+    zfs.mkdir()
+    (zfs / "zpool.cache").write_bytes(b"\0\0\0\4tank\0\0\0\x13\0\0\0\x11/dev/typo/lv-part1")
+    assert missing(here, "/dev/tank/web") == ("ZFS pool tank is not imported", "zpool import tank")
+    Path(here.proc, "spl/kstat/zfs/tank").mkdir(parents=True)
+    assert missing(here, "/dev/tank/vm/web-part1")[0] == "ZFS pool tank has no volume vm/web, or its key is not loaded"
+    for path in ("/dev/vg/typo", "/dev/mapper/typo", "/dev/typo/lv"):
+        assert "ZFS" not in missing(here, path)[0]
 
 
 def test_link_that_no_device_has_is_named(host: Callable[[str], HostPaths]) -> None:
@@ -753,6 +822,15 @@ def test_crypt_volume_needs_the_file_system_with_its_key(tmp_path: Path) -> None
     (tmp_path / "etc/crypttab").write_text("secret /dev/sda /mnt/keys/web.key luks\n")
     (tmp_path / "etc/fstab").write_text("LABEL=KEYS /mnt/keys ext4 nofail 0 0\n")
     assert missing(here, "/dev/mapper/secret")[0] == "no block device has LABEL KEYS"
+    (tmp_path / "etc/crypttab").write_text("secret /dev/sda /web.key:LABEL=KEYS luks\n")
+    assert missing(here, "/dev/mapper/secret")[0] == "no block device has LABEL KEYS"
+
+
+def test_verity_volume_needs_the_device_with_its_hashes(tmp_path: Path) -> None:
+    here = udev_entry(tmp_path)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/veritytab").write_text("web /dev/sda PARTUUID=4 c0ffee\n")
+    assert missing(here, "/dev/mapper/web")[0] == "no block device has PARTUUID 4"
 
 
 def test_linstor_resource_is_found(tmp_path: Path) -> None:
@@ -820,6 +898,12 @@ def test_image_in_a_dataset_names_the_pool_that_is_not_imported(tmp_path: Path) 
     assert missing(here, "/srv/images/web.img") == ("ZFS pool tank is not imported", "zpool import tank")
     (tmp_path / "proc/spl/kstat/zfs/tank").mkdir(parents=True)
     assert missing(here, "/srv/images/web.img")[0] == reason
+
+
+def test_legacy_dataset_in_fstab_names_the_pool_that_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/fstab").write_text("tank/images /srv/images zfs zfsutil 0 0\n")
+    assert missing(paths_below(tmp_path), "/srv/images/web.img")[0] == "ZFS pool tank is not imported"
 
 
 @pytest.mark.parametrize("number", [errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, errno.ETIMEDOUT])
@@ -1209,6 +1293,7 @@ def test_mirror_needs_one_leg_and_stripe_needs_all(tmp_path: Path) -> None:
         ("nbd0", {}, "nbd device is not connected to a server"),
         ("vda", {"size": "0"}, "has size 0"),
         ("sr0", {"size": "0"}, ""),
+        ("sr0", {"size": "0", "device/state": "offline"}, "SCSI device is offline"),
     ],
 )
 def test_kernel_state_decides_whether_a_device_is_usable(
@@ -1349,13 +1434,13 @@ def test_zvol_has_the_state_of_its_pool(tmp_path: Path, state: str, reason: str)
     assert look(here, "zd0", READS) == (reason, "zpool clear tank" if reason else "")
 
 
-def image_status(root: Path, mount: str) -> xwd.Status:
-    """The status of an image on what is mounted according to the end of a line of mountinfo."""
+def image_status(root: Path, mount: str, options: str = "rw") -> xwd.Status:
+    """The status of an image on what is mounted according to the end of a line of mountinfo, for a guest that reads."""
     (root / "images").mkdir()
     (root / "images/web.img").write_text("content")
     (root / "proc/self").mkdir(parents=True, exist_ok=True)
     number, _, source = mount.partition(" ")
-    (root / "proc/self/mountinfo").write_text(f"40 1 {number} / {root}/images rw - {source} rw\n")
+    (root / "proc/self/mountinfo").write_text(f"40 1 {number} / {root}/images rw - {source} {options}\n")
     paths_below(root).use()
     return xwd.check_disk(Required(f"{root}/images/web.img"), xwd.StorageFacts(explains=False))
 
@@ -1365,6 +1450,34 @@ def test_image_needs_the_device_below_its_file_system(tmp_path: Path) -> None:
     made_up(tmp_path, sda={"device/state": "transport-offline"}, dm_0={"dm/name": "images", "slaves": "sda"})
     status = image_status(tmp_path, "7:1 ext4 /dev/mapper/images")
     assert (status.state, status.reason) == (xwd.State.NOT_READY, "/dev/sda: SCSI device is transport-offline")
+
+
+def test_image_on_read_only_device_names_the_command_for_the_device(tmp_path: Path) -> None:
+    """mount(8) refuses to remount its file system for writing."""
+    made_up(tmp_path, sda={"ro": "1"})
+    writes = Required(f"{tmp_path}/images/web.img", writes=True)
+    assert image_status(tmp_path, "7:0 ext4 /dev/sda", "ro") == xwd.READY
+    assert xwd.check_disk(writes, xwd.StorageFacts(explains=False)).hint == "blockdev --setrw /dev/sda"
+
+
+@pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
+def test_image_mounted_on_this_host_is_not_ready_for_xens_script(tmp_path: Path) -> None:
+    """Xen's tools/hotplug/Linux/block: "File … is loopback-mounted through 7:0"."""
+    image = tmp_path / "images/web.img"
+    made_up(tmp_path, sda={}, loop0={"loop/backing_file": str(image)})
+    image_status(tmp_path, "7:0 ext4 /dev/sda")
+    with open(tmp_path / "proc/self/mountinfo", "a") as file:
+        file.write("41 1 7:1 / /mnt rw - ext4 /dev/loop0 rw\n")
+    required = Required(str(image), by_script=True)
+    status = xwd.check_disk(required, xwd.StorageFacts(explains=False))
+    assert (status.reason, status.hint) == (
+        "is mounted on /mnt on this host, and Xen refuses to share it",
+        "umount /mnt",
+    )
+    assert xwd.check_disk(required._replace(by_script=False), xwd.StorageFacts(explains=False)) == xwd.READY
+    image.with_name("db.img").write_text("content")
+    other = required._replace(path=str(image.with_name("db.img")))
+    assert xwd.check_disk(other, xwd.StorageFacts(explains=False)) == xwd.READY
 
 
 @pytest.mark.parametrize("mount", ["btrfs /dev/sda", "bcachefs /dev/sdb:/dev/sda"])
@@ -1456,6 +1569,9 @@ def test_drbd_9_without_auto_promote_is_unusable(
     Path(here.etc, "drbd.conf").write_text(resource)
     assert look(here, "drbd1", READS) == ("DRBD is Secondary", "drbdadm primary r0")
     assert usable(here, "drbd1", PROMOTES) == ""
+    common = f"common {{ options {{ auto-promote {no}; }} }}\n"
+    Path(here.etc, "drbd.conf").write_text(common + resource.replace(f"auto-promote {no}", "auto-promote yes"))
+    assert usable(here, "drbd1", READS) == ""
 
 
 def test_command_that_makes_a_device_writable_depends_on_its_type(tmp_path: Path) -> None:
@@ -1468,16 +1584,18 @@ def test_command_that_makes_a_device_writable_depends_on_its_type(tmp_path: Path
         sda={"ro": "1"},
         sdb={},
         zd0={"ro": "1"},
+        loop0={"ro": "1", "loop/backing_file": "/srv/web.img"},
     )
-    names = ("md0", "vg-lv", "secret", "mpatha-part1", "sda", "zd0")
+    names = ("md0", "vg-lv", "secret", "mpatha-part1", "sda", "zd0", "loop0")
     hints = {name: look(here, name, WRITES)[1] for name in names}
     assert hints == {
         "md0": "mdadm --readwrite /dev/md0",
         "vg-lv": "lvchange -prw /dev/mapper/vg-lv",
         "secret": "cryptsetup status /dev/mapper/secret",
-        "mpatha-part1": "blockdev --setrw /dev/mapper/mpatha-part1",
-        "zd0": "zfs get readonly /dev/zd0",
+        "mpatha-part1": "lsblk -s -o NAME,RO /dev/mapper/mpatha-part1",
+        "zd0": "zfs get -t volume readonly",
         "sda": "blockdev --setrw /dev/sda",
+        "loop0": "losetup --list /dev/loop0",
     }
 
 
