@@ -26,7 +26,7 @@ import termios
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
@@ -288,6 +288,30 @@ def original_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restore the paths where the program looks for storage after each test."""
     for name in HostPaths._fields:
         monkeypatch.setattr(xwd, name.upper(), getattr(xwd, name.upper()))
+
+
+# For threads that outlive their test, and wake its clock.
+SPARE_PIPE = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+@pytest.fixture(autouse=True)
+def closed_clocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the pipes of all clocks of a test: the program makes only one, and leaves it open until it exits."""
+    clocks: list[xwd.Clock] = []
+    make = xwd.Clock.__init__
+
+    def made(clock: xwd.Clock) -> None:
+        make(clock)
+        clocks.append(clock)
+
+    monkeypatch.setattr(xwd.Clock, "__init__", made)
+    yield
+    signal.set_wakeup_fd(-1)
+    for clock in clocks:
+        descriptors = clock._reading, clock._writing
+        clock._reading, clock._writing = SPARE_PIPE
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 @pytest.fixture
@@ -952,13 +976,17 @@ class Events:
         """Trigger an event."""
         os.write(self._writing, b"event")
 
+    def close(self) -> None:
+        for descriptor in (self._reading, self._writing):
+            os.close(descriptor)
+
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> Events:
+def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
     """Replace the events of block devices with those of the test."""
-    it = Events()
-    monkeypatch.setattr(xwd, "block_events", lambda: it)
-    return it
+    with closing(Events()) as it:
+        monkeypatch.setattr(xwd, "block_events", lambda: it)
+        yield it
 
 
 @pytest.fixture
