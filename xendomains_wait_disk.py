@@ -1338,6 +1338,7 @@ class Problem(NamedTuple):
     reason: str
     hint: str = ""
     is_readable: bool = False  # it can be used by a guest that only reads
+    is_unknown: bool = False  # nothing on this host knows such a name, which may be mistyped
 
 
 @record
@@ -2096,14 +2097,14 @@ def was_activated_without_udev(device: Device, facts: StorageFacts) -> bool:
 def explain_missing(path: str, facts: StorageFacts) -> Layer:
     """A path that does not exist, above what is known of the layers that should be there. May block."""
     if not facts.explains:
-        return stacked(path, "path", Problem("does not exist"))
+        return stacked(path, "path", Problem("does not exist", is_unknown=True))
     target, parent = os.path.realpath(path), os.path.dirname(path)
-    known, reason = facts.find(target), "does not exist"
-    if os.path.islink(path):
+    known, reason, is_link = facts.find(target), "does not exist", os.path.islink(path)
+    if is_link:
         reason = f"is a link to {target}, which does not exist"
     elif not known and not os.path.isdir(parent):
         reason = f"does not exist, nor does the directory {parent}"
-    return stacked(path, "path", Problem(reason), *known)
+    return stacked(path, "path", Problem(reason, is_unknown=not is_link), *known)
 
 
 def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
@@ -2117,9 +2118,9 @@ def explain_path(path: str, facts: StorageFacts) -> tuple[Layer, ...]:
     return ()
 
 
-def absent(reason: str, hint: str, *below: Layer) -> Layer:
+def absent(reason: str, hint: str, *below: Layer, is_unknown: bool = False) -> Layer:
     """A layer that is missing, for this reason unless something is wrong with the layers below."""
-    layer = stacked("", "", Problem(reason, hint), *below)
+    layer = stacked("", "", Problem(reason, hint, is_unknown=is_unknown), *below)
     return layer if layer.cause is layer.problem else layer._replace(problem=None)
 
 
@@ -2237,7 +2238,7 @@ def array_without_members(array: str, listed: Mapping[str, str], facts: StorageF
         return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
     below = [needed_layer(container, facts)] if container.startswith("/") else []
     listing = "though mdadm.conf lists it" if listed else "and mdadm.conf does not list it"
-    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *below)
+    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *below, is_unknown=True)
 
 
 def is_member(properties: Mapping[str, str], name: str, uuid: str) -> bool:
@@ -2327,10 +2328,10 @@ def explain_volume(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         # Other devices also have names of two parts.
         if is_mapped or not list_names(f"{ETC}/lvm/backup") or os.path.isdir(f"/dev/{name}"):
             return None
-        return absent(f"volume group {name} is unknown here (no {file})", "vgs")
+        return absent(f"volume group {name} is unknown here (no {file})", "vgs", is_unknown=True)
     if volume not in group.volumes:
         unknown = f"volume group {name} has no volume {volume} (according to {file} of {group.date})"
-        return absent(unknown, f"lvs {name}")
+        return absent(unknown, f"lvs {name}", is_unknown=True)
     reason, hint = f"volume group {name} is complete, but not all of its volumes are active", f"vgchange -ay {name}"
     for pattern, why, command in INACTIVE:
         found = re.search(pattern, group.text + group.volumes[volume])
@@ -2467,7 +2468,7 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
             name = item
     if name not in resources:
         reason = f"no DRBD resource {name or 'for this device'} in /etc/drbd.conf or the files it includes"
-        return absent(reason, "drbdadm dump")
+        return absent(reason, "drbdadm dump", is_unknown=True)
     for item in list_names(f"{SYS}/class/block", "drbd.*"):
         if has_minor(resources[name], item[len("drbd") :]):
             return None if minor else without_link(f"DRBD resource {name}", item, facts)
@@ -2483,7 +2484,8 @@ def explain_zvol(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     if not match[0].startswith("/dev/zvol/") and (facts.volume_group(pool) or not is_known):
         return None
     reason = f"ZFS pool {pool} has no volume {volume}, or its key is not loaded"
-    return absent(reason, f"zfs list -r -o name,keystatus {shell_word(pool)}", pool_layer(pool, facts))
+    hint = f"zfs list -r -o name,keystatus {shell_word(pool)}"
+    return absent(reason, hint, pool_layer(pool, facts), is_unknown=True)
 
 
 def pool_layer(pool: str, facts: StorageFacts) -> Layer:
@@ -2539,7 +2541,7 @@ def explain_link(match: re.Match[str], facts: StorageFacts) -> Layer | None:
     below = facts.likely_sessions if tag != "ID" or re.match("wwn-0x(?!5)|scsi-(?!35|.?ATA)", value) else ()
     if value.startswith("dm-name-"):
         below = facts.find(f"/dev/mapper/{value[len('dm-name-') :]}")
-    return absent(f"no block device has {tag} {value}", hint, *below)
+    return absent(f"no block device has {tag} {value}", hint, *below, is_unknown=True)
 
 
 # The kinds of links below /dev/disk, and the udev property in their names; by-id has many.
@@ -2604,6 +2606,7 @@ class Status(NamedTuple):
     reason: str = ""
     hint: str = ""
     is_readable: bool = False  # a guest that only reads need not wait
+    is_unknown: bool = False  # the path may be mistyped
 
     def is_awaited(self) -> bool:
         """Whether this may become ready, and is waited for."""
@@ -2631,7 +2634,8 @@ def status_of(state: State, layer: Layer) -> Status:
     """The status of a disk on these layers, which is ready unless something is wrong with them."""
     if layer.cause is None:
         return READY
-    return Status(state, layer.cause.reason[:MAX_REASON], layer.cause.hint[:MAX_REASON], layer.cause.is_readable)
+    reason, hint, is_readable, is_unknown = layer.cause
+    return Status(state, reason[:MAX_REASON], hint[:MAX_REASON], is_readable, is_unknown)
 
 
 def check_layers(required: Required, facts: StorageFacts) -> tuple[State, Layer]:
@@ -4496,7 +4500,7 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
         status = snapshot.disk_status(use.required)
         if status.is_awaited():
             bad[Need(use.required.path, use.guest.domain.name, status)] = use
-    mistyped = [need.path for need in bad if re.match(MISTYPED, need.status.reason)]
+    mistyped = [need.path for need in bad if need.status.is_unknown]
     calls: dict[str, Call] = {path: partial(closest_path, path, taken) for path in mistyped}
     similar = watcher.results("closest", calls)
     # A path is suggested only once, because two guests must not have the same disk.
@@ -4511,12 +4515,6 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
         for need in cause.needs:
             fix = suggestions.get(need.path, need.status.hint)
             yield bad[need].finding(f"{need.path} is {cause.word}: {need.status.reason}", fix, is_error=True)
-
-
-# The reasons that a mistyped path may have.
-MISTYPED = (
-    "does not exist|no block device has|no DRBD resource|no member of|(volume group|ZFS pool) .* (has no|is unknown)"
-)
 
 
 def closest_path(path: str, taken: Container[str], *, is_directory: bool = False) -> str:

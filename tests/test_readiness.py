@@ -36,8 +36,8 @@ def not_ready(reason: str) -> xwd.Status:
     return xwd.Status(xwd.State.NOT_READY, reason)
 
 
-def missing(reason: str) -> xwd.Status:
-    return xwd.Status(xwd.State.MISSING, reason)
+def missing(reason: str, *, is_unknown: bool = False) -> xwd.Status:
+    return xwd.Status(xwd.State.MISSING, reason, is_unknown=is_unknown)
 
 
 def test_a_regular_file_is_ready(tmp_path: Path) -> None:
@@ -340,11 +340,13 @@ def test_any_image_header_is_handled(header: bytes) -> None:
 
 
 def test_nonexistent_path_is_missing(tmp_path: Path) -> None:
-    assert look(tmp_path / "web.img") == missing("does not exist")
+    assert look(tmp_path / "web.img") == missing("does not exist", is_unknown=True)
 
 
 def test_nonexistent_directory_is_named(tmp_path: Path) -> None:
-    assert look(tmp_path / "vg0" / "web") == missing(f"does not exist, nor does the directory {tmp_path}/vg0")
+    assert look(tmp_path / "vg0" / "web") == missing(
+        f"does not exist, nor does the directory {tmp_path}/vg0", is_unknown=True
+    )
 
 
 def test_a_link_to_nothing_is_missing_and_names_its_target(tmp_path: Path) -> None:
