@@ -116,7 +116,7 @@ check-environments: setup-environments ## the tests with each Python, and with t
 	$(VENV_PYTHON) -m nox $(if $(ENVIRONMENTS),--error-on-missing-interpreters) \
 	    --sessions $(or $(foreach name,$(ENVIRONMENTS),'tests($(name))'),tests) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
-check-xen: setup-xen ## boot Xen hosts with late disks in a virtual machine; forty minutes, as root
+check-xen: setup-xen ## boot Xen hosts with late disks in a virtual machine; an hour, as root
 	@$(VENV_PYTHON) $(PYTEST) $(PYTEST_ARGS) \
 	    $(or $(foreach name,$(SCENARIO),tests/xen/test_$(subst -,_,$(name)).py),tests/xen)
 
