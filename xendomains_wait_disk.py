@@ -3868,13 +3868,14 @@ def with_hint(reason: str, hint: str | None) -> str:
 
 
 def causes_of(needs: Iterable[Need]) -> list[Cause]:
-    """What is missing, by cause; the most frequent cause comes first. Many that differ only in names are one."""
+    """What is missing, by cause; the most frequent cause comes first. Many small ones that differ in names are one."""
     same: dict[tuple[str, str], list[Need]] = {}
     for need in needs:
         same.setdefault((need.status.reason, need.status.hint), []).append(need)
     similar: dict[tuple[str, ...], list[Cause]] = {}
     for (reason, hint), group in same.items():
-        similar.setdefault(without_names(group[0]), []).append(Cause(reason, hint, group))
+        kind = without_names(group[0]) if len(group) <= MAX_NAMED else (reason, hint)
+        similar.setdefault(kind, []).append(Cause(reason, hint, group))
     causes: list[Cause] = []
     for alike in similar.values():
         if len(alike) > MAX_NAMED:

@@ -199,6 +199,13 @@ def test_causes_that_differ_only_in_names_are_one_block_and_the_table_names_the_
     ]
 
 
+def test_causes_of_many_disks_are_separate_blocks_each_with_its_command(host: Host) -> None:
+    for pool in range(5):
+        host.guest(f"web-{pool}", *(f"/dev/zvol/tank{pool}/disk{number}" for number in range(4)))
+    shown = host.show("list", columns=200)
+    assert [f"try: zpool import tank{pool}" in shown for pool in range(5)] == [True] * 5
+
+
 # Colours
 
 
