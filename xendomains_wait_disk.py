@@ -181,7 +181,9 @@ def shell_word(text: str) -> str:
 
     if text.isprintable():
         return quote(text)
-    in_octal = re.sub(rb"[^a-zA-Z0-9/._-]", lambda match: b"\\%03o" % match[0][0], os.fsencode(text))
+    # A name in JSON may have surrogates that stand for no byte.
+    content = text.encode(errors="backslashreplace" if re.search("[\ud800-\udc7f]", text) else "surrogateescape")
+    in_octal = re.sub(rb"[^a-zA-Z0-9/._-]", lambda match: b"\\%03o" % match[0][0], content)
     return f"$'{in_octal.decode()}'"
 
 
@@ -561,8 +563,9 @@ def read_xendomains(settings: Settings, clock: Clock, limit: float) -> tuple[Xen
     status 6, and Debian's starts no guests.
     """
     path = next((path for path in settings.xendomains if not is_absent(path)), None)
-    is_unused = settings.libvirt == Settings().libvirt and is_absent(settings.libvirt)
-    libvirt = "" if is_unused else settings.libvirt
+    libvirt = settings.libvirt.rstrip("/")
+    if libvirt == Settings().libvirt and is_absent(libvirt):
+        libvirt = ""
     if path is not None:
         xendomains, findings = read_xendomains_file(path, settings, clock, limit)
         return xendomains._replace(libvirt=libvirt), findings
@@ -978,8 +981,8 @@ def domain_from_json(text: str, source: str, kind: str) -> Domain:
         raise ConfigError(f"contains invalid JSON: {error}") from None
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"contains JSON that does not describe a domain ({type(error).__name__}: {error})") from None
-    if not isinstance(name, str):
-        raise ConfigError("contains JSON whose domain has no name")
+    if not isinstance(name, str) or re.search("[\0\ud800-\udc7f\udd00-\udfff]", name):
+        raise ConfigError("contains JSON whose domain has no valid name")
     return Domain(name, source, kind, disks)
 
 
@@ -1540,7 +1543,7 @@ class StorageFacts:
     @cached_property
     def mounted_images(self) -> dict[str, str]:
         """The loop devices that are mounted, by their files."""
-        loops = [name for name in self.mounted if name.startswith("loop")]
+        loops = {mounted_device(words) for words in self.mounts if words[2].startswith("7:")}  # devices.txt in Linux
         return {attribute(device_directory(name), "loop/backing_file"): name for name in loops}
 
     @cached_property
@@ -2127,7 +2130,10 @@ def absent(reason: str, hint: str, *below: Layer, is_unknown: bool = False) -> L
 def needed_layer(path: str, facts: StorageFacts) -> Layer:
     """The device at a path, or a layer that explains why it is missing."""
     found = facts.find(path)
-    return found[0] if found else stacked(path, "path", Problem(f"{path} does not exist"))
+    layer = found[0] if found else stacked(path, "path", Problem(f"{path} does not exist"))
+    # It is not the name of the disk that may be mistyped.
+    own, cause = (item and item._replace(is_unknown=False) for item in (layer.problem, layer.cause))
+    return layer._replace(problem=own, cause=cause)
 
 
 def explain_file(match: re.Match[str], facts: StorageFacts) -> Layer | None:
@@ -2238,7 +2244,7 @@ def array_without_members(array: str, listed: Mapping[str, str], facts: StorageF
         return absent(reason, "mdadm --assemble --scan", *map(facts.layer, names))
     below = [needed_layer(container, facts)] if container.startswith("/") else []
     listing = "though mdadm.conf lists it" if listed else "and mdadm.conf does not list it"
-    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *below, is_unknown=True)
+    return absent(f"no member of {array} found, {listing}", "mdadm --examine --scan", *below, is_unknown=not listed)
 
 
 def is_member(properties: Mapping[str, str], name: str, uuid: str) -> bool:
@@ -2405,7 +2411,7 @@ def physical_volume_layer(group: str, text: str, facts: StorageFacts) -> Layer:
     elif holders and "PVID=" in shown and uuid.replace("-", "") not in shown:
         reason = f"{path} is hidden from LVM (not in /etc/lvm/devices/system.devices)"
         problem = Problem(reason, f"lvmdevices --adddev {path}")
-    elif holders and is_filtered(found[0], facts):
+    elif holders and "PVID=" not in shown and is_filtered(found[0], facts):  # with a devices file, filters are ignored
         reason = f"{path} is hidden from LVM (by a filter in /etc/lvm/lvm.conf)"
         problem = Problem(reason, "grep filter /etc/lvm/lvm.conf")
     elif holders and has_flag(text, "MISSING"):
@@ -2427,10 +2433,11 @@ def is_filtered(device: Device, facts: StorageFacts) -> bool:
     """Whether a filter in lvm.conf(5) rejects a device: of the patterns that match a name, the first one counts."""
     text = re.sub("#.*", "", facts.text(f"{ETC}/lvm/lvm.conf"))
     for patterns in re.findall(r'filter\s*=((?:[\[\s,]*"[^"]*")+)', text):
-        rules = re.findall(r'"([ar])(.)([^"]*)\2"', patterns)
+        rules = re.findall(r'"([ar]).([^"]*)."', patterns)
         verdicts = []
-        for name in (device_path(device.name), *device.links):
-            verdicts += [verdict for verdict, _, pattern in rules if re.search(pattern, name)][:1]
+        for name in (device_path(device.name), f"/dev/{device.name}", *device.links):
+            with suppress(re.error):  # LVM's own syntax is a little different
+                verdicts += [verdict for verdict, pattern in rules if re.search(pattern, name)][:1]
         if "r" in verdicts and "a" not in verdicts:
             return True
     return False
@@ -2471,7 +2478,9 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         return absent(reason, "drbdadm dump", is_unknown=True)
     for item in list_names(f"{SYS}/class/block", "drbd.*"):
         if has_minor(resources[name], item[len("drbd") :]):
-            return None if minor else without_link(f"DRBD resource {name}", item, facts)
+            entry = facts.udev_device(item)
+            has_link = entry is not None and any(f"/by-res/{name}" in link for link in entry.links)
+            return None if minor or has_link else without_link(f"DRBD resource {name}", item, facts)
     return absent(f"DRBD resource {name} is not up", f"drbdadm up {name}")
 
 
@@ -2879,7 +2888,7 @@ def with_starts(guests: Mapping[str, Guest], xendomains: Xendomains, listing: st
         start = starts[path]
         if start.how == "none":
             if guest.domain.kind != "saved":
-                start = taken.get(guest.domain.name, start)  # a later file may start the guest
+                start = start._replace(instead=taken.get(guest.domain.name, start).instead)  # a later file may start it
             guest = guest._replace(status=Status(State.SKIPPED, start.reason), required=())
         planned[path] = guest if start == guest.start else guest._replace(start=start)
     return planned
@@ -2900,11 +2909,13 @@ def starts_of(
         comes_up = guest.status == READY or (is_saved and guest.status.is_awaited())
         start = Start("restore" if is_saved else "create")
         if re.search(r"\s", path) and (is_saved or not xendomains.is_debian):
-            start = Start("none", "xendomains cannot start it, because its file name contains a blank")
+            start = Start("none", "cannot be started by xendomains, because its file name contains a blank")
         elif not is_saved and comes_up and name in taken:
             start = taken[name]
         elif not is_saved and not xendomains.is_debian and (word := word_in(listing, file)):
-            start = Start("none", f"upstream's xendomains skips it, because {xendomains.save}/{word} contains its name")
+            start = Start(
+                "none", f"is skipped by upstream's xendomains, because {xendomains.save}/{word} contains its name"
+            )
         else:
             started = Start("none", f"is {start.how}d from {path}", start.how)
             if comes_up:
@@ -3853,13 +3864,14 @@ class Cause(NamedTuple):
     @property
     def differs_by_path(self) -> bool:
         """Whether each path has a cause of its own, even if all of them read the same."""
-        statuses = {need.status for need in self.needs}
-        return len(statuses) > 1 or re.match("does not exist|is ", self.reason) is not None
+        reasons = {need.status.reason for need in self.needs}
+        return len(reasons) > 1 or re.match("(does|is|has|cannot) ", self.reason) is not None
 
     @property
     def text(self) -> str:
-        """The reason, and unless there is a command that helps, the first paths."""
-        return self.reason if self.hint else f"{self.reason} ({join_limited(self.paths, MAX_NAMED)})"
+        """The reason, and unless one command helps all of them, the first paths."""
+        is_clear = self.hint and not self.differs_by_path
+        return self.reason if is_clear else f"{self.reason} ({join_limited(self.paths, MAX_NAMED)})"
 
 
 def with_hint(reason: str, hint: str | None) -> str:
@@ -3979,10 +3991,10 @@ def summary_of(needs: Sequence[Need]) -> str:
 
 
 def late_service_runs() -> bool:
-    """Whether the service that starts late guests runs; in the wait at boot, whether it is about to."""
-    # systemd has this link while a unit is active: unit_export_invocation_id() in its src/core/unit.c.
-    is_active = not is_absent(f"{RUN}/systemd/units/invocation:{LATE_SERVICE}")
-    return is_active or ("RUNTIME_DIRECTORY" in os.environ and is_enabled(LATE_SERVICE))
+    """Whether the service that starts late guests runs; during the wait at boot, whether it is about to."""
+    # systemd has these links while a unit runs: unit_export_invocation_id() in its src/core/unit.c.
+    runs, waits = (not is_absent(f"{RUN}/systemd/units/invocation:{it}") for it in (LATE_SERVICE, f"{COMMAND}.service"))
+    return runs or ((waits or "RUNTIME_DIRECTORY" in os.environ) and is_enabled(LATE_SERVICE))
 
 
 def start_later(names: set[str], patterns: Sequence[str]) -> tuple[str, str]:
@@ -4480,7 +4492,7 @@ def check_started_twice(snapshot: Snapshot) -> Iterator[Finding]:
 def check_saved(snapshot: Snapshot) -> Iterator[Finding]:
     """Saved guests whose memory no longer fits their disks, and guests that have been saved twice."""
     logs = guest_logs(XL_LOGS, "xl-")
-    files: dict[str, str] = {}
+    known: dict[str, Guest] = {}
     for file, guest in snapshot.guests.items():
         name = guest.domain.name
         if guest.domain.kind != "saved" or guest.status != READY:
@@ -4488,9 +4500,10 @@ def check_saved(snapshot: Snapshot) -> Iterator[Finding]:
         if is_outdated(guest, logs):
             problem = "is older than the guest's last start, so restoring it would damage the guest's disks"
             yield Finding(problem, f"rm {shell_word(file)}", is_error=True, file=file, guest=name)
-        elif files.setdefault(name, file) != file:
-            problem = f"{files[name]} is the same guest, which can be restored only once"
-            yield Finding(problem, "remove the older file", is_error=True, file=file, guest=name)
+        elif (other := known.setdefault(name, guest)) != guest:
+            older = min(guest, other, key=lambda item: item.signature[MODIFIED]).domain.source
+            problem = f"{other.domain.source} is the same guest, which can be restored only once"
+            yield Finding(problem, f"remove the older file, {older}", is_error=True, file=file, guest=name)
 
 
 def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watcher) -> Iterator[Finding]:
@@ -4505,10 +4518,10 @@ def check_disks_now(snapshot: Snapshot, uses: Sequence[DiskUse], watcher: Watche
     calls: dict[str, Call] = {path: partial(closest_path, path, taken) for path in mistyped}
     similar = watcher.results("closest", calls)
     # A path is suggested only once, because two guests must not have the same disk.
-    suggested = {other: path for path, other in reversed(similar.items()) if other}
+    suggested = {other: path for path, other in reversed(similar.items()) if other not in ("", path)}
     suggestions = {path: f"correct the path, perhaps to {other}" for other, path in suggested.items()}
     for cause in causes_of(bad):
-        if len(cause.needs) > MAX_NAMED and not (cause.differs_by_path and suggestions.keys() & cause.paths):
+        if len(cause.needs) > MAX_NAMED and not cause.differs_by_path:
             named = join_limited(cause.paths, MAX_NAMED)
             problem = f"{counts_of(cause.needs)} {cause.word}: {cause.reason}; disks: {named}"
             yield Finding(problem, cause.hint, is_error=True)
@@ -4851,8 +4864,8 @@ class Starter:
         name = guest.domain.name
         try:
             outcome = start_guest(guest, self._watcher, limit)
-        except OSError as error:
-            outcome = Outcome(guest, "failed", f"its lock {error.filename} cannot be opened ({error_text(error)})")
+        except (OSError, ValueError) as error:
+            outcome = Outcome(guest, "failed", f"its lock in {LOCKS} cannot be taken ({error_text(error)})")
         now, before = self._watcher.clock.now(), self._next[name][1] if name in self._next else None
         if outcome.result == "failed" and self._options.wait:
             if pause := next(self._pauses.setdefault(name, iter(RETRIES)), 0.0):
@@ -5051,7 +5064,9 @@ def start_guest(guest: Guest, watcher: Watcher, limit: float) -> Outcome:
         answers = watcher.calls.run(f"start {guest.domain.name}", {command: call}, now + limit, limit)
         ended = answers.get(command, NoResponse())
         output = "; ".join(os.pread(lock.fileno(), MAX_REASON, 0).decode(errors="replace").splitlines())
-    if isinstance(ended, Exception):
+    if isinstance(ended, Exception) and not isinstance(ended, NoResponse):
+        return Outcome(guest, "failed", f"`{command}` cannot be run ({error_text(ended)})")
+    if isinstance(ended, NoResponse):
         reason = f"`{command}`, which is still running after {format_time_span(limit)}"
         return Outcome(guest, "waiting", reason, is_in_progress=True)
     if ended.returncode != 0:
@@ -5206,7 +5221,7 @@ def with_command(arguments: Sequence[str], error: Callable[[str], NoReturn]) -> 
     """The arguments with the default command, if they name none, and with TIME after --wait, if it is left out."""
     # argparse would take a guest after --wait for its TIME.
     for argument, following in zip(arguments, arguments[1:]):
-        if argument == "--wait" and re.fullmatch(r"[0-9.]+[a-z]*", following):
+        if argument == "--wait" and re.fullmatch("[0-9.]+(ms|s|sec|m|min|h|d)", following):
             error(f"write the time behind =, as in --wait={following}")
     given = ["--wait=inf" if argument == "--wait" else argument for argument in arguments]
     first = 2 if given[0] == "--config" else int(given[0].startswith("--config="))
@@ -5420,8 +5435,8 @@ def show_for_nagios(errors: Sequence[Finding], warnings: Sequence[Finding], snap
     ready = states.count(State.READY)
     status = 2 if errors else 1 if warnings else 0
     unreadable = [path for path, item in snapshot.directories.items() if item.status.is_rejected()]
-    unreadable += [file for file, item in snapshot.guests.items() if item.status.state is State.UNREADABLE]
-    if unreadable:
+    files = [file for file, item in snapshot.guests.items() if item.status.state is State.UNREADABLE]
+    if unreadable or (errors and all(item.file in files for item in errors)):
         status = NAGIOS_UNKNOWN
     ordered = sorted((*errors, *warnings), key=lambda item: item.file not in unreadable)
     first = f": {ordered[0].sentence()}" if ordered else ""

@@ -428,12 +428,19 @@ def test_nagios_does_not_know_if_a_directory_cannot_be_read(host: Host) -> None:
     )
 
 
-def test_nagios_does_not_know_if_a_file_cannot_be_read(host: Host) -> None:
+def test_nagios_does_not_know_if_nothing_is_wrong_but_that_a_file_cannot_be_read(host: Host) -> None:
     host.guest("web", host.image("a"))
     file = host.configuration("large", "#" * (xwd.MAX_CONFIGURATION + 1))
     status, text, _ = nagios(host)
     assert status == 3
     assert text.startswith(f"XENDOMAINS UNKNOWN - 1 of 2 guests ready: {file}: is too large for a configuration")
+    host.guest("db", host.images / "db")
+    assert nagios(host)[0] == 2
+
+
+def test_each_of_many_missing_paths_is_reported_with_its_file(host: Host) -> None:
+    files = [host.guest(f"web-{number}", host.images / str(number)) for number in range(5)]
+    assert [f"{file}:\n  error: guest {file.stem}, xvda: " in host.run("check").output for file in files] == [True] * 5
 
 
 def test_nagios_reports_wrong_usage_as_unknown(host: Host) -> None:

@@ -70,7 +70,7 @@ def test_configuration_is_used_once_the_saved_guest_is_gone(host: Host, clock: F
 def test_upstream_skips_guest_whose_name_is_part_of_a_saved_file_name(host: Host, other: str) -> None:
     (host.save / other).touch()
     host.guest("web", host.images / "a").rename(host.auto / "web")
-    reason = f"upstream's xendomains skips it, because {host.save}/{other} contains its name"
+    reason = f"is skipped by upstream's xendomains, because {host.save}/{other} contains its name"
     result = host.run()
     assert result.status == xwd.EXIT_READY
     assert result.messages == f"{host.auto}/web: {reason}.\n"
@@ -123,7 +123,7 @@ def test_debian_tries_to_restore_any_file(debian: Host) -> None:
 
 def test_guest_with_a_blank_in_its_file_name_does_not_start(host: Host) -> None:
     host.guest("my web", host.images / "a")
-    reason = "xendomains cannot start it, because its file name contains a blank"
+    reason = "cannot be started by xendomains, because its file name contains a blank"
     assert host.run("-v").messages.endswith("No disk is missing, but these guests will not come up: my web.\n")
     assert f"{host.auto}/my web.cfg:\n  error: guest my web: {reason}\n" in host.run("check").output
 
@@ -132,9 +132,8 @@ def test_copy_with_a_blank_in_its_file_name_does_not_keep_its_guest_down(host: H
     file = host.guest("web", host.image("a"))
     file.with_name("web copy.cfg").write_text(file.read_text())
     assert host.run("-v").messages.endswith("Everything is ready for 1 guest with 1 disk.\n")
-    assert f"{host.auto}/web copy.cfg:\n  error: guest web: duplicate guest name; it is created from {file}" in (
-        host.run("check").output
-    )
+    problem = "duplicate guest name; it cannot be started by xendomains, because its file name contains a blank"
+    assert f"{host.auto}/web copy.cfg:\n  error: guest web: {problem}\n" in host.run("check").output
 
 
 def test_file_that_is_not_a_guest_is_named_by_its_path(host: Host) -> None:

@@ -203,6 +203,7 @@ def test_causes_of_many_disks_are_separate_blocks_each_with_its_command(host: Ho
     for pool in range(5):
         host.guest(f"web-{pool}", *(f"/dev/zvol/tank{pool}/disk{number}" for number in range(4)))
     shown = host.show("list", columns=200)
+    assert "more like this" not in shown
     assert [f"try: zpool import tank{pool}" in shown for pool in range(5)] == [True] * 5
 
 

@@ -369,7 +369,7 @@ def test_guest_that_xendomains_would_not_start_is_not_started(host: StartHost, s
     host.guest("my web", host.image("web"))
     assert start() == xwd.EXIT_USAGE
     assert host.calls() == []
-    assert "xendomains cannot start it, because its file name contains a blank" in start.logged
+    assert "cannot be started by xendomains, because its file name contains a blank" in start.logged
 
 
 def test_copy_with_a_blank_in_its_file_name_does_not_keep_its_guest_down(host: StartHost, start: Start) -> None:
@@ -461,9 +461,11 @@ def test_check_reports_guest_that_was_saved_twice(host: StartHost) -> None:
     first = host.saved("web", host.image("a"))
     second = first.with_name("web-2")
     second.write_bytes(first.read_bytes())
+    os.utime(first, (0, 0))
     (finding,) = xwd.check_saved(host.watcher().look(math.inf))
     assert (finding.file, finding.guest) == (str(second), "web")
     assert finding.problem == f"{first} is the same guest, which can be restored only once"
+    assert finding.fix == f"remove the older file, {first}"
 
 
 def test_saved_guest_whose_end_was_logged_just_after_saving_is_used(host: StartHost, start: Start) -> None:
@@ -879,7 +881,7 @@ def test_guest_whose_lock_cannot_be_opened_does_not_keep_others_down(host: Start
     (host.state / "start" / "a").mkdir(parents=True)
     assert start() == xwd.EXIT_USAGE
     assert host.calls() == [create(file)]
-    problem = f"its lock {host.state}/start/a cannot be opened (Is a directory)"
+    problem = f"its lock in {host.state}/start cannot be taken (Is a directory)"
     assert f"guest a could not be started: {problem}.\n" in start.logged
 
 
@@ -1019,6 +1021,13 @@ def test_command_can_be_printed_and_starts_any_file(host: StartHost, name: str) 
     assert command.isprintable()
     subprocess.run(["bash", "-c", command], check=True)
     assert (host.root / "calls").read_bytes() == os.fsencode(f"{create(file)}\n")
+
+
+def test_command_that_cannot_be_run_has_failed(host: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.guest("web", host.image("web"))
+    monkeypatch.setattr(xwd, "BASH", "/nowhere/bash")
+    assert start() == xwd.EXIT_USAGE
+    assert "cannot be run (No such file or directory)" in start.logged
 
 
 def test_quiet_start_prints_only_guests_that_are_not_started(host: StartHost) -> None:
