@@ -2478,9 +2478,10 @@ def explain_drbd(match: re.Match[str], facts: StorageFacts) -> Layer | None:
         return absent(reason, "drbdadm dump", is_unknown=True)
     for item in list_names(f"{SYS}/class/block", "drbd.*"):
         if has_minor(resources[name], item[len("drbd") :]):
-            entry = facts.udev_device(item)
-            has_link = entry is not None and any(f"/by-res/{name}" in link for link in entry.links)
-            return None if minor or has_link else without_link(f"DRBD resource {name}", item, facts)
+            entry, wanted = facts.udev_device(item), older_path(match[0])
+            links = [older_path(link) for link in entry.links if "/by-res/" in link] if entry else []
+            # The link of another volume of the resource does not help.
+            return None if minor or links not in ([], [wanted]) else without_link(f"DRBD resource {name}", item, facts)
     return absent(f"DRBD resource {name} is not up", f"drbdadm up {name}")
 
 

@@ -334,7 +334,10 @@ def test_group_with_the_system_id_of_this_host_is_activated_here(host: Callable[
 
 
 FILTERS = ('[ "a|/dev/(sd[b-z]|vd.)|", "r|.*|" ]', '["r/./"]', '["r|^/dev/sda$|", "r|/dev/disk/|"]')
-NO_FILTERS = ('[ "a|/dev/disk/by-id/|", "r|.*|" ]', '["r|^/dev/sda$|", "a|.*|"]', '["r|drbd|"]', '["a|sda|","r|.*|"]')
+NO_FILTERS = (
+    '[ "a|/dev/disk/by-id/|", "r|.*|" ]', '["r|^/dev/sda$|", "a|.*|"]', '["r|drbd|"]', '["a|sda|","r|.*|"]',
+    '["a(/dev/sda)", "r|.*|"]', '["a{sda}", "r/.*/"]', '["r|*|"]',
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("patterns", [*FILTERS, *NO_FILTERS])
@@ -344,6 +347,10 @@ def test_physical_volume_rejected_by_a_filter_is_named(host: Callable[[str], Hos
     Path(here.etc, "lvm/lvm.conf").write_text(f'devices {{\n\t# filter = ["r|.*|"]\n\tglobal_filter = {patterns}\n}}\n')
     reason = "/dev/sda is hidden from LVM (by a filter in /etc/lvm/lvm.conf)"
     assert missing(here, "/dev/vg/lv")[0] == (reason if patterns in FILTERS else INACTIVE)
+    devices = Path(here.etc, "lvm/devices/system.devices")
+    devices.parent.mkdir()
+    devices.write_text(f"IDTYPE=sys_wwid IDNAME=naa.5000 DEVNAME=/dev/sda PVID={pv_of(here, 'vg').replace('-', '')}\n")
+    assert missing(here, "/dev/vg/lv")[0] == INACTIVE  # with a devices file, LVM ignores filters
 
 
 def test_physical_volume_that_has_come_back_is_named(host: Callable[[str], HostPaths]) -> None:
@@ -664,6 +671,7 @@ def test_drbd_resource_that_is_up_without_a_link_is_named(host: Callable[[str], 
     reason = "DRBD resource one is active as drbd1, but udev has not created a link to it"
     hint = "udevadm trigger --action=change /sys/class/block/drbd1"
     assert missing(here, "/dev/drbd/by-res/one") == (reason, hint)
+    assert missing(here, "/dev/drbd/by-res/one/7")[0].startswith("does not exist")  # no such volume
 
 
 @pytest.mark.promise("A disk that exists but cannot be used yet is not ready")
