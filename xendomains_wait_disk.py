@@ -181,8 +181,9 @@ def shell_word(text: str) -> str:
 
     if text.isprintable():
         return quote(text)
-    # A name in JSON may have surrogates that stand for no byte.
-    content = text.encode(errors="backslashreplace" if re.search("[\ud800-\udc7f]", text) else "surrogateescape")
+    # A path in JSON may have surrogates that stand for no byte.
+    is_path = not re.search("[\ud800-\udc7f\udd00-\udfff]", text)
+    content = text.encode(errors="surrogateescape" if is_path else "backslashreplace")
     in_octal = re.sub(rb"[^a-zA-Z0-9/._-]", lambda match: b"\\%03o" % match[0][0], content)
     return f"$'{in_octal.decode()}'"
 

@@ -1023,6 +1023,10 @@ def test_command_can_be_printed_and_starts_any_file(host: StartHost, name: str) 
     assert (host.root / "calls").read_bytes() == os.fsencode(f"{create(file)}\n")
 
 
+def test_text_that_is_no_path_can_be_quoted_too() -> None:
+    assert xwd.shell_word("a\ud800\udfff\udcff") == r"$'a\134ud800\134udfff\134udcff'"
+
+
 def test_command_that_cannot_be_run_has_failed(host: StartHost, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     host.guest("web", host.image("web"))
     monkeypatch.setattr(xwd, "BASH", "/nowhere/bash")
