@@ -3886,16 +3886,18 @@ def causes_of(needs: Iterable[Need]) -> list[Cause]:
     same: dict[tuple[str, str], list[Need]] = {}
     for need in needs:
         same.setdefault((need.status.reason, need.status.hint), []).append(need)
-    similar: dict[tuple[str, ...], list[Cause]] = {}
+    kinds = {why: without_names(group[0]) if len(group) <= MAX_NAMED else why for why, group in same.items()}
+    similar: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for why, kind in kinds.items():
+        similar.setdefault(kind, []).append(why)
+    causes = []
     for (reason, hint), group in same.items():
-        kind = without_names(group[0]) if len(group) <= MAX_NAMED else (reason, hint)
-        similar.setdefault(kind, []).append(Cause(reason, hint, group))
-    causes: list[Cause] = []
-    for alike in similar.values():
-        if len(alike) > MAX_NAMED:
-            reason = f"{alike[0].reason} ({len(alike) - 1} more like this)"
-            alike = [Cause(reason, alike[0].hint, [need for cause in alike for need in cause.needs])]
-        causes += alike
+        alike = similar[kinds[reason, hint]]
+        if len(alike) <= MAX_NAMED:
+            causes.append(Cause(reason, hint, group))
+        elif alike[0] == (reason, hint):
+            needs = [need for why in alike for need in same[why]]
+            causes.append(Cause(f"{reason} ({len(alike) - 1} more like this)", hint, needs))
     return sorted(causes, key=lambda cause: -len(cause.needs))
 
 

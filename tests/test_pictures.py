@@ -207,6 +207,17 @@ def test_causes_of_many_disks_are_separate_blocks_each_with_its_command(host: Ho
     assert [f"try: zpool import tank{pool}" in shown for pool in range(5)] == [True] * 5
 
 
+def test_few_similar_causes_keep_the_order_of_the_guests(host: Host) -> None:
+    for name, path in (("a", "/dev/zvol/one/a"), ("b", "/nowhere/b"), ("c", "/dev/zvol/two/c")):
+        host.guest(name, path)
+    causes = [block.splitlines()[0] for block in blocks(host.show("list", columns=200)) if block.startswith("[")]
+    assert [re.sub(" does not .*| is not .*", "", cause) for cause in causes] == [
+        "[1] ZFS pool one",
+        "[2]",
+        "[3] ZFS pool two",
+    ]
+
+
 # Colours
 
 
