@@ -181,11 +181,14 @@ def shell_word(text: str) -> str:
 
     if text.isprintable():
         return quote(text)
-    # A path in JSON may have surrogates that stand for no byte.
-    is_path = not re.search("[\ud800-\udc7f\udd00-\udfff]", text)
-    content = text.encode(errors="surrogateescape" if is_path else "backslashreplace")
+    content = text.encode(errors="surrogateescape" if may_be_path(text) else "backslashreplace")
     in_octal = re.sub(rb"[^a-zA-Z0-9/._-]", lambda match: b"\\%03o" % match[0][0], content)
     return f"$'{in_octal.decode()}'"
+
+
+def may_be_path(text: str) -> bool:
+    """Whether a path can be this text: JSON may have NULs, and surrogates that stand for no byte."""
+    return not re.search("[\0\ud800-\udc7f\udd00-\udfff]", text)
 
 
 def join_limited(texts: Sequence[str], most: int, separator: str = ", ") -> str:
@@ -982,7 +985,7 @@ def domain_from_json(text: str, source: str, kind: str) -> Domain:
         raise ConfigError(f"contains invalid JSON: {error}") from None
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"contains JSON that does not describe a domain ({type(error).__name__}: {error})") from None
-    if not isinstance(name, str) or re.search("[\0\ud800-\udc7f\udd00-\udfff]", name):
+    if not isinstance(name, str) or not may_be_path(name):
         raise ConfigError("contains JSON whose domain has no valid name")
     return Domain(name, source, kind, disks)
 
@@ -1538,7 +1541,8 @@ class StorageFacts:
         """Where each device is mounted, by its kernel name, and whether for writing."""
         found: dict[str, list[tuple[str, bool]]] = {}
         for words in self.mounts:
-            found.setdefault(mounted_device(words), []).append((words[4], "ro" not in words[-1].split(",")))
+            if name := mounted_device(words):
+                found.setdefault(name, []).append((words[4], "ro" not in words[-1].split(",")))
         return found
 
     @cached_property
@@ -2733,7 +2737,7 @@ def hint_if_read_only(name: str) -> str:
 
 def check_mounted(name: str, required: Required, facts: StorageFacts) -> Problem | None:
     """A disk that is mounted on this host; Xen's block script refuses it unless both only read it."""
-    places = facts.mounted.get(name, ()) if name and required.by_script else ()
+    places = facts.mounted.get(name, ()) if required.by_script else ()
     for where, is_written in places:
         if is_written or required.writes:
             reason = f"is mounted on {where} on this host, and Xen refuses to share it"
